@@ -1,0 +1,41 @@
+"""robust-lr: adversarial training and white-box robustness evaluation of image classifiers.
+
+Pixels are in [0, 1] everywhere, eps and step sizes in the same unit (``eps=8/255``); normalization is inside the model.
+"""
+
+from importlib import metadata
+
+from . import attacks, config, data, protocols, reference
+from .checkpoint import load_model
+from .config import Config
+from .errors import InputError, RunError
+from .evaluate import BenchmarkResult, benchmark, evaluate
+from .models import MODELS, build_model
+from .ops import local_relation
+from .results import Result
+from .runs import train_run
+from .train import Metrics, adversarial_train
+
+__version__ = metadata.version("robust-lr")
+
+__all__ = [
+    "MODELS",
+    "BenchmarkResult",
+    "Config",
+    "InputError",
+    "Metrics",
+    "Result",
+    "RunError",
+    "adversarial_train",
+    "attacks",
+    "benchmark",
+    "build_model",
+    "config",
+    "data",
+    "evaluate",
+    "load_model",
+    "local_relation",
+    "protocols",
+    "reference",
+    "train_run",
+]

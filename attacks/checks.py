@@ -1,0 +1,45 @@
+"""What every attack asks of its arguments, so that a mistake is an error and never a number."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+
+def check_attack(*, eps: float, step_size: float, steps: int) -> None:
+    """Pixels are in [0, 1]: an eps or a step above 1 was meant in 0..255."""
+    for name, value in {"eps": eps, "step_size": step_size}.items():
+        if not 0 <= value <= 1:
+            hint = f"; for {value:g} of 255 levels write {value:g}/255" if 1 < value <= 255 else ""
+            raise InputError(f"{name} = {value:g} is outside [0, 1]: pixels are in [0, 1]{hint}")
+    if steps < 0:
+        raise InputError(f"steps = {steps}: must be 0 or more")
+
+
+def check_labels(x: Tensor, labels: Tensor) -> None:
+    """One int64 class index for each image."""
+    if labels.shape != x.shape[:1] or labels.dtype != torch.int64:
+        raise InputError(
+            f"labels {tuple(labels.shape)} {labels.dtype}: one int64 class index for each of {len(x)} images is needed"
+        )
+
+
+def check_start(x: Tensor, start: Tensor) -> None:
+    """A first iterate of the images' own shape and dtype: anything else would broadcast in silence."""
+    if start.shape != x.shape or start.dtype != x.dtype:
+        raise InputError(
+            f"start {tuple(start.shape)} {start.dtype}: must be like the images, {tuple(x.shape)} {x.dtype}"
+        )
+
+
+def check_images(x: Tensor) -> None:
+    """[N, C, H, W] float pixels in [0, 1]. Looks at every pixel, so it belongs before an evaluation, not in a step."""
+    if x.ndim != 4 or not x.is_floating_point():
+        raise InputError(f"images {tuple(x.shape)} {x.dtype}: [N, C, H, W] float pixels in [0, 1] are needed")
+    if len(x) and not (x.min() >= 0 and x.max() <= 1):  # written so that NaN fails too
+        low, high = float(x.min()), float(x.max())
+        raise InputError(
+            f"images span [{low:.3g}, {high:.3g}]: pixels must be in [0, 1]; normalization belongs inside the model"
+        )

@@ -1,0 +1,67 @@
+"""Target classes for targeted attacks: never the true class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..rng import TARGET, integers
+
+
+def uniform(labels: Tensor, ids: Tensor, num_classes: int, *, seed: int, draw: int = 0) -> Tensor:
+    """One of the wrong classes, each with the same probability (Xie et al. 2019).
+
+    Args:
+        labels: true classes, [N] int64.
+        ids: image ids, [N] int64; with ``seed`` and ``draw`` they determine the target, whatever the batch.
+        num_classes: at least 2.
+        draw: number of the restart or epoch.
+
+    Returns:
+        Targets, [N] int64, on the device of ``labels``.
+
+    Raises:
+        InputError: fewer than two classes.
+    """
+    check_classes(num_classes)
+    other = integers(seed, TARGET, ids.to(labels.device), num_classes - 1, draw)
+    return other + (other >= labels).long()  # skip the true class
+
+
+def least_likely(model: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor) -> Tensor:
+    """The wrong class with the smallest logit on the clean image (Kurakin et al. 2017; the ALP release)."""
+    with torch.no_grad():
+        logits = model(x)
+    check_classes(logits.shape[1])
+    return logits.scatter(1, labels.view(-1, 1), torch.inf).argmin(dim=1)
+
+
+def given(targets: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """``targets`` itself, once it is sure that each is a class and none the true one.
+
+    Raises:
+        InputError: wrong shape or dtype, a target outside the classes, or equal to the true class.
+    """
+    if targets.shape != labels.shape or targets.dtype != torch.int64:
+        raise InputError(
+            f"targets {tuple(targets.shape)} {targets.dtype}: {len(labels)} int64 class indices are needed"
+        )
+    outside = (targets < 0) | (targets >= num_classes)
+    if outside.any():
+        raise InputError(f"target {int(targets[outside][0])}: classes are 0 to {num_classes - 1}")
+    same = (targets == labels).nonzero()
+    if len(same):
+        raise InputError(
+            f"target {int(targets[same[0]])} of image number {int(same[0])} is its true class: choose another"
+        )
+    return targets
+
+
+def check_classes(num_classes: int) -> None:
+    if num_classes < 2:
+        raise InputError(
+            f"a targeted attack needs a wrong class to aim at: num_classes = {num_classes}, at least 2 needed"
+        )

@@ -1,0 +1,252 @@
+"""The command line: options in, tables and files out. No mathematics lives here."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+from rich.console import Console
+
+from .errors import InputError, RunError
+from .progress import progress_bars
+
+console = Console()
+
+
+class Commands(click.Group):
+    """Turns the toolkit's errors into one line and an exit code: 1 failed, 2 wrong input, 128 + n for signal n."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from .runs import Interrupted
+
+        try:
+            return super().invoke(ctx)
+        except Interrupted as stop:
+            fail(str(stop), 128 + stop.signal)
+        except InputError as error:
+            fail(str(error), 2)
+        except RunError as error:
+            fail(str(error), 1)
+        except KeyboardInterrupt:
+            fail("stopped by SIGINT; what was finished is kept, the same command goes on", 130)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    click.echo(f"robust-lr: {message}", err=True)
+    sys.exit(code)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="robust-lr", prog_name="robust-lr")
+def main() -> None:
+    """Adversarial training and white-box evaluation of image classifiers.
+
+    \b
+    robust-lr attack --targeted            attack the network that ships with the package
+    robust-lr table9                       the paper's Table 9, small, in minutes
+    robust-lr adv-train CONFIG             train one network
+    """
+
+
+def use_threads(threads: int) -> None:
+    """CPU threads of one operation; 0 leaves PyTorch's choice. Two can be slower than one for small networks."""
+    import torch
+
+    from .config import at_least
+
+    at_least(0, threads=threads)
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def set_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    help_text = "Change one value of the config, e.g. train.epochs=3; may be repeated."
+    return click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help=help_text)(command)
+
+
+@main.command("adv-train")
+@click.argument("config", default="lrnet26_fashion_mnist_mini")
+@set_option
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/CONFIG]")
+@click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
+def adv_train(config: str, overrides: tuple[str, ...], out: Path | None, resume: bool) -> None:
+    """Train one network adversarially, as CONFIG says: a TOML file, or the name of one that ships.
+
+    The run folder gets the config as resolved, metrics (JSON lines), weights (safetensors) and provenance.
+    """
+    from . import config as config_room
+    from .runs import train_run
+
+    settings = config_room.load(config, overrides)
+    folder = out or Path("runs") / Path(config).stem
+    use_threads(settings.train.threads)
+    last = None
+    with progress_bars() as bars:
+        task = bars.add("starting", total=None)
+        for step in train_run(settings, folder, resume=resume):
+            last = step
+            words = f"epoch {step.epoch:.1f}, loss {step.loss:.3f}, {step.images / step.seconds:.0f} images/s"
+            bars.update(task, completed=step.step, total=step.steps, description=words)
+            if step.test_accuracy is not None:
+                bars.say(
+                    f"epoch {step.epoch:.0f} of {settings.train.epochs}: loss {step.loss:.3f}, "
+                    f"test accuracy (clean) {100 * step.test_accuracy:.1f} %, lr {step.lr:g}"
+                )
+    if last is None:
+        console.print(f"{folder} is finished already.")
+    else:
+        console.print(f"Trained {settings.model['name']} for {last.epoch:g} epochs: {folder}", highlight=False)
+    console.print(f"Attack it with: robust-lr attack --targeted --checkpoint {folder}", highlight=False)
+
+
+@main.command()
+@click.option("--targeted", "protocol", flag_value="lrnet-targeted", help="Protocol lrnet-targeted.")
+@click.option("--untargeted", "protocol", flag_value="lrnet-untargeted", help="Protocol lrnet-untargeted.")
+@click.option("--protocol", "protocol", metavar="NAME", help="A named protocol; see `robust-lr list`.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Run folder or weights file.  [default: shipped]")
+@click.option("--data", "data_name", help="Data set.  [default: the one that the checkpoint was trained on]")
+@click.option("--root", type=click.Path(path_type=Path), help="Folder of a data set that does not ship.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a value of the protocol, e.g. eps=8/255."
+)
+@click.option("--limit", type=int, default=0, help="Only so many test images, evenly spaced.  [default: all]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of starts and targets.")
+@click.option("--batch-size", type=int, default=64, show_default=True, help="Images loaded at a time.")
+@click.option("--workers", type=int, default=0, show_default=True, help="Processes that load images.")
+@click.option("--threads", type=int, default=0, help="CPU threads.  [default: PyTorch's choice]")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for result.json and the ledger.")
+@click.option("--fresh", is_flag=True, help="Evaluate anew, even if the folder holds an evaluation.")
+def attack(
+    protocol: str | None,
+    checkpoint: Path | None,
+    data_name: str | None,
+    root: Path | None,
+    overrides: tuple[str, ...],
+    limit: int,
+    seed: int,
+    batch_size: int,
+    workers: int,
+    threads: int,
+    device: str,
+    out: Path | None,
+    fresh: bool,
+) -> None:
+    """Attack a trained network, white-box, on the test images; print a table and write result.json.
+
+    An interrupted evaluation goes on where it was when the same command runs again.
+    """
+    from . import checkpoint as checkpoint_room
+    from . import config as config_room
+    from . import data as data_room
+    from .evaluate import LEDGER, RESULT, evaluate
+    from .report import result_table
+    from .runs import pick_device, spread
+
+    if protocol is None:
+        raise InputError("which attack? give --targeted, --untargeted or --protocol NAME")
+    table: dict[str, Any] = {"protocol": protocol}
+    for override in overrides:
+        config_room.set_value(table, override)
+    settings = config_room.attack(table)
+    use_threads(threads)
+    model = checkpoint_room.load_model(checkpoint).to(pick_device(device))
+    trained_on = checkpoint_room.about(checkpoint).get("data", data_room.DEFAULT)
+    data = data_room.load(data_name or trained_on, "test", root)
+    data = spread(data, limit) if limit else data
+    name = "lrnet26-shipped" if checkpoint is None else checkpoint.resolve().stem
+    if out is None:
+        base = checkpoint if checkpoint is not None and checkpoint.is_dir() else Path("runs") / name
+        out = base / "attacks" / settings.name
+    if fresh:
+        (out / LEDGER).unlink(missing_ok=True)
+    with progress_bars() as bars:
+        task = bars.add(f"attacking {name}", total=None)
+        result = evaluate(
+            model,
+            data,
+            settings,
+            seed=seed,
+            batch_size=batch_size,
+            out=out,
+            resume=True,
+            name=name,
+            workers=workers,
+            progress=lambda done, total: bars.update(task, completed=done, total=total),
+        )
+    console.print(result_table(result, settings))
+    console.print(
+        f"{result.seconds:.1f} s on {result.device}; written to {out / RESULT}", highlight=False, soft_wrap=True
+    )
+
+
+@main.command()
+@click.option("--config", default="table9", show_default=True, help="TOML file with the rows.")
+@set_option
+@click.option("--limit", type=int, default=0, help="Only so many test images.  [default: all]")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("runs/table9"), show_default=True, help="Folder of the runs."
+)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), default=Path("table9.json"), show_default=True)
+@click.option(
+    "--jobs", type=int, default=0, help="Networks trained side by side.  [default: one per core, one on a GPU]"
+)
+def table9(config: str, overrides: tuple[str, ...], limit: int, out: Path, json_file: Path, jobs: int) -> None:
+    """Train ResNet-26, ResNet-50 and LR-Net-26 regularly and adversarially, attack them, print the paper's Table 9.
+
+    What is finished in the folder is not done again; an interrupted table goes on where it was.
+    """
+    from . import table9 as room
+    from .report import table9 as render
+    from .results import write_json
+
+    table = room.read(config, overrides, limit)
+    total = sum(job.work() for job in room.jobs(table, out))
+    results = {}
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that workers are told to save
+    began = time.monotonic()
+    with progress_bars() as bars:
+        overall = bars.add("all", total=total)
+        tasks: dict[int, Any] = {}
+        shares: dict[int, float] = {}
+        for job, event in room.run(table, out, workers=jobs):
+            if event.kind == "result":
+                name, result = event.detail
+                results[job.label, job.regime, name] = result
+                bars.say(f"{job.name}, {name}: clean {result.clean}, robust {result.robust}")
+                continue
+            if event.job not in tasks:
+                tasks[event.job] = bars.add(job.name, total=1.0)
+            part = event.done / event.total
+            share = {"train": 0.9 * part, "attack": 0.9 + 0.1 * part, "end": 1.0}[event.kind]
+            shares[event.job] = share * job.work()
+            doing = {"train": "training", "attack": "attacking", "end": "done"}[event.kind]
+            bars.update(
+                tasks[event.job], completed=share, description=f"{job.name}: {doing}", visible=event.kind != "end"
+            )
+            bars.update(overall, completed=sum(shares.values()))
+    record = {**room.to_dict(table, results), "seconds": time.monotonic() - began}
+    write_json(json_file, record)
+    console.print(render(table, results))
+    console.print(f"{record['seconds']:.0f} s; written to {json_file}, runs in {out}", highlight=False)
+
+
+@main.command("list")
+def list_names() -> None:
+    """Names of models, data sets, protocols and configs."""
+    from .config import CONFIGS
+    from .data import DATASETS
+    from .models import MODELS
+    from .protocols import PROTOCOLS
+
+    console.print("[bold]models[/]", "  " + " ".join(MODELS), sep="\n")
+    console.print("[bold]data sets[/]", "  " + " ".join(DATASETS), sep="\n", highlight=False)
+    console.print("[bold]protocols[/]")
+    for name, protocol in PROTOCOLS.items():
+        console.print(f"  {name:18} {protocol}", highlight=False, soft_wrap=True)
+    console.print("[bold]configs[/]", "  " + " ".join(sorted(file.stem for file in CONFIGS.glob("*.toml"))), sep="\n")

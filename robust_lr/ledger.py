@@ -1,0 +1,103 @@
+"""One row for each evaluated image, in SQLite: what was done survives a crash, and a run goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError, RunError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What an evaluation found for one image.
+
+    Attributes:
+        id: of the image.
+        label, goal: its true class, and the class that the attack's loss was taken on.
+        clean: prediction for the clean image.
+        adversarial: prediction at the last iterate, of the first restart that broke the image, or else the last one.
+        robust: right at the last iterate of every restart.
+        robust_worst_seen: right when clean and at every iterate of every restart.
+        success: the attack reached its aim at a last iterate; see ``Result.success`` for the denominator.
+        first_success: number of steps after which it was first reached, None if never.
+        distance: |x_adv - x|, the largest over pixels and restarts.
+        seconds: its share of its batch's time.
+    """
+
+    id: int
+    label: int
+    goal: int
+    clean: int
+    adversarial: int
+    robust: bool
+    robust_worst_seen: bool
+    success: bool
+    first_success: int | None
+    distance: float
+    seconds: float
+
+
+_COLUMNS = ", ".join(field.name for field in fields(Row))
+_HOLES = ", ".join("?" for _ in fields(Row))
+
+
+class Ledger:
+    """Rows keyed by image id, and the configuration that they belong to. ``path`` None keeps them in memory."""
+
+    def __init__(self, path: Path | None, configuration: Mapping[str, Any], *, resume: bool = False):
+        self.path = path
+        existed = path is not None and path.exists()
+        if existed and not resume:
+            raise InputError(f"{path} exists: resume that evaluation, start afresh, or choose another folder")
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.connection = sqlite3.connect(path or ":memory:", timeout=5)
+            self.connection.execute("CREATE TABLE IF NOT EXISTS configuration (json TEXT NOT NULL)")
+            self.connection.execute(f"CREATE TABLE IF NOT EXISTS images ({_COLUMNS}, PRIMARY KEY (id))")
+            self._agree(configuration)
+        except sqlite3.Error as error:
+            raise InputError(f"{path} cannot be used as a ledger: {error}") from None
+
+    def _agree(self, configuration: Mapping[str, Any]) -> None:
+        """Keep ``configuration``, or insist that it is the one kept; the difference is named."""
+        kept = self.connection.execute("SELECT json FROM configuration").fetchone()
+        if kept is None:
+            with self.connection:
+                self.connection.execute("INSERT INTO configuration VALUES (?)", (json.dumps(configuration),))
+            return
+        before, now = json.loads(kept[0]), json.loads(json.dumps(configuration))
+        for key in [*now, *before]:
+            if before.get(key) != now.get(key):
+                self.close()
+                raise InputError(
+                    f"{self.path} holds another evaluation: {key} was {before.get(key)!r} and is {now.get(key)!r}; "
+                    "start afresh, or choose another folder"
+                )
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Add rows in one transaction: all of them or none."""
+        try:
+            with self.connection:
+                self.connection.executemany(f"INSERT INTO images VALUES ({_HOLES})", [astuple(row) for row in rows])
+        except sqlite3.Error as error:
+            raise RunError(f"{self.path}: {error}; rows written before are safe, resume to go on") from None
+
+    def rows(self) -> list[Row]:
+        """All rows, by id."""
+        with closing(self.connection.execute(f"SELECT {_COLUMNS} FROM images ORDER BY id")) as cursor:
+            return [
+                Row(**dict(zip((f.name for f in fields(Row)), values, strict=True))) for values in cursor.fetchall()
+            ]
+
+    def ids(self) -> set[int]:
+        return {row[0] for row in self.connection.execute("SELECT id FROM images")}
+
+    def close(self) -> None:
+        self.connection.close()

@@ -1,0 +1,127 @@
+"""What an evaluation says: a frozen record with intervals, written as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
+
+
+def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
+    """Wilson's score interval for a proportion, by default 95 %; (0, 1) when nothing was observed."""
+    if n == 0:
+        return 0.0, 1.0
+    p, zz = successes / n, z * z
+    center = (p + zz / (2 * n)) / (1 + zz / n)
+    half = z / (1 + zz / n) * sqrt(p * (1 - p) / n + zz / (4 * n * n))
+    # at the ends the bound is p itself; rounding must not push it past
+    low = 0.0 if successes == 0 else max(0.0, center - half)
+    high = 1.0 if successes == n else min(1.0, center + half)
+    return low, high
+
+
+@dataclass(frozen=True)
+class Proportion:
+    """``count`` of ``n`` with its 95 % Wilson interval; ``value`` is None where n = 0."""
+
+    count: int
+    n: int
+
+    @property
+    def value(self) -> float | None:
+        return self.count / self.n if self.n else None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson(self.count, self.n)
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return "-"
+        low, high = self.interval
+        return f"{100 * self.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One model under one protocol on one data set.
+
+    Attributes:
+        protocol: every value of the attack.
+        clean: accuracy on the clean images.
+        robust: accuracy on the true label at the last iterate (of every restart). The paper's figure.
+        robust_worst_seen: images right when clean *and* at every iterate of every restart.
+        success: targeted: predicted as the target, among images not so predicted when clean; untargeted:
+            misclassified at the last iterate of a restart, among images classified correctly when clean.
+        max_distance: largest |x_adv - x| found, in pixels of [0, 1].
+        batch_invariant: every forward pass had the same number of rows, so figures do not depend on ``batch_size``.
+        seconds: time of the attack, summed over batches, without loading.
+        gradients: images x steps x restarts.
+    """
+
+    model: str
+    data: str
+    protocol: dict[str, Any]
+    n: int
+    seed: int
+    shard: str | None
+    clean: Proportion
+    robust: Proportion
+    robust_worst_seen: Proportion
+    success: Proportion
+    max_distance: float
+    batch_invariant: bool
+    hashes: dict[str, str]
+    versions: dict[str, str]
+    device: str
+    precision: str
+    seconds: float
+    gradients: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form; accuracies are fractions, intervals [low, high]."""
+        shares = {
+            "clean_accuracy": self.clean,
+            "robust_accuracy": self.robust,
+            "robust_accuracy_worst_seen": self.robust_worst_seen,
+            "attack_success": self.success,
+        }
+        record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for name in ("clean", "robust", "robust_worst_seen", "success", "hashes"):
+            del record[name]
+        return {
+            "schema": 1,
+            **record,
+            **{name: share.value for name, share in shares.items()},
+            "intervals": {name: list(share.interval) for name, share in shares.items()},
+            "denominators": {name: share.n for name, share in shares.items()},
+            **{f"{name}_sha256": value for name, value in self.hashes.items()},
+        }
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of one."""
+    write_atomic(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Temporary file beside ``path``, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

@@ -1,0 +1,61 @@
+"""Counter-based randomness: every number is a pure function of (seed, stream, image id, draw).
+
+Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") in tensor arithmetic. Starts, targets
+and augmentations drawn from it are the same to the bit on any device and for any batch size, order, shard or resume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+# what a number is drawn for; streams never overlap
+START, TARGET, AUGMENT, ORDER = range(4)
+
+_LOW = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """Ten rounds of Philox 4x32. All words are int64 tensors with values in [0, 2^32) that broadcast."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        # int64 products wrap modulo 2^64, so both 32-bit halves come out right
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (p1 >> 32) & _LOW ^ c1 ^ k0, p1 & _LOW, (p0 >> 32) & _LOW ^ c3 ^ k1, p0 & _LOW
+        k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
+    return c0, c1, c2, c3
+
+
+def words(seed: int, stream: int, ids: Tensor, n: int, draw: int = 0) -> Tensor:
+    """``n`` random 32-bit words for each id: [len(ids), n] int64 with values in [0, 2^32).
+
+    Args:
+        seed: any Python integer; its low 32 bits count.
+        stream: START, TARGET, AUGMENT or ORDER.
+        ids: image ids, [N] int64, non-negative.
+        draw: number of the restart or epoch, below 2^24.
+    """
+    ids = ids.view(-1, 1)
+    blocks = torch.arange((n + 3) // 4, device=ids.device).view(1, -1)
+    purpose = torch.full_like(blocks, draw << 8 | stream)
+    counter = (blocks.expand(len(ids), -1), purpose, ids & _LOW, (ids >> 32) & _LOW)
+    seed_word = torch.full_like(blocks, seed & _LOW)
+    out = torch.stack(philox(counter, (seed_word, torch.zeros_like(seed_word))), dim=-1)
+    return out.view(len(ids), -1)[:, :n]
+
+
+def uniform(seed: int, stream: int, ids: Tensor, shape: Sequence[int], draw: int = 0) -> Tensor:
+    """Uniform numbers in [0, 1), [len(ids), *shape] float32, exact multiples of 2^-24."""
+    bits = words(seed, stream, ids, prod(shape), draw) >> 8
+    return (bits.to(torch.float32) * 2.0**-24).view(len(ids), *shape)
+
+
+def integers(seed: int, stream: int, ids: Tensor, high: int, draw: int = 0) -> Tensor:
+    """One integer in [0, high) for each id, [len(ids)] int64; the bias is below high / 2^32."""
+    return (words(seed, stream, ids, 1, draw)[:, 0] * high) >> 32

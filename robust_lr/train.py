@@ -1,0 +1,155 @@
+"""Adversarial training (paper appendix): every batch is attacked in eval mode, then learned from in train mode.
+
+Regular training is the same loop with an attack of zero steps. Order, augmentation, targets and starts are keyed by
+(seed, epoch, image id), so a state is weights, momentum and the number of steps, and resuming is exact to the bit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .augment import AUGMENTATIONS, TRANSFORMS
+from .config import Config, TrainConfig
+from .dataset import Dataset
+from .errors import InputError, RunError
+from .loader import batches, shuffled
+from .models.fold import fold, folded_state
+from .models.resnet import ResNet
+from .perturb import frozen, goals, perturb
+from .protocols import PGD
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """One step of training.
+
+    Attributes:
+        step, steps: steps done, and those of the whole run.
+        epoch: epochs done, with a fraction.
+        loss: mean cross-entropy of the attacked batch, in train mode.
+        accuracy: on the attacked batch, a fraction.
+        lr: of this step.
+        seconds: of this step, attack included.
+        images: in the batch.
+        test_accuracy: on the clean test images, a fraction, after the last step of an epoch.
+    """
+
+    step: int
+    steps: int
+    epoch: float
+    loss: float
+    accuracy: float
+    lr: float
+    seconds: float
+    images: int
+    test_accuracy: float | None = None
+
+
+def learning_rate(train: TrainConfig, epoch: float) -> float:
+    """Linear warm-up, then a tenth at each milestone (paper appendix); ``epoch`` counts from 0 with a fraction."""
+    if epoch < train.warmup_epochs:
+        return train.lr * epoch / train.warmup_epochs
+    return train.lr * 0.1 ** sum(epoch >= milestone for milestone in train.milestones)
+
+
+def sgd(model: nn.Module, train: TrainConfig) -> torch.optim.SGD:
+    """The optimizer of the paper; its learning rate is set before each step."""
+    return torch.optim.SGD(model.parameters(), lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay)
+
+
+def adversarial_train(
+    model: nn.Module,
+    data: Dataset,
+    config: Config,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    start_step: int = 0,
+) -> Iterator[Metrics]:
+    """Train ``model`` in place, on the device that it is on; yields after every step.
+
+    Args:
+        model: pixels in [0, 1] -> logits [N, data.num_classes]. It is left in train mode.
+        data: training images.
+        config: ``attack``, ``train``, ``data.augment`` and ``seed`` count here.
+        optimizer: by default ``sgd(model, config.train)``.
+        start_step: steps already done, when a run is resumed.
+
+    Raises:
+        InputError: fewer images than a batch holds, or an augmentation that needs files.
+        RunError: a loss that is not finite; the step is not taken.
+    """
+    train, seed = config.train, config.seed
+    optimizer = optimizer or sgd(model, train)
+    per_epoch = len(data) // train.batch_size
+    if per_epoch == 0:
+        raise InputError(f"train.batch_size = {train.batch_size}: there are only {len(data)} training images")
+    steps = train.epochs * per_epoch
+    device = next(model.parameters()).device
+    attack = Attacker(model, config.attack, data.num_classes, seed)
+    augment = AUGMENTATIONS[config.data.augment]
+    key = seed if config.data.augment in TRANSFORMS else None
+
+    for epoch in range(start_step // per_epoch, train.epochs):
+        order = shuffled(data, train.batch_size, seed=seed, epoch=epoch)
+        done = max(0, start_step - epoch * per_epoch)
+        loaded = batches(data, order[done:], workers=config.data.workers, seed=key, epoch=epoch)
+        for step, (images, labels, ids) in enumerate(loaded, start=epoch * per_epoch + done):
+            began = time.perf_counter()
+            x = augment(images, ids, seed, epoch).to(device, non_blocking=True)
+            y = labels.to(device, non_blocking=True)
+            x = attack(x, y, ids.to(device), epoch)
+            lr = learning_rate(train, (step + 1) / per_epoch)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            model.train()
+            logits = model(x)
+            loss = F.cross_entropy(logits, y)
+            if not torch.isfinite(loss):
+                raise RunError(
+                    f"the loss became {loss.item()} at step {step + 1} of {steps}: try a learning rate below "
+                    f"train.lr = {train.lr} or a longer train.warmup_epochs than {train.warmup_epochs:g}"
+                )
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+            yield Metrics(
+                step=step + 1,
+                steps=steps,
+                epoch=(step + 1) / per_epoch,
+                loss=loss.item(),
+                accuracy=(logits.detach().argmax(1) == y).float().mean().item(),
+                lr=lr,
+                seconds=time.perf_counter() - began,
+                images=len(y),
+            )
+
+
+class Attacker:
+    """Attacks training batches: the network in eval mode, gradients by the image alone, the network left untouched.
+
+    Our networks are attacked through a folded copy that follows the weights; others in place, frozen meanwhile.
+    """
+
+    def __init__(self, model: nn.Module, protocol: PGD, num_classes: int, seed: int):
+        self.model, self.protocol, self.num_classes, self.seed = model, protocol, num_classes, seed
+        self.folded = fold(model) if isinstance(model, ResNet) and protocol.steps else None
+
+    def __call__(self, x: Tensor, labels: Tensor, ids: Tensor, epoch: int) -> Tensor:
+        """Adversarial images for ``x`` [N, C, H, W], with starts and targets of this epoch."""
+        if self.protocol.steps == 0 and self.protocol.start == "clean":
+            return x
+        if self.folded is not None and isinstance(self.model, ResNet):
+            self.folded.load_state_dict(folded_state(self.model))
+            return self.attack(self.folded, x, labels, ids, epoch)
+        with frozen(self.model) as model:
+            return self.attack(model, x, labels, ids, epoch)
+
+    def attack(self, model: nn.Module, x: Tensor, labels: Tensor, ids: Tensor, epoch: int) -> Tensor:
+        aims = goals(self.protocol, model, x, labels, ids, self.num_classes, seed=self.seed, draw=epoch)
+        return perturb(self.protocol, model, x, aims, ids, seed=self.seed, draw=epoch)
