@@ -41,6 +41,11 @@ class Block(nn.Module, ABC):
         if stride != 1 or in_channels != out_channels:
             self.downsample = nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
 
+    @property
+    @abstractmethod
+    def last_norm(self) -> nn.BatchNorm2d:
+        """The batch norm just before the sum."""
+
     @abstractmethod
     def body(self, x: Tensor) -> Tensor: ...
 
@@ -58,6 +63,10 @@ class BasicBlock(Block):
         self.conv1, self.bn1 = spatial(in_channels, mid, stride), nn.BatchNorm2d(mid)
         self.conv2, self.bn2 = spatial(mid, out_channels, 1), nn.BatchNorm2d(out_channels)
 
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        return self.bn2
+
     def body(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
         out: Tensor = self.bn2(self.conv2(x))
@@ -72,6 +81,10 @@ class Bottleneck(Block):
         self.conv1, self.bn1 = conv1x1(in_channels, mid), nn.BatchNorm2d(mid)
         self.conv2, self.bn2 = spatial(mid, mid, stride), nn.BatchNorm2d(mid)
         self.conv3, self.bn3 = conv1x1(mid, out_channels), nn.BatchNorm2d(out_channels)
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        return self.bn3
 
     def body(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
@@ -126,13 +139,15 @@ class ResNet(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """He initialization of convolutions as in torchvision; the local relation layers have a start of their own."""
+        """He initialization; each block starts as its shortcut, its last batch norm being zero (Goyal et al. 2017)."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         for module in self.modules():
             if isinstance(module, LocalRelation2d):
                 module.reset_parameters()
+            elif isinstance(module, Block):
+                nn.init.zeros_(module.last_norm.weight)
 
     def features(self, x: Tensor) -> Tensor:
         """The last feature map, [N, channels, h, w]."""
