@@ -5,7 +5,6 @@ To add one: write a loader and a line in DATASETS. Nothing is ever downloaded, a
 
 from __future__ import annotations
 
-import difflib
 import os
 import zipfile
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from torch import Tensor
 from .dataset import Array, ArrayDataset, Dataset, as_integers, content_hash, from_arrays
 from .errors import InputError, RunError
 from .lazy import BlobSource, FileSource, LazyDataset, Transform, from_source, pixels
+from .text import check_name, choose
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -72,18 +72,14 @@ def load(
     """
     kind, colon, path = name.partition(":")
     key = f"{kind}:PATH" if colon and path else name
-    if key not in DATASETS:
-        close = difflib.get_close_matches(key, DATASETS, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise InputError(f"unknown data set {name!r}; allowed are {', '.join(DATASETS)}{hint}")
-    if split not in SPLITS:
-        raise InputError(f"unknown split {split!r}; allowed are {', '.join(SPLITS)}")
+    loader = choose("data set", key, DATASETS)
+    check_name("split", split, SPLITS)
     base = Path() if root is None else Path(root).expanduser()
     if path:
         base = base / Path(path).expanduser()
     elif root is None:
         base = Path("data", "imagenet") if name == "imagenet" else Path("data")
-    return DATASETS[key](name, base, split, transform)
+    return loader(name, base, split, transform)
 
 
 def _embedded(name: str, path: Path, split: str, transform: Transform | None) -> Dataset:

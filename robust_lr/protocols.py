@@ -60,9 +60,13 @@ class PGD:
 
     def __str__(self) -> str:
         kind = f"targeted ({self.target})" if self.targeted else "untargeted"
+        return f"{kind} {self.values_in_words()}"
+
+    def values_in_words(self) -> str:
+        """The values that targeted and untargeted attacks share."""
         restarts = f", {self.restarts} restarts" if self.restarts > 1 else ""
         return (
-            f"{kind} PGD, eps {levels(self.eps)}, step {levels(self.step_size)}, "
+            f"PGD, eps {levels(self.eps)}, step {levels(self.step_size)}, "
             f"{self.steps} steps, {self.start} start{restarts}"
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from rich import box
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -15,19 +16,18 @@ from .table9 import REGIMES, Table
 
 def result_table(result: Result, protocol: PGD) -> RichTable:
     """One result: accuracies and success with their intervals and denominators."""
-    table = RichTable(title=f"{result.model} on {result.data}", caption=str(protocol), title_justify="left")
+    title = f"{result.model} on {result.data}"
+    table = RichTable(title=title, caption=str(protocol), box=box.SIMPLE_HEAD)
     table.add_column("")
     table.add_column("%", justify="right")
     table.add_column("95 % interval", justify="right")
     table.add_column("images", justify="right")
-    among = "clean prediction was not the target" if protocol.targeted else "right when clean"
+    among = "was not the target" if protocol.targeted else "was right"
     rows = {
         "clean accuracy": result.clean,
         "robust accuracy, last iterate": result.robust,
         "robust accuracy, worst seen": result.robust_worst_seen,
-        f"attack success, of those whose {among}"
-        if protocol.targeted
-        else f"attack success, of those {among}": result.success,
+        f"attack success, where clean {among}": result.success,
     }
     for name, share in rows.items():
         table.add_row(name, value(share), interval(share), f"{share.count} / {share.n}")
@@ -40,7 +40,7 @@ def value(share: Proportion) -> str:
 
 def interval(share: Proportion) -> str:
     low, high = share.interval
-    return f"{100 * low:.1f} to {100 * high:.1f}"
+    return f"{100 * low:.1f}-{100 * high:.1f}"
 
 
 def table9(table: Table, results: Mapping[tuple[str, str, str], Result]) -> RichTable:
@@ -53,20 +53,25 @@ def table9(table: Table, results: Mapping[tuple[str, str, str], Result]) -> Rich
     names = [*table.protocols]
     out = RichTable(
         title=f"Table 9 on {first.data}, {first.n} test images: top-1 accuracy in %",
-        caption=f"{protocols.get(names[0])}; 95 % intervals below; in italics the paper's figures (ImageNet)",
-        show_lines=True,
+        caption=(
+            f"{protocols.get(names[0]).values_in_words()}; last iterate. "
+            "Below each figure its 95 % interval and, in italics, the paper's figure (ImageNet)."
+        ),
+        box=box.SIMPLE_HEAD,
+        padding=(0, 0, 0, 1),  # 80 columns are enough
+        pad_edge=False,
     )
-    out.add_column("network")
+    out.add_column("\nnetwork", no_wrap=True)
     for regime in reversed(REGIMES):
         for heading in ("clean", *(name.removeprefix("lrnet-") for name in names)):
-            out.add_column(f"{regime}\n{heading}", justify="right")
+            out.add_column(f"{regime[:3]}.\n{heading}", justify="right", no_wrap=True)
     for row in table.rows:
         cells = [
             cell(share, row.paper.get(("" if regime == "adversarial" else "regular-") + key))
             for regime in reversed(REGIMES)
             for key, share in shares(results, row.label, regime, names).items()
         ]
-        out.add_row(row.label, *cells)
+        out.add_row(row.label, *cells, end_section=True)
     return out
 
 

@@ -495,7 +495,7 @@ def test_torchvision_that_does_not_import(monkeypatch, tmp_path):
 
 def test_unknown_names():
     with pytest.raises(
-        InputError, match=r"unknown data set 'cifar-10'; allowed are .*npz:PATH; did you mean cifar10\?"
+        InputError, match=r"unknown data set 'cifar-10': did you mean 'cifar10'\? choose one of .*npz:PATH"
     ):
         data.load("cifar-10")
     with pytest.raises(InputError, match=r"unknown data set 'folder:'.*did you mean folder:PATH\?"):
