@@ -18,7 +18,7 @@ from torch import Tensor
 from .dataset import Array, ArrayDataset, Dataset, as_integers, content_hash, from_arrays
 from .errors import InputError, RunError
 from .lazy import BlobSource, FileSource, LazyDataset, Transform, from_source, pixels
-from .text import check_name, choose
+from .text import check_name
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -72,14 +72,14 @@ def load(
     """
     kind, colon, path = name.partition(":")
     key = f"{kind}:PATH" if colon and path else name
-    loader = choose("data set", key, DATASETS)
+    check_name("data set", key if key in DATASETS else name, DATASETS)
     check_name("split", split, SPLITS)
     base = Path() if root is None else Path(root).expanduser()
     if path:
         base = base / Path(path).expanduser()
     elif root is None:
         base = Path("data", "imagenet") if name == "imagenet" else Path("data")
-    return loader(name, base, split, transform)
+    return DATASETS[key](name, base, split, transform)
 
 
 def _embedded(name: str, path: Path, split: str, transform: Transform | None) -> Dataset:
