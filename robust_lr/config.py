@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import tomllib
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import protocols
 from .augment import AUGMENTATIONS
 from .errors import InputError
-from .text import check_name
+from .text import check_name, typed
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -26,10 +26,10 @@ CONFIGS = Path(__file__).parent / "configs"
 
 
 def at_least(low: float, **values: float) -> None:
-    """InputError unless every value is a number >= ``low`` (NaN is not)."""
+    """InputError unless every value is a finite number >= ``low``."""
     for name, value in values.items():
-        if not value >= low:
-            raise InputError(f"{name} = {value}: must be at least {low}")
+        if not low <= value < inf:
+            raise InputError(f"{name} = {value}: must be at least {low} and finite")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class Config:
     """One training run.
 
     Attributes:
-        seed: of everything random, with the image ids.
+        seed: of everything random, with the image ids; 0 to 2^32 - 1.
         model: arguments of ``build_model``; classes and channels come from the data.
         attack: what the training images are attacked with; protocol "none" trains regularly.
     """
@@ -105,6 +105,10 @@ class Config:
     train: TrainConfig = TrainConfig()
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed = {self.seed}: must be between 0 and 2^32 - 1")
+        if self.attack.restarts != 1:
+            raise InputError(f"attack.restarts = {self.attack.restarts}: training takes one start an epoch, use 1")
         if "name" not in self.model:
             raise InputError("[model] has no name: give one, e.g. model.name = 'lrnet26'")
         for key in ("num_classes", "in_channels"):
@@ -118,7 +122,7 @@ def find(name: str | Path) -> Path:
     if path.is_file():
         return path
     shipped = CONFIGS / (path.name if path.suffix == ".toml" else f"{path.name}.toml")
-    if len(path.parts) <= 2 and shipped.is_file():
+    if path.parent in (Path(), Path("configs")) and shipped.is_file():
         return shipped
     names = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.toml")))
     raise InputError(f"no config file {str(name)!r}: give the path of a TOML file, or one of {names}")
@@ -171,7 +175,7 @@ def from_dict(table: Mapping[str, Any]) -> Config:
         if not isinstance(section, Mapping):
             raise InputError(f"{name} = {section!r}: a [{name}] table is needed")
         sections[name] = section
-    top = make(Config, table, "top level", among=("seed",))
+    top = make(Config, table, "top level")
     model = {key: tuple(v) if isinstance(v, list) else v for key, v in sections["model"].items()}
     return replace(
         top,
@@ -184,6 +188,8 @@ def from_dict(table: Mapping[str, Any]) -> Config:
 
 def attack(table: Mapping[str, Any], default: str = "lrnet-train") -> protocols.PGD:
     """[attack]: a named ``protocol``, whose values the other keys replace; eps and step_size may be "16/255"."""
+    for key in table:
+        check_name("key in [attack]", key, ["protocol", *(f.name for f in fields(protocols.PGD))])
     values = dict(table)
     base = protocols.get(values.pop("protocol", default))
     if not values:
@@ -200,30 +206,14 @@ def attack(table: Mapping[str, Any], default: str = "lrnet-train") -> protocols.
     return make(protocols.PGD, values, "attack", base=base)
 
 
-def make(
-    kind: type[Record], table: Mapping[str, Any], section: str, among: Sequence[str] = (), base: Record | None = None
-) -> Record:
+def make(kind: type[Record], table: Mapping[str, Any], section: str, base: Record | None = None) -> Record:
     """``kind(**table)``, or ``base`` with those values replaced, once names and types have been checked."""
     hints = typing.get_type_hints(kind)
     values = {}
     for key, value in table.items():
-        check_name(f"key in [{section}]", key, among or [f.name for f in fields(kind)])
+        check_name(f"key in [{section}]", key, [f.name for f in fields(kind)])
         values[key] = typed(hints[key], value, f"{section}.{key}")
     return kind(**values) if base is None else replace(base, **values)
-
-
-def typed(hint: Any, value: Any, name: str) -> Any:
-    """``value`` as ``hint`` says, with int -> float and list -> tuple; InputError otherwise."""
-    if isinstance(hint, types.UnionType):
-        hint = next(option for option in typing.get_args(hint) if option is not type(None))
-    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
-        return tuple(typed(typing.get_args(hint)[0], item, name) for item in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    plain = typing.get_origin(hint) or hint
-    if not isinstance(value, plain) or (plain is not bool and isinstance(value, bool)):
-        raise InputError(f"{name} = {value!r}: a value of type {plain.__name__} is needed")
-    return value
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -241,11 +231,16 @@ def parts(config: Config) -> dict[str, Any]:
 
 
 def to_toml(config: Config) -> str:
-    """The resolved config as TOML. Numbers, strings, booleans and lists are written alike in JSON and TOML."""
+    """The resolved config as TOML, which ``from_dict`` turns into the same Config."""
     lines = []
     for name, section in to_dict(config).items():
         if isinstance(section, dict):
-            lines += ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in section.items())]
+            lines += ["", f"[{name}]", *(f"{key} = {literal(value)}" for key, value in section.items())]
         else:
-            lines.append(f"{name} = {json.dumps(section)}")
+            lines.append(f"{name} = {literal(section)}")
     return "\n".join(lines) + "\n"
+
+
+def literal(value: Any) -> str:
+    """A value in TOML, where numbers, strings, booleans and lists look as in JSON."""
+    return json.dumps(value, ensure_ascii=False)  # JSON's pairs of escapes for rare characters are no TOML

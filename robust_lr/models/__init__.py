@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
+import typing
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from ..errors import InputError
 from ..layers import IMAGENET_MEAN, IMAGENET_STD
-from ..text import check_name, choose
+from ..text import check_name, choose, typed
 from .lr_net import lr_net
 from .resnet import BasicBlock, Bottleneck, ResNet, resnet
 
-MODELS: dict[str, Callable[..., ResNet]] = {
+MODELS: dict[str, partial[ResNet]] = {
     "resnet18": partial(resnet, (2, 2, 2, 2), BasicBlock),
     "resnet26": partial(resnet, (2, 2, 2, 2), Bottleneck),
     "resnet50": partial(resnet, (3, 4, 6, 3), Bottleneck),
@@ -47,22 +47,30 @@ def build_model(
         options: the layer options of LR-Nets, see ``layers.LocalRelation2d``.
 
     Raises:
-        InputError: unknown name, stem or option, or a value out of range.
+        InputError: unknown name, stem or option, or a value of the wrong type or out of range.
     """
     builder = choose("model", name, MODELS)
-    if num_classes < 1 or in_channels < 1 or not 0 < width < 100:
+    hints = typing.get_type_hints(builder.func)
+    allowed = [key for key in hints if key not in ("depths", "block", "return")]
+    in_channels = typed(int, in_channels, "in_channels")
+    color = in_channels == 3
+    values = {
+        "num_classes": num_classes,
+        "in_channels": in_channels,
+        "width": width,
+        "stem": stem,
+        "mean": mean if mean is not None else IMAGENET_MEAN if color else (0.5,) * in_channels,
+        "std": std if std is not None else IMAGENET_STD if color else (0.25,) * in_channels,
+        **options,
+    }
+    for key, value in values.items():
+        check_name(f"option of {name}", key, allowed)
+        values[key] = typed(hints[key], value, key)
+    if values["num_classes"] < 1 or in_channels < 1 or not 0 < values["width"] < 100:
         raise InputError(
             f"num_classes = {num_classes}, in_channels = {in_channels}, width = {width}: "
             "the first two must be at least 1, the width between 0 and 100"
         )
-    allowed = [key for key in inspect.signature(builder).parameters if key not in ("depths", "block")]
-    for key in options:
-        check_name(f"option of {name}", key, allowed)
-    color = in_channels == 3
-    mean = mean if mean is not None else (IMAGENET_MEAN if color else (0.5,) * in_channels)
-    std = std if std is not None else (IMAGENET_STD if color else (0.25,) * in_channels)
-    if len(mean) != in_channels:
-        raise InputError(f"mean = {tuple(mean)}: one value for each of {in_channels} channels is needed")
-    return builder(
-        num_classes=num_classes, in_channels=in_channels, width=width, stem=stem, mean=mean, std=std, **options
-    )
+    if len(values["mean"]) != in_channels:
+        raise InputError(f"mean = {values['mean']}: one value for each of {in_channels} channels is needed")
+    return builder(**values)
