@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil
+from math import ceil, isfinite
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,10 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
-        if len(mean) != len(std) or min(std) <= 0:
-            raise InputError(f"normalization: mean {tuple(mean)} and std {tuple(std)} need equal lengths and std > 0")
+        if len(mean) != len(std) or not all(map(isfinite, (*mean, *std))) or min(std) <= 0:
+            raise InputError(
+                f"normalization: mean {tuple(mean)} and std {tuple(std)} need equal lengths, finite values and std > 0"
+            )
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
 
@@ -127,9 +129,10 @@ class LocalRelation2d(nn.Module):
         self.composability = composability
         self.normalization = normalization
         self.border = border
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The start named in the class's docstring; networks call it after their own general initialization."""
+        """The start named in the class's docstring; networks call it again after their own general initialization."""
         for layer in (self.query, self.key):
             nn.init.normal_(layer.weight, std=layer.in_channels**-0.5)
 
