@@ -46,25 +46,25 @@ def load_model(path: str | Path | None = None) -> ResNet:
     file = weights_file(path)
     tensors, metadata = read_tensors(file)
     if "model" not in metadata:
-        raise InputError(
-            f"{file}: these weights do not say which network they belong to; they were not written by train"
-        )
-    spec = json.loads(metadata["model"])
-    model = build_model(**spec)
+        raise InputError(f"{file}: these weights do not say which network they belong to; robust-lr did not write them")
+    spec = read_record(metadata, "model", file)
+    try:
+        model = build_model(spec.pop("name", ""), **spec)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
     load_tensors(model, tensors, file)
     return model.eval()
 
 
 def about(path: str | Path | None = None) -> dict[str, Any]:
     """What ``save_weights`` was told about a checkpoint."""
-    return dict(json.loads(read_metadata(weights_file(path)).get("about", "{}")))
+    file = weights_file(path)
+    return read_record(read_tensors(file)[1], "about", file)
 
 
 def weights_file(path: str | Path | None) -> Path:
     """The weights file of a run folder, or the file itself, or the one that ships with the package."""
-    if path is None:
-        return SHIPPED
-    path = Path(path)
+    path = SHIPPED if path is None else Path(path)
     file = path / WEIGHTS if path.is_dir() else path
     if not file.is_file():
         what = f"holds no {WEIGHTS}; is it a run folder?" if path.is_dir() else "does not exist"
@@ -98,13 +98,23 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise InputError(f"{path}: {_why_unreadable(path)} ({error})") from None
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    return read_tensors(path)[1]
+def read_record(metadata: Mapping[str, str], key: str, file: Path) -> dict[str, Any]:
+    """The JSON object under ``key`` of a file's metadata, empty if there is none."""
+    try:
+        record = json.loads(metadata.get(key, "{}"))
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise InputError(f"{file}: its description {key!r} is not a JSON object: {metadata[key][:40]!r}")
+    return record
 
 
 def _why_unreadable(path: Path) -> str:
-    with path.open("rb") as file:
-        head = file.read(4)
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+    except OSError:
+        return "cannot be read"
     if head == b"PK\x03\x04" or head[:1] == b"\x80":
         return "this is a pickled PyTorch file, which could run code when loaded; convert it to safetensors"
     return "not a safetensors file, or a truncated one"
