@@ -10,7 +10,7 @@ import torch.utils.data
 from torch import Tensor
 
 from .dataset import Batch, Dataset
-from .errors import InputError
+from .errors import InputError, RunError
 from .rng import AUGMENT, ORDER, words
 
 
@@ -52,16 +52,30 @@ class Batches(torch.utils.data.Dataset[Batch | InputError]):
 def batches(
     data: Dataset, order: Sequence[Tensor], *, workers: int = 0, seed: int | None = None, epoch: int = 0
 ) -> Iterator[Batch]:
-    """The batches of ``data`` at each of ``order`` (tensors of positions); ``workers`` processes make them ahead."""
+    """The batches of ``data`` at each of ``order`` (tensors of positions); ``workers`` processes make them ahead.
+
+    Raises:
+        InputError: an image cannot be read.
+        RunError: a worker died.
+    """
     source = Batches(data, order, seed, epoch)
     made: Iterable[Batch | InputError] = (source[index] for index in range(len(source)))
-    if workers:
-        pin = torch.cuda.is_available()
-        made = torch.utils.data.DataLoader(source, batch_size=None, num_workers=workers, pin_memory=pin)
-    for batch in made:
+    for batch in from_workers(source, workers) if workers else made:
         if isinstance(batch, InputError):
             raise batch
         yield batch
+
+
+def from_workers(source: Batches, workers: int) -> Iterator[Batch | InputError]:
+    """The items of ``source``, made ahead by ``workers`` processes."""
+    if workers < 0:
+        raise InputError(f"workers = {workers}: must be at least 0")
+    pin = torch.cuda.is_available()
+    try:
+        yield from torch.utils.data.DataLoader(source, batch_size=None, num_workers=workers, pin_memory=pin)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise RunError(f"a process that loads images failed, out of memory or killed: {reason}") from error
 
 
 def shuffled(data: Dataset, batch_size: int, *, seed: int, epoch: int) -> list[Tensor]:
