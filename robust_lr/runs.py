@@ -34,7 +34,7 @@ from .models import build_model
 from .perturb import frozen
 from .provenance import device_name, versions
 from .results import write_atomic, write_json
-from .train import Metrics, adversarial_train, sgd
+from .train import Metrics, adversarial_train, check, diverged, sgd
 
 CONFIG, METRICS, PROVENANCE = "config.toml", "metrics.jsonl", "provenance.json"
 
@@ -60,7 +60,7 @@ def train_run(config: Config, folder: str | Path, *, resume: bool = False) -> It
     Raises:
         InputError: ``folder`` holds a run and ``resume`` is off, or holds one of another config; anything wrong in
             the config.
-        RunError: the loss is not finite; the last saved state stays.
+        RunError: the loss or a weight is not finite; the last saved state stays.
     """
     folder = Path(folder)
     train_data, test_data, spec = prepare(config)
@@ -70,28 +70,32 @@ def train_run(config: Config, folder: str | Path, *, resume: bool = False) -> It
         model: nn.Module = build_model(**spec)
     model = model.to(device).to(memory_format=torch.channels_last)
     optimizer = sgd(model, config.train)
-    start = open_folder(config, folder, model, optimizer, resume=resume)
+    data_hash = content_hash(train_data)
+    start = open_folder(config, folder, model, optimizer, data_hash, resume=resume)
     about = {"data": config.data.name, "attack": config.attack.name, "seed": config.seed}
     provenance = {
         "versions": versions(),
         "device": device_name(device),
         "model": spec,
-        "data_sha256": content_hash(train_data),
+        "data_sha256": data_hash,
         "test_data_sha256": content_hash(test_data),
     }
 
     def save(step: int, steps: int) -> None:
         momentum = {f"momentum/{i}": s["momentum_buffer"] for i, s in optimizer.state_dict()["state"].items()}
         tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
-        metrics.flush()
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise diverged(f"{name} is not finite", step, steps, config.train)
         os.fsync(metrics.fileno())
-        write_tensors(folder / STATE, {**tensors, **momentum}, {"step": str(step)})
         save_weights(folder / WEIGHTS, model, spec, {**about, "epoch": config.train.epochs * step / steps})
         progress = {"step": step, "steps": steps, "finished": step == steps, "weights_sha256": weights_hash(model)}
         write_json(folder / PROVENANCE, {**provenance, **progress})
+        # last: a run that dies before this is done takes the steps again and writes all of it again
+        write_tensors(folder / STATE, {**tensors, **momentum}, {"step": str(step), "data_sha256": data_hash})
 
     saved = time.monotonic()
-    with (folder / METRICS).open("a") as metrics, signals() as received:
+    with (folder / METRICS).open("a", buffering=1) as metrics, signals() as received:
         for step in adversarial_train(model, train_data, config, optimizer=optimizer, start_step=start):
             end_of_epoch = step.epoch == int(step.epoch)
             if end_of_epoch:
@@ -106,12 +110,13 @@ def train_run(config: Config, folder: str | Path, *, resume: bool = False) -> It
 
 
 def prepare(config: Config) -> tuple[Dataset, Dataset, dict[str, Any]]:
-    """Training data, test data and the arguments of ``build_model``."""
+    """Training data, which have been checked, test data and the arguments of ``build_model``."""
     c = config.data
     train_data = data_room.load(c.name, "train", c.root, transform=TRANSFORMS.get(c.augment))
     test_data = data_room.load(c.name, "test", c.root)
     if c.limit:
         train_data = spread(train_data, c.limit)
+    check(train_data, config)
     shape = train_data.image_shape
     return train_data, test_data, {**config.model, "num_classes": train_data.num_classes, "in_channels": shape[0]}
 
@@ -129,7 +134,7 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError):
         raise InputError(
             f"device {name!r} is not available here: use 'auto' or 'cpu', or 'cuda' on a GPU machine"
@@ -138,7 +143,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def open_folder(
-    config: Config, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, resume: bool
+    config: Config, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, data_hash: str, *, resume: bool
 ) -> int:
     """Begin a run in ``folder``, or take up the one that is there; returns the number of steps already done."""
     file = folder / CONFIG
@@ -156,6 +161,8 @@ def open_folder(
         (folder / METRICS).unlink(missing_ok=True)
         return 0
     tensors, metadata = read_tensors(folder / STATE)
+    if metadata.get("data_sha256") != data_hash:
+        raise InputError(f"{folder} holds a run on other images: give the same, or choose another folder with --out")
     step = int(metadata["step"])
     own = {name.removeprefix("model/"): t for name, t in tensors.items() if name.startswith("model/")}
     load_tensors(model, own, folder / STATE)

@@ -14,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attacks.targets import check_classes
 from .augment import AUGMENTATIONS, TRANSFORMS
 from .config import Config, TrainConfig
 from .dataset import Dataset
 from .errors import InputError, RunError
+from .lazy import LazyDataset
 from .loader import batches, shuffled
 from .models.fold import fold, folded_state
 from .models.resnet import ResNet
@@ -51,16 +53,34 @@ class Metrics:
     test_accuracy: float | None = None
 
 
-def learning_rate(train: TrainConfig, epoch: float) -> float:
-    """Linear warm-up, then a tenth at each milestone (paper appendix); ``epoch`` counts from 0 with a fraction."""
-    if epoch < train.warmup_epochs:
-        return train.lr * epoch / train.warmup_epochs
-    return train.lr * 0.1 ** sum(epoch >= milestone for milestone in train.milestones)
+def learning_rate(train: TrainConfig, step: int, per_epoch: int) -> float:
+    """Linear warm-up, then a tenth after each milestone (paper appendix); ``step`` counts from 0."""
+    warmup = train.warmup_epochs * per_epoch
+    if step + 1 < warmup:
+        return train.lr * (step + 1) / warmup
+    return train.lr * 0.1 ** sum(step >= milestone * per_epoch for milestone in train.milestones)
 
 
 def sgd(model: nn.Module, train: TrainConfig) -> torch.optim.SGD:
     """The optimizer of the paper; its learning rate is set before each step."""
     return torch.optim.SGD(model.parameters(), lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay)
+
+
+def check(data: Dataset, config: Config) -> None:
+    """InputError if ``config`` cannot be trained on ``data``."""
+    if len(data) < config.train.batch_size:
+        raise InputError(f"train.batch_size = {config.train.batch_size}: there are only {len(data)} training images")
+    if config.attack.targeted:
+        check_classes(data.num_classes)
+    if config.data.augment in TRANSFORMS and not isinstance(data, LazyDataset):
+        raise InputError(f"data.augment = {config.data.augment!r} is for image files, {data.name} is held in memory")
+
+
+def diverged(what: str, step: int, steps: int, train: TrainConfig) -> RunError:
+    return RunError(
+        f"{what} at step {step} of {steps}: try a learning rate below train.lr = {train.lr} or a longer "
+        f"train.warmup_epochs than {train.warmup_epochs:g}"
+    )
 
 
 def adversarial_train(
@@ -81,14 +101,14 @@ def adversarial_train(
         start_step: steps already done, when a run is resumed.
 
     Raises:
-        InputError: fewer images than a batch holds, or an augmentation that needs files.
+        InputError: fewer images than a batch holds, one class for a targeted attack, an augmentation that needs files,
+            or logits that do not fit the classes.
         RunError: a loss that is not finite; the step is not taken.
     """
+    check(data, config)
     train, seed = config.train, config.seed
     optimizer = optimizer or sgd(model, train)
     per_epoch = len(data) // train.batch_size
-    if per_epoch == 0:
-        raise InputError(f"train.batch_size = {train.batch_size}: there are only {len(data)} training images")
     steps = train.epochs * per_epoch
     device = next(model.parameters()).device
     attack = Attacker(model, config.attack, data.num_classes, seed)
@@ -104,17 +124,19 @@ def adversarial_train(
             x = augment(images, ids, seed, epoch).to(device, non_blocking=True)
             y = labels.to(device, non_blocking=True)
             x = attack(x, y, ids.to(device), epoch)
-            lr = learning_rate(train, (step + 1) / per_epoch)
+            lr = learning_rate(train, step, per_epoch)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             model.train()
             logits = model(x)
+            if logits.shape != (len(y), data.num_classes):
+                raise InputError(
+                    f"the model returns {tuple(logits.shape)} for {len(y)} images; logits [{len(y)}, "
+                    f"{data.num_classes}] are needed, because the data set has {data.num_classes} classes"
+                )
             loss = F.cross_entropy(logits, y)
             if not torch.isfinite(loss):
-                raise RunError(
-                    f"the loss became {loss.item()} at step {step + 1} of {steps}: try a learning rate below "
-                    f"train.lr = {train.lr} or a longer train.warmup_epochs than {train.warmup_epochs:g}"
-                )
+                raise diverged(f"the loss became {loss.item()}", step + 1, steps, train)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
