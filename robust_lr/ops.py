@@ -1,8 +1,12 @@
 """The local relation operator: one call for every device, dtype and memory layout."""
 
+import functools
+from typing import Any, get_args
+
+import torch
 from torch import Tensor
 
-from robust_lr import reference
+from robust_lr import extension, reference
 from robust_lr.reference import Border, Composability, Normalization
 
 
@@ -46,7 +50,135 @@ def local_relation(
     Raises:
         InputError: for a shape, dtype, device or option that does not fit.
     """
-    return reference.local_relation(
-        x, q, k, geo, kernel_size=kernel_size, stride=stride, channels_per_group=channels_per_group,
-        composability=composability, normalization=normalization, border=border,
-    )  # fmt: skip
+    if not (x.device.type == "cpu" and _kernels()):
+        return reference.local_relation(
+            x, q, k, geo, kernel_size=kernel_size, stride=stride, channels_per_group=channels_per_group,
+            composability=composability, normalization=normalization, border=border,
+        )  # fmt: skip
+    shape = reference.check(x, q, k, geo, kernel_size, stride, channels_per_group, composability, normalization, border)
+    dtype = reference.common_dtype(x, q, k)
+    wide = reference.accumulation_dtype(dtype)
+    computed = wide if dtype == torch.float16 else dtype  # the CPU kernels have no float16
+    y = _apply(
+        x.to(computed),
+        q.to(computed),
+        k.to(computed),
+        None if geo is None else geo.to(wide).contiguous(),
+        shape.kernel_size,
+        stride,
+        channels_per_group,
+        get_args(Composability).index(composability),
+        normalization == "softmax",
+        border == "mask",
+    )
+    return y.to(dtype)
+
+
+def _apply(*arguments: Any) -> Tensor:
+    # torch.compile needs the registered operator; autograd.Function takes less time a call.
+    apply = torch.ops.robust_lr.local_relation.default if torch.compiler.is_compiling() else _LocalRelation.apply
+    y: Tensor = apply(*arguments)[0]
+    return y
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _kernels() -> bool:
+    """Whether there are compiled operators; torch.compile asks while it traces."""
+    return _register()
+
+
+@functools.cache
+def _register() -> bool:
+    """Load the compiled operators and tell PyTorch their shapes and gradients; False where there are none."""
+    if not extension.load():
+        return False
+    torch.library.register_fake("robust_lr::local_relation", _fake)
+    torch.library.register_fake("robust_lr::local_relation_backward", _fake_backward)
+    torch.library.register_autograd(
+        "robust_lr::local_relation", _LocalRelation.backward, setup_context=_LocalRelation.setup_context
+    )
+    return True
+
+
+class _LocalRelation(torch.autograd.Function):
+    """The compiled operator with its gradient; arguments as in the schema of csrc/bindings.cpp."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+        y, stats = torch.ops.robust_lr.local_relation.default(*arguments)
+        return y, stats
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, q, k, geo, *ctx.options = inputs
+        y, stats = output
+        ctx.mark_non_differentiable(stats)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, q, k, geo, y, stats)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        dy = gradients[0]
+        x, q, k, geo, y, stats = ctx.saved_tensors
+        rest = (None,) * len(ctx.options)
+        if dy is None:
+            return None, None, None, None, *rest
+        if torch.is_grad_enabled():  # someone differentiates the gradient
+            return *_differentiable_gradients(dy, x, q, k, geo, ctx.options), *rest
+        needs_geo = geo is not None and ctx.needs_input_grad[3]
+        dx, dq, dk, dgeo = torch.ops.robust_lr.local_relation_backward.default(
+            dy, x, q, k, geo, y, stats, *ctx.options, needs_geo
+        )
+        return dx, dq, dk, dgeo if needs_geo else None, *rest
+
+
+def _differentiable_gradients(
+    dy: Tensor, x: Tensor, q: Tensor, k: Tensor, geo: Tensor | None, options: list[Any]
+) -> tuple[Tensor | None, ...]:
+    """The gradients of x, q, k and geo through the plain PyTorch operator, which can be differentiated again."""
+    kernel_size, stride, channels_per_group, composability, softmax, mask = options
+    with torch.enable_grad():
+        y = reference.local_relation(
+            x, q, k, geo, kernel_size=kernel_size, stride=stride, channels_per_group=channels_per_group,
+            composability=get_args(Composability)[composability],
+            normalization="softmax" if softmax else "none", border="mask" if mask else "zero",
+        )  # fmt: skip
+    inputs = [x, q, k, geo]
+    wanted = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
+    gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+    return tuple(next(gradients) if t is not None and t.requires_grad else None for t in inputs)
+
+
+def _fake(
+    x: Tensor, q: Tensor, k: Tensor, geo: Tensor | None, kernel_size: int, stride: int, channels_per_group: int,
+    composability: int, softmax: bool, mask: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Shapes, dtypes and strides of the forward operator's results, as csrc/cpu/local_relation.cpp makes them."""
+    n, channels, height, width = x.shape
+    out_height, out_width = -(-height // stride), -(-width // stride)
+    groups = -(-channels // channels_per_group)
+    wide = reference.accumulation_dtype(x.dtype)
+    per_pixel = 2 * groups + (channels if x.dtype != wide else 0) if softmax else 0
+    y = _empty_like(x, channels, out_height, out_width)
+    return y, x.new_empty(n * out_height * out_width * per_pixel, dtype=wide)
+
+
+def _fake_backward(
+    dy: Tensor, x: Tensor, q: Tensor, k: Tensor, geo: Tensor | None, y: Tensor, stats: Tensor, kernel_size: int,
+    stride: int, channels_per_group: int, composability: int, softmax: bool, mask: bool, needs_geo: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    groups = -(-x.shape[1] // channels_per_group) if needs_geo else 0
+    dgeo = x.new_empty(groups, kernel_size, kernel_size, dtype=reference.accumulation_dtype(x.dtype))
+    dx, dq, dk = (_empty_like(t, *t.shape[1:]) for t in (x, q, k))
+    return dx, dq, dk, dgeo
+
+
+def _empty_like(tensor: Tensor, channels: int, height: int, width: int) -> Tensor:
+    """An empty tensor in the dtype and memory format of another."""
+    channels_last = tensor.shape[1] > 1 and tensor.stride(1) == 1 and tensor.stride(3) != 1
+    return torch.empty(
+        (tensor.shape[0], channels, height, width),
+        dtype=tensor.dtype,
+        device=tensor.device,
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+    )

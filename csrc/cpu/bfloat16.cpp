@@ -1,0 +1,5 @@
+#include "kernels.h"
+
+namespace robust_lr {
+ROBUST_LR_KERNELS(, BFloat16);
+}
