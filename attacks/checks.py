@@ -14,8 +14,8 @@ def check_attack(*, eps: float, step_size: float, steps: int) -> None:
         if not 0 <= value <= 1:
             hint = f"; for {value:g} of 255 levels write {value:g}/255" if 1 < value <= 255 else ""
             raise InputError(f"{name} = {value:g} is outside [0, 1]: pixels are in [0, 1]{hint}")
-    if steps < 0:
-        raise InputError(f"steps = {steps}: must be 0 or more")
+    if not isinstance(steps, int) or steps < 0:
+        raise InputError(f"steps = {steps}: must be a whole number, 0 or more")
 
 
 def check_labels(x: Tensor, labels: Tensor) -> None:
@@ -26,16 +26,20 @@ def check_labels(x: Tensor, labels: Tensor) -> None:
         )
 
 
-def check_start(x: Tensor, start: Tensor) -> None:
-    """A first iterate of the images' own shape and dtype: anything else would broadcast in silence."""
+def check_start(x: Tensor, start: Tensor, eps: float) -> None:
+    """A first iterate in the ball and in [0, 1], of the images' own shape and dtype: others would broadcast."""
     if start.shape != x.shape or start.dtype != x.dtype:
         raise InputError(
             f"start {tuple(start.shape)} {start.dtype}: must be like the images, {tuple(x.shape)} {x.dtype}"
         )
+    check_images(start)
+    distance = float((start - x).abs().max()) if x.numel() else 0.0
+    if distance > eps + 2 * torch.finfo(x.dtype).eps:  # the rounding of x + delta
+        raise InputError(f"start: lies {distance:.6g} from the images, outside the ball of eps = {eps:.6g}")
 
 
 def check_images(x: Tensor) -> None:
-    """[N, C, H, W] float pixels in [0, 1]. Looks at every pixel, so it belongs before an evaluation, not in a step."""
+    """[N, C, H, W] float pixels in [0, 1]. Looks at every pixel, so it belongs before an attack, not in a step."""
     if x.ndim != 4 or not x.is_floating_point():
         raise InputError(f"images {tuple(x.shape)} {x.dtype}: [N, C, H, W] float pixels in [0, 1] are needed")
     if len(x) and not (x.min() >= 0 and x.max() <= 1):  # written so that NaN fails too

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_attack, check_labels, check_start
+from .checks import check_attack, check_images, check_labels, check_start
 
 
 def pgd_linf(
@@ -40,15 +40,17 @@ def pgd_linf(
         observe: called as ``observe(step, iterate, logits)`` before each step, e.g. to record the trajectory.
 
     Returns:
-        Adversarial images, same shape and dtype as ``x``, within eps of ``x`` and within [0, 1].
+        Adversarial images, same shape and dtype as ``x``, within eps of ``x`` and within [0, 1]. Where a gradient is
+        not finite the pixels are NaN, so that it cannot pass for robustness.
 
     Raises:
-        InputError: a value out of range, images outside [0, 1], labels of the wrong kind.
+        InputError: a value out of range, images outside [0, 1], a start outside the ball, labels of the wrong kind.
     """
     check_attack(eps=eps, step_size=step_size, steps=steps)
+    check_images(x)
     check_labels(x, labels)
     if start is not None:
-        check_start(x, start)
+        check_start(x, start, eps)
     direction = -1.0 if targeted else 1.0
 
     def project(x_adv: Tensor) -> Tensor:
@@ -64,5 +66,8 @@ def pgd_linf(
         x_adv = x_adv.detach()
         if observe is not None:
             observe(step, x_adv, logits.detach())
-        x_adv = project(x_adv + direction * step_size * gradient.sign())
+        sign = (
+            gradient.sign() + 0 * gradient
+        )  # sign(NaN) is 0: without the second term the image would just stand still
+        x_adv = project(x_adv + direction * step_size * sign)
     return x_adv
