@@ -47,7 +47,7 @@ def words(seed: int, stream: int, ids: Tensor, n: int, draw: int = 0) -> Tensor:
     counter = (blocks.expand(len(ids), -1), purpose, ids & _LOW, (ids >> 32) & _LOW)
     seed_word = torch.full_like(blocks, seed & _LOW)
     out = torch.stack(philox(counter, (seed_word, torch.zeros_like(seed_word))), dim=-1)
-    return out.view(len(ids), -1)[:, :n]
+    return out.flatten(1)[:, :n]
 
 
 def uniform(seed: int, stream: int, ids: Tensor, shape: Sequence[int], draw: int = 0) -> Tensor:
