@@ -52,18 +52,24 @@ class Ledger:
 
     def __init__(self, path: Path | None, configuration: Mapping[str, Any], *, resume: bool = False):
         self.path = path
-        existed = path is not None and path.exists()
-        if existed and not resume:
+        if path is not None and path.exists() and not resume:
             raise InputError(f"{path} exists: resume that evaluation, start afresh, or choose another folder")
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
             self.connection = sqlite3.connect(path or ":memory:", timeout=5)
+        except (OSError, sqlite3.Error) as error:
+            raise InputError(f"{path} cannot be used as a ledger: {error}") from None
+        try:
             self.connection.execute("CREATE TABLE IF NOT EXISTS configuration (json TEXT NOT NULL)")
             self.connection.execute(f"CREATE TABLE IF NOT EXISTS images ({_COLUMNS}, PRIMARY KEY (id))")
             self._agree(configuration)
         except sqlite3.Error as error:
+            self.close()
             raise InputError(f"{path} cannot be used as a ledger: {error}") from None
+        except InputError:
+            self.close()
+            raise
 
     def _agree(self, configuration: Mapping[str, Any]) -> None:
         """Keep ``configuration``, or insist that it is the one kept; the difference is named."""
@@ -75,7 +81,6 @@ class Ledger:
         before, now = json.loads(kept[0]), json.loads(json.dumps(configuration))
         for key in [*now, *before]:
             if before.get(key) != now.get(key):
-                self.close()
                 raise InputError(
                     f"{self.path} holds another evaluation: {key} was {before.get(key)!r} and is {now.get(key)!r}; "
                     "start afresh, or choose another folder"
@@ -93,7 +98,8 @@ class Ledger:
         """All rows, by id."""
         with closing(self.connection.execute(f"SELECT {_COLUMNS} FROM images ORDER BY id")) as cursor:
             return [
-                Row(**dict(zip((f.name for f in fields(Row)), values, strict=True))) for values in cursor.fetchall()
+                Row(**{f.name: bool(v) if f.type == "bool" else v for f, v in zip(fields(Row), values, strict=True)})
+                for values in cursor.fetchall()
             ]
 
     def ids(self) -> set[int]:
