@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import protocols
 from .attacks.checks import check_images
 from .attacks.targets import check_classes
 from .checkpoint import weights_hash
@@ -20,8 +19,9 @@ from .dataset import Dataset, content_hash
 from .errors import InputError, RunError
 from .ledger import Ledger, Row
 from .loader import batches
-from .perturb import Model, attackable, frozen, goals, perturb
+from .perturb import Model, attackable, fp32, frozen, goals, perturb
 from .protocols import PGD
+from .protocols import get as get_protocol
 from .provenance import device_name, versions
 from .results import Proportion, Result, write_json
 
@@ -73,11 +73,12 @@ def evaluate(
         InputError: unknown protocol, images outside [0, 1], logits that do not fit the classes, a used ``out`` folder.
         RunError: predictions that are not finite, or an attack that left the ball or [0, 1].
     """
-    protocol = protocols.get(protocol) if isinstance(protocol, str) else protocol
+    protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
     if protocol.targeted:
         check_classes(data.num_classes)
-    if batch_size < 1:
-        raise InputError(f"batch_size = {batch_size}: must be at least 1")
+    for option, value, least in (("batch_size", batch_size, 1), ("compute_batch", compute_batch or 0, 0)):
+        if value < least:
+            raise InputError(f"{option} = {value}: must be at least {least}")
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     if compute_batch is None:
         compute_batch = COMPUTE_BATCH if device.type == "cpu" else 0
@@ -87,23 +88,25 @@ def evaluate(
     configuration: dict[str, Any] = {
         "model": name,
         "data": data.name,
-        "protocol": protocol.values(),
+        **{f"protocol.{key}": value for key, value in protocol.values().items()},
         "seed": seed,
         "images": len(positions),
         "shard": None if shard is None else f"{shard[0]}/{shard[1]}",
         "compute_batch": compute_batch,
         **{f"{key}_sha256": value for key, value in hashes.items()},
     }
+    with frozen(model), fp32(device):  # a model that does not fit is refused before anything is written
+        image, _, id_ = data.batch(positions[:1])
+        check_images(image)
+        _predict(model, image.to(device), id_, data.num_classes)
     folder = None if out is None else Path(out)
     with closing(Ledger(None if folder is None else folder / LEDGER, configuration, resume=resume)) as ledger:
         done = ledger.ids()
-        todo = positions[[int(id_) not in done for id_ in data.ids[positions]]]
+        todo = positions[[id_ not in done for id_ in data.ids[positions].tolist()]]
+        finished = len(done)
         if progress is not None:
-            progress(len(done), len(positions))
-        with (
-            frozen(model),
-            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
-        ):
+            progress(finished, len(positions))
+        with frozen(model), fp32(device):
             attacked = attackable(model)
             for images, labels, ids in batches(
                 data, torch.split(todo, batch_size) if len(todo) else [], workers=workers
@@ -112,10 +115,13 @@ def evaluate(
                 parts = zip(*(torch.split(t, compute_batch or len(ids)) for t in (images, labels, ids)), strict=True)
                 for part in parts:
                     x, y, key = (_padded(t, compute_batch).to(device) for t in part)
-                    found = attack_batch(model, attacked, x, y, key, protocol, data.num_classes, seed=seed)
-                    ledger.add(found[: len(part[2])])
+                    count = len(part[2])
+                    ledger.add(
+                        attack_batch(model, attacked, x, y, key, protocol, data.num_classes, seed=seed, count=count)
+                    )
+                    finished += count
                 if progress is not None:
-                    progress(len(ledger.ids()), len(positions))
+                    progress(finished, len(positions))
         rows = ledger.rows()
     result = _summarize(
         rows,
@@ -143,10 +149,12 @@ def attack_batch(
     num_classes: int,
     *,
     seed: int,
+    count: int,
 ) -> list[Row]:
     """Attack one batch through ``attacked`` and judge it by ``model``, which computes the same function.
 
-    The verdict comes from a forward pass of its own on the finished images, after these have been verified.
+    The verdict comes from a forward pass of its own on the finished images, after these have been verified. Only the
+    first ``count`` rows are images to report; what follows is padding.
     """
     began = time.perf_counter()
     clean = _predict(model, x, ids, num_classes)
@@ -178,9 +186,10 @@ def attack_batch(
         success |= reached(predictions)
 
     columns = [
-        c.tolist() for c in (ids, labels, aims, clean, adversarial, robust, worst_seen, success, first, distance)
+        c[:count].tolist()
+        for c in (ids, labels, aims, clean, adversarial, robust, worst_seen, success, first, distance)
     ]
-    seconds = (time.perf_counter() - began) / len(x)
+    seconds = (time.perf_counter() - began) / count
     return [
         Row(
             id=id_,
@@ -276,18 +285,24 @@ class BenchmarkResult:
 def benchmark(
     models: Mapping[str, nn.Module],
     data: Dataset,
-    names: Sequence[str | PGD] = ("none", "lrnet-targeted", "lrnet-untargeted"),
+    protocols: Sequence[str | PGD] = ("none", "lrnet-targeted", "lrnet-untargeted"),
     *,
     out: str | Path | None = None,
     **options: Any,
 ) -> BenchmarkResult:
-    """``evaluate`` for each model and protocol; ``out`` gets a folder a pair, ``options`` go to ``evaluate``."""
+    """``evaluate`` for each model and protocol; ``out`` gets a folder a pair, ``options`` go to ``evaluate``.
+
+    Raises:
+        InputError: as ``evaluate``; an unknown protocol, or two of one name, before any work is done.
+    """
+    chosen = [get_protocol(entry) if isinstance(entry, str) else entry for entry in protocols]
+    names = [protocol.name for protocol in chosen]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"protocol {name!r} is given twice: give custom protocols a name each")
     results = {}
     for model_name, model in models.items():
-        for entry in names:
-            protocol = protocols.get(entry) if isinstance(entry, str) else entry
-            if (model_name, protocol.name) in results:
-                raise InputError(f"protocol {protocol.name!r} is given twice: give custom protocols a name each")
+        for protocol in chosen:
             folder = None if out is None else Path(out) / model_name / protocol.name
             results[model_name, protocol.name] = evaluate(model, data, protocol, out=folder, name=model_name, **options)
     return BenchmarkResult(results)

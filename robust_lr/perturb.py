@@ -79,6 +79,21 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
             parameter.requires_grad_(requires_grad)
 
 
+@contextmanager
+def fp32(device: torch.device) -> Iterator[None]:
+    """Arithmetic in fp32, the same in every run, whatever the caller's autocast and precision settings are."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with (
+            torch.autocast(device.type, enabled=False),
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
 def attackable(model: nn.Module) -> nn.Module:
     """What the gradients are taken through: our networks are folded, others are attacked as they are."""
     return fold(model).to(memory_format=torch.channels_last) if isinstance(model, ResNet) else model

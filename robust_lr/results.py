@@ -61,7 +61,7 @@ class Result:
         success: targeted: predicted as the target, among images not so predicted when clean; untargeted:
             misclassified at the last iterate of a restart, among images classified correctly when clean.
         max_distance: largest |x_adv - x| found, in pixels of [0, 1].
-        batch_invariant: every forward pass had the same number of rows, so figures do not depend on ``batch_size``.
+        batch_invariant: every pass behind a figure had the same number of rows, so ``batch_size`` does not matter.
         seconds: time of the attack, summed over batches, without loading.
         gradients: images x steps x restarts.
     """
