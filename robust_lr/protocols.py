@@ -46,13 +46,13 @@ class PGD:
         check_attack(eps=self.eps, step_size=self.step_size, steps=self.steps)
         check_name("start", self.start, STARTS)
         check_name("target", self.target, TARGETS)
-        if self.restarts < 1:
-            raise InputError(f"restarts = {self.restarts}: must be at least 1")
+        if not isinstance(self.restarts, int) or self.restarts < 1:
+            raise InputError(f"restarts = {self.restarts}: must be a whole number, at least 1")
         if self.start == "clean" and self.restarts > 1:
             raise InputError(f"restarts = {self.restarts} from the clean image are all the same: use start = 'uniform'")
 
     def values(self) -> dict[str, Any]:
-        """Every value that changes a number, for results and fingerprints; ``target`` only where it plays a part."""
+        """Every value that changes a number, and where they come from; ``target`` only where it plays a part."""
         values = asdict(self)
         if not self.targeted:
             del values["target"]
