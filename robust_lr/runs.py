@@ -101,11 +101,12 @@ def train_run(config: Config, folder: str | Path, *, resume: bool = False) -> It
             if end_of_epoch:
                 step = replace(step, test_accuracy=accuracy(model, test_data, workers=config.data.workers))
             metrics.write(json.dumps({k: v for k, v in asdict(step).items() if v is not None}) + "\n")
-            if end_of_epoch or received or time.monotonic() - saved > SAVE_SECONDS:
+            if end_of_epoch or time.monotonic() - saved > SAVE_SECONDS:
                 save(step.step, step.steps)
                 saved = time.monotonic()
             yield step
             if received and step.step < step.steps:
+                save(step.step, step.steps)
                 raise Interrupted(received[0], step.step, step.steps, folder)
 
 
