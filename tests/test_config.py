@@ -88,7 +88,8 @@ def test_unknown_keys_are_named_with_the_nearest_one(override, words):
 
 
 KEYS = {
-    "a whole number": "seed data.workers data.limit attack.steps attack.restarts train.epochs train.batch_size train.threads",
+    "a whole number": "seed data.workers data.limit attack.steps attack.restarts train.epochs train.batch_size "
+    "train.threads",
     "a number": "train.lr train.warmup_epochs train.momentum train.weight_decay",
     "a string": "data.name data.root data.augment attack.start attack.target attack.name attack.source train.device",
     "true or false": "attack.targeted",
