@@ -3,7 +3,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import tomllib
 from dataclasses import replace
 
@@ -35,7 +34,7 @@ def data(tmp_path_factory):
 
 
 def overrides(data):
-    values = ["model.name=lrnet26", "model.width=0.0625", "model.stem=small", f"data.name=npz:{data}", "seed=5"]
+    values = ["model.name=resnet18", "model.width=0.0625", "model.stem=small", f"data.name=npz:{data}", "seed=5"]
     values += ["data.augment=flip-crop", "attack.steps=2", "attack.step_size=8/255", "train.threads=1"]
     values += ["train.epochs=3", "train.batch_size=8", "train.lr=0.05", "train.warmup_epochs=1"]
     return [*values, "train.milestones=[2]", "train.device=cpu"]
@@ -46,12 +45,23 @@ def config(data):
     return config_room.load(None, overrides(data))
 
 
+def with_values(config, **sections):
+    return replace(config, **{name: replace(getattr(config, name), **values) for name, values in sections.items()})
+
+
 @pytest.fixture(scope="module")
 def straight(config, tmp_path_factory):
     """An uninterrupted run."""
     folder = tmp_path_factory.mktemp("runs") / "straight"
     steps = list(train_run(config, folder))
     return folder, steps
+
+
+def one_epoch(config, folder):
+    run = train_run(config, folder)
+    while next(run).epoch < 1:
+        pass
+    run.close()
 
 
 def untimed(folder):
@@ -120,6 +130,18 @@ def test_a_signal_saves_the_state_and_resuming_is_exact_to_the_bit(straight, con
     rest = list(train_run(config, tmp_path / "run", resume=True))
     assert [step.step for step in rest] == list(range(stop + 1, STEPS + 1))
     assert_finished_like(tmp_path / "run", straight[0])
+
+
+def test_resuming_an_lrnet_is_exact_to_the_bit(config, tmp_path):
+    config = replace(config, model={**config.model, "name": "lrnet26"}, train=replace(config.train, epochs=1))
+    list(train_run(config, tmp_path / "straight"))
+    run = train_run(config, tmp_path / "run")
+    assert [next(run).step for _ in range(3)] == [1, 2, 3]
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Interrupted, match="after step 3 of 6"):
+        next(run)
+    list(train_run(config, tmp_path / "run", resume=True))
+    assert_finished_like(tmp_path / "run", tmp_path / "straight")
 
 
 def test_a_signal_in_the_last_step_ends_the_run_as_usual(straight, config, tmp_path):
@@ -197,12 +219,12 @@ def test_another_config_is_refused_with_the_difference(straight, config):
     folder = straight[0]
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     for other, words in [
-        (replace(config, train=replace(config.train, lr=0.1)), "train.lr = 0.05, now it is 0.1"),
+        (with_values(config, train={"lr": 0.1}), "train.lr = 0.05, now it is 0.1"),
         (replace(config, model={**config.model, "width": 0.125}), "model.width = 0.0625, now it is 0.125"),
-        (replace(config, model={"name": "resnet18"}), "model.name = 'lrnet26', now it is 'resnet18'"),
+        (replace(config, model={"name": "resnet26"}), "model.name = 'resnet18', now it is 'resnet26'"),
         (replace(config, seed=6), "seed = 5, now it is 6"),
         (replace(config, attack=rlr.protocols.get("none")), "attack.eps = .*, now it is 0.0"),
-        (replace(config, data=replace(config.data, limit=40)), "data.limit = 0, now it is 40"),
+        (with_values(config, data={"limit": 40}), "data.limit = 0, now it is 40"),
     ]:
         with pytest.raises(InputError, match=words):
             next(train_run(other, folder, resume=True))
@@ -210,20 +232,16 @@ def test_another_config_is_refused_with_the_difference(straight, config):
 
 
 def test_threads_workers_and_the_place_of_the_data_may_change(straight, config):
-    other = replace(config, data=replace(config.data, workers=1, root="/"), train=replace(config.train, threads=2))
+    other = with_values(config, data={"workers": 1, "root": "/"}, train={"threads": 2})
     assert list(train_run(other, straight[0], resume=True)) == []
 
 
 def test_other_images_under_the_same_name_are_refused(config, data, tmp_path):
     with np.load(data) as npz:
         arrays = dict(npz)
-    moved = replace(config, data=replace(config.data, name="npz:mine.npz", root=str(tmp_path)))
+    moved = with_values(config, data={"name": "npz:mine.npz", "root": str(tmp_path)})
     np.savez(tmp_path / "mine.npz", **arrays)
-    run = train_run(moved, tmp_path / "run")
-    for step in run:
-        if step.epoch == 1:
-            break
-    run.close()
+    one_epoch(moved, tmp_path / "run")
     arrays["train_images"][3, 4, 5] ^= 1
     np.savez(tmp_path / "mine.npz", **arrays)
     with pytest.raises(InputError, match="holds a run on other images"):
@@ -231,11 +249,7 @@ def test_other_images_under_the_same_name_are_refused(config, data, tmp_path):
 
 
 def test_a_truncated_state_is_named(config, tmp_path):
-    run = train_run(config, tmp_path / "run")
-    for step in run:
-        if step.epoch == 1:
-            break
-    run.close()
+    one_epoch(config, tmp_path / "run")
     state = tmp_path / "run" / STATE
     state.write_bytes(state.read_bytes()[:-10])
     with pytest.raises(InputError, match=r"state.safetensors: not a safetensors file, or a truncated one"):
@@ -243,9 +257,8 @@ def test_a_truncated_state_is_named(config, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_state(config, tmp_path):
-    wild = replace(config, train=replace(config.train, lr=1e30, warmup_epochs=0, epochs=2, milestones=()))
-    calm = replace(config, train=replace(wild.train, lr=0.0))
-    list(train_run(replace(calm, train=replace(calm.train, epochs=1)), tmp_path / "run"))
+    list(train_run(with_values(config, train={"epochs": 1}), tmp_path / "run"))
+    wild = with_values(config, train={"epochs": 2, "lr": 1e30, "warmup_epochs": 0})
     # the next epochs of the same run, at a rate that breaks it
     (tmp_path / "run" / CONFIG).write_text(config_room.to_toml(wild))
     before = {name: (tmp_path / "run" / name).read_bytes() for name in (WEIGHTS, STATE)}
@@ -257,15 +270,11 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(config, tmp_path):
 
 def test_weights_that_are_not_finite_are_never_saved(config, tmp_path):
     """A finite loss can still lead to such weights in the very step that ends the run."""
-    huge = replace(config, train=replace(config.train, lr=3e38, warmup_epochs=0, epochs=1, batch_size=48))
+    huge = {"lr": 1e30, "weight_decay": 1e30, "warmup_epochs": 0, "epochs": 1, "batch_size": 48}
     with pytest.raises(RunError, match="is not finite at step 1 of 1"):
-        list(train_run(replace(huge, train=replace(huge.train, weight_decay=1.0)), tmp_path / "run"))
+        list(train_run(with_values(config, train=huge), tmp_path / "run"))
     assert not (tmp_path / "run" / WEIGHTS).exists()
     assert not (tmp_path / "run" / STATE).exists()
-
-
-def with_values(config, **sections):
-    return replace(config, **{name: replace(getattr(config, name), **values) for name, values in sections.items()})
 
 
 @pytest.mark.parametrize(
@@ -287,8 +296,8 @@ def test_bad_input_leaves_no_folder(config, tmp_path, sections, words):
 
 def test_a_bad_model_or_a_single_class_leaves_no_folder(config, tmp_path):
     np.savez(tmp_path / "one.npz", images=np.zeros((8, 4, 4), np.uint8), labels=np.zeros(8, np.int64))
-    one = replace(config, data=replace(config.data, name=f"npz:{tmp_path / 'one.npz'}"))
-    bad = replace(config, model={**config.model, "composability": "sum"})
+    one = with_values(config, data={"name": f"npz:{tmp_path / 'one.npz'}"})
+    bad = replace(config, model={"name": "lrnet26", "composability": "sum"})
     for wrong, words in ((one, "num_classes = 1, at least 2 needed"), (bad, "unknown composability 'sum'")):
         with pytest.raises(InputError, match=words):
             next(train_run(wrong, tmp_path / "run"))
@@ -310,35 +319,37 @@ def test_training_does_not_touch_the_global_generator(config, tmp_path):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+#: the command line in a process that signals itself at the start of its ninth step
+COMMAND = """
+import os
+from robust_lr import cli, train
+rate = train.learning_rate
+def learning_rate(config, step, per_epoch):
+    if step == 8:
+        os.kill(os.getpid(), {number})
+    return rate(config, step, per_epoch)
+train.learning_rate = learning_rate
+cli.main()
+"""
+
+
 @pytest.mark.parametrize(
-    ("number", "code", "words"),
-    [
-        (signal.SIGINT, 130, "stopped by SIGINT after step"),
-        (signal.SIGTERM, 143, "stopped by SIGTERM after step"),
-        (signal.SIGKILL, -9, None),
-    ],
+    ("number", "code", "done"), [(signal.SIGINT, 130, 9), (signal.SIGTERM, 143, 9), (signal.SIGKILL, -9, 6)]
 )
-def test_the_command_can_be_stopped_and_resumed(straight, config, data, tmp_path, number, code, words):
+def test_the_command_can_be_stopped_and_resumed(straight, config, data, tmp_path, number, code, done):
     folder = tmp_path / "run"
     (tmp_path / "empty.toml").touch()
-    command = [sys.executable, "-m", "robust_lr", "adv-train", str(tmp_path / "empty.toml"), "--out", str(folder)]
-    command += [word for value in overrides(data) for word in ("--set", value)]
+    command = [sys.executable, "-c", COMMAND.format(number=int(number)), "adv-train", str(tmp_path / "empty.toml")]
+    command += ["--out", str(folder), *(word for value in overrides(data) for word in ("--set", value))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as run:
-        metrics, deadline = folder / METRICS, time.monotonic() + 60
-        while run.poll() is None and time.monotonic() < deadline:
-            if metrics.exists() and metrics.read_text().count("\n") >= 8:  # in the second epoch: a state is saved
-                break
-            time.sleep(0.002)
-        run.send_signal(number)
-        err = run.communicate(timeout=60)[1]
-    assert run.returncode == code, err
-    if words:
-        assert err.splitlines()[-1].startswith(f"robust-lr: {words}")
-        assert "Traceback" not in err
+    stopped = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert stopped.returncode == code, stopped.stderr
+    if code > 0:
+        last = stopped.stderr.splitlines()[-1]
+        assert last.startswith(f"robust-lr: stopped by {number.name} after step 9 of 18; {folder} is saved")
+        assert "Traceback" not in stopped.stderr
     assert load_model(folder)
-    done = int(read_tensors(folder / STATE)[1]["step"])
-    assert 6 <= done < STEPS
+    assert read_tensors(folder / STATE)[1]["step"] == str(done)
     rest = list(train_run(config, folder, resume=True))
     assert [step.step for step in rest] == list(range(done + 1, STEPS + 1))
     assert_finished_like(folder, straight[0])
