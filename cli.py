@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import time
@@ -51,6 +52,8 @@ def main() -> None:
     robust-lr table9                       the paper's Table 9, small, in minutes
     robust-lr adv-train CONFIG             train one network
     """
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("robust_lr").setLevel(logging.INFO)  # e.g. that kernels are being compiled, which takes a while
 
 
 def use_threads(threads: int) -> None:
@@ -250,3 +253,23 @@ def list_names() -> None:
     for name, protocol in PROTOCOLS.items():
         console.print(f"  {name:18} {protocol}", highlight=False, soft_wrap=True)
     console.print("[bold]configs[/]", "  " + " ".join(sorted(file.stem for file in CONFIGS.glob("*.toml"))), sep="\n")
+
+
+@main.command()
+def build() -> None:
+    """Compile the kernels now instead of at their first use."""
+    from . import extension
+
+    console.print(f"The kernels are ready: {extension.build()}", highlight=False, soft_wrap=True)
+
+
+@main.command()
+def doctor() -> None:
+    """Say what was found (compiler, PyTorch, CUDA, cache) and which path computes the local relation, and why."""
+    from . import extension
+
+    for name, value in extension.describe().items():
+        text = ", ".join(value) if isinstance(value, list) else value
+        console.print(
+            f"{name.replace('_', ' '):18} {text if text not in (None, '') else '-'}", highlight=False, soft_wrap=True
+        )

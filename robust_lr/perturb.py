@@ -96,4 +96,4 @@ def fp32(device: torch.device) -> Iterator[None]:
 
 def attackable(model: nn.Module) -> nn.Module:
     """What the gradients are taken through: our networks are folded, others are attacked as they are."""
-    return fold(model).to(memory_format=torch.channels_last) if isinstance(model, ResNet) else model
+    return fold(model) if isinstance(model, ResNet) else model

@@ -68,7 +68,7 @@ def train_run(config: Config, folder: str | Path, *, resume: bool = False) -> It
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model: nn.Module = build_model(**spec)
-    model = model.to(device).to(memory_format=torch.channels_last)
+    model = model.to(device)
     optimizer = sgd(model, config.train)
     data_hash = content_hash(train_data)
     start = open_folder(config, folder, model, optimizer, data_hash, resume=resume)

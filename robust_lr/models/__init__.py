@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import torch
+
 from ..errors import InputError
 from ..layers import IMAGENET_MEAN, IMAGENET_STD
 from ..text import check_name, choose, typed
@@ -73,4 +75,5 @@ def build_model(
         )
     if len(values["mean"]) != in_channels:
         raise InputError(f"mean = {values['mean']}: one value for each of {in_channels} channels is needed")
-    return builder(**values)
+    model: ResNet = builder(**values).to(memory_format=torch.channels_last)
+    return model
