@@ -1,25 +1,13 @@
-// Element types, and the types that they are computed in.
+// Elements in memory and in registers.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include "arguments.h"
+
 namespace robust_lr::cuda {
-
-using Half = __half;
-using BFloat16 = __nv_bfloat16;
-
-template <class T>
-struct Wide {
-  using Type = float;
-};
-template <>
-struct Wide<double> {
-  using Type = double;
-};
-template <class T>
-using WideOf = typename Wide<T>::Type;
 
 __device__ inline float widen(float v) { return v; }
 __device__ inline double widen(double v) { return v; }
@@ -31,8 +19,10 @@ __device__ inline void narrow(double v, double* to) { *to = v; }
 __device__ inline void narrow(float v, Half* to) { *to = __float2half_rn(v); }
 __device__ inline void narrow(float v, BFloat16* to) { *to = __float2bfloat16_rn(v); }
 
-__device__ inline double exponential(double v) { return exp2(v); }
-__device__ inline float exponential(float v) {
+constexpr double kLog2e = 1.4426950408889634;
+
+__device__ inline double power_of_two(double v) { return exp2(v); }
+__device__ inline float power_of_two(float v) {
 #ifdef __CUDA_ARCH__
   // One instruction: unlike exp2f it makes denormal results zero, which no sum here can tell from what they are.
   float result;
@@ -41,6 +31,12 @@ __device__ inline float exponential(float v) {
 #else
   return exp2f(v);
 #endif
+}
+
+// exp(v) / 2^excess.
+template <class A>
+__device__ A exponential(A v, A excess = 0) {
+  return power_of_two(v * A(kLog2e) - excess);
 }
 
 // 8 channels of one group at one pixel: what a thread of the strip kernels works on at a time.

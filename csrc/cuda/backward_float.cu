@@ -1,0 +1,6 @@
+#include "run_backward.h"
+
+namespace robust_lr::cuda {
+template void run_backward(const BackwardArguments<float>&, Stream);
+template Index dgeo_parts(const BackwardArguments<float>&);
+}

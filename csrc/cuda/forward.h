@@ -1,0 +1,154 @@
+// y from x, q, k and the prior, a strip of pixels per thread. Weights live in registers only.
+#pragma once
+
+#include "strips.h"
+
+namespace robust_lr::cuda {
+
+constexpr float kUnderflow = 1e-30f;  // totals below this have lost weights to underflow
+
+// Outputs of a thread: as many as registers hold, and 7 divides the sizes of the usual feature maps.
+template <class O>
+constexpr int kForwardStrip = O::kStride == 1 ? 7 : 4;
+
+// One output again, with the exact maximum of its logits, where the bound let all weights underflow.
+template <class T, class O>
+__device__ void redo_output(const ForwardArguments<T>& a, const Tile& tile, const KeyMemory<T>& memory, int g,
+                            float q, int row, int column, float (&sum)[kChannels], float* lse) {
+  const int pad = int(a.p.padding), height = int(a.p.height), width = int(a.p.width);
+  auto each_logit = [&](auto f) {
+    for (int i = 0; i < O::kSize; ++i) {
+      const int key_row = row * O::kStride + i - O::kRadius;
+      if (key_row < -pad || key_row >= height + pad) continue;
+      for (int j = 0; j < O::kSize; ++j) {
+        const int key_column = column * O::kStride + j - O::kRadius;
+        if (key_column < -pad || key_column >= width + pad) continue;
+        const int place = tile.at(key_row - tile.row, key_column - tile.column, g);
+        const float prior = memory.prior[(i * O::kSize + j) * tile.groups + g];
+        f(place, O::Phi::add(prior, q, memory.keys[place]));
+      }
+    }
+  };
+  float top = -INFINITY, total = 0;
+  each_logit([&](int, float logit) { top = fmaxf(top, logit); });
+#pragma unroll
+  for (int c = 0; c < kChannels; ++c) sum[c] = 0;
+  each_logit([&](int place, float logit) {
+    const float weight = exponential(logit - top);
+    float x[kChannels];
+    read_channels(memory.x, tile.size(), place, x);
+    total += weight;
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) sum[c] += weight * x[c];
+  });
+#pragma unroll
+  for (int c = 0; c < kChannels; ++c) sum[c] /= total;
+  *lse = top + logf(total);
+}
+
+template <class T, class O>
+__global__ void __launch_bounds__(kThreads, kResident) forward_strips(ForwardArguments<T> a, Blocking b) {
+  constexpr int S = kForwardStrip<O>, K = O::kSize;
+  using Window = KeyWindow<O, S>;
+  const Problem& p = a.p;
+  const int height = int(p.height), width = int(p.width), groups = int(p.groups), pad = int(p.padding);
+  const Place place(b);
+  const Tile tile = Window::tile(b, place);
+  const KeyMemory<T> memory(tile.size());
+  memory.load(tile, a);
+
+  const int first = place.strip * S, column = place.column;
+  const int rows = min(S, int(p.out_height) - first);  // of the strip, in the image
+  if (!place.inside || place.group >= groups || column >= p.out_width || rows <= 0) return;
+
+  float q[S], shift[S], total[S], sum[S][kChannels];
+  const float* const prior = memory.prior + place.g;
+#pragma unroll
+  for (int s = 0; s < S; ++s) {
+    q[s] = s < rows ? widen(*address(a.q, place.n, place.group, first + s, column)) : 0.f;
+    shift[s] = 0, total[s] = 0;
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) sum[s][c] = 0;
+  }
+
+  // Calls f(place of a key pixel in the tile, tap of the strip's first pixel) for a strip's keys in one column.
+  auto each_row = [&](int j, auto f) {
+    const int key_column = column * O::kStride + j - O::kRadius;
+    if (key_column < -pad || key_column >= width + pad) return;
+    int at = tile.at(place.s * S * O::kStride, place.c * O::kStride + j, place.g);
+#pragma unroll
+    for (int i = 0; i < Window::kRows; ++i, at += tile.columns * tile.groups) {
+      const int key_row = first * O::kStride + i - O::kRadius;
+      if (key_row >= -pad && key_row < height + pad) f(at, i);
+    }
+  };
+
+  if constexpr (O::kSoftmax) {
+    if constexpr (O::Phi::kBounded) {  // no logit is greater than the greatest prior
+      float bound = prior[0];
+      for (int t = 1; t < K * K; ++t) bound = fmaxf(bound, prior[t * tile.groups]);
+#pragma unroll
+      for (int s = 0; s < S; ++s) shift[s] = bound;
+    } else {
+#pragma unroll
+      for (int s = 0; s < S; ++s) shift[s] = -INFINITY;
+      for (int j = 0; j < K; ++j) {
+        each_row(j, [&](int at, int i) {
+          const float key = memory.keys[at];
+#pragma unroll
+          for (int s = 0; s < S; ++s) {
+            const int tap = i - s * O::kStride;
+            if (tap < 0 || tap >= K) continue;
+            shift[s] = fmaxf(shift[s], O::Phi::add(prior[(tap * K + j) * tile.groups], q[s], key));
+          }
+        });
+      }
+    }
+  }
+
+  for (int j = 0; j < K; ++j) {
+    float priors[K];
+#pragma unroll
+    for (int i = 0; i < K; ++i) priors[i] = prior[(i * K + j) * tile.groups];
+    each_row(j, [&](int at, int i) {
+      const float key = memory.keys[at];
+      float x[kChannels];
+      read_channels(memory.x, tile.size(), at, x);
+#pragma unroll
+      for (int s = 0; s < S; ++s) {
+        const int tap = i - s * O::kStride;
+        if (tap < 0 || tap >= K) continue;
+        float weight = O::Phi::add(O::kSoftmax ? priors[tap] - shift[s] : priors[tap], q[s], key);
+        if (O::kSoftmax) weight = exponential(weight), total[s] += weight;
+#pragma unroll
+        for (int c = 0; c < kChannels; ++c) sum[s][c] += weight * x[c];
+      }
+    });
+  }
+
+  const int present = present_channels(p, place.group);
+  const Index lse = ((place.n * p.groups + place.group) * p.out_height + first) * p.out_width + column;
+  unsigned again = 0;
+#pragma unroll
+  for (int s = 0; s < S; ++s) {
+    if (s >= rows) continue;
+    if (O::kSoftmax) {
+      if (O::Phi::kBounded && total[s] < kUnderflow) again |= 1u << s;
+      const float scale = 1 / total[s];
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) sum[s][c] *= scale;
+      a.lse[lse + s * p.out_width] = shift[s] + logf(total[s]);
+    }
+    write_channels(a.y, address(a.y, place.n, place.group * int(p.shared), first + s, column), present, sum[s]);
+  }
+  if (O::kSoftmax && O::Phi::kBounded) {
+    for (int s = 0; again != 0; ++s, again >>= 1) {
+      if (!(again & 1)) continue;
+      const float query = widen(*address(a.q, place.n, place.group, first + s, column));
+      redo_output<T, O>(a, tile, memory, place.g, query, first + s, column, sum[0], &a.lse[lse + s * p.out_width]);
+      write_channels(a.y, address(a.y, place.n, place.group * int(p.shared), first + s, column), present, sum[0]);
+    }
+  }
+}
+
+}  // namespace robust_lr::cuda

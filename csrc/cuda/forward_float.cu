@@ -1,0 +1,5 @@
+#include "run_forward.h"
+
+namespace robust_lr::cuda {
+template void run_forward(const ForwardArguments<float>&, Stream);
+}

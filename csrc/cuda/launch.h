@@ -1,0 +1,96 @@
+// How kernels are launched: the division of work into blocks, and errors.
+#pragma once
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "strips.h"
+
+namespace robust_lr::cuda {
+
+// Shared memory that a block may take: three fit on a multiprocessor of an H100, and one on any since sm_80.
+constexpr size_t kMostSharedMemory = 72 << 10;
+constexpr size_t kUsualSharedMemory = 48 << 10;  // more must be asked for
+
+inline void check(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string("local_relation: ") + cudaGetErrorString(error));
+}
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), Index blocks, int threads, size_t shared_bytes, Stream stream,
+            const Arguments&... arguments) {
+  if (blocks == 0) return;
+  if (blocks > INT32_MAX) throw std::runtime_error("local_relation: too large for one call; split the batch");
+  if (shared_bytes > kUsualSharedMemory)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)));
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(blocks));
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  check(cudaLaunchKernelEx(&config, kernel, arguments...));
+}
+
+inline int ceil_div(Index a, Index b) { return int((a + b - 1) / b); }
+
+// Divides an image of `rows` x `columns` pixels into blocks of strips. `bytes` tells the shared memory that a blocking
+// takes. Nothing here changes a result, only its speed.
+template <class Bytes>
+Blocking divide(const Problem& p, Index rows, Index columns, int strip, bool channels_last, Bytes bytes) {
+  Blocking b{};
+  // Neighboring threads are neighbors in memory: groups of a pixel where channels are last, else pixels of a row.
+  b.groups = channels_last ? 4 : 1;
+  b.columns = ceil_div(columns, ceil_div(columns, channels_last ? 16 : 64));
+  b.columns = ceil_div(b.columns, p.stride) * int(p.stride);  // strips.h and the lanes of backward_keys.h count on it
+  b.strips = std::max(1, std::min(ceil_div(rows, strip), kThreads / (b.groups * b.columns)));
+  const int most_groups = 32 / int(p.stride);  // lanes that have the same group and tap must be in one warp
+  auto threads = [&] { return b.groups * b.columns * b.strips; };
+  while (2 * threads() <= kThreads && 2 * b.groups <= most_groups && b.groups < p.groups) b.groups *= 2;
+  while (threads() > kThreads || bytes(b) > kMostSharedMemory) {
+    if (b.groups > 2) {
+      b.groups /= 2;
+    } else if (b.strips > 1) {
+      b.strips = (b.strips + 1) / 2;
+    } else if (b.columns > 8) {
+      b.columns = ceil_div(b.columns / 2, p.stride) * int(p.stride);
+    } else {
+      b.groups = 1;
+      break;
+    }
+  }
+  b.group_blocks = ceil_div(p.groups, b.groups);
+  b.column_blocks = ceil_div(columns, b.columns);
+  b.strip_blocks = ceil_div(ceil_div(rows, strip), b.strips);
+  return b;
+}
+
+inline int threads(const Blocking& b) { return ceil_div(b.groups * b.columns * b.strips, 32) * 32; }
+
+// Calls f with the Options that strip kernels are compiled for and returns true; false where they do not cover `p`.
+template <class F>
+bool with_options(const Problem& p, F f) {
+  if (p.components != 1 || p.shared > kChannels) return false;
+  auto with_stride = [&](auto phi, auto softmax, auto size) {
+    using Phi = decltype(phi);
+    if (p.stride == 1) return f(Options<Phi, softmax, size, 1>()), true;
+    if (p.stride == 2) return f(Options<Phi, softmax, size, 2>()), true;
+    return false;
+  };
+  using std::integral_constant;
+  if (p.kernel == 7) {  // every kind of weights, in the size of the networks
+    return with_phi(p, [&](auto phi) {
+      return p.softmax ? with_stride(phi, std::true_type(), integral_constant<int, 7>())
+                       : with_stride(phi, std::false_type(), integral_constant<int, 7>());
+    });
+  }
+  if (p.composability != Composability::squared_difference || !p.softmax) return false;
+  switch (p.kernel) {  // every size, with the default weights
+    case 3: return with_stride(SquaredDifference(), std::true_type(), integral_constant<int, 3>());
+    case 5: return with_stride(SquaredDifference(), std::true_type(), integral_constant<int, 5>());
+    case 9: return with_stride(SquaredDifference(), std::true_type(), integral_constant<int, 9>());
+    default: return false;
+  }
+}
+
+}  // namespace robust_lr::cuda

@@ -1,0 +1,22 @@
+// The operators on a CUDA stream. What calls them chooses the device.
+#pragma once
+
+#include <optional>
+#include <tuple>
+
+#include "../operators.h"
+#include "arguments.h"
+
+namespace robust_lr::cuda {
+
+std::tuple<Tensor, Tensor> local_relation(Stream stream, Tensor x, Tensor q, Tensor k, std::optional<Tensor> geo,
+                                          Index kernel, Index stride, Index shared, Index composability, bool softmax,
+                                          bool mask);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> local_relation_backward(Stream stream, Tensor dy, Tensor x, Tensor q, Tensor k,
+                                                                   std::optional<Tensor> geo, Tensor y, Tensor stats,
+                                                                   Index kernel, Index stride, Index shared,
+                                                                   Index composability, bool softmax, bool mask,
+                                                                   bool needs_geo);
+
+}  // namespace robust_lr::cuda

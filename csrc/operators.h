@@ -1,0 +1,80 @@
+// What the operators of every backend do first: check their arguments, and make tensors for results.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <initializer_list>
+#include <optional>
+#include <type_traits>
+
+#include "local_relation.h"
+
+namespace robust_lr {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline Problem describe(const Tensor& x, const Tensor& q, const Tensor& k, const std::optional<Tensor>& geo,
+                        Index kernel, Index stride, Index shared, Index composability, bool softmax, bool mask) {
+  STD_TORCH_CHECK(x.dim() == 4 && q.dim() == 4 && k.dim() == 4, "local_relation: x, q and k must have 4 dimensions");
+  STD_TORCH_CHECK(kernel >= 1 && kernel % 2 == 1 && stride >= 1 && shared >= 1 && composability >= 0 &&
+                      composability <= 2,
+                  "local_relation: an option is out of range");
+  Problem p;
+  p.batch = x.size(0), p.channels = x.size(1), p.height = x.size(2), p.width = x.size(3);
+  p.groups = (p.channels + shared - 1) / shared;
+  p.components = p.groups > 0 ? q.size(1) / p.groups : 0;
+  p.out_height = (p.height + stride - 1) / stride, p.out_width = (p.width + stride - 1) / stride;
+  p.kernel = kernel, p.stride = stride;
+  p.shared = std::min(shared, p.channels);
+  p.composability = static_cast<Composability>(composability);
+  p.softmax = softmax;
+  // Zeros around the image only matter to the softmax's total.
+  p.padding = softmax && !mask ? kernel / 2 : 0;
+  auto has_shape = [](const Tensor& t, Index n, Index c, Index h, Index w) {
+    return t.size(0) == n && t.size(1) == c && t.size(2) == h && t.size(3) == w;
+  };
+  STD_TORCH_CHECK(p.components >= 1 && has_shape(q, p.batch, p.groups * p.components, p.out_height, p.out_width) &&
+                      has_shape(k, p.batch, p.groups * p.components, p.height, p.width),
+                  "local_relation: the shapes of x, q and k do not fit");
+  STD_TORCH_CHECK(!geo || (geo->dim() == 3 && geo->size(0) == p.groups && geo->size(1) == kernel &&
+                           geo->size(2) == kernel && geo->is_contiguous()),
+                  "local_relation: geo must be contiguous [groups, K, K]");
+  return p;
+}
+
+inline void check_results(const Problem& p, std::initializer_list<const Tensor*> results) {
+  for (const Tensor* t : results) {
+    STD_TORCH_CHECK(t->dim() == 4 && t->size(0) == p.batch && t->size(1) == p.channels &&
+                        t->size(2) == p.out_height && t->size(3) == p.out_width,
+                    "local_relation_backward: dy and y must have the shape of the result");
+  }
+}
+
+inline void check_types(const Tensor& x, std::initializer_list<const Tensor*> others, const std::optional<Tensor>& geo) {
+  const ScalarType type = x.scalar_type();
+  for (const Tensor* other : others)
+    STD_TORCH_CHECK(other->scalar_type() == type, "local_relation: x, q, k, y and dy must have the same dtype");
+  STD_TORCH_CHECK(!geo || geo->scalar_type() == (type == ScalarType::Double ? type : ScalarType::Float),
+                  "local_relation: geo must be float32, or float64 where x is");
+}
+
+// An uninitialized tensor [N, c, h, w] in the dtype and memory format of `t`.
+inline Tensor empty_like(const Tensor& t, Index c, Index h, Index w) {
+  const bool channels_last = t.size(1) > 1 && t.stride(1) == 1 && t.stride(3) != 1;
+  return torch::stable::empty({t.size(0), c, h, w}, t.scalar_type(), std::nullopt, t.device(), std::nullopt,
+                              channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
+template <class T>
+constexpr ScalarType kWideType = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
+
+template <class A>
+const A* data_or_null(const std::optional<Tensor>& t) {
+  return t ? static_cast<const A*>(t->data_ptr()) : nullptr;
+}
+
+}  // namespace robust_lr

@@ -1,0 +1,69 @@
+// Just enough of CUDA, on the CPU, to run the kernels of csrc/cuda as they are.
+//
+// Blocks run one after another. The threads of a block are fibers: each runs until it waits for others, at a barrier or
+// a shuffle, or ends. What goes wrong on a GPU because threads are not in step goes wrong here, too: shared memory is
+// full of NaN to begin with, asynchronous copies arrive when they are waited for and not before, and the order of threads
+// can be turned round. Writing beyond the shared memory that was asked for ends the process.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+
+#define __host__
+#define __device__
+#define __global__
+#define __shared__
+#define __launch_bounds__(...)
+
+using std::max;
+using std::min;
+
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+struct dim3 {
+  unsigned x, y, z;
+  dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+inline dim3 blockIdx, blockDim, threadIdx;
+
+namespace shim {
+void synchronize_block();
+float shuffle_xor(float value, int lanes);
+void copy_later(void* to, const void* from, std::size_t size);
+void finish_copies();
+void run(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<void()>& thread);
+}  // namespace shim
+
+inline void __syncthreads() { shim::synchronize_block(); }
+inline float __shfl_xor_sync(unsigned, float value, int lanes) { return shim::shuffle_xor(value, lanes); }
+
+enum cudaError_t { cudaSuccess, cudaErrorInvalidConfiguration };
+inline const char* cudaGetErrorString(cudaError_t) { return "invalid configuration"; }
+
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+template <class F>
+cudaError_t cudaFuncSetAttribute(F*, cudaFuncAttribute, int) {
+  return cudaSuccess;
+}
+
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  std::size_t dynamicSmemBytes;
+  struct CUstream_st* stream;
+};
+
+template <class... Parameters, class... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               const Arguments&... arguments) {
+  if (config->gridDim.x == 0 || config->blockDim.x == 0 || config->blockDim.x > 1024) return cudaErrorInvalidConfiguration;
+  shim::run(config->gridDim, config->blockDim, config->dynamicSmemBytes, [&] { kernel(arguments...); });
+  return cudaSuccess;
+}

@@ -1,0 +1,167 @@
+// Runs kernels on fibers, and registers the CUDA operators for CPU tensors under a name of their own.
+#include <torch/csrc/stable/library.h>
+#include <ucontext.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "../../csrc/cuda/operators.h"
+#include "cuda_runtime.h"
+
+namespace robust_lr::cuda {
+constexpr std::size_t kSharedMemory = 96 << 10;
+float4 shared_memory[kSharedMemory / sizeof(float4)];
+}  // namespace robust_lr::cuda
+
+namespace shim {
+namespace {
+
+using robust_lr::cuda::kSharedMemory;
+using robust_lr::cuda::shared_memory;
+
+struct Copy {
+  void* to;
+  const void* from;
+  std::size_t size;
+};
+
+enum class State { ready, at_barrier, at_shuffle, ended };
+
+struct Fiber {
+  ucontext_t context;
+  std::vector<char> stack = std::vector<char>(1 << 16);
+  State state;
+  float offered, received;
+  int lanes;
+  std::vector<Copy> copies;
+};
+
+std::vector<std::unique_ptr<Fiber>> fibers;
+ucontext_t scheduler;
+Fiber* current;
+const std::function<void()>* body;
+
+void enter() {
+  (*body)();
+  current->state = State::ended;
+}
+
+void wait(State state) {
+  current->state = state;
+  swapcontext(&current->context, &scheduler);
+}
+
+[[noreturn]] void fail(const char* what) {
+  // Not an exception: it would have to cross fibers.
+  std::fprintf(stderr, "CUDA shim: %s\n", what);
+  std::abort();
+}
+
+// Lets all that wait for the same go on; false where all have ended. A barrier counts all threads that have not ended, a
+// shuffle all 32 of its warp.
+bool release(int count) {
+  bool alive = false;
+  for (int warp = 0; warp < count; warp += 32) {
+    int shuffling = 0;
+    for (int t = warp; t < std::min(warp + 32, count); ++t) shuffling += fibers[t]->state == State::at_shuffle;
+    if (shuffling == 0) continue;
+    if (shuffling != 32) fail("a shuffle that not all threads of a warp reach");
+    for (int t = warp; t < warp + 32; ++t) {
+      if (fibers[t]->lanes != fibers[warp]->lanes) fail("threads of a warp at different shuffles");
+      fibers[t]->received = fibers[warp + ((t - warp) ^ fibers[t]->lanes)]->offered;
+    }
+    for (int t = warp; t < warp + 32; ++t) fibers[t]->state = State::ready;
+    alive = true;
+  }
+  if (alive) return true;
+  for (int t = 0; t < count; ++t) {
+    if (fibers[t]->state != State::at_barrier) continue;
+    fibers[t]->state = State::ready;
+    alive = true;
+  }
+  return alive;
+}
+
+}  // namespace
+
+void synchronize_block() { wait(State::at_barrier); }
+
+float shuffle_xor(float value, int lanes) {
+  current->offered = value;
+  current->lanes = lanes;
+  wait(State::at_shuffle);
+  return current->received;
+}
+
+void copy_later(void* to, const void* from, std::size_t size) {
+  if (reinterpret_cast<std::uintptr_t>(to) % size || reinterpret_cast<std::uintptr_t>(from) % size)
+    fail("a copy that is not aligned");
+  current->copies.push_back({to, from, size});
+}
+
+void finish_copies() {
+  for (const Copy& copy : current->copies) std::memcpy(copy.to, copy.from, copy.size);
+  current->copies.clear();
+}
+
+void run(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<void()>& thread) {
+  const char* turned = std::getenv("CUDA_SHIM_REVERSED");
+  static const std::vector<char> untouched(kSharedMemory, char(0xff));  // NaN in every type
+  if (shared_bytes > kSharedMemory) fail("more shared memory than a block can have");
+  const int count = int(block.x);
+  while (int(fibers.size()) < count) fibers.push_back(std::make_unique<Fiber>());
+  body = &thread;
+  blockDim = block;
+  for (unsigned b = 0; b < grid.x; ++b) {
+    blockIdx.x = turned ? grid.x - 1 - b : b;
+    std::memcpy(shared_memory, untouched.data(), kSharedMemory);
+    for (int t = 0; t < count; ++t) {
+      Fiber& fiber = *fibers[t];
+      getcontext(&fiber.context);
+      fiber.context.uc_stack.ss_sp = fiber.stack.data();
+      fiber.context.uc_stack.ss_size = fiber.stack.size();
+      fiber.context.uc_link = &scheduler;
+      makecontext(&fiber.context, enter, 0);
+      fiber.state = State::ready;
+    }
+    do {
+      for (int i = 0; i < count; ++i) {
+        const int t = turned ? count - 1 - i : i;
+        if (fibers[t]->state != State::ready) continue;
+        current = fibers[t].get();
+        threadIdx.x = t;
+        swapcontext(&scheduler, &current->context);
+      }
+    } while (release(count));
+    const char* const memory = reinterpret_cast<const char*>(shared_memory);
+    if (std::memcmp(memory + shared_bytes, untouched.data() + shared_bytes, kSharedMemory - shared_bytes) != 0)
+      fail("shared memory was written beyond its end");
+  }
+}
+
+}  // namespace shim
+
+namespace robust_lr::cuda {
+namespace {
+
+std::tuple<Tensor, Tensor> forward(Tensor x, Tensor q, Tensor k, std::optional<Tensor> geo, Index kernel, Index stride,
+                                   Index shared, Index composability, bool softmax, bool mask) {
+  return local_relation(nullptr, x, q, k, geo, kernel, stride, shared, composability, softmax, mask);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor dy, Tensor x, Tensor q, Tensor k, std::optional<Tensor> geo,
+                                                    Tensor y, Tensor stats, Index kernel, Index stride, Index shared,
+                                                    Index composability, bool softmax, bool mask, bool needs_geo) {
+  return local_relation_backward(nullptr, dy, x, q, k, geo, y, stats, kernel, stride, shared, composability, softmax,
+                                 mask, needs_geo);
+}
+
+}  // namespace
+}  // namespace robust_lr::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(robust_lr_shim, CPU, m) {
+  m.impl("local_relation", TORCH_BOX(&robust_lr::cuda::forward));
+  m.impl("local_relation_backward", TORCH_BOX(&robust_lr::cuda::backward));
+}
