@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help table9 test lint format build wheel clean
+.PHONY: help table9 test lint format wheel wheel-check clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,6 +25,9 @@ format: $(VENV)/installed  ## rewrite the code in the project's style
 
 wheel: $(VENV)/installed  ## dist/robust_lr-*.whl
 	$(BIN)/python -m build --wheel
+
+wheel-check: wheel  ## the wheel, installed outside the repository, attacks the shipped network
+	tests/wheel_check.sh $(BIN)/python dist/robust_lr-*.whl
 
 clean:  ## remove the environment and what was built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
