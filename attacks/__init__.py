@@ -1,5 +1,6 @@
 """Attacks: pure functions on a model and a batch; they know neither data sets nor files."""
 
 from .pgd import pgd_linf
+from .torchattacks_adapter import torchattack
 
-__all__ = ["pgd_linf"]
+__all__ = ["pgd_linf", "torchattack"]

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from .attacks.checks import check_images
 from .attacks.targets import check_classes
 from .checkpoint import weights_hash
+from .contexts import fp32, frozen
 from .dataset import Dataset, content_hash
 from .errors import InputError, RunError
 from .ledger import Ledger, Row
 from .loader import batches
-from .perturb import Model, attackable, fp32, frozen, goals, perturb
+from .perturb import Model, attackable, goals, perturb
 from .protocols import PGD
 from .protocols import get as get_protocol
 from .provenance import device_name, versions

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from .attacks.targets import check_classes
 from .augment import AUGMENTATIONS, TRANSFORMS
 from .config import Config, TrainConfig
+from .contexts import frozen
 from .dataset import Dataset
 from .errors import InputError, RunError
 from .lazy import LazyDataset
 from .loader import batches, shuffled
 from .models.fold import fold, folded_state
 from .models.resnet import ResNet
-from .perturb import frozen, goals, perturb
+from .perturb import goals, perturb
 from .protocols import PGD
 
 

@@ -1,0 +1,83 @@
+"""Attacks of torchattacks (Kim 2020) as one pure function, which checks what they return.
+
+The library is imported when an attack is called: its import is slow, and its release 3.5.1 pins an old `requests` and
+installs an old top-level `robustbench` beside it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..contexts import frozen
+from ..errors import InputError, RunError
+from ..text import choose
+from .checks import check_images, check_labels
+
+if TYPE_CHECKING:
+    from torchattacks.attack import Attack
+
+#: rounding of x + delta in fp32, in pixels of [0, 1]
+TOLERANCE = 1e-6
+
+
+def torchattack(
+    name: str, model: nn.Module, x: Tensor, labels: Tensor, *, targets: Tensor | None = None, **values: Any
+) -> Tensor:
+    """Adversarial images by the torchattacks class ``name``, e.g. "APGD", "Square", "MIFGSM", "CW".
+
+    Args:
+        model: pixels in [0, 1] -> logits; it is attacked in eval mode and afterwards as before.
+        x: clean images, [N, C, H, W] float in [0, 1].
+        labels: true classes, [N] int64.
+        targets: target classes, [N] int64, for a targeted attack.
+        values: of the class, under its own names. Defaults of torchattacks are often weaker than those of the papers
+            (its AutoAttack runs APGD for 10 steps, not 100): give every value that matters.
+
+    Returns:
+        Images like ``x``, verified to lie in [0, 1] and, for an L-infinity attack with an ``eps``, in the ball.
+
+    Raises:
+        InputError: no such attack, a value that it does not have, or targets for an attack that cannot aim.
+        RunError: the attack returned something outside its bounds.
+    """
+    check_images(x)
+    check_labels(x, labels if targets is None else targets)
+    attack = _make(name, model, values)
+    if targets is not None:
+        if "targeted" not in attack.supported_mode:
+            raise InputError(f"torchattacks' {name} has no targeted mode: leave targets out")
+        attack.set_mode_targeted_by_label(quiet=True)
+    with frozen(model):  # some of its attacks leave gradients in the parameters, and its modes only know the root's
+        x_adv: Tensor = attack(x, labels if targets is None else targets).detach()
+    _verify(name, x, x_adv, float(values["eps"]) if "eps" in values and values.get("norm", "Linf") == "Linf" else 1.0)
+    return x_adv
+
+
+def _make(name: str, model: nn.Module, values: dict[str, Any]) -> Attack:
+    with warnings.catch_warnings():
+        # that old requests complains about newer neighbors; the attacks do not use it
+        warnings.filterwarnings("ignore", message=".*doesn't match a supported version")
+        import torchattacks
+    kinds = {
+        key: kind
+        for key, kind in vars(torchattacks).items()
+        if isinstance(kind, type) and issubclass(kind, torchattacks.attack.Attack) and key != "MultiAttack"
+    }
+    kind = choose("attack of torchattacks", name, kinds)
+    try:
+        attack: Attack = kind(model, **values)
+    except TypeError as error:
+        raise InputError(f"torchattacks' {name}: {error}") from None
+    return attack
+
+
+def _verify(name: str, x: Tensor, x_adv: Tensor, eps: float) -> None:
+    if x_adv.shape != x.shape or not torch.isfinite(x_adv).all() or x_adv.min() < 0 or x_adv.max() > 1:
+        raise RunError(f"torchattacks' {name} returned images that are not like its input, finite and in [0, 1]")
+    distance = float((x_adv - x).abs().max())
+    if distance > eps + TOLERANCE:
+        raise RunError(f"torchattacks' {name} left the ball: distance {distance:.6g}, eps {eps:.6g}")
