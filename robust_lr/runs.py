@@ -27,11 +27,11 @@ from . import data as data_room
 from .augment import TRANSFORMS
 from .checkpoint import STATE, WEIGHTS, load_tensors, read_tensors, save_weights, weights_hash, write_tensors
 from .config import Config, from_dict, read_toml, to_dict, to_toml
+from .contexts import frozen
 from .dataset import Dataset, content_hash
 from .errors import InputError, RunError
 from .loader import batches
 from .models import build_model
-from .perturb import frozen
 from .provenance import device_name, versions
 from .results import write_atomic, write_json
 from .train import Metrics, adversarial_train, check, diverged, sgd
@@ -195,7 +195,8 @@ def flat(config: Config) -> dict[str, Any]:
 def keep_metrics(file: Path, step: int) -> None:
     """Drop the lines of steps that were never saved: they will be taken again."""
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    write_atomic(file, "".join(lines[:step]).encode())
+    if len(lines) > step:
+        write_atomic(file, "".join(lines[:step]).encode())
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
