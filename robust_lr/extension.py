@@ -27,7 +27,7 @@ from pathlib import Path
 
 import torch
 
-from robust_lr.errors import InputError, RunError
+from .errors import InputError, RunError
 
 log = logging.getLogger("robust_lr")
 

@@ -6,8 +6,8 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from robust_lr import extension, reference
-from robust_lr.reference import Border, Composability, Normalization
+from . import extension, reference
+from .reference import Border, Composability, Normalization
 
 
 def local_relation(

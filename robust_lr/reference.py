@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robust_lr.errors import InputError
+from .errors import InputError
 
 Composability = Literal["squared_difference", "absolute_difference", "product"]
 Normalization = Literal["softmax", "none"]

@@ -12,40 +12,37 @@
 
 namespace robust_lr {
 
-template <class T>
+template <class A>
 struct BackwardTensors {
   Problem p;
-  Image<T> dy, x, q, k;
-  Image<WideOf<T>> y;
-  Image<T> dx, dq, dk;
-  const WideOf<T>* geo;           // [groups, K, K], or null
-  Image<WideOf<T>> shift, total;  // from forward, unused without softmax: weight = exp(logit - shift) / total
-  WideOf<T>* dgeo;                // [N, groups, K, K], the prior's gradient from each image, or null
+  Image<A> dy, x, q, k, y, dx, dq, dk;
+  Image<A> prior;         // no data where there is none; its batch stride is 0
+  Image<A> shift, total;  // from forward, unused without softmax: weight = exp(logit - shift) / total
+  Image<A> dprior;        // of each image, [N, groups, K * K]; no data where it is not needed
 };
 
 // The planes of one block.
-template <class T>
+template <class A>
 class BackwardTask {
-  using A = WideOf<T>;
   using V = Vec<A>;
   static constexpr int kRun = kVectorRegisters >= 32 ? 8 : 4;  // channels that fit into registers twice
 
  public:
-  BackwardTask(const BackwardTensors<T>& t, Index block_number, Scratch& scratch = Scratch::fresh())
+  BackwardTask(const BackwardTensors<A>& t, Index block_number, Scratch& scratch = Scratch::fresh())
       : p(t.p),
         block(p, block_number),
         dy_planes(t.dy, block, p.shared, p.channels),
         x_planes(t.x, block, p.shared, p.channels),
+        y_planes(t.y, block, p.shared, p.channels),
         dx_planes(t.dx, block, p.shared, p.channels),
         q_planes(t.q, block, p.components, p.groups * p.components),
         k_planes(t.k, block, p.components, p.groups * p.components),
         dq_planes(t.dq, block, p.components, p.groups * p.components),
         dk_planes(t.dk, block, p.components, p.groups * p.components),
-        y_planes(t.y, block, p.shared, p.channels),
         shift_planes(t.shift, block, 1, p.groups),
         total_planes(t.total, block, 1, p.groups),
-        dgeo_planes({t.dgeo, p.groups * p.taps(), p.taps(), 1}, block, 1, p.groups),
-        needs_dgeo(t.dgeo != nullptr),
+        dprior_planes(t.dprior, block, 1, p.groups),
+        needs_dprior(t.dprior.data != nullptr),
         step(std::min(rows_at_once<A>(p.width), p.height + 2 * p.padding)),
         values(scratch, step, p.height, p.width, p.shared, p.padding),
         dvalues(scratch, step, p.height, p.width, p.shared, p.padding),
@@ -57,11 +54,14 @@ class BackwardTask {
         results(scratch, query_rows(), p.out_height, p.out_width, p.shared),
         shifts(scratch, query_rows(), p.out_height, p.out_width, 1),
         dots(scratch, query_rows(), p.out_height, p.out_width, 1),
-        prior(load_prior(scratch, t.geo, p, block)),
+        prior(load_prior(scratch, t.prior, p, block)),
         dprior(scratch.take<V>(p.taps())),
         row_dprior(scratch.take<V>(p.taps())),
         weights(scratch.take<V>(p.taps())),
-        products(scratch.take<V>(p.taps())) {}
+        products(scratch.take<V>(p.taps())),
+        columns(scratch.take<Span>(p.width + 2 * p.padding)) {
+    for (Index j = 0; j < p.width + 2 * p.padding; ++j) columns[j] = Span(p, j, p.out_width);
+  }
 
   void run() {
     const Index height = p.height + 2 * p.padding;
@@ -74,8 +74,8 @@ class BackwardTask {
       loaded = std::max(loaded, needed);
       values.load(x_planes, first, last);
       keys.load(k_planes, first, last);
-      with_composability<V>(p, [&](auto phi, auto d) {
-        for (Index i = first; i < last; ++i) run_row<decltype(phi), d>(i);
+      with_kernel<V, kRun>(p, [&](auto phi, auto d, auto run) {
+        for (Index i = first; i < last; ++i) run_row<decltype(phi), d, run>(i);
       });
       dvalues.store(dx_planes, first, last);
       dkeys.store(dk_planes, first, last);
@@ -83,7 +83,7 @@ class BackwardTask {
       dqueries.store(dq_planes, stored, done);
       stored = std::max(stored, done);
     }
-    if (needs_dgeo) dgeo_planes.store(0, p.taps(), dprior);
+    if (needs_dprior) dprior_planes.store(0, p.taps(), dprior);
   }
 
  private:
@@ -113,83 +113,116 @@ class BackwardTask {
       }
   }
 
-  // The output pixels whose windows hold one key pixel, row by row: f(first pixel's row and column, count, tap).
-  struct Viewers {
-    Index row, rows, column, columns, tap;
+  // The output rows (or columns) whose windows hold one row (or column) of key pixels.
+  struct Span {
+    Index first, count;
+    Index tap;  // the row in the window of the first; those of the next ones are `stride` back
+
+    Span(const Problem& p, Index i, Index out_size)
+        : first(p.first_query(i)), count(p.last_query(i, out_size) - first + 1), tap(i - p.window_start(first)) {}
   };
 
-  template <class Phi, Index D>
+  template <class Phi, Index D, int M>
   void run_row(Index i) {
-    const Index first_row = p.first_query(i), rows = p.last_query(i, p.out_height) - first_row + 1;
+    const Span rows(p, i, p.out_height);
     std::fill(row_dprior, row_dprior + p.taps(), V{});
     for (Index j = 0; j < p.width + 2 * p.padding; ++j) {
-      const Index first_column = p.first_query(j), columns = p.last_query(j, p.out_width) - first_column + 1;
-      // A step to the next output pixel is `stride` taps back in its window.
-      const Index tap = (i - p.window_start(first_row)) * p.kernel + j - p.window_start(first_column);
-      auto each_row = [&](auto f) {
-        for (Index r = 0; r < rows; ++r) f(first_row + r, tap - r * p.stride * p.kernel, r * columns);
-      };
-
-      const V* const key = keys.at(i, j);
-      each_row([&](Index h, Index tap, Index t) {
-        const V *query = queries.at(h, first_column), *shift = shifts.at(h, first_column);
-        for (Index c = 0; c < columns; ++c) {
-          const V l = logit<Phi, D>(prior[tap - c * p.stride], query + c * (D ? D : p.components), key, p.components);
-          weights[t + c] = p.softmax ? exponential<A>(l, shift[c]) : l;
-        }
-      });
-
-      V *const value = values.at(i, j), *const dvalue = dvalues.at(i, j);
-      each_run<kRun>(p.shared, [&](Index first, auto length) {
-        constexpr int M = length;
-        V x[M], dx[M] = {};
-        for (int m = 0; m < M; ++m) x[m] = value[first + m];
-        each_row([&](Index h, Index, Index t) {
-          const V* dy = dresults.at(h, first_column) + first;
-          for (Index c = 0; c < columns; ++c, dy += p.shared) {
-            V product = {};
-            const V weight = weights[t + c];
-#pragma GCC unroll 8
-            for (int m = 0; m < M; ++m) {
-              product += dy[m] * x[m];
-              dx[m] += weight * dy[m];
-            }
-            products[t + c] = first == 0 ? product : products[t + c] + product;
-          }
-        });
-        for (int m = 0; m < M; ++m) dvalue[first + m] = dx[m];
-      });
-
-      V* const dkey = dkeys.at(i, j);
-      std::fill(dkey, dkey + p.components, V{});
-      each_row([&](Index h, Index tap, Index t) {
-        const V *query = queries.at(h, first_column), *dot = dots.at(h, first_column);
-        V* dquery = dqueries.at(h, first_column);
-        for (Index c = 0; c < columns; ++c) {
-          const V dlogit = p.softmax ? weights[t + c] * (products[t + c] - dot[c]) : products[t + c];
-          for (Index n = 0; n < (D ? D : p.components); ++n) {
-            Phi::add_gradient(dlogit, *query++, key[n], *dquery++, dkey[n]);
-          }
-          if (needs_dgeo) row_dprior[tap - c * p.stride] += dlogit;
-        }
-      });
+      const V *value = values.at(i, j), *key = keys.at(i, j);
+      V *dvalue = dvalues.at(i, j), *dkey = dkeys.at(i, j);
+      if (p.shared > M) {
+        std::fill(products, products + rows.count * columns[j].count, V{});
+        each_run<kRun>(M, p.shared, [&](Index c, auto run) { multiply_more<run>(rows, columns[j], value + c, c); });
+      }
+      if (p.softmax) {
+        gather<Phi, D, M, true>(rows, columns[j], value, key, dvalue, dkey);
+      } else {
+        gather<Phi, D, M, false>(rows, columns[j], value, key, dvalue, dkey);
+      }
+      each_run<kRun>(M, p.shared, [&](Index c, auto run) { gather_more<run>(rows, columns[j], dvalue + c, c); });
     }
-    // Summed row by row, so that rounding errors stay small.
-    if (needs_dgeo) {
+    // Row by row, so that rounding errors stay small.
+    if (needs_dprior) {
       for (Index t = 0; t < p.taps(); ++t) dprior[t] += row_dprior[t];
     }
   }
 
+  // All gradients by one key pixel, those of x for the first M channels; weights are kept for the others.
+  template <class Phi, Index D, int M, bool kSoftmax>
+  void gather(const Span& rows, const Span& columns, const V* value, const V* key, V* dvalue, V* dkey) const {
+    const Index components = D ? D : p.components;
+    V x[M], dx[M] = {}, dk[D ? D : 1] = {};  // in registers
+    for (int m = 0; m < M; ++m) x[m] = value[m];
+    if (!D) std::fill(dkey, dkey + components, V{});
+    const bool more = p.shared > M;
+    V *weight = weights, *product = products;
+    for (Index r = 0; r < rows.count; ++r) {
+      const Index h = rows.first + r, w = columns.first;
+      const V *query = queries.at(h, w), *shift = shifts.at(h, w), *dot = dots.at(h, w), *dy = dresults.at(h, w);
+      V* dquery = dqueries.at(h, w);
+      Index tap = (rows.tap - r * p.stride) * p.kernel + columns.tap;
+      for (Index c = 0; c < columns.count; ++c, tap -= p.stride, dy += p.shared) {
+        V e = logit<Phi, D>(prior[tap], query, key, components);
+        if (kSoftmax) e = exponential<A>(e, shift[c]);
+        V dlogit = {};
+        if (more) {
+          *weight++ = e;
+          dlogit = *product++;
+        }
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+          dlogit += dy[m] * x[m];
+          dx[m] += e * dy[m];
+        }
+        if (kSoftmax) dlogit = e * (dlogit - dot[c]);
+        for (Index n = 0; n < components; ++n) {
+          Phi::add_gradient(dlogit, *query++, key[n], *dquery++, D ? dk[n] : dkey[n]);
+        }
+        if (needs_dprior) row_dprior[tap] += dlogit;
+      }
+    }
+    for (int m = 0; m < M; ++m) dvalue[m] = dx[m];
+    if (D) *dkey = *dk;
+  }
+
+  // Adds the dot products of M more channels, ahead of `gather`.
+  template <int M>
+  void multiply_more(const Span& rows, const Span& columns, const V* value, Index channel) const {
+    V* product = products;
+    for (Index r = 0; r < rows.count; ++r) {
+      const V* dy = dresults.at(rows.first + r, columns.first) + channel;
+      for (Index c = 0; c < columns.count; ++c, ++product, dy += p.shared) {
+        for (int m = 0; m < M; ++m) *product += dy[m] * value[m];
+      }
+    }
+  }
+
+  // The gradient of x for M more channels, after `gather`.
+  template <int M>
+  void gather_more(const Span& rows, const Span& columns, V* dvalue, Index channel) const {
+    V dx[M] = {};
+    const V* weight = weights;
+    for (Index r = 0; r < rows.count; ++r) {
+      const V* dy = dresults.at(rows.first + r, columns.first) + channel;
+      for (Index c = 0; c < columns.count; ++c, dy += p.shared) {
+        const V e = *weight++;
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) dx[m] += e * dy[m];
+      }
+    }
+    for (int m = 0; m < M; ++m) dvalue[m] = dx[m];
+  }
+
   const Problem p;
   const Block<A> block;
-  const Planes<T> dy_planes, x_planes, dx_planes, q_planes, k_planes, dq_planes, dk_planes;
-  const Planes<A> y_planes, shift_planes, total_planes, dgeo_planes;
-  const bool needs_dgeo;
+  const Planes<A> dy_planes, x_planes, y_planes, dx_planes, q_planes, k_planes, dq_planes, dk_planes;
+  const Planes<A> shift_planes, total_planes, dprior_planes;
+  const bool needs_dprior;
   const Index step;  // rows of key pixels at once
   const Rows<A> values, dvalues, keys, dkeys;                             // by key pixel
   const Rows<A> queries, dqueries, dresults, results, shifts, dots;       // by output pixel
   const V* const prior;                                                   // by tap
   V *const dprior, *const row_dprior, *const weights, *const products;
+  Span* const columns;
 };
 
 }  // namespace robust_lr

@@ -5,23 +5,22 @@
 
 namespace robust_lr {
 
-template <class T>
+template <class A>
 struct ForwardTensors {
   Problem p;
-  Image<T> x, q, k, y;
-  const WideOf<T>* geo;           // [groups, K, K], or null
-  // Kept for backward, with softmax: weight = exp(logit - shift) / total, and, where T is narrow, y before rounding.
-  Image<WideOf<T>> shift, total, wide_y;
+  Image<A> x, q, k, y;
+  Image<A> prior;  // no data where there is none; its batch stride is 0
+  // Kept for backward, with softmax: weight = exp(logit - shift) / total; and y unrounded, where y is narrow.
+  Image<A> shift, total, wide_y;
 };
 
 // Rows [begin, end) of y for the planes of one block.
-template <class T>
+template <class A>
 class ForwardTask {
-  using A = WideOf<T>;
   using V = Vec<A>;
 
  public:
-  ForwardTask(const ForwardTensors<T>& t, Index block_number, Index begin, Index end, Scratch& scratch = Scratch::fresh())
+  ForwardTask(const ForwardTensors<A>& t, Index block_number, Index begin, Index end, Scratch& scratch = Scratch::fresh())
       : p(t.p),
         block(p, block_number),
         x_planes(t.x, block, p.shared, p.channels),
@@ -31,6 +30,7 @@ class ForwardTask {
         shift_planes(t.shift, block, 1, p.groups),
         total_planes(t.total, block, 1, p.groups),
         wide_y_planes(t.wide_y, block, p.shared, p.channels),
+        keeps_wide_y(t.wide_y.data != nullptr),
         begin(begin),
         end(end),
         step(std::min(rows_at_once<A>(p.out_width), end - begin)),
@@ -40,7 +40,7 @@ class ForwardTask {
         results(scratch, step, p.out_height, p.out_width, p.shared),
         shifts(scratch, step, p.out_height, p.out_width, 1),
         totals(scratch, step, p.out_height, p.out_width, 1),
-        prior(load_prior(scratch, t.geo, p, block)),
+        prior(load_prior(scratch, t.prior, p, block)),
         weights(scratch.take<V>(p.taps())) {}
 
   void run() {
@@ -54,15 +54,15 @@ class ForwardTask {
       keys.load(k_planes, loaded, needed);
       queries.load(q_planes, first, last);
       loaded = std::max(loaded, needed);
-      with_composability<V>(p, [&](auto phi, auto d) {
+      with_kernel<V, 8>(p, [&](auto phi, auto d, auto run) {
         for (Index h = first; h < last; ++h)
-          for (Index w = 0; w < p.out_width; ++w) run_pixel<decltype(phi), d>(h, w);
+          for (Index w = 0; w < p.out_width; ++w) run_pixel<decltype(phi), d, run>(h, w);
       });
       results.store(y_planes, first, last);
       if (p.softmax) {
         shifts.store(shift_planes, first, last);
         totals.store(total_planes, first, last);
-        if (!std::is_same_v<T, A>) results.store(wide_y_planes, first, last);
+        if (keeps_wide_y) results.store(wide_y_planes, first, last);
       }
     }
   }
@@ -70,28 +70,6 @@ class ForwardTask {
  private:
   // Rows of x in the windows of `step` rows of y.
   Index input_rows() const { return (step - 1) * p.stride + p.kernel; }
-
-  template <class Phi, Index D>
-  void run_pixel(Index h, Index w) {
-    const Window window(p, h, w);
-    auto each_logit = [&](auto f) {
-      for (Index i = 0; i < window.rows; ++i) {
-        const V *key = keys.at(window.row + i, window.column), *term = prior + window.tap + i * p.kernel;
-        for (Index j = 0; j < window.columns; ++j, key += D ? D : p.components) {
-          f(logit<Phi, D>(term[j], queries.at(h, w), key, p.components));
-        }
-      }
-    };
-    V scale = broadcast<A>(1);
-    if (p.softmax) {
-      softmax<Phi::kBounded>(each_logit, *shifts.at(h, w), *totals.at(h, w));
-      scale /= *totals.at(h, w);
-    } else {
-      V* weight = weights;
-      each_logit([&](V logit) { *weight++ = logit; });
-    }
-    aggregate(window, scale, results.at(h, w));
-  }
 
   // The part of the window of output pixel (h, w) that lies in the padded image.
   struct Window {
@@ -108,55 +86,86 @@ class ForwardTask {
     }
   };
 
-  // Writes exp(logit - shift) to `weights` and their sum to `total`. The shift is the bound of the logits where there is
-  // one, which saves a search for the largest; only lanes that underflow with it take the largest.
-  template <bool kBounded, class EachLogit>
-  void softmax(EachLogit each_logit, V& shift, V& total) {
-    auto largest = [&] {
-      V result = broadcast(-std::numeric_limits<A>::infinity());
-      each_logit([&](V logit) { result = larger<A>(logit, result); });
-      return result;
-    };
-    auto exponentials = [&](V shift) {
-      V sum = {};
-      V* weight = weights;
-      each_logit([&](V logit) { sum += *weight++ = exponential<A>(logit, shift); });
-      return sum;
-    };
-    shift = kBounded ? bound : largest();
-    total = exponentials(shift);
-    if (kBounded) {
-      // What underflows is less than 2^-24 of any sum above this.
-      const auto lost = total < std::numeric_limits<A>::min() * A(1 << 30);
-      if (any(lost)) {
-        shift = lost ? largest() : shift;
-        total = exponentials(shift);
+  // The first M channels together with the weights, then the others with the same weights.
+  template <class Phi, Index D, int M>
+  void run_pixel(Index h, Index w) {
+    const Window window(p, h, w);
+    const V* const query = queries.at(h, w);
+    V* const result = results.at(h, w);
+    V total = broadcast<A>(1);
+    if (p.softmax) {
+      V shift = Phi::kBounded ? bound : largest_logit<Phi, D>(window, query);
+      total = aggregate<Phi, D, M, true>(window, query, shift, result);
+      // The bound saves a search for the largest logit. Lanes that underflow with it take the largest after all; above
+      // this total, what is lost is less than 2^-24 of it.
+      const V least = broadcast(std::numeric_limits<A>::min() * A(1 << 30));
+      if (Phi::kBounded && any_less<A>(total, least)) {
+        shift = total < least ? largest_logit<Phi, D>(window, query) : shift;
+        total = aggregate<Phi, D, M, true>(window, query, shift, result);
       }
+      *shifts.at(h, w) = shift;
+      *totals.at(h, w) = total;
+    } else {
+      aggregate<Phi, D, M, false>(window, query, V{}, result);
     }
+    each_run<8>(M, p.shared, [&](Index first, auto run) { aggregate_more<run>(window, first, A(1) / total, result); });
   }
 
-  void aggregate(const Window& window, V scale, V* result) const {
-    each_run<8>(p.shared, [&](Index first, auto length) {
-      constexpr int M = length;
-      V sums[M] = {};
-      const V* weight = weights;
-      for (Index i = 0; i < window.rows; ++i) {
-        const V* value = values.at(window.row + i, window.column) + first;
-        for (Index j = 0; j < window.columns; ++j, value += p.shared) {
-          const V w = *weight++;
-#pragma GCC unroll 8
-          for (int m = 0; m < M; ++m) sums[m] += w * value[m];
-        }
+  template <class Phi, Index D>
+  V largest_logit(const Window& window, const V* query) const {
+    V largest = broadcast(-std::numeric_limits<A>::infinity());
+    for (Index i = 0; i < window.rows; ++i) {
+      const V *key = keys.at(window.row + i, window.column), *term = prior + window.tap + i * p.kernel;
+      for (Index j = 0; j < window.columns; ++j, key += D ? D : p.components) {
+        largest = larger<A>(logit<Phi, D>(term[j], query, key, p.components), largest);
       }
+    }
+    return largest;
+  }
+
+  // Averages the first M channels of x with weights exp(logit - shift), whose sum it returns, or sums with logits.
+  template <class Phi, Index D, int M, bool kSoftmax>
+  V aggregate(const Window& window, const V* query, V shift, V* result) const {
+    V sums[M] = {}, total = {};
+    V* weight = weights;
+    for (Index i = 0; i < window.rows; ++i) {
+      const V *key = keys.at(window.row + i, window.column), *term = prior + window.tap + i * p.kernel;
+      const V* value = values.at(window.row + i, window.column);
+      V row_total = {};  // row by row, so that rounding errors stay small
+      for (Index j = 0; j < window.columns; ++j, key += D ? D : p.components, value += p.shared) {
+        V w = logit<Phi, D>(term[j], query, key, p.components);
+        if (kSoftmax) row_total += w = exponential<A>(w, shift);
+        *weight++ = w;
 #pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) result[first + m] = sums[m] * scale;
-    });
+        for (int m = 0; m < M; ++m) sums[m] += w * value[m];
+      }
+      total += row_total;
+    }
+    const V scale = kSoftmax ? A(1) / total : broadcast<A>(1);
+    for (int m = 0; m < M; ++m) result[m] = sums[m] * scale;
+    return total;
+  }
+
+  // The same for M more channels.
+  template <int M>
+  void aggregate_more(const Window& window, Index first, V scale, V* result) const {
+    V sums[M] = {};
+    const V* weight = weights;
+    for (Index i = 0; i < window.rows; ++i) {
+      const V* value = values.at(window.row + i, window.column) + first;
+      for (Index j = 0; j < window.columns; ++j, value += p.shared) {
+        const V w = *weight++;
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) sums[m] += w * value[m];
+      }
+    }
+    for (int m = 0; m < M; ++m) result[first + m] = sums[m] * scale;
   }
 
   const Problem p;
   const Block<A> block;
-  const Planes<T> x_planes, y_planes, q_planes, k_planes;
-  const Planes<A> shift_planes, total_planes, wide_y_planes;
+  const Planes<A> x_planes, y_planes, q_planes, k_planes, shift_planes, total_planes, wide_y_planes;
+  const bool keeps_wide_y;
   const Index begin, end, step;
   const Rows<A> values, keys;                      // by input pixel
   const Rows<A> queries, results, shifts, totals;  // by output pixel

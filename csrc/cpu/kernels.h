@@ -1,4 +1,4 @@
-// The CPU kernels as the operators call them: templates on the element type, compiled in a file for each.
+// The CPU kernels as the operators call them: compiled for float and for double in a file each.
 #pragma once
 
 #include <functional>
@@ -17,35 +17,34 @@ Index block_count(const Problem& p) {
   return (p.batch * p.groups + kLanes<A> - 1) / kLanes<A>;
 }
 
-template <class T>
-void run_forward(const ForwardTensors<T>& tensors) {
+template <class A>
+void run_forward(const ForwardTensors<A>& tensors) {
   const Problem& p = tensors.p;
   // Bands of rows, where there are too few blocks to keep all threads busy.
-  const Index blocks = block_count<WideOf<T>>(p), threads = thread_count();
+  const Index blocks = block_count<A>(p), threads = thread_count();
   const Index wanted = threads > 1 && blocks > 0 ? (4 * threads + blocks - 1) / blocks : 1;
   const Index rows = std::max((p.out_height + wanted - 1) / wanted, std::min(p.kernel, p.out_height));
   const Index bands = (p.out_height + rows - 1) / rows;
   parallel_for(blocks * bands, [&](Index begin, Index end) {
     for (Index task = begin; task < end; ++task) {
       const Index first = task % bands * rows;
-      ForwardTask<T>(tensors, task / bands, first, std::min(first + rows, p.out_height)).run();
+      ForwardTask<A>(tensors, task / bands, first, std::min(first + rows, p.out_height)).run();
     }
   });
 }
 
-template <class T>
-void run_backward(const BackwardTensors<T>& tensors) {
-  parallel_for(block_count<WideOf<T>>(tensors.p), [&](Index begin, Index end) {
-    for (Index block = begin; block < end; ++block) BackwardTask<T>(tensors, block).run();
+template <class A>
+void run_backward(const BackwardTensors<A>& tensors) {
+  parallel_for(block_count<A>(tensors.p), [&](Index begin, Index end) {
+    for (Index block = begin; block < end; ++block) BackwardTask<A>(tensors, block).run();
   });
 }
 
-#define ROBUST_LR_KERNELS(prefix, T)                           \
-  prefix template void run_forward(const ForwardTensors<T>&);  \
-  prefix template void run_backward(const BackwardTensors<T>&)
+#define ROBUST_LR_KERNELS(prefix, A)                          \
+  prefix template void run_forward(const ForwardTensors<A>&); \
+  prefix template void run_backward(const BackwardTensors<A>&)
 
 ROBUST_LR_KERNELS(extern, float);
 ROBUST_LR_KERNELS(extern, double);
-ROBUST_LR_KERNELS(extern, BFloat16);
 
 }  // namespace robust_lr

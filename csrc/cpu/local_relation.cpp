@@ -23,91 +23,91 @@ Tensor with_joined_rows(const Tensor& t) {
   return joined ? t : torch::stable::contiguous(t);
 }
 
-template <class T>
-Image<T> image(const Tensor& t) {
-  return {static_cast<T*>(t.data_ptr()), t.stride(0), t.stride(1), t.size(3) > 1 ? t.stride(3) : t.stride(2)};
+template <class A>
+Image<A> image(const Tensor& t) {
+  const Index pixel_stride = t.size(3) > 1 ? t.stride(3) : t.stride(2);
+  return {t.data_ptr(), t.stride(0), t.stride(1), pixel_stride, t.scalar_type() == ScalarType::BFloat16};
 }
 
-// What backward needs of forward, besides y, in one tensor: the softmax's shifts and totals [N, groups, Ho, Wo] and,
-// where y itself is rounded to a narrower type, y in the wide one [N, C, Ho, Wo]; nothing without softmax.
-template <class T>
+// A contiguous image [N, channels, pixels] of ours.
+template <class A>
+Image<A> image(A* data, Index channels, Index pixels) {
+  return {data, channels * pixels, pixels, 1, false};
+}
+
+template <class A>
+Image<A> prior(const std::optional<Tensor>& geo, const Problem& p) {
+  if (!geo) return {};
+  return {geo->data_ptr(), 0, p.taps(), 1, false};
+}
+
+// What backward needs of forward besides y, in one tensor: with softmax, the shifts and totals [N, groups, Ho, Wo] and,
+// where y is rounded to bfloat16, y in float32 [N, C, Ho, Wo]; else nothing.
+template <class A>
 struct Stats {
-  using A = WideOf<T>;
   Image<A> shift{}, total{}, wide_y{};
 
-  static Index size(const Problem& p) {
-    const Index pixels = p.batch * p.out_height * p.out_width;
-    return p.softmax ? pixels * (2 * p.groups + (std::is_same_v<T, A> ? 0 : p.channels)) : 0;
+  static Index size(const Problem& p, bool narrow) {
+    return p.softmax ? p.batch * p.out_height * p.out_width * (2 * p.groups + (narrow ? p.channels : 0)) : 0;
   }
 
-  Stats(const Tensor& stats, const Problem& p) {
+  Stats(const Tensor& stats, const Problem& p, bool narrow) {
     if (!p.softmax) return;
-    const Index pixels = p.out_height * p.out_width;
-    A* data = static_cast<A*>(stats.data_ptr());
-    auto take = [&](Index channels) {
-      const Image<A> image{data, channels * pixels, pixels, 1};
-      data += p.batch * channels * pixels;
-      return image;
-    };
-    shift = take(p.groups);
-    total = take(p.groups);
-    if (!std::is_same_v<T, A>) wide_y = take(p.channels);
+    const Index pixels = p.out_height * p.out_width, entries = p.batch * p.groups * pixels;
+    A* const data = static_cast<A*>(stats.data_ptr());
+    shift = image(data, p.groups, pixels);
+    total = image(data + entries, p.groups, pixels);
+    if (narrow) wide_y = image(data + 2 * entries, p.channels, pixels);
   }
 };
 
-template <class T>
+template <class A>
 std::tuple<Tensor, Tensor> forward(const Problem& p, const Tensor& x, const Tensor& q, const Tensor& k,
                                    const std::optional<Tensor>& geo) {
-  using A = WideOf<T>;
+  const bool narrow = x.scalar_type() == ScalarType::BFloat16;
   Tensor y = empty_like(x, p.channels, p.out_height, p.out_width);
-  Tensor stats = torch::stable::empty({Stats<T>::size(p)}, kWideType<T>, std::nullopt, x.device());
-  const Stats<T> s(stats, p);
-  run_forward<T>({p, image<T>(x), image<T>(q), image<T>(k), image<T>(y), data_or_null<A>(geo), s.shift, s.total,
-                  s.wide_y});
+  Tensor stats = torch::stable::empty({Stats<A>::size(p, narrow)}, kWideType<A>, std::nullopt, x.device());
+  const Stats<A> s(stats, p, narrow);
+  run_forward<A>({p, image<A>(x), image<A>(q), image<A>(k), image<A>(y), prior<A>(geo, p), s.shift, s.total, s.wide_y});
   return {y, stats};
 }
 
-template <class T>
+template <class A>
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Problem& p, const Tensor& dy, const Tensor& x,
                                                     const Tensor& q, const Tensor& k, const std::optional<Tensor>& geo,
                                                     const Tensor& y, const Tensor& stats, bool needs_geo) {
-  using A = WideOf<T>;
-  STD_TORCH_CHECK(stats.is_contiguous() && stats.numel() == Stats<T>::size(p) && stats.scalar_type() == kWideType<T>,
-                  "local_relation_backward: stats must be what local_relation returned");
-  const Stats<T> s(stats, p);
+  const bool narrow = x.scalar_type() == ScalarType::BFloat16;
+  STD_TORCH_CHECK(
+      stats.is_contiguous() && stats.numel() == Stats<A>::size(p, narrow) && stats.scalar_type() == kWideType<A>,
+      "local_relation_backward: stats must be what local_relation returned");
+  const Stats<A> s(stats, p, narrow);
   Tensor dx = empty_like(x, p.channels, p.height, p.width);
   Tensor dq = empty_like(q, p.groups * p.components, p.out_height, p.out_width);
   Tensor dk = empty_like(k, p.groups * p.components, p.height, p.width);
-  Tensor dgeo = torch::stable::empty({needs_geo ? p.groups : 0, p.kernel, p.kernel}, kWideType<T>, std::nullopt,
+  Tensor dgeo = torch::stable::empty({needs_geo ? p.groups : 0, p.kernel, p.kernel}, kWideType<A>, std::nullopt,
                                      x.device());
   const Index entries = p.groups * p.taps();
-  std::vector<A> dgeo_by_image(needs_geo ? p.batch * entries : 0);
-  BackwardTensors<T> tensors{p, image<T>(dy), image<T>(x), image<T>(q), image<T>(k), {}, image<T>(dx), image<T>(dq),
-                             image<T>(dk), data_or_null<A>(geo), s.shift, s.total,
-                             needs_geo ? dgeo_by_image.data() : nullptr};
-  if constexpr (std::is_same_v<T, A>) {
-    tensors.y = image<A>(y);
-  } else {
-    tensors.y = s.wide_y;
-  }
-  run_backward(tensors);
+  std::vector<A> dprior(needs_geo ? p.batch * entries : 0);  // of each image
+  run_backward<A>({p, image<A>(dy), image<A>(x), image<A>(q), image<A>(k),
+                   narrow && p.softmax ? s.wide_y : image<A>(y), image<A>(dx), image<A>(dq), image<A>(dk),
+                   prior<A>(geo, p), s.shift, s.total,
+                   needs_geo ? image(dprior.data(), p.groups, p.taps()) : Image<A>{}});
   if (needs_geo) {
     std::vector<double> sums(entries, 0.0);
     for (Index n = 0; n < p.batch; ++n)
-      for (Index i = 0; i < entries; ++i) sums[i] += dgeo_by_image[n * entries + i];
+      for (Index i = 0; i < entries; ++i) sums[i] += dprior[n * entries + i];
     std::copy(sums.begin(), sums.end(), static_cast<A*>(dgeo.data_ptr()));
   }
   return {dx, dq, dk, dgeo};
 }
 
-// Calls f with an element of x's type, after a check that the tensors computed with it have the same.
+// Calls f with a zero of the type that x is computed in.
 template <class F>
-auto with_type(const Tensor& x, std::initializer_list<const Tensor*> others, const std::optional<Tensor>& geo, F f) {
-  check_types(x, others, geo);
+auto with_type(const Tensor& x, F f) {
   switch (x.scalar_type()) {
-    case ScalarType::Float: return f(float());
-    case ScalarType::Double: return f(double());
-    case ScalarType::BFloat16: return f(BFloat16());
+    case ScalarType::Float:
+    case ScalarType::BFloat16: return f(0.0f);
+    case ScalarType::Double: return f(0.0);
     default: STD_TORCH_CHECK(false, "local_relation: x must be float32, float64 or bfloat16 on the CPU");
   }
 }
@@ -115,8 +115,9 @@ auto with_type(const Tensor& x, std::initializer_list<const Tensor*> others, con
 std::tuple<Tensor, Tensor> local_relation(Tensor x, Tensor q, Tensor k, std::optional<Tensor> geo, Index kernel,
                                           Index stride, Index shared, Index composability, bool softmax, bool mask) {
   const Problem p = describe(x, q, k, geo, kernel, stride, shared, composability, softmax, mask);
-  return with_type(x, {&q, &k}, geo, [&](auto element) {
-    return forward<decltype(element)>(p, with_joined_rows(x), with_joined_rows(q), with_joined_rows(k), geo);
+  check_types(x, {&q, &k}, geo);
+  return with_type(x, [&](auto zero) {
+    return forward<decltype(zero)>(p, with_joined_rows(x), with_joined_rows(q), with_joined_rows(k), geo);
   });
 }
 
@@ -127,9 +128,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> local_relation_backward(Tensor dy, Te
                                                                    bool needs_geo) {
   const Problem p = describe(x, q, k, geo, kernel, stride, shared, composability, softmax, mask);
   check_results(p, {&dy, &y});
-  return with_type(x, {&q, &k, &y, &dy}, geo, [&](auto element) {
-    return backward<decltype(element)>(p, with_joined_rows(dy), with_joined_rows(x), with_joined_rows(q),
-                                       with_joined_rows(k), geo, with_joined_rows(y), stats, needs_geo);
+  check_types(x, {&q, &k, &y, &dy}, geo);
+  return with_type(x, [&](auto zero) {
+    return backward<decltype(zero)>(p, with_joined_rows(dy), with_joined_rows(x), with_joined_rows(q),
+                                    with_joined_rows(k), geo, with_joined_rows(y), stats, needs_geo);
   });
 }
 

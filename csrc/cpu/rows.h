@@ -73,14 +73,12 @@ class Rows {
     return data_ + ((row & mask_) * (width_ + 2 * margin_) + column) * channels_;
   }
 
-  template <class T>
-  void load(const Planes<T>& planes, Index first, Index last) const {
+  void load(const Planes<A>& planes, Index first, Index last) const {
     if (margin_ > 0) clear(first, last);
     each_piece(first, last, [&](Index pixel, Index count, Vec<A>* lanes) { planes.load(pixel, count, lanes); });
   }
 
-  template <class T>
-  void store(const Planes<T>& planes, Index first, Index last) const {
+  void store(const Planes<A>& planes, Index first, Index last) const {
     each_piece(first, last, [&](Index pixel, Index count, Vec<A>* lanes) { planes.store(pixel, count, lanes); });
   }
 

@@ -92,13 +92,19 @@ inline Vec<A> larger(Vec<A> a, Vec<A> b) {
 #endif
 }
 
-// Whether any lane of a comparison is true.
-template <class Mask>
-inline bool any(Mask mask) {
-  std::uint64_t words[kVectorBytes / 8], all = 0;
-  std::memcpy(words, &mask, sizeof mask);
-  for (std::uint64_t word : words) all |= word;
-  return all != 0;
+// Whether a < b in any lane.
+template <class A>
+inline bool any_less(Vec<A> a, Vec<A> b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(A) == 4) return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ) != 0;
+  else return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_LT_OQ) != 0;
+#else
+  const auto less = a < b;
+  std::uint64_t words[kVectorBytes / 8], any = 0;
+  std::memcpy(words, &less, sizeof less);
+  for (std::uint64_t word : words) any |= word;
+  return any != 0;
+#endif
 }
 
 // 2^t for t below about 1. Below 2^-126 it is 0; NaN stays NaN.

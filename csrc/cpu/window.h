@@ -48,14 +48,31 @@ struct Product {
   }
 };
 
-// Calls f with Phi and with the number of components as a constant: 1, or 0 for any.
-template <class V, class F>
-void with_composability(const Problem& p, F f) {
+// Splits channels [first, last) into runs of `Most` (4 or 8), 4, 2 and 1; calls f(start, constant length) for each.
+template <int Most, class F>
+void each_run(Index first, Index last, F f) {
+  for (; first + Most <= last; first += Most) f(first, std::integral_constant<int, Most>());
+  if (Most > 4 && last - first >= 4) f(first, std::integral_constant<int, 4>()), first += 4;
+  if (last - first >= 2) f(first, std::integral_constant<int, 2>()), first += 2;
+  if (last - first >= 1) f(first, std::integral_constant<int, 1>());
+}
+
+// Calls f with Phi, the number of components (1, or 0 for any) and the length of the first run of channels, the latter
+// two as constants.
+template <class V, int Most, class F>
+void with_kernel(const Problem& p, F f) {
+  auto with_run = [&](auto phi, auto d) {
+    bool first = true;
+    each_run<Most>(0, p.shared, [&](Index, auto run) {
+      if (first) f(phi, d, run);
+      first = false;
+    });
+  };
   auto with_components = [&](auto phi) {
     if (p.components == 1) {
-      f(phi, std::integral_constant<Index, 1>());
+      with_run(phi, std::integral_constant<Index, 1>());
     } else {
-      f(phi, std::integral_constant<Index, 0>());
+      with_run(phi, std::integral_constant<Index, 0>());
     }
   };
   switch (p.composability) {
@@ -78,26 +95,16 @@ Vec<A> exponential(Vec<A> logit, Vec<A> shift) {
   return exp2<A>((logit - shift) * A(1.4426950408889634));
 }
 
-// The prior [groups, K, K] of a block's planes in lanes [K * K]; zeros where there is none.
+// The prior [groups, K * K] of a block's planes in lanes [K * K]; zeros where there is none.
 template <class A>
-Vec<A>* load_prior(Scratch& scratch, const A* geo, const Problem& p, const Block<A>& block) {
+Vec<A>* load_prior(Scratch& scratch, const Image<A>& prior, const Problem& p, const Block<A>& block) {
   Vec<A>* lanes = scratch.take<Vec<A>>(p.taps());
-  if (geo == nullptr) {
+  if (prior.data == nullptr) {
     std::fill(lanes, lanes + p.taps(), Vec<A>{});
   } else {
-    Planes<A>({const_cast<A*>(geo), 0, p.taps(), 1}, block, 1, p.groups).load(0, p.taps(), lanes);
+    Planes<A>(prior, block, 1, p.groups).load(0, p.taps(), lanes);
   }
   return lanes;
-}
-
-// Splits `channels` into runs of `Most` (4 or 8), 4, 2 and 1, and calls f with each run's start and constant length.
-template <int Most, class F>
-void each_run(Index channels, F f) {
-  Index c = 0;
-  for (; c + Most <= channels; c += Most) f(c, std::integral_constant<int, Most>());
-  if (Most > 4 && channels - c >= 4) f(c, std::integral_constant<int, 4>()), c += 4;
-  if (channels - c >= 2) f(c, std::integral_constant<int, 2>()), c += 2;
-  if (channels - c >= 1) f(c, std::integral_constant<int, 1>());
 }
 
 }  // namespace robust_lr
