@@ -41,7 +41,7 @@ template <class T>
 struct BackwardArguments {
   using A = WideOf<T>;
   Problem p;
-  Image<const T> dy, x, q, k;
+  Image<const T> dy, x, q, k, y;
   const A *geo, *lse;
   Image<T> dx, dq, dk;
   A* dgeo;  // [groups, K, K], or null where it is not wanted

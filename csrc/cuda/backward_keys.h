@@ -103,9 +103,7 @@ __global__ void __launch_bounds__(kThreads, kResident) backward_keys(BackwardArg
         for (int s = 0; s < S; ++s) {
           const int tap = Window::tap(s, i);
           if (tap < 0 || tap >= K) continue;
-          float dlogit = 0;
-#pragma unroll
-          for (int c = 0; c < kChannels; ++c) dlogit += dy[c] * x[s][c];
+          float dlogit = dot(dy, x[s]);
           float weight = O::Phi::add(priors[tap] - lse, q, k[s]);
           if (O::kSoftmax) weight = exponential(weight, excess), dlogit = weight * (dlogit - mean);
 #pragma unroll

@@ -4,9 +4,9 @@
 //     dlogit = weight * (dot(dy, x) - mean)    with softmax; dot over the channels of the group
 //     dlogit = dot(dy, x)                      without, where the logit is the weight
 //
-// The mean is dot(dy, y). It is summed here again, because y was rounded, and divided by the sum of the weights as they
-// are here, so that a window with one great weight has a gradient of zero and not of rounding errors. The sum is not 1
-// where logits are large: there lse is rounded as coarsely as they are.
+// The mean is dot(dy, y), but y was rounded, so what is missing is summed here. To measure from dot(dy, y) lets nothing
+// cancel: a window with one great weight has a gradient of zero, and not of rounding errors. The sum of the weights is 1
+// but where logits are large: there lse is rounded as coarsely as they are.
 #pragma once
 
 #include "strips.h"
@@ -33,15 +33,21 @@ __global__ void __launch_bounds__(kThreads, kResident) backward_queries(Backward
   const int present = present_channels(p, place.group);
   const Index pixel = ((place.n * p.groups + place.group) * p.out_height + first) * p.out_width + column;
   float dy[S][kChannels], q[S], lse[S];
-  // Over the window: the slopes of the logits; with softmax also the weights, and what they weigh.
-  float products[S], sloped_products[S], weights[S], slopes[S];
+  // With softmax products are measured from `about`. Sums over the window:
+  float about[S], products[S], sloped_products[S], weights[S], slopes[S];
 #pragma unroll
   for (int s = 0; s < S; ++s) {
     const bool inside = s < rows;
     q[s] = inside ? widen(*address(a.q, place.n, place.group, first + s, column)) : 0.f;
     lse[s] = O::kSoftmax && inside ? a.lse[pixel + s * p.out_width] : 0.f;
-    read_channels(a.dy, address(a.dy, place.n, place.group * int(p.shared), first + s, column), inside ? present : 0,
-                  dy[s]);
+    const int channel = place.group * int(p.shared);
+    read_channels(a.dy, address(a.dy, place.n, channel, first + s, column), inside ? present : 0, dy[s]);
+    about[s] = 0;
+    if (O::kSoftmax) {
+      float y[kChannels];
+      read_channels(a.y, address(a.y, place.n, channel, first + s, column), inside ? present : 0, y);
+      about[s] = dot(dy[s], y);
+    }
     products[s] = sloped_products[s] = weights[s] = slopes[s] = 0;
   }
 
@@ -63,9 +69,7 @@ __global__ void __launch_bounds__(kThreads, kResident) backward_queries(Backward
       for (int s = 0; s < S; ++s) {
         const int tap = i - s * O::kStride;
         if (tap < 0 || tap >= K) continue;
-        float product = 0;
-#pragma unroll
-        for (int c = 0; c < kChannels; ++c) product += dy[s][c] * x[c];
+        float product = dot(dy[s], x) - about[s];
         const float slope = O::Phi::query_slope(q[s], key);
         if constexpr (O::kSoftmax) {
           const float weight = exponential(O::Phi::add(priors[tap] - lse[s], q[s], key));
@@ -85,7 +89,7 @@ __global__ void __launch_bounds__(kThreads, kResident) backward_queries(Backward
     float dq = sloped_products[s];
     if (O::kSoftmax) {
       const float mean = products[s] / weights[s];
-      a.mean[pixel + s * p.out_width] = mean;
+      a.mean[pixel + s * p.out_width] = about[s] + mean;
       a.excess[pixel + s * p.out_width] = log2f(weights[s]);
       dq = (dq - mean * slopes[s]) / weights[s];
     }

@@ -42,7 +42,15 @@ __device__ A exponential(A v, A excess = 0) {
 // 8 channels of one group at one pixel: what a thread of the strip kernels works on at a time.
 constexpr int kChannels = 8;
 
-// The same in memory, in pieces of 16 bytes.
+// Always summed in this order, so that equal vectors have equal products.
+__device__ inline float dot(const float (&a)[kChannels], const float (&b)[kChannels]) {
+  float sum = 0;
+#pragma unroll
+  for (int c = 0; c < kChannels; ++c) sum += a[c] * b[c];
+  return sum;
+}
+
+// 8 channels in memory, in pieces of 16 bytes.
 template <class T>
 struct Piece {
   static constexpr int kElements = 16 / sizeof(T);

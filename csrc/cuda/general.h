@@ -70,9 +70,10 @@ __global__ void __launch_bounds__(kGeneralThreads) dq_general(BackwardArguments<
 
   // As in backward_queries.h.
   const A lse = p.softmax ? a.lse[pair.statistic()] : A(0);
+  const A about = p.softmax ? pair.dot_gradient([&](int c) { return pair.result(c); }) : A(0);
   A products = 0, weights = 0, sloped_products[kChannels] = {}, slopes[kChannels] = {};
   pair.each_key([&] {
-    const A weight = p.softmax ? exponential(pair.logit() - lse) : A(1), product = weight * pair.product();
+    const A weight = p.softmax ? exponential(pair.logit() - lse) : A(1), product = weight * (pair.product() - about);
     products += product, weights += weight;
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) {
@@ -91,7 +92,7 @@ __global__ void __launch_bounds__(kGeneralThreads) dq_general(BackwardArguments<
     narrow(factor * scale * (sloped_products[c] - mean * slopes[c]), address(a.dq, item.n, channel, item.row, item.column));
   }
   if (p.softmax && item.part == 0) {
-    a.mean[pair.statistic()] = mean;
+    a.mean[pair.statistic()] = about + mean;
     a.excess[pair.statistic()] = log2(weights);
   }
 }

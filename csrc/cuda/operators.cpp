@@ -49,7 +49,7 @@ std::tuple<Tensor, Tensor> forward(const Problem& p, Stream stream, const Tensor
 template <class T>
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Problem& p, Stream stream, const Tensor& dy, const Tensor& x,
                                                     const Tensor& q, const Tensor& k, const std::optional<Tensor>& geo,
-                                                    const Tensor& lse, bool needs_geo) {
+                                                    const Tensor& y, const Tensor& lse, bool needs_geo) {
   using A = WideOf<T>;
   const Index statistics = p.softmax ? windows(p) : 0;
   STD_TORCH_CHECK(lse.is_contiguous() && lse.numel() == statistics && lse.scalar_type() == kWideType<T>,
@@ -65,6 +65,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Problem& p, Stream str
                                  image<const T>(x, p.shared),
                                  image<const T>(q),
                                  image<const T>(k),
+                                 image<const T>(y, p.shared),
                                  data<const A>(geo),
                                  data<const A>(lse),
                                  image<T>(dx, p.shared),
@@ -114,7 +115,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> local_relation_backward(Stream stream
   check_results(p, {&dy, &y});
   check_types(x, {&q, &k, &y, &dy}, geo);
   return with_type(x, [&](auto type) {
-    return backward<std::remove_pointer_t<decltype(type)>>(p, stream, dy, x, q, k, geo, stats, needs_geo);
+    return backward<std::remove_pointer_t<decltype(type)>>(p, stream, dy, x, q, k, geo, y, stats, needs_geo);
   });
 }
 

@@ -43,11 +43,18 @@ struct Pair {
   __device__ A weight() const {
     return a.p.softmax ? exponential(logit() - a.lse[statistic()], a.excess[statistic()]) : logit();
   }
-  __device__ A product() const {  // of dy and x
+  __device__ A result(int channel) const { return widen(*address(a.y, n, channel, row, column)); }
+
+  // The sum over the channels of the group of dy times what f gives.
+  template <class F>
+  __device__ A dot_gradient(F f) const {
     const int first = group * int(a.p.shared), end = first + present_channels(a.p, group);
     A sum = 0;
-    for (int c = first; c < end; ++c) sum += gradient(c) * value(c);
+    for (int c = first; c < end; ++c) sum += gradient(c) * f(c);
     return sum;
+  }
+  __device__ A product() const {
+    return dot_gradient([&](int c) { return value(c); });
   }
   __device__ A dlogit() const { return a.p.softmax ? weight() * (product() - a.mean[statistic()]) : product(); }
 

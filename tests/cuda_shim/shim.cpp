@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../../csrc/cuda/operators.h"
+#include "../../csrc/schema.h"
 #include "cuda_runtime.h"
 
 namespace robust_lr::cuda {
@@ -160,6 +161,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor dy, Tensor x, Tensor 
 
 }  // namespace
 }  // namespace robust_lr::cuda
+
+STABLE_TORCH_LIBRARY(robust_lr_shim, m) {
+  m.def(robust_lr::kForwardSchema);
+  m.def(robust_lr::kBackwardSchema);
+}
 
 STABLE_TORCH_LIBRARY_IMPL(robust_lr_shim, CPU, m) {
   m.impl("local_relation", TORCH_BOX(&robust_lr::cuda::forward));

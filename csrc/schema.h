@@ -1,0 +1,16 @@
+// The operators' schemas.
+#pragma once
+
+namespace robust_lr {
+
+// composability counts from 0 in the order of robust_lr/reference.py; `mask` is border == "mask". `stats` is what the
+// backend's backward needs besides y: its layout is the backend's own.
+constexpr const char* kForwardSchema =
+    "local_relation(Tensor x, Tensor q, Tensor k, Tensor? geo, int kernel_size, int stride, int channels_per_group, "
+    "int composability, bool softmax, bool mask) -> (Tensor y, Tensor stats)";
+constexpr const char* kBackwardSchema =
+    "local_relation_backward(Tensor dy, Tensor x, Tensor q, Tensor k, Tensor? geo, Tensor y, Tensor stats, "
+    "int kernel_size, int stride, int channels_per_group, int composability, bool softmax, bool mask, bool needs_geo) "
+    "-> (Tensor dx, Tensor dq, Tensor dk, Tensor dgeo)";
+
+}  // namespace robust_lr
