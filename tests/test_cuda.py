@@ -1,7 +1,7 @@
 """The CUDA kernels against plain PyTorch: run on the CPU by a shim everywhere, and on a GPU where there is one.
 
-The shim (tests/cuda_shim) compiles the same sources with the C++ compiler and runs the threads of a block in turns. What
-only nvcc can tell, that every kernel compiles and keeps its values in registers, is tested where there is an nvcc.
+The shim (tests/cuda_shim) compiles the same sources with the C++ compiler and runs the threads of a block in turns.
+What only nvcc can tell, that every kernel compiles and keeps its values in registers, is tested where there is an nvcc.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from test_ops import BORDER, COMPOSABILITY, NORMALIZATION, VARIANTS, Inputs, gradients, make, relative_error
 from torch import Tensor
 
-from robust_lr import extension, ops, reference
+from robust_lr import nvcc, ops, reference
 
 SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
 SHIM = Path(__file__).parent / "cuda_shim"
@@ -347,19 +347,18 @@ COMPILED = {"sm_80": ["float", "double"], "sm_90": ["bfloat16"]}
 
 @pytest.mark.parametrize("arch", COMPILED)
 def test_kernels_compile_without_spills(arch: str, pytestconfig: pytest.Config) -> None:
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
-        pytest.skip("no nvcc on the PATH to compile the CUDA kernels with")
+    toolkit = nvcc.find()
+    if toolkit is None:
+        pytest.skip("no nvcc to compile the CUDA kernels with")
     types = COMPILED[arch]
     if os.environ.get("ROBUST_LR_TEST_CUDA") == "all":
         types = ["float", "half", "bfloat16", "double"]
     sources = [SOURCES / f"{direction}_{name}.cu" for name in types for direction in ("forward", "backward")]
-    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    key = f"cuda_kernels/{arch}-{digest(version, *types)}"
+    key = f"cuda_kernels/{arch}-{digest(toolkit.version, *types)}"
     log = pytestconfig.cache.get(key, None)
     if log is None:
-        flags = [*extension.NVCC_FLAGS, f"-arch={arch}", "-Xptxas", "-v", "-cubin"]
-        log = run_all([[nvcc, *flags, str(source), "-o", os.devnull] for source in sources])
+        flags = [*nvcc.FLAGS, f"-arch={arch}", "-Xptxas", "-v", "-cubin"]
+        log = run_all([[toolkit.nvcc, *flags, str(source), "-o", os.devnull] for source in sources])
         pytestconfig.cache.set(key, log)
     found = kernels(log)
     assert len(found) == log.count("Compiling entry function") >= 40
