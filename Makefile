@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help table9 test lint format wheel wheel-check clean
+.PHONY: help table9 test gpu-check lint format wheel wheel-check clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -13,6 +13,9 @@ table9: $(VENV)/installed  ## the main job: train six networks, attack them, pri
 
 test: $(VENV)/installed  ## all tests
 	$(BIN)/pytest
+
+gpu-check: $(VENV)/installed  ## on a machine with a GPU: build, test, sanitize and time the CUDA kernels
+	$(BIN)/python benchmarks/gpu_check.py
 
 lint: $(VENV)/installed  ## style and types
 	$(BIN)/ruff check .
