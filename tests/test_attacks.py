@@ -183,11 +183,12 @@ def test_an_attack_leaves_no_trace(grad_enabled):
 
 def test_observe_sees_every_iterate_and_its_logits():
     model, x, y = conv_net(), images(4), labels(4)
-    start = (x + EPS / 2).clamp(0, 1)
+    start = (x + EPS * (2 * images(4, seed=2) - 1)).clamp(0, 1)
     values = {"eps": EPS, "step_size": EPS / 3, "start": start}
     seen = []
     watched = pgd_linf(model, x, y, steps=5, observe=lambda *what: seen.append(what), **values)
     assert [step for step, _, _ in seen] == list(range(5))
+    assert torch.equal(seen[0][1], start)
     for step, iterate, logits in seen:
         assert torch.equal(iterate, pgd_linf(model, x, y, steps=step, **values))
         assert torch.equal(logits, model(iterate))

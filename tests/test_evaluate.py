@@ -99,11 +99,11 @@ def interrupt_at(done):
 
 @pytest.mark.parametrize("protocol", [WEAK, AIMED])
 def test_figures_agree_with_a_plain_loop(data, cnn, protocol):
-    data, eps = data.take(960), protocol.eps  # whole batches of 64: the same arithmetic
+    data, eps = data.take(640), protocol.eps  # whole batches of 64: the same arithmetic
     result = rlr.evaluate(cnn, data, protocol, seed=5)
     cnn.eval()
     counts = dict.fromkeys(("clean", "robust", "seen", "success", "open"), 0)
-    for x, y, ids in (data.batch(rows) for rows in torch.arange(960).split(64)):
+    for x, y, ids in (data.batch(rows) for rows in torch.arange(640).split(64)):
         drawn = rng.integers(5, rng.TARGET, ids, 9)
         goal = drawn + (drawn >= y) if protocol.targeted else y
         delta = eps * (2 * rng.uniform(5, rng.START, ids, x.shape[1:]) - 1)
@@ -124,12 +124,12 @@ def test_figures_agree_with_a_plain_loop(data, cnn, protocol):
         counts["seen"] += int((right_so_far & (last == y)).sum())
         counts["success"] += int((among & (last == goal if protocol.targeted else last != y)).sum())
         counts["open"] += int(among.sum())
-    assert 600 < counts["clean"] < 960
+    assert 400 < counts["clean"] < 640
     assert 50 < counts["robust"] < counts["clean"] - 50
     assert (result.clean.count, result.robust.count) == (counts["clean"], counts["robust"])
     assert result.robust_worst_seen.count == counts["seen"]
     assert (result.success.count, result.success.n) == (counts["success"], counts["open"])
-    assert {result.n, result.clean.n, result.robust.n, result.robust_worst_seen.n} == {960}
+    assert {result.n, result.clean.n, result.robust.n, result.robust_worst_seen.n} == {640}
 
 
 def test_a_folded_network_gives_the_figures_of_the_network_itself(data, resnet):
@@ -182,6 +182,7 @@ def test_last_iterate_and_worst_seen(tmp_path, targeted, pixel, steps, clean, ro
 
 @pytest.mark.parametrize("protocol", [dataclasses.replace(p, restarts=3) for p in (WEAK, AIMED)])
 def test_every_row_is_consistent(tmp_path, data, cnn, protocol):
+    data = data.take(300)
     rlr.evaluate(cnn, data, protocol, out=tmp_path)
     rows = table(tmp_path)
     assert list(rows) == data.ids.sort().values.tolist()
@@ -210,6 +211,7 @@ def test_least_likely_targets_come_from_the_clean_image(tmp_path, data, cnn):
 
 
 def test_no_room_no_steps_and_no_attack_give_the_clean_accuracy(data, cnn):
+    data = data.take(200)
     for protocol in (PGD(eps=0.0, step_size=0.1, steps=2), PGD(eps=0.1, step_size=0.1, steps=0, start="clean"), "none"):
         result = rlr.evaluate(cnn, data, protocol)
         assert result.clean == result.robust == result.robust_worst_seen
@@ -217,21 +219,27 @@ def test_no_room_no_steps_and_no_attack_give_the_clean_accuracy(data, cnn):
 
 
 def test_restarts_steps_and_eps_never_help_the_defense(tmp_path, data, cnn):
-    data = data.take(300)
+    data = data.take(200)
 
     def broken(name, **values):
         rlr.evaluate(cnn, data, dataclasses.replace(WEAK, **values), out=tmp_path / name)
         rows = table(tmp_path / name).values()
-        return [{row["id"] for row in rows if not row[key]} for key in ("robust", "robust_worst_seen")]
+        return (
+            {row["id"] for row in rows if not row["robust"]},
+            {row["id"] for row in rows if not row["robust_worst_seen"]},
+            {row["id"] for row in rows if row["success"]},
+        )
 
     wide = {"eps": 16 / 255, "steps": 1}  # one small step from a random start, so that restarts matter
-    last, seen = zip(*(broken(f"restarts{n}", restarts=n, **wide) for n in (1, 2, 4)), strict=True)
-    assert last[0] < last[1] < last[2]
-    assert seen[0] < seen[1] < seen[2]
-    _, seen = zip(*(broken(f"steps{n}", steps=n) for n in (0, 1, 2, 4, 8)), strict=True)
+    for targeted in (False, True):
+        runs = [broken(f"restarts{n}{targeted}", restarts=n, targeted=targeted, **wide) for n in (1, 2, 4)]
+        for one, two, four in zip(*runs, strict=True):
+            assert one <= two <= four
+            assert len(one) < len(four)
+    _, seen, _ = zip(*(broken(f"steps{n}", steps=n) for n in (0, 1, 2, 4, 8)), strict=True)
     assert seen[0] < seen[1] < seen[2] < seen[3] <= seen[4]
     levels = (0, 1, 2, 4, 8, 16, 255)
-    _, seen = zip(*(broken(f"eps{n}", eps=n / 255, step_size=n / 255 / 2, steps=8) for n in levels), strict=True)
+    _, seen, _ = zip(*(broken(f"eps{n}", eps=n / 255, step_size=n / 255 / 2, steps=8) for n in levels), strict=True)
     counts = [len(ids) for ids in seen]
     assert counts == sorted(counts)
     assert counts[0] < counts[2] < counts[4]
@@ -300,9 +308,10 @@ class Spy(nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        self.model, self.shown = model, []
+        self.model, self.shown, self.rows = model, [], []
 
     def forward(self, x):
+        self.rows.append(len(x))
         if not torch.is_grad_enabled():
             self.shown.append(x.clone())
         return self.model(x)
@@ -353,6 +362,14 @@ def test_batch_sizes_7_and_64_give_the_same_verdict_for_every_image(
     assert results[7].batch_invariant
 
 
+@pytest.mark.parametrize(("batch_size", "compute_batch", "rows"), [(7, None, {64}), (64, 16, {16}), (7, 0, {7, 6})])
+def test_every_pass_behind_a_figure_has_the_same_number_of_rows(data, cnn, batch_size, compute_batch, rows):
+    spy = Spy(cnn)
+    result = rlr.evaluate(spy, data.take(20), WEAK, batch_size=batch_size, compute_batch=compute_batch)
+    assert set(spy.rows[1:]) == rows  # the first call looks at the shape of the logits
+    assert result.batch_invariant == (compute_batch != 0)
+
+
 def test_batches_as_they_come_keep_starts_and_targets_and_say_so(tmp_path, data, cnn):
     data = data.take(100)
     results = [
@@ -385,22 +402,25 @@ def test_shards_and_subsets_join_to_the_whole(tmp_path, data, cnn):
     assert table(tmp_path / "some") == {int(i): joined[int(i)] for i in some.ids.sort().values}
 
 
-@pytest.mark.parametrize("precision", ["autocast", "matmul"])
-def test_arithmetic_is_fp32_whatever_the_caller_has_switched_on(tmp_path, data, resnet, precision):
-    data = data.take(64)
-    rlr.evaluate(resnet, data, WEAK, out=tmp_path / "plain")
-    if precision == "autocast":
+def test_arithmetic_is_fp32_whatever_the_caller_has_switched_on(data, cnn):
+    settings = set()
+    cnn.eval()
+
+    class Curious(nn.Module):
+        def forward(self, x):
+            settings.add((torch.is_autocast_enabled("cpu"), torch.get_float32_matmul_precision(), cnn(x).dtype))
+            return cnn(x)
+
+    plain = rlr.evaluate(Curious(), data.take(64), WEAK)
+    torch.set_float32_matmul_precision("medium")
+    try:
         with torch.autocast("cpu", torch.bfloat16):
-            rlr.evaluate(resnet, data, WEAK, out=tmp_path / "low")
+            assert timeless(rlr.evaluate(Curious(), data.take(64), WEAK)) == timeless(plain)
             assert torch.is_autocast_enabled("cpu")
-    else:
-        torch.set_float32_matmul_precision("medium")
-        try:
-            rlr.evaluate(resnet, data, WEAK, out=tmp_path / "low")
-            assert torch.get_float32_matmul_precision() == "medium"
-        finally:
-            torch.set_float32_matmul_precision("highest")
-    assert table(tmp_path / "low") == table(tmp_path / "plain")
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert settings == {(False, "highest", torch.float32)}
 
 
 def test_loading_in_workers_changes_nothing(tmp_path, data, cnn):
