@@ -153,7 +153,12 @@ def open_folder(
     if not file.exists():
         if folder.exists() and any(folder.iterdir()):
             raise InputError(f"{folder} is not empty and holds no run: choose another folder")
-        write_atomic(file, to_toml(config).encode())
+        try:
+            write_atomic(file, to_toml(config).encode())
+        except OSError as error:
+            raise InputError(
+                f"{folder} cannot be written: {error.strerror}; choose another folder with --out"
+            ) from None
         return 0
     if not resume:
         raise InputError(f"{folder} already holds a run: resume it with --resume, or choose another folder with --out")

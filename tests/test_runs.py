@@ -212,6 +212,8 @@ def test_a_used_folder_is_refused(straight, config, tmp_path):
         next(train_run(config, tmp_path))
     with pytest.raises(InputError, match=r"notes.txt is a file: choose another folder"):
         next(train_run(config, tmp_path / "notes.txt"))
+    with pytest.raises(InputError, match=r"notes.txt/run cannot be written: Not a directory; choose another folder"):
+        next(train_run(config, tmp_path / "notes.txt" / "run"))
     assert os.listdir(tmp_path) == ["notes.txt"]
 
 
