@@ -156,9 +156,7 @@ def open_folder(
         try:
             write_atomic(file, to_toml(config).encode())
         except OSError as error:
-            raise InputError(
-                f"{folder} cannot be written: {error.strerror}; choose another folder with --out"
-            ) from None
+            raise InputError(f"{folder} cannot be written: {error.strerror}; choose another folder") from None
         return 0
     if not resume:
         raise InputError(f"{folder} already holds a run: resume it with --resume, or choose another folder with --out")
