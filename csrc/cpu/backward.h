@@ -74,8 +74,8 @@ class BackwardTask {
       loaded = std::max(loaded, needed);
       values.load(x_planes, first, last);
       keys.load(k_planes, first, last);
-      with_kernel<V, kRun>(p, [&](auto phi, auto d, auto run) {
-        for (Index i = first; i < last; ++i) run_row<decltype(phi), d, run>(i);
+      with_kernel<V, kRun>(p, [&](auto kernel) {
+        for (Index i = first; i < last; ++i) run_row<decltype(kernel)>(i);
       });
       dvalues.store(dx_planes, first, last);
       dkeys.store(dk_planes, first, last);
@@ -122,8 +122,9 @@ class BackwardTask {
         : first(p.first_query(i)), count(p.last_query(i, out_size) - first + 1), tap(i - p.window_start(first)) {}
   };
 
-  template <class Phi, Index D, int M>
+  template <class Kernel>
   void run_row(Index i) {
+    constexpr int M = Kernel::M;
     const Span rows(p, i, p.out_height);
     std::fill(row_dprior, row_dprior + p.taps(), V{});
     for (Index j = 0; j < p.width + 2 * p.padding; ++j) {
@@ -133,11 +134,7 @@ class BackwardTask {
         std::fill(products, products + rows.count * columns[j].count, V{});
         each_run<kRun>(M, p.shared, [&](Index c, auto run) { multiply_more<run>(rows, columns[j], value + c, c); });
       }
-      if (p.softmax) {
-        gather<Phi, D, M, true>(rows, columns[j], value, key, dvalue, dkey);
-      } else {
-        gather<Phi, D, M, false>(rows, columns[j], value, key, dvalue, dkey);
-      }
+      gather<Kernel>(rows, columns[j], value, key, dvalue, dkey);
       each_run<kRun>(M, p.shared, [&](Index c, auto run) { gather_more<run>(rows, columns[j], dvalue + c, c); });
     }
     // Row by row, so that rounding errors stay small.
@@ -146,14 +143,16 @@ class BackwardTask {
     }
   }
 
-  // All gradients by one key pixel, those of x for the first M channels; weights are kept for the others.
-  template <class Phi, Index D, int M, bool kSoftmax>
+  // All gradients by one key pixel, that of x for the first M channels. If there are more, their share of the products is
+  // there already, and the weights are kept.
+  template <class Kernel>
   void gather(const Span& rows, const Span& columns, const V* value, const V* key, V* dvalue, V* dkey) const {
-    const Index components = D ? D : p.components;
-    V x[M], dx[M] = {}, dk[D ? D : 1] = {};  // in registers
-    for (int m = 0; m < M; ++m) x[m] = value[m];
-    if (!D) std::fill(dkey, dkey + components, V{});
+    constexpr int M = Kernel::M;
     const bool more = p.shared > M;
+    V x[M], dx[M] = {};
+    for (int m = 0; m < M; ++m) x[m] = value[m];
+    std::fill(dkey, dkey + Kernel::components(p), V{});
+    V dk = {};  // of the first component, in a register
     V *weight = weights, *product = products;
     for (Index r = 0; r < rows.count; ++r) {
       const Index h = rows.first + r, w = columns.first;
@@ -161,8 +160,8 @@ class BackwardTask {
       V* dquery = dqueries.at(h, w);
       Index tap = (rows.tap - r * p.stride) * p.kernel + columns.tap;
       for (Index c = 0; c < columns.count; ++c, tap -= p.stride, dy += p.shared) {
-        V e = logit<Phi, D>(prior[tap], query, key, components);
-        if (kSoftmax) e = exponential<A>(e, shift[c]);
+        V e = Kernel::logit(p, prior[tap], query, key);
+        if (Kernel::softmax(p)) e = exponential<A>(e, shift[c]);
         V dlogit = {};
         if (more) {
           *weight++ = e;
@@ -173,15 +172,18 @@ class BackwardTask {
           dlogit += dy[m] * x[m];
           dx[m] += e * dy[m];
         }
-        if (kSoftmax) dlogit = e * (dlogit - dot[c]);
-        for (Index n = 0; n < components; ++n) {
-          Phi::add_gradient(dlogit, *query++, key[n], *dquery++, D ? dk[n] : dkey[n]);
+        if (Kernel::softmax(p)) dlogit = e * (dlogit - dot[c]);
+        Kernel::Phi::add_gradient(dlogit, query[0], key[0], dquery[0], dk);
+        for (Index n = 1; n < Kernel::components(p); ++n) {
+          Kernel::Phi::add_gradient(dlogit, query[n], key[n], dquery[n], dkey[n]);
         }
+        query += Kernel::components(p);
+        dquery += Kernel::components(p);
         if (needs_dprior) row_dprior[tap] += dlogit;
       }
     }
     for (int m = 0; m < M; ++m) dvalue[m] = dx[m];
-    if (D) *dkey = *dk;
+    dkey[0] = dk;
   }
 
   // Adds the dot products of M more channels, ahead of `gather`.

@@ -54,9 +54,9 @@ class ForwardTask {
       keys.load(k_planes, loaded, needed);
       queries.load(q_planes, first, last);
       loaded = std::max(loaded, needed);
-      with_kernel<V, 8>(p, [&](auto phi, auto d, auto run) {
+      with_kernel<V, 8>(p, [&](auto kernel) {
         for (Index h = first; h < last; ++h)
-          for (Index w = 0; w < p.out_width; ++w) run_pixel<decltype(phi), d, run>(h, w);
+          for (Index w = 0; w < p.out_width; ++w) run_pixel<decltype(kernel)>(h, w);
       });
       results.store(y_planes, first, last);
       if (p.softmax) {
@@ -86,80 +86,84 @@ class ForwardTask {
     }
   };
 
-  // The first M channels together with the weights, then the others with the same weights.
-  template <class Phi, Index D, int M>
+  template <class Kernel>
   void run_pixel(Index h, Index w) {
     const Window window(p, h, w);
     const V* const query = queries.at(h, w);
     V* const result = results.at(h, w);
-    V total = broadcast<A>(1);
-    if (p.softmax) {
-      V shift = Phi::kBounded ? bound : largest_logit<Phi, D>(window, query);
-      total = aggregate<Phi, D, M, true>(window, query, shift, result);
-      // The bound saves a search for the largest logit. Lanes that underflow with it take the largest after all; above
-      // this total, what is lost is less than 2^-24 of it.
+    V scale = broadcast<A>(1);
+    if (Kernel::softmax(p)) {
+      // A bound saves a search for the largest logit. Lanes that underflow with it take the largest after all; above this
+      // total, what is lost is less than 2^-24 of it.
+      constexpr bool kBounded = Kernel::Phi::kBounded;
       const V least = broadcast(std::numeric_limits<A>::min() * A(1 << 30));
-      if (Phi::kBounded && any_less<A>(total, least)) {
-        shift = total < least ? largest_logit<Phi, D>(window, query) : shift;
-        total = aggregate<Phi, D, M, true>(window, query, shift, result);
+      V shift = kBounded ? bound : largest_logit<Kernel>(window, query);
+      V total = aggregate<Kernel>(window, query, shift, result);
+      if (kBounded && any_less<A>(total, least)) {
+        shift = total < least ? largest_logit<Kernel>(window, query) : shift;
+        total = aggregate<Kernel>(window, query, shift, result);
       }
       *shifts.at(h, w) = shift;
       *totals.at(h, w) = total;
+      scale /= total;
     } else {
-      aggregate<Phi, D, M, false>(window, query, V{}, result);
+      aggregate<Kernel>(window, query, V{}, result);
     }
-    each_run<8>(M, p.shared, [&](Index first, auto run) { aggregate_more<run>(window, first, A(1) / total, result); });
+    each_run<8>(Kernel::M, p.shared, [&](Index c, auto run) { aggregate_more<run>(window, c, scale, result + c); });
   }
 
-  template <class Phi, Index D>
+  template <class Kernel>
   V largest_logit(const Window& window, const V* query) const {
     V largest = broadcast(-std::numeric_limits<A>::infinity());
     for (Index i = 0; i < window.rows; ++i) {
       const V *key = keys.at(window.row + i, window.column), *term = prior + window.tap + i * p.kernel;
-      for (Index j = 0; j < window.columns; ++j, key += D ? D : p.components) {
-        largest = larger<A>(logit<Phi, D>(term[j], query, key, p.components), largest);
+      for (Index j = 0; j < window.columns; ++j, key += Kernel::components(p)) {
+        largest = larger<A>(Kernel::logit(p, term[j], query, key), largest);
       }
     }
     return largest;
   }
 
-  // Averages the first M channels of x with weights exp(logit - shift), whose sum it returns, or sums with logits.
-  template <class Phi, Index D, int M, bool kSoftmax>
+  // Averages the first M channels of x with weights exp(logit - shift), and returns the sum of these; without softmax,
+  // sums with the logits as weights. Keeps the weights if there are more channels.
+  template <class Kernel>
   V aggregate(const Window& window, const V* query, V shift, V* result) const {
+    constexpr int M = Kernel::M;
+    const bool more = p.shared > M;
     V sums[M] = {}, total = {};
     V* weight = weights;
     for (Index i = 0; i < window.rows; ++i) {
       const V *key = keys.at(window.row + i, window.column), *term = prior + window.tap + i * p.kernel;
       const V* value = values.at(window.row + i, window.column);
       V row_total = {};  // row by row, so that rounding errors stay small
-      for (Index j = 0; j < window.columns; ++j, key += D ? D : p.components, value += p.shared) {
-        V w = logit<Phi, D>(term[j], query, key, p.components);
-        if (kSoftmax) row_total += w = exponential<A>(w, shift);
-        *weight++ = w;
+      for (Index j = 0; j < window.columns; ++j, key += Kernel::components(p), value += p.shared) {
+        V w = Kernel::logit(p, term[j], query, key);
+        if (Kernel::softmax(p)) row_total += w = exponential<A>(w, shift);
+        if (more) *weight++ = w;
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) sums[m] += w * value[m];
       }
       total += row_total;
     }
-    const V scale = kSoftmax ? A(1) / total : broadcast<A>(1);
+    const V scale = Kernel::softmax(p) ? A(1) / total : broadcast<A>(1);
     for (int m = 0; m < M; ++m) result[m] = sums[m] * scale;
     return total;
   }
 
   // The same for M more channels.
   template <int M>
-  void aggregate_more(const Window& window, Index first, V scale, V* result) const {
+  void aggregate_more(const Window& window, Index channel, V scale, V* result) const {
     V sums[M] = {};
     const V* weight = weights;
     for (Index i = 0; i < window.rows; ++i) {
-      const V* value = values.at(window.row + i, window.column) + first;
+      const V* value = values.at(window.row + i, window.column) + channel;
       for (Index j = 0; j < window.columns; ++j, value += p.shared) {
         const V w = *weight++;
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) sums[m] += w * value[m];
       }
     }
-    for (int m = 0; m < M; ++m) result[first + m] = sums[m] * scale;
+    for (int m = 0; m < M; ++m) result[m] = sums[m] * scale;
   }
 
   const Problem p;

@@ -48,45 +48,47 @@ struct Product {
   }
 };
 
-// Splits channels [first, last) into runs of `Most` (4 or 8), 4, 2 and 1; calls f(start, constant length) for each.
+// Splits channels [first, last) into runs of `Most` (4 or 8), 4 and 1; calls f(start, constant length) for each.
 template <int Most, class F>
 void each_run(Index first, Index last, F f) {
   for (; first + Most <= last; first += Most) f(first, std::integral_constant<int, Most>());
-  if (Most > 4 && last - first >= 4) f(first, std::integral_constant<int, 4>()), first += 4;
-  if (last - first >= 2) f(first, std::integral_constant<int, 2>()), first += 2;
-  if (last - first >= 1) f(first, std::integral_constant<int, 1>());
+  if (Most > 4 && first + 4 <= last) f(first, std::integral_constant<int, 4>()), first += 4;
+  for (; first < last; ++first) f(first, std::integral_constant<int, 1>());
 }
 
-// Calls f with Phi, the number of components (1, or 0 for any) and the length of the first run of channels, the latter
-// two as constants.
+// One instance of the kernels. A plain one knows that there is one component and a softmax, as in the paper's layer; any
+// other asks. The first M channels of a group are summed together with making the weights.
+template <class PhiOfV, bool kPlain, int kFirst>
+struct Kernel {
+  using Phi = PhiOfV;
+  static constexpr int M = kFirst;
+  static bool softmax(const Problem& p) { return kPlain || p.softmax; }
+  static Index components(const Problem& p) { return kPlain ? 1 : p.components; }
+
+  template <class V>
+  static V logit(const Problem& p, V prior, const V* q, const V* k) {
+    for (Index j = 0; j < components(p); ++j) prior = Phi::add(prior, q[j], k[j]);
+    return prior;
+  }
+};
+
+// Calls f with the `Kernel` for a problem; `Most` is the longest run of channels.
 template <class V, int Most, class F>
 void with_kernel(const Problem& p, F f) {
-  auto with_run = [&](auto phi, auto d) {
-    bool first = true;
-    each_run<Most>(0, p.shared, [&](Index, auto run) {
-      if (first) f(phi, d, run);
-      first = false;
-    });
+  auto with_run = [&](auto phi, auto plain) {
+    using Phi = decltype(phi);
+    if (p.shared >= Most) return f(Kernel<Phi, plain, Most>());
+    if (p.shared >= 4) return f(Kernel<Phi, plain, 4>());
+    return f(Kernel<Phi, plain, 1>());
   };
-  auto with_components = [&](auto phi) {
-    if (p.components == 1) {
-      with_run(phi, std::integral_constant<Index, 1>());
-    } else {
-      with_run(phi, std::integral_constant<Index, 0>());
-    }
+  auto with_phi = [&](auto phi) {
+    p.softmax && p.components == 1 ? with_run(phi, std::true_type()) : with_run(phi, std::false_type());
   };
   switch (p.composability) {
-    case Composability::squared_difference: return with_components(SquaredDifference<V>());
-    case Composability::absolute_difference: return with_components(AbsoluteDifference<V>());
-    case Composability::product: return with_components(Product<V>());
+    case Composability::squared_difference: return with_phi(SquaredDifference<V>());
+    case Composability::absolute_difference: return with_phi(AbsoluteDifference<V>());
+    case Composability::product: return with_phi(Product<V>());
   }
-}
-
-// prior + sum_j Phi(q[j], k[j]); D is the number of components, or 0 where it is not constant.
-template <class Phi, Index D, class V>
-V logit(V prior, const V* q, const V* k, Index components) {
-  for (Index j = 0; j < (D ? D : components); ++j) prior = Phi::add(prior, q[j], k[j]);
-  return prior;
 }
 
 // exp(logit - shift).
