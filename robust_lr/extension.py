@@ -5,6 +5,8 @@ The environment decides:
 - `ROBUST_LR_EXTENSION`: unset, use the kernels, or warn once and use plain PyTorch where there is no compiler;
   `require`, fail in that case; `off`, use plain PyTorch.
 - `CXX`: the C++ compiler, with flags if need be (GCC 10 or Clang 12, or newer); otherwise c++, g++ or clang++.
+- `robust_lr/nvcc.py` says what decides over CUDA. Its kernels are a library of their own, built when CUDA tensors first
+  need it.
 - `XDG_CACHE_HOME`: where the cache lies, `~/.cache` by default.
 
 A compiler that fails is an error with its own words, never a silent fall-back.
@@ -24,16 +26,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from . import nvcc
 from .errors import InputError, RunError
 
 log = logging.getLogger("robust_lr")
 
 SOURCES = Path(__file__).parent / "csrc"
-# The oldest PyTorch whose stable ABI the sources use: 2.11.
-FLAGS = ("-O3", "-std=c++20", "-ffp-contract=fast", "-fPIC", "-DTORCH_TARGET_VERSION=0x020b000000000000")
+FLAGS = ("-O3", "-std=c++20", "-ffp-contract=fast", "-fPIC")
+TORCH_TARGET_VERSION = "0x020b000000000000"  # the oldest PyTorch whose stable ABI the sources use: 2.11
 
 
 @dataclass(frozen=True)
@@ -57,19 +61,49 @@ class Compiler:
         return "AVX2" if "__AVX2__" in self.macros else "portable (16 bytes)"
 
 
-def load() -> bool:
-    """Make the compiled operators available, building them if need be; return whether they are.
+@dataclass(frozen=True)
+class Plan:
+    """How a library is made: from which folders of the sources, with which command for each kind of file."""
+
+    name: str
+    folders: tuple[str, ...]
+    commands: dict[str, list[str]]
+    link: list[str]
+    libraries: list[str]
+    versions: tuple[str, ...]  # what else the result depends on
+
+    def sources(self) -> list[Path]:
+        return sorted(
+            p for folder in self.folders for kind in self.commands for p in (SOURCES / folder).glob(f"*{kind}")
+        )
+
+    def library(self) -> Path:
+        """Where the cache has it: a place that changes with the sources, commands, compilers and PyTorch."""
+        digest = hashlib.sha256()
+        for part in (repr(self.commands), repr(self.link), repr(self.libraries), torch.__version__, *self.versions):
+            digest.update(part.encode() + b"\0")
+        headers = (path for folder in (".", *self.folders) for path in (SOURCES / folder).glob("*.h"))
+        for path in sorted({*headers, *self.sources()}):
+            digest.update(str(path.relative_to(SOURCES)).encode() + b"\0" + path.read_bytes())
+        return cache_folder() / f"torch{torch.__version__}-{digest.hexdigest()[:16]}" / f"{self.name}.so"
+
+
+def load(device: str = "cpu") -> bool:
+    """Make the compiled operators available for tensors on "cpu" or "cuda", building them if need be; return whether
+    they are.
 
     Raises:
         RunError: for a compiler that fails, and under `ROBUST_LR_EXTENSION=require` where there is none.
         InputError: for another value of `ROBUST_LR_EXTENSION`.
     """
     mode = _mode()
-    if mode == "off":
+    if mode == "off" or device not in ("cpu", "cuda"):
         return False
-    missing = _missing()
+    missing = _missing(device)
     if missing is None:
-        _load_library(build())
+        _load_library(build("cpu"))  # defines the operators
+        if device == "cuda":
+            _load_library(build("cuda"))
         return True
     if mode == "require":
         raise RunError(f"{missing}, and ROBUST_LR_EXTENSION=require does not allow plain PyTorch instead")
@@ -77,29 +111,28 @@ def load() -> bool:
     return False
 
 
-def build() -> Path:
-    """Compile the kernels unless the cache has them, and return the library's path.
+def build(device: str = "cpu") -> Path:
+    """Compile the kernels for a device unless the cache has them, and return the library's path.
 
     Any number of processes may do this at once: one builds and the others wait for it.
 
     Raises:
         RunError: where there is no compiler, it fails (with its output), or the cache cannot be written.
     """
-    missing = _missing()
+    missing = _missing(device)
     if missing is not None:
         raise RunError(f"{missing}, so the kernels cannot be built")
-    compiler = _compiler()
-    assert compiler is not None
-    library = cache_folder() / _key(compiler) / "robust_lr.so"
+    plan = _plan(device)
+    library = plan.library()
     if library.exists():
         return library
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
         with _locked(library.parent / "lock"):
             if not library.exists():
-                log.info("compiling the local relation kernels, once, into %s", library.parent)
+                log.info("compiling the local relation kernels for %s, once, into %s", device, library.parent)
                 with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-                    os.replace(_compile(compiler, Path(folder)), library)
+                    os.replace(_compile(plan, Path(folder)), library)
     except OSError as error:
         raise RunError(f"cannot write the kernels to {library.parent} ({error}); set XDG_CACHE_HOME") from error
     return library
@@ -113,44 +146,59 @@ def cache_folder() -> Path:
 
 def describe() -> dict[str, object]:
     """What was found, and what would be used and why, without building anything (for `robust-lr doctor`)."""
-    compiler, failure = None, None
     try:
         compiler = _compiler()
-    except RunError as error:
-        failure = str(error)
-    mode = _mode()
-    missing = None if failure else _missing()
-    library = cache_folder() / _key(compiler) / "robust_lr.so" if compiler else None
-    built = library is not None and library.exists()
-    if mode == "off":
-        uses, why = "plain PyTorch", "ROBUST_LR_EXTENSION=off"
-    elif failure:
-        uses, why = "an error", failure
-    elif missing:
-        uses, why = ("an error" if mode == "require" else "plain PyTorch"), missing
-    else:
-        uses, why = "compiled kernels", "built" if built else "will be built at first use"
-    nvcc, nvcc_from = _find_nvcc()
+    except RunError:
+        compiler = None
+    located = nvcc.locate()
+    uses = {device: _prospect(device) for device in ("cpu", "cuda")}
     return {
-        "mode": mode,
+        "mode": _mode(),
         "compiler": shlex.join(compiler.command) if compiler else None,
         "compiler_version": compiler.version if compiler else None,
         "vectors": compiler.vectors if compiler else None,
         "ninja": _find_ninja(),
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
-        "nvcc": nvcc,
-        "nvcc_found_by": nvcc_from,
+        "nvcc": located[0] if located else None,
+        "nvcc_found_by": located[1] if located else None,
         "cuda_devices": [
             f"{torch.cuda.get_device_name(i)} (sm_{''.join(map(str, torch.cuda.get_device_capability(i)))})"
             for i in range(torch.cuda.device_count())
         ],
         "cache": str(cache_folder()),
-        "library": str(library) if library else None,
-        "built": built,
-        "uses": uses,
-        "why": why,
+        "library": uses["cpu"].library,
+        "built": uses["cpu"].built,
+        "uses": uses["cpu"].what,
+        "why": uses["cpu"].why,
+        "cuda_library": uses["cuda"].library,
+        "cuda_uses": uses["cuda"].what,
+        "cuda_why": uses["cuda"].why,
     }
+
+
+class Prospect(NamedTuple):
+    """What tensors on a device would be computed with, and why."""
+
+    what: str
+    why: str
+    library: str | None = None
+    built: bool = False
+
+
+def _prospect(device: str) -> Prospect:
+    mode = _mode()
+    if mode == "off":
+        return Prospect("plain PyTorch", "ROBUST_LR_EXTENSION=off")
+    try:
+        missing = _missing(device)
+        if missing:
+            return Prospect("an error" if mode == "require" else "plain PyTorch", missing)
+        library = _plan(device).library()
+    except RunError as error:
+        return Prospect("an error", str(error))
+    built = library.exists()
+    return Prospect("compiled kernels", "built" if built else "will be built at first use", str(library), built)
 
 
 @functools.cache
@@ -170,13 +218,23 @@ def _mode() -> str:
     return mode
 
 
-def _missing() -> str | None:
-    """Why nothing can be built here, or None."""
+def _missing(device: str) -> str | None:
+    """Why the kernels for a device cannot be built here, or None."""
     if sys.platform == "win32":
         return "the kernels cannot be built on Windows yet"
     if _compiler() is None:
         return "no C++ compiler was found (c++, g++ or clang++, or name one in CXX)"
-    return None if _find_ninja() else "ninja was not found (pip install ninja)"
+    if not _find_ninja():
+        return "ninja was not found (pip install ninja)"
+    if device == "cpu":
+        return None
+    if torch.version.cuda is None:
+        return f"PyTorch {torch.__version__} has no CUDA"
+    if nvcc.find() is None:
+        return "no CUDA compiler was found (nvcc on the PATH, or name its toolkit in CUDA_HOME)"
+    if not nvcc.wanted_capabilities():
+        return "no GPU was found (name what to compile for in TORCH_CUDA_ARCH_LIST)"
+    return None
 
 
 def _compiler() -> Compiler | None:
@@ -202,43 +260,44 @@ def _probe(command: tuple[str, ...]) -> Compiler:
     raise RunError(f"the C++ compiler {shlex.join(command)} does not work:\n{answer.stdout}{answer.stderr}".rstrip())
 
 
-def _key(compiler: Compiler) -> str:
-    """A name for one build: it changes with the sources, flags, compiler, processor and PyTorch."""
-    digest = hashlib.sha256()
-    for part in (*compiler.command, *_flags(compiler), torch.__version__, repr(sorted(compiler.macros.items()))):
-        digest.update(part.encode() + b"\0")
-    for path in _sources("*.h", "*.cpp"):
-        digest.update(str(path.relative_to(SOURCES)).encode() + b"\0" + path.read_bytes())
-    return f"torch{torch.__version__}-{digest.hexdigest()[:16]}"
+def _plan(device: str) -> Plan:
+    compiler = _compiler()
+    assert compiler is not None
+    torch_flags = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", f"-I{_torch_folder() / 'include'}"]
+    cpp = [*compiler.command, *FLAGS, *torch_flags, *compiler.native]
+    link = [*compiler.command, "-shared"]
+    libraries = [f"-L{_torch_folder() / 'lib'}", "-ltorch_cpu", "-lc10"]
+    versions = (repr(sorted(compiler.macros.items())),)
+    if device == "cpu":
+        return Plan("robust_lr", (".", "cpu"), {".cpp": cpp}, link, libraries, versions)
+    toolkit = nvcc.find()
+    assert toolkit is not None
+    architectures = nvcc.architecture_flags(toolkit, nvcc.wanted_capabilities())
+    cuda = [toolkit.nvcc, *nvcc.FLAGS, "-Xcompiler", "-fPIC", *architectures]
+    libraries += ["-ltorch_cuda", nvcc.static_runtime(toolkit), "-ldl", "-lrt", "-lpthread"]
+    return Plan("robust_lr_cuda", ("cuda",), {".cpp": cpp, ".cu": cuda}, link, libraries, (*versions, toolkit.version))
 
 
-def _sources(*patterns: str) -> list[Path]:
-    return sorted(path for pattern in patterns for folder in (".", "cpu") for path in (SOURCES / folder).glob(pattern))
-
-
-def _flags(compiler: Compiler) -> list[str]:
-    return [*FLAGS, *compiler.native, f"-I{_torch_folder() / 'include'}"]
-
-
-def _compile(compiler: Compiler, folder: Path) -> Path:
+def _compile(plan: Plan, folder: Path) -> Path:
     """Run ninja in `folder` and return the library's path there."""
-    objects = {f"{path.parent.name}_{path.stem}.o": path for path in _sources("*.cpp")}
-    link = ["-shared", f"-L{_torch_folder() / 'lib'}", "-ltorch_cpu", "-lc10"]
-    lines = [
-        "rule compile",
-        f"  command = {_ninja_quoted([*compiler.command, *_flags(compiler)])} -c $in -o $out",
+    kinds = {kind: f"compile_{kind[1:]}" for kind in plan.commands}
+    objects = {f"{path.parent.name}_{path.name}.o": path for path in plan.sources()}
+    lines = []
+    for kind, command in plan.commands.items():
+        lines += [f"rule {kinds[kind]}", f"  command = {_ninja_quoted(command)} -c $in -o $out"]
+    lines += [
         "rule link",
-        f"  command = {_ninja_quoted(compiler.command)} $in {_ninja_quoted(link)} -o $out",
-        *(f"build {name}: compile {_ninja_path(path)}" for name, path in objects.items()),
-        f"build robust_lr.so: link {' '.join(objects)}",
+        f"  command = {_ninja_quoted(plan.link)} -o $out $in {_ninja_quoted(plan.libraries)}",
+        *(f"build {name}: {kinds[path.suffix]} {_ninja_path(path)}" for name, path in objects.items()),
+        f"build {plan.name}.so: link {' '.join(objects)}",
     ]
     (folder / "build.ninja").write_text("\n".join(lines) + "\n")
     ninja = _find_ninja()
     assert ninja is not None
-    answer = _run([ninja, "-C", str(folder), "robust_lr.so"])
+    answer = _run([ninja, "-C", str(folder), f"{plan.name}.so"])
     if answer.returncode != 0:
         raise RunError(f"compiling the kernels failed:\n{answer.stdout}{answer.stderr}".rstrip())
-    return folder / "robust_lr.so"
+    return folder / f"{plan.name}.so"
 
 
 def _ninja_quoted(words: list[str] | tuple[str, ...]) -> str:
@@ -260,18 +319,6 @@ def _find_ninja() -> str | None:
     except ImportError:
         return shutil.which("ninja")
     return shutil.which("ninja", path=ninja.BIN_DIR) or shutil.which("ninja")
-
-
-def _find_nvcc() -> tuple[str | None, str | None]:
-    """The CUDA compiler, and what led to it."""
-    for variable in ("CUDA_HOME", "CUDA_PATH"):
-        nvcc = Path(os.environ.get(variable, "")) / "bin" / "nvcc"
-        if os.environ.get(variable) and nvcc.exists():
-            return str(nvcc), variable
-    if found := shutil.which("nvcc"):
-        return found, "PATH"
-    usual = Path("/usr/local/cuda/bin/nvcc")
-    return (str(usual), "the usual place") if usual.exists() else (None, None)
 
 
 def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":

@@ -50,7 +50,7 @@ def local_relation(
     Raises:
         InputError: for a shape, dtype, device or option that does not fit.
     """
-    if not (x.device.type == "cpu" and _kernels()):
+    if not _kernels(x.device.type):
         return reference.local_relation(
             x, q, k, geo, kernel_size=kernel_size, stride=stride, channels_per_group=channels_per_group,
             composability=composability, normalization=normalization, border=border,
@@ -58,7 +58,8 @@ def local_relation(
     shape = reference.check(x, q, k, geo, kernel_size, stride, channels_per_group, composability, normalization, border)
     dtype = reference.common_dtype(x, q, k)
     wide = reference.accumulation_dtype(dtype)
-    computed = wide if dtype == torch.float16 else dtype  # the CPU kernels have no float16
+    # The CPU kernels have no float16.
+    computed = wide if dtype == torch.float16 and x.device.type == "cpu" else dtype
     y = _apply(
         x.to(computed),
         q.to(computed),
@@ -82,22 +83,28 @@ def _apply(*arguments: Any) -> Tensor:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _kernels() -> bool:
-    """Whether there are compiled operators; torch.compile asks while it traces."""
-    return _register()
+def _kernels(device: str) -> bool:
+    """Whether there are compiled operators for a type of device; torch.compile asks while it traces."""
+    return _load(device)
 
 
 @functools.cache
-def _register() -> bool:
-    """Load the compiled operators and tell PyTorch their shapes and gradients; False where there are none."""
-    if not extension.load():
+def _load(device: str) -> bool:
+    """Load the compiled operators for a type of device; False where there are none."""
+    if not extension.load(device):
         return False
+    _register()
+    return True
+
+
+@functools.cache
+def _register() -> None:
+    """Tell PyTorch the shapes and gradients of the compiled operators."""
     torch.library.register_fake("robust_lr::local_relation", _fake)
     torch.library.register_fake("robust_lr::local_relation_backward", _fake_backward)
     torch.library.register_autograd(
         "robust_lr::local_relation", _LocalRelation.backward, setup_context=_LocalRelation.setup_context
     )
-    return True
 
 
 class _LocalRelation(torch.autograd.Function):
@@ -153,14 +160,16 @@ def _fake(
     x: Tensor, q: Tensor, k: Tensor, geo: Tensor | None, kernel_size: int, stride: int, channels_per_group: int,
     composability: int, softmax: bool, mask: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Shapes, dtypes and strides of the forward operator's results, as csrc/cpu/local_relation.cpp makes them."""
+    """Shapes, dtypes and strides of the forward operator's results, as the backends in csrc make them."""
     n, channels, height, width = x.shape
     out_height, out_width = -(-height // stride), -(-width // stride)
     groups = -(-channels // channels_per_group)
     wide = reference.accumulation_dtype(x.dtype)
-    per_pixel = 2 * groups + (channels if x.dtype != wide else 0) if softmax else 0
+    per_pixel = groups
+    if x.device.type == "cpu":
+        per_pixel = 2 * groups + (channels if x.dtype != wide else 0)
     y = _empty_like(x, channels, out_height, out_width)
-    return y, x.new_empty(n * out_height * out_width * per_pixel, dtype=wide)
+    return y, x.new_empty(n * out_height * out_width * (per_pixel if softmax else 0), dtype=wide)
 
 
 def _fake_backward(
