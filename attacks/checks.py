@@ -24,6 +24,8 @@ def check_labels(x: Tensor, labels: Tensor) -> None:
         raise InputError(
             f"labels {tuple(labels.shape)} {labels.dtype}: one int64 class index for each of {len(x)} images is needed"
         )
+    if (labels < 0).any():  # cross-entropy leaves label -100 out in silence
+        raise InputError(f"labels: {int(labels.min())} is no class; classes are numbered from 0")
 
 
 def check_start(x: Tensor, start: Tensor, eps: float) -> None:

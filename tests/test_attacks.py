@@ -228,6 +228,7 @@ def test_a_gradient_that_is_not_finite_cannot_pass_for_robustness(steps):
         ({"labels": labels(3)}, r"labels \(3,\) torch.int64: one int64 class index for each of 2 images"),
         ({"labels": labels(2).int()}, "torch.int32"),
         ({"labels": torch.eye(10)[:2]}, r"labels \(2, 10\) torch.float32"),
+        ({"labels": torch.tensor([3, -100])}, "labels: -100 is no class"),
         ({"start": images(1)}, r"start \(1, 3, 8, 8\) .* must be like the images, \(2, 3, 8, 8\)"),
         ({"start": images(2).double()}, "torch.float64: must be like the images"),
         ({"start": 1 - images(2)}, "start: lies 1 from the images, outside the ball of eps = 0.1"),
