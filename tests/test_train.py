@@ -95,6 +95,7 @@ def test_learning_rate_without_or_with_a_broken_warm_up():
     assert learning_rate(TrainConfig(lr=0.5, warmup_epochs=0), 0, 10) == 0.5
     assert learning_rate(TrainConfig(lr=0.5, warmup_epochs=0.5), 0, 10) == pytest.approx(0.1)
     assert learning_rate(TrainConfig(lr=0.5, warmup_epochs=0.5), 4, 10) == 0.5
+    assert learning_rate(TrainConfig(lr=0.5, warmup_epochs=0.45), 4, 10) == 0.5
 
 
 # Augmentation
@@ -237,7 +238,11 @@ def test_workers_cannot_be_negative():
 def test_regular_training_is_plain_sgd(make):
     data, config = pictures(), settings(get("none"))
     ours, plain = make(), make()
-    metrics = list(adversarial_train(ours, data, config))
+    metrics = []
+    for step in adversarial_train(ours, data, config):
+        metrics.append(step)
+        ours.eval()  # as somebody may who looks at it between two steps
+    ours.train()
 
     plain.train()
     optimizer = torch.optim.SGD(plain.parameters(), lr=1.0, momentum=0.9, weight_decay=1e-4)
