@@ -6,6 +6,7 @@
 namespace robust_lr::cuda {
 
 constexpr int kGeneralThreads = 128;
+constexpr int kGeneralResident = 4;  // blocks at once on a multiprocessor, at least
 
 __host__ __device__ inline int parts(Index count) { return int((count + kChannels - 1) / kChannels); }
 
@@ -35,7 +36,7 @@ struct Item {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kGeneralThreads) forward_general(ForwardArguments<T> a) {
+__global__ void __launch_bounds__(kGeneralThreads, kGeneralResident) forward_general(ForwardArguments<T> a) {
   using A = WideOf<T>;
   const Problem& p = a.p;
   const Item item(p, a.y, parts(p.shared), p.out_height, p.out_width);
@@ -60,7 +61,7 @@ __global__ void __launch_bounds__(kGeneralThreads) forward_general(ForwardArgume
 }
 
 template <class T>
-__global__ void __launch_bounds__(kGeneralThreads) dq_general(BackwardArguments<T> a) {
+__global__ void __launch_bounds__(kGeneralThreads, kGeneralResident) dq_general(BackwardArguments<T> a) {
   using A = WideOf<T>;
   const Problem& p = a.p;
   const Item item(p, a.dq, parts(p.components), p.out_height, p.out_width);
@@ -98,7 +99,7 @@ __global__ void __launch_bounds__(kGeneralThreads) dq_general(BackwardArguments<
 }
 
 template <class T>
-__global__ void __launch_bounds__(kGeneralThreads) dk_general(BackwardArguments<T> a) {
+__global__ void __launch_bounds__(kGeneralThreads, kGeneralResident) dk_general(BackwardArguments<T> a) {
   using A = WideOf<T>;
   const Problem& p = a.p;
   const Item item(p, a.dk, parts(p.components), p.height, p.width);
@@ -125,7 +126,7 @@ __global__ void __launch_bounds__(kGeneralThreads) dk_general(BackwardArguments<
 }
 
 template <class T>
-__global__ void __launch_bounds__(kGeneralThreads) dx_general(BackwardArguments<T> a) {
+__global__ void __launch_bounds__(kGeneralThreads, kGeneralResident) dx_general(BackwardArguments<T> a) {
   using A = WideOf<T>;
   const Problem& p = a.p;
   const Item item(p, a.dx, parts(p.shared), p.height, p.width);
@@ -148,7 +149,7 @@ __global__ void __launch_bounds__(kGeneralThreads) dx_general(BackwardArguments<
 
 // The part of one image in the gradient of one value of the prior, a block each.
 template <class T>
-__global__ void __launch_bounds__(kGeneralThreads) dgeo_general(BackwardArguments<T> a) {
+__global__ void __launch_bounds__(kGeneralThreads, kGeneralResident) dgeo_general(BackwardArguments<T> a) {
   using A = WideOf<T>;
   const Problem& p = a.p;
   const int size = int(p.kernel), stride = int(p.stride), pad = int(p.padding), taps = size * size;
