@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import InputError
 from .checks import check_attack, check_images, check_labels, check_start
 
 
@@ -44,7 +45,8 @@ def pgd_linf(
         not finite the pixels are NaN, so that it cannot pass for robustness.
 
     Raises:
-        InputError: a value out of range, images outside [0, 1], a start outside the ball, labels of the wrong kind.
+        InputError: a value out of range, images outside [0, 1], a start outside the ball, labels of the wrong kind,
+            or logits without a gradient.
     """
     check_attack(eps=eps, step_size=step_size, steps=steps)
     check_images(x)
@@ -62,12 +64,12 @@ def pgd_linf(
         with torch.enable_grad():
             logits = model(x_adv)
             loss = F.cross_entropy(logits, labels, reduction="sum")
+            if not loss.requires_grad:
+                raise InputError("the model's logits carry no gradient: it detaches its input or runs under no_grad")
             (gradient,) = torch.autograd.grad(loss, x_adv)
         x_adv = x_adv.detach()
         if observe is not None:
             observe(step, x_adv, logits.detach())
-        sign = (
-            gradient.sign() + 0 * gradient
-        )  # sign(NaN) is 0: without the second term the image would just stand still
-        x_adv = project(x_adv + direction * step_size * sign)
+        # sign(NaN) is 0, and the image would just stand still: the second term makes it NaN
+        x_adv = project(x_adv + direction * step_size * (gradient.sign() + 0 * gradient))
     return x_adv

@@ -11,10 +11,11 @@ from importlib import metadata
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from . import attacks, config, data, protocols, reference
+from .benchmark import BenchmarkResult, benchmark
 from .checkpoint import load_model
 from .config import Config
 from .errors import InputError, RunError
-from .evaluate import BenchmarkResult, benchmark, evaluate
+from .evaluate import evaluate
 from .models import MODELS, build_model
 from .ops import local_relation
 from .results import Result

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,10 @@ def evaluate(
     configuration: dict[str, Any] = {
         "model": name,
         "data": data.name,
-        **{f"protocol.{key}": value for key, value in protocol.values().items()},
+        "architecture": hashlib.sha256(repr(model).encode()).hexdigest(),
+        "device": device.type,
+        **{f"version of {key}": value for key, value in versions().items()},
+        **{f"protocol.{key}": value for key, value in protocol.values().items() if key != "source"},
         "seed": seed,
         "images": len(positions),
         "shard": None if shard is None else f"{shard[0]}/{shard[1]}",
@@ -268,42 +271,3 @@ def _summarize(rows: Sequence[Row], protocol: PGD, **about: Any) -> Result:
         gradients=n * protocol.steps * protocol.restarts,
         **about,
     )
-
-
-@dataclass(frozen=True)
-class BenchmarkResult:
-    """Results by (model, protocol), all on the same images with the same seed."""
-
-    results: Mapping[tuple[str, str], Result]
-
-    def to_dict(self) -> dict[str, Any]:
-        nested: dict[str, dict[str, Any]] = {}
-        for (model, protocol), result in self.results.items():
-            nested.setdefault(model, {})[protocol] = result.to_dict()
-        return nested
-
-
-def benchmark(
-    models: Mapping[str, nn.Module],
-    data: Dataset,
-    protocols: Sequence[str | PGD] = ("none", "lrnet-targeted", "lrnet-untargeted"),
-    *,
-    out: str | Path | None = None,
-    **options: Any,
-) -> BenchmarkResult:
-    """``evaluate`` for each model and protocol; ``out`` gets a folder a pair, ``options`` go to ``evaluate``.
-
-    Raises:
-        InputError: as ``evaluate``; an unknown protocol, or two of one name, before any work is done.
-    """
-    chosen = [get_protocol(entry) if isinstance(entry, str) else entry for entry in protocols]
-    names = [protocol.name for protocol in chosen]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"protocol {name!r} is given twice: give custom protocols a name each")
-    results = {}
-    for model_name, model in models.items():
-        for protocol in chosen:
-            folder = None if out is None else Path(out) / model_name / protocol.name
-            results[model_name, protocol.name] = evaluate(model, data, protocol, out=folder, name=model_name, **options)
-    return BenchmarkResult(results)

@@ -141,6 +141,10 @@ class LocalRelation2d(nn.Module):
         for layer in (self.query, self.key):
             nn.init.normal_(layer.weight, std=layer.in_channels**-0.5)
 
+    def extra_repr(self) -> str:
+        names = ("stride", "channels_per_group", "composability", "normalization", "border")
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
+
     def forward(self, x: Tensor) -> Tensor:
         if self.stride == 1:  # both read the same pixels: one pass over them
             q, k = F.conv2d(x, torch.cat([self.query.weight, self.key.weight])).chunk(2, dim=1)

@@ -46,6 +46,8 @@ class PGD:
         check_attack(eps=self.eps, step_size=self.step_size, steps=self.steps)
         check_name("start", self.start, STARTS)
         check_name("target", self.target, TARGETS)
+        if self.target != "uniform" and not self.targeted:
+            raise InputError(f"target = {self.target!r} is for targeted attacks: set targeted = true as well")
         if not isinstance(self.restarts, int) or self.restarts < 1:
             raise InputError(f"restarts = {self.restarts}: must be a whole number, at least 1")
         if self.start == "clean" and self.restarts > 1:

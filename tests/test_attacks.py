@@ -308,3 +308,9 @@ def test_one_class_leaves_no_target(classes):
         targets.uniform(y, torch.arange(2), classes, seed=0)
     with pytest.raises(InputError, match="num_classes = 1"):
         targets.least_likely(lambda x: torch.zeros(len(x), 1), images(2), y)
+
+
+def test_a_model_that_detaches_its_input_is_named():
+    net = conv_net()
+    with pytest.raises(InputError, match="carry no gradient"):
+        pgd_linf(lambda x: net(x.detach()).detach(), images(2), labels(2), eps=EPS, step_size=EPS, steps=1)

@@ -709,3 +709,16 @@ def test_a_benchmark_refuses_wrong_protocols_before_any_work(tmp_path, data, cnn
     with pytest.raises(InputError, match=message):
         rlr.benchmark({"a": cnn}, data.take(2), protocols=chosen, out=tmp_path)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_resume_tells_networks_with_the_same_weights_apart(tmp_path):
+    data = rlr.data.load("fashion-mnist-mini", "test").take(2)
+    protocol = rlr.protocols.PGD(eps=0.1, step_size=0.1, steps=1)
+    for phi in ("squared_difference", "product"):
+        torch.manual_seed(0)
+        model = rlr.build_model("lrnet26", num_classes=10, in_channels=1, width=1 / 16, composability=phi)
+        if phi == "product":
+            with pytest.raises(rlr.InputError, match="another evaluation: architecture was"):
+                rlr.evaluate(model, data, protocol, out=tmp_path, resume=True)
+        else:
+            rlr.evaluate(model, data, protocol, out=tmp_path)
