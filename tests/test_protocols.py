@@ -25,6 +25,7 @@ GOOD = {"eps": 8 / 255, "step_size": 2 / 255, "steps": 10}
         ({"restarts": 1.5}, "restarts = 1.5"),
         ({"start": "uniforn"}, "unknown start 'uniforn': did you mean 'uniform'"),
         ({"target": "random"}, "unknown target 'random': .*uniform, least-likely"),
+        ({"target": "least-likely"}, "target = 'least-likely' is for targeted attacks"),
         ({"start": "clean", "restarts": 2}, "restarts = 2 from the clean image are all the same"),
     ],
 )
