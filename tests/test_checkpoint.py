@@ -46,9 +46,13 @@ def test_weights_come_back_in_eval_mode_from_the_file_or_its_folder(weights, mod
     assert checkpoint.about(weights) == {"data": "mine", "epoch": 0.5}
 
 
-def test_tensors_in_another_memory_format_are_saved_as_they_look(tmp_path, model):
+def test_tensors_in_another_memory_format_are_saved_as_they_look(tmp_path):
+    spec = {"name": "resnet18", "num_classes": 3, "width": 1 / 16}
+    model = rlr.build_model(**spec)
     before = weights_hash(model)
-    save_weights(tmp_path / "w", model.to(memory_format=torch.channels_last), SPEC, {})
+    model = model.to(memory_format=torch.channels_last)
+    assert not model.conv1.weight.is_contiguous()
+    save_weights(tmp_path / "w", model, spec, {})
     assert weights_hash(load_model(tmp_path / "w")) == weights_hash(model) == before
 
 
