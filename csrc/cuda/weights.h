@@ -60,7 +60,8 @@ struct Product {
   }
 };
 
-// Calls f with Phi.
+// Calls f with Phi, on either side.
+#pragma nv_exec_check_disable
 template <class F>
 __host__ __device__ auto with_phi(const Problem& p, F f) {
   switch (p.composability) {
