@@ -132,7 +132,7 @@ def test_training_writes_a_run_and_says_how_to_attack_it(run):
     assert len(read_metrics(folder)) == 6
     assert load_model(folder)
     assert "epoch 2 of 2: loss" in result.stderr
-    assert f"robust-lr attack --targeted --checkpoint {folder}" in result.stdout.replace("\n", "")
+    assert f"robust-lr attack --targeted --checkpoint {folder}\n" in result.stdout
 
 
 def test_the_folder_has_the_config_s_name_by_default(room, here):
@@ -144,10 +144,20 @@ def test_the_folder_has_the_config_s_name_by_default(room, here):
     assert (here / "runs" / "mine" / WEIGHTS).is_file()
 
 
+def test_names_in_brackets_are_printed_as_they_are(run, room, here):
+    (here / "[bold]").mkdir()
+    (here / "[bold]" / "small.npz").write_bytes((room / "small.npz").read_bytes())
+    out = here / "[bold]" / "out"
+    text = succeed(*training(room, "data.name=npz:[bold]/small.npz", "train.epochs=1"), "--out", out).stdout
+    assert f"epochs: {out}\n" in text
+    text = succeed("attack", "--targeted", "--checkpoint", out, "--set", "steps=1").stdout
+    assert "out on npz:[bold]/small.npz" in text
+
+
 def test_a_finished_run_is_left_alone_and_a_used_folder_refused(run, room, here):
     folder, _ = run
     before = weights_hash(load_model(folder))
-    assert "is finished already" in succeed(*training(room), "--out", folder, "--resume").stdout.replace("\n", " ")
+    assert f"{folder} is finished already" in succeed(*training(room), "--out", folder, "--resume").stdout
     assert weights_hash(load_model(folder)) == before
     refuse(["already holds a run", "--resume"], *training(room), "--out", folder)
     refuse(["train.lr = 0.1", "now it is 0.2"], *training(room, "train.lr=0.2"), "--out", folder, "--resume")
