@@ -18,14 +18,15 @@ needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no compiler")
 
 # What every process does: the operator, both ways, next to plain PyTorch.
 PROGRAM = """
-import torch
+import sys, torch
 from robust_lr import extension, ops, reference
 torch.manual_seed(0)
 worst = 0.0
-for shape, groups, kernel, options in (
-    ((3, 20, 9, 17), 3, 7, {}), ((2, 8, 16, 16), 2, 3, {"channels_per_group": 4, "composability": "product"}),
-    ((5, 37, 4, 4), 5, 5, {"border": "zero"}), ((2, 12, 6, 5), 2, 3, {"normalization": "none"}),
-):
+cases = (
+    ((2, 12, 6, 5), 2, 3, {"normalization": "none"}), ((5, 37, 4, 4), 5, 5, {"border": "zero"}),
+    ((2, 8, 16, 16), 2, 3, {"channels_per_group": 4, "composability": "product"}), ((3, 20, 9, 17), 3, 7, {}),
+)
+for shape, groups, kernel, options in cases[: int(sys.argv[1])]:
     for layout in (torch.contiguous_format, torch.channels_last):
         for dtype in (torch.float32, torch.float64, torch.bfloat16):
             x, q, k = (torch.randn(shape[0], c, *shape[2:], dtype=dtype).to(memory_format=layout).requires_grad_()
@@ -49,8 +50,8 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return kept | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def start(program: str, environment: dict[str, str]) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", program]
+def start(program: str, environment: dict[str, str], cases: int = 1) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", program, str(cases)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -70,7 +71,7 @@ def script(path: Path, text: str) -> str:
 
 @needs_compiler
 def test_processes_that_start_at_once_build_once(environment: dict[str, str], tmp_path: Path) -> None:
-    """Eight of them, with a compiler that does not know -march=native and so builds the portable path (at -O1, soon)."""
+    """Eight of them, with a compiler that does not know -march=native and so builds the portable path, at -O1."""
     log = tmp_path / "log"
     environment["CXX"] = script(
         tmp_path / "compiler",
@@ -83,7 +84,7 @@ for argument; do
 done
 exec {COMPILER} "$@" -O1 """,
     )
-    processes = [start(PROGRAM, environment) for _ in range(8)]
+    processes = [start(PROGRAM, environment, cases) for cases in (4, 1, 1, 1, 1, 1, 1, 1)]
     for process in processes:
         out, err = process.communicate()
         assert process.returncode == 0, err

@@ -25,33 +25,34 @@ struct BackwardTensors {
 template <class A>
 class BackwardTask {
   using V = Vec<A>;
-  static constexpr int kRun = kVectorRegisters >= 32 ? 8 : 4;  // channels that fit into registers twice
+  static constexpr int kMost = kVectorRegisters >= 32 ? 8 : 4;  // channels that fit into registers twice
 
  public:
   BackwardTask(const BackwardTensors<A>& t, Index block_number, Scratch& scratch = Scratch::fresh())
       : p(t.p),
         block(p, block_number),
-        dy_planes(t.dy, block, p.shared, p.channels),
-        x_planes(t.x, block, p.shared, p.channels),
-        y_planes(t.y, block, p.shared, p.channels),
-        dx_planes(t.dx, block, p.shared, p.channels),
-        q_planes(t.q, block, p.components, p.groups * p.components),
-        k_planes(t.k, block, p.components, p.groups * p.components),
-        dq_planes(t.dq, block, p.components, p.groups * p.components),
-        dk_planes(t.dk, block, p.components, p.groups * p.components),
-        shift_planes(t.shift, block, 1, p.groups),
-        total_planes(t.total, block, 1, p.groups),
-        dprior_planes(t.dprior, block, 1, p.groups),
+        channels(lane_channels(p)),
+        dy_planes(t.dy, block, channels, p.shared, p.channels),
+        x_planes(t.x, block, channels, p.shared, p.channels),
+        y_planes(t.y, block, channels, p.shared, p.channels),
+        dx_planes(t.dx, block, channels, p.shared, p.channels),
+        q_planes(t.q, block, p.components, p.components, p.groups * p.components),
+        k_planes(t.k, block, p.components, p.components, p.groups * p.components),
+        dq_planes(t.dq, block, p.components, p.components, p.groups * p.components),
+        dk_planes(t.dk, block, p.components, p.components, p.groups * p.components),
+        shift_planes(t.shift, block, 1, 1, p.groups),
+        total_planes(t.total, block, 1, 1, p.groups),
+        dprior_planes(t.dprior, block, 1, 1, p.groups),
         needs_dprior(t.dprior.data != nullptr),
         step(std::min(rows_at_once<A>(p.width), p.height + 2 * p.padding)),
-        values(scratch, step, p.height, p.width, p.shared, p.padding),
-        dvalues(scratch, step, p.height, p.width, p.shared, p.padding),
+        values(scratch, step, p.height, p.width, channels, p.padding),
+        dvalues(scratch, step, p.height, p.width, channels, p.padding),
         keys(scratch, step, p.height, p.width, p.components, p.padding),
         dkeys(scratch, step, p.height, p.width, p.components, p.padding),
         queries(scratch, query_rows(), p.out_height, p.out_width, p.components),
         dqueries(scratch, query_rows(), p.out_height, p.out_width, p.components),
-        dresults(scratch, query_rows(), p.out_height, p.out_width, p.shared),
-        results(scratch, query_rows(), p.out_height, p.out_width, p.shared),
+        dresults(scratch, query_rows(), p.out_height, p.out_width, channels),
+        results(scratch, query_rows(), p.out_height, p.out_width, channels),
         shifts(scratch, query_rows(), p.out_height, p.out_width, 1),
         dots(scratch, query_rows(), p.out_height, p.out_width, 1),
         prior(load_prior(scratch, t.prior, p, block)),
@@ -60,7 +61,7 @@ class BackwardTask {
         weights(scratch.take<V>(p.taps())),
         products(scratch.take<V>(p.taps())),
         columns(scratch.take<Span>(p.width + 2 * p.padding)) {
-    for (Index j = 0; j < p.width + 2 * p.padding; ++j) columns[j] = Span(p, j, p.out_width);
+    for (Index j = 0; j < p.width + 2 * p.padding; ++j) columns[j] = viewers_of(p, j, p.out_width);
   }
 
   void run() {
@@ -74,7 +75,7 @@ class BackwardTask {
       loaded = std::max(loaded, needed);
       values.load(x_planes, first, last);
       keys.load(k_planes, first, last);
-      with_kernel<V, kRun>(p, [&](auto kernel) {
+      with_kernel<V, kMost>(p, [&](auto kernel) {
         for (Index i = first; i < last; ++i) run_row<decltype(kernel)>(i);
       });
       dvalues.store(dx_planes, first, last);
@@ -105,7 +106,7 @@ class BackwardTask {
         V *dy = dresults.at(h, w), *y = results.at(h, w), *dot = dots.at(h, w);
         const V scale = A(1) / *dot;
         V sum = {};
-        for (Index c = 0; c < p.shared; ++c) {
+        for (Index c = 0; c < channels; ++c) {
           dy[c] *= scale;
           sum += dy[c] * y[c];
         }
@@ -113,29 +114,18 @@ class BackwardTask {
       }
   }
 
-  // The output rows (or columns) whose windows hold one row (or column) of key pixels.
-  struct Span {
-    Index first, count;
-    Index tap;  // the row in the window of the first; those of the next ones are `stride` back
-
-    Span(const Problem& p, Index i, Index out_size)
-        : first(p.first_query(i)), count(p.last_query(i, out_size) - first + 1), tap(i - p.window_start(first)) {}
-  };
-
   template <class Kernel>
   void run_row(Index i) {
     constexpr int M = Kernel::M;
-    const Span rows(p, i, p.out_height);
+    const Span rows = viewers_of(p, i, p.out_height);
     std::fill(row_dprior, row_dprior + p.taps(), V{});
     for (Index j = 0; j < p.width + 2 * p.padding; ++j) {
       const V *value = values.at(i, j), *key = keys.at(i, j);
       V *dvalue = dvalues.at(i, j), *dkey = dkeys.at(i, j);
-      if (p.shared > M) {
-        std::fill(products, products + rows.count * columns[j].count, V{});
-        each_run<kRun>(M, p.shared, [&](Index c, auto run) { multiply_more<run>(rows, columns[j], value + c, c); });
-      }
+      if (channels > M) std::fill(products, products + rows.count * columns[j].count, V{});
+      for (Index c = M; c < channels; c += M) multiply_more<M>(rows, columns[j], value + c, c);
       gather<Kernel>(rows, columns[j], value, key, dvalue, dkey);
-      each_run<kRun>(M, p.shared, [&](Index c, auto run) { gather_more<run>(rows, columns[j], dvalue + c, c); });
+      for (Index c = M; c < channels; c += M) gather_more<M>(rows, columns[j], dvalue + c, c);
     }
     // Row by row, so that rounding errors stay small.
     if (needs_dprior) {
@@ -148,7 +138,7 @@ class BackwardTask {
   template <class Kernel>
   void gather(const Span& rows, const Span& columns, const V* value, const V* key, V* dvalue, V* dkey) const {
     constexpr int M = Kernel::M;
-    const bool more = p.shared > M;
+    const bool more = channels > M;
     V x[M], dx[M] = {};
     for (int m = 0; m < M; ++m) x[m] = value[m];
     std::fill(dkey, dkey + Kernel::components(p), V{});
@@ -159,7 +149,7 @@ class BackwardTask {
       const V *query = queries.at(h, w), *shift = shifts.at(h, w), *dot = dots.at(h, w), *dy = dresults.at(h, w);
       V* dquery = dqueries.at(h, w);
       Index tap = (rows.tap - r * p.stride) * p.kernel + columns.tap;
-      for (Index c = 0; c < columns.count; ++c, tap -= p.stride, dy += p.shared) {
+      for (Index c = 0; c < columns.count; ++c, tap -= p.stride, dy += channels) {
         V e = Kernel::logit(p, prior[tap], query, key);
         if (Kernel::softmax(p)) e = exponential<A>(e, shift[c]);
         V dlogit = {};
@@ -192,7 +182,7 @@ class BackwardTask {
     V* product = products;
     for (Index r = 0; r < rows.count; ++r) {
       const V* dy = dresults.at(rows.first + r, columns.first) + channel;
-      for (Index c = 0; c < columns.count; ++c, ++product, dy += p.shared) {
+      for (Index c = 0; c < columns.count; ++c, ++product, dy += channels) {
         for (int m = 0; m < M; ++m) *product += dy[m] * value[m];
       }
     }
@@ -205,7 +195,7 @@ class BackwardTask {
     const V* weight = weights;
     for (Index r = 0; r < rows.count; ++r) {
       const V* dy = dresults.at(rows.first + r, columns.first) + channel;
-      for (Index c = 0; c < columns.count; ++c, dy += p.shared) {
+      for (Index c = 0; c < columns.count; ++c, dy += channels) {
         const V e = *weight++;
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) dx[m] += e * dy[m];
@@ -216,6 +206,7 @@ class BackwardTask {
 
   const Problem p;
   const Block<A> block;
+  const Index channels;  // of a group in lanes
   const Planes<A> dy_planes, x_planes, y_planes, dx_planes, q_planes, k_planes, dq_planes, dk_planes;
   const Planes<A> shift_planes, total_planes, dprior_planes;
   const bool needs_dprior;

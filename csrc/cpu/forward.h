@@ -23,25 +23,29 @@ class ForwardTask {
   ForwardTask(const ForwardTensors<A>& t, Index block_number, Index begin, Index end, Scratch& scratch = Scratch::fresh())
       : p(t.p),
         block(p, block_number),
-        x_planes(t.x, block, p.shared, p.channels),
-        y_planes(t.y, block, p.shared, p.channels),
-        q_planes(t.q, block, p.components, p.groups * p.components),
-        k_planes(t.k, block, p.components, p.groups * p.components),
-        shift_planes(t.shift, block, 1, p.groups),
-        total_planes(t.total, block, 1, p.groups),
-        wide_y_planes(t.wide_y, block, p.shared, p.channels),
+        channels(lane_channels(p)),
+        x_planes(t.x, block, channels, p.shared, p.channels),
+        y_planes(t.y, block, channels, p.shared, p.channels),
+        q_planes(t.q, block, p.components, p.components, p.groups * p.components),
+        k_planes(t.k, block, p.components, p.components, p.groups * p.components),
+        shift_planes(t.shift, block, 1, 1, p.groups),
+        total_planes(t.total, block, 1, 1, p.groups),
+        wide_y_planes(t.wide_y, block, channels, p.shared, p.channels),
         keeps_wide_y(t.wide_y.data != nullptr),
         begin(begin),
         end(end),
         step(std::min(rows_at_once<A>(p.out_width), end - begin)),
-        values(scratch, input_rows(), p.height, p.width, p.shared, p.padding),
+        values(scratch, input_rows(), p.height, p.width, channels, p.padding),
         keys(scratch, input_rows(), p.height, p.width, p.components, p.padding),
         queries(scratch, step, p.out_height, p.out_width, p.components),
-        results(scratch, step, p.out_height, p.out_width, p.shared),
+        results(scratch, step, p.out_height, p.out_width, channels),
         shifts(scratch, step, p.out_height, p.out_width, 1),
         totals(scratch, step, p.out_height, p.out_width, 1),
         prior(load_prior(scratch, t.prior, p, block)),
-        weights(scratch.take<V>(p.taps())) {}
+        weights(scratch.take<V>(p.taps())),
+        columns(scratch.take<Span>(p.out_width)) {
+    for (Index w = 0; w < p.out_width; ++w) columns[w] = window_of(p, w, p.width);
+  }
 
   void run() {
     bound = prior[0];
@@ -55,8 +59,13 @@ class ForwardTask {
       queries.load(q_planes, first, last);
       loaded = std::max(loaded, needed);
       with_kernel<V, 8>(p, [&](auto kernel) {
-        for (Index h = first; h < last; ++h)
-          for (Index w = 0; w < p.out_width; ++w) run_pixel<decltype(kernel)>(h, w);
+        for (Index h = first; h < last; ++h) {
+          const Span rows = window_of(p, h, p.height);
+          for (Index w = 0; w < p.out_width; ++w) {
+            run_pixel<decltype(kernel)>(rows, columns[w], queries.at(h, w), results.at(h, w), *shifts.at(h, w),
+                                        *totals.at(h, w));
+          }
+        }
       });
       results.store(y_planes, first, last);
       if (p.softmax) {
@@ -71,53 +80,32 @@ class ForwardTask {
   // Rows of x in the windows of `step` rows of y.
   Index input_rows() const { return (step - 1) * p.stride + p.kernel; }
 
-  // The part of the window of output pixel (h, w) that lies in the padded image.
-  struct Window {
-    Index row, rows, column, columns;
-    Index tap;  // the first of its taps
-
-    Window(const Problem& p, Index h, Index w) {
-      const Index top = p.window_start(h), left = p.window_start(w);
-      row = std::max<Index>(0, top);
-      column = std::max<Index>(0, left);
-      rows = std::min(p.height + 2 * p.padding, top + p.kernel) - row;
-      columns = std::min(p.width + 2 * p.padding, left + p.kernel) - column;
-      tap = (row - top) * p.kernel + column - left;
-    }
-  };
-
   template <class Kernel>
-  void run_pixel(Index h, Index w) {
-    const Window window(p, h, w);
-    const V* const query = queries.at(h, w);
-    V* const result = results.at(h, w);
-    V scale = broadcast<A>(1);
-    if (Kernel::softmax(p)) {
-      // A bound saves a search for the largest logit. Lanes that underflow with it take the largest after all; above this
-      // total, what is lost is less than 2^-24 of it.
-      constexpr bool kBounded = Kernel::Phi::kBounded;
-      const V least = broadcast(std::numeric_limits<A>::min() * A(1 << 30));
-      V shift = kBounded ? bound : largest_logit<Kernel>(window, query);
-      V total = aggregate<Kernel>(window, query, shift, result);
-      if (kBounded && any_less<A>(total, least)) {
-        shift = total < least ? largest_logit<Kernel>(window, query) : shift;
-        total = aggregate<Kernel>(window, query, shift, result);
-      }
-      *shifts.at(h, w) = shift;
-      *totals.at(h, w) = total;
-      scale /= total;
-    } else {
-      aggregate<Kernel>(window, query, V{}, result);
+  void run_pixel(const Span& rows, const Span& columns, const V* query, V* result, V& shift, V& total) const {
+    constexpr bool kBounded = Kernel::Phi::kBounded;
+    const bool softmax = Kernel::softmax(p);
+    // A bound saves a search for the largest logit. Lanes that underflow with it take the largest after all; above this
+    // total, what is lost is less than 2^-24 of it.
+    const V least = broadcast(std::numeric_limits<A>::min() * A(1 << 30));
+    shift = kBounded || !softmax ? bound : largest_logit<Kernel>(rows, columns, query);
+    for (bool again = true; again;) {
+      total = aggregate<Kernel>(rows, columns, query, shift, result);
+      again = kBounded && softmax && any_less<A>(total, least);
+      if (again) shift = total < least ? largest_logit<Kernel>(rows, columns, query) : shift;
     }
-    each_run<8>(Kernel::M, p.shared, [&](Index c, auto run) { aggregate_more<run>(window, c, scale, result + c); });
+    const V scale = softmax ? A(1) / total : broadcast<A>(1);
+    for (Index c = Kernel::M; c < channels; c += Kernel::M) {
+      aggregate_more<Kernel::M>(rows, columns, c, scale, result + c);
+    }
   }
 
   template <class Kernel>
-  V largest_logit(const Window& window, const V* query) const {
+  V largest_logit(const Span& rows, const Span& columns, const V* query) const {
     V largest = broadcast(-std::numeric_limits<A>::infinity());
-    for (Index i = 0; i < window.rows; ++i) {
-      const V *key = keys.at(window.row + i, window.column), *term = prior + window.tap + i * p.kernel;
-      for (Index j = 0; j < window.columns; ++j, key += Kernel::components(p)) {
+    for (Index i = 0; i < rows.count; ++i) {
+      const V* key = keys.at(rows.first + i, columns.first);
+      const V* term = prior + (rows.tap + i) * p.kernel + columns.tap;
+      for (Index j = 0; j < columns.count; ++j, key += Kernel::components(p)) {
         largest = larger<A>(Kernel::logit(p, term[j], query, key), largest);
       }
     }
@@ -127,16 +115,17 @@ class ForwardTask {
   // Averages the first M channels of x with weights exp(logit - shift), and returns the sum of these; without softmax,
   // sums with the logits as weights. Keeps the weights if there are more channels.
   template <class Kernel>
-  V aggregate(const Window& window, const V* query, V shift, V* result) const {
+  V aggregate(const Span& rows, const Span& columns, const V* query, V shift, V* result) const {
     constexpr int M = Kernel::M;
-    const bool more = p.shared > M;
+    const bool more = channels > M;
     V sums[M] = {}, total = {};
     V* weight = weights;
-    for (Index i = 0; i < window.rows; ++i) {
-      const V *key = keys.at(window.row + i, window.column), *term = prior + window.tap + i * p.kernel;
-      const V* value = values.at(window.row + i, window.column);
+    for (Index i = 0; i < rows.count; ++i) {
+      const V* key = keys.at(rows.first + i, columns.first);
+      const V* value = values.at(rows.first + i, columns.first);
+      const V* term = prior + (rows.tap + i) * p.kernel + columns.tap;
       V row_total = {};  // row by row, so that rounding errors stay small
-      for (Index j = 0; j < window.columns; ++j, key += Kernel::components(p), value += p.shared) {
+      for (Index j = 0; j < columns.count; ++j, key += Kernel::components(p), value += channels) {
         V w = Kernel::logit(p, term[j], query, key);
         if (Kernel::softmax(p)) row_total += w = exponential<A>(w, shift);
         if (more) *weight++ = w;
@@ -152,12 +141,12 @@ class ForwardTask {
 
   // The same for M more channels.
   template <int M>
-  void aggregate_more(const Window& window, Index channel, V scale, V* result) const {
+  void aggregate_more(const Span& rows, const Span& columns, Index channel, V scale, V* result) const {
     V sums[M] = {};
     const V* weight = weights;
-    for (Index i = 0; i < window.rows; ++i) {
-      const V* value = values.at(window.row + i, window.column) + channel;
-      for (Index j = 0; j < window.columns; ++j, value += p.shared) {
+    for (Index i = 0; i < rows.count; ++i) {
+      const V* value = values.at(rows.first + i, columns.first) + channel;
+      for (Index j = 0; j < columns.count; ++j, value += channels) {
         const V w = *weight++;
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) sums[m] += w * value[m];
@@ -168,6 +157,7 @@ class ForwardTask {
 
   const Problem p;
   const Block<A> block;
+  const Index channels;  // of a group in lanes
   const Planes<A> x_planes, y_planes, q_planes, k_planes, shift_planes, total_planes, wide_y_planes;
   const bool keeps_wide_y;
   const Index begin, end, step;
@@ -175,6 +165,7 @@ class ForwardTask {
   const Rows<A> queries, results, shifts, totals;  // by output pixel
   const V* const prior;                            // by tap
   V* const weights;
+  Span* const columns;
   V bound;  // of the logits, where Phi is never above zero
 };
 

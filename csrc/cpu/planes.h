@@ -37,26 +37,27 @@ struct Block {
   }
 };
 
-// The planes of one block in one tensor, with `channels` in each; the last group of an image may have fewer.
+// The planes of one block in one tensor: `pitch` channels in each, fewer in a ragged last group, out of `total` in an
+// image. In lanes they take `channels`, at least `pitch`.
 template <class A>
 class Planes {
   static constexpr int L = kLanes<A>;
 
  public:
-  Planes(const Image<A>& image, const Block<A>& block, Index channels, Index total)
+  Planes(const Image<A>& image, const Block<A>& block, Index channels, Index pitch, Index total)
       : channels_(channels),
         channel_stride_(image.channel_stride),
         pixel_stride_(image.pixel_stride),
         narrow_(image.narrow),
         used_(block.used),
-        whole_(channels) {
+        least_(pitch) {
     const Index bytes = narrow_ ? sizeof(BFloat16) : sizeof(A);
     for (int lane = 0; lane < L; ++lane) {
-      const Index first = block.group[lane] * channels;
+      const Index first = block.group[lane] * pitch;
       const Index offset = block.image[lane] * image.batch_stride + first * image.channel_stride;
       lane_[lane] = static_cast<char*>(image.data) + offset * bytes;
-      present_[lane] = std::min(channels, total - first);
-      whole_ = std::min(whole_, present_[lane]);
+      present_[lane] = std::min(pitch, total - first);
+      least_ = std::min(least_, present_[lane]);
     }
   }
 
@@ -96,7 +97,7 @@ class Planes {
   // Rows of a square hold `kChannels` channels of consecutive pixels.
   template <class T, bool kStore, int kChannels>
   void move_squares(Index first, Index channel, Index count, Vec<A>* lanes) const {
-    if (channel + kChannels <= whole_ && (!kStore || used_ == L)) {
+    if (channel + kChannels <= least_ && (!kStore || used_ == L)) {
       move_squares<T, kStore, kChannels, true>(first, channel, count, lanes);
     } else {
       move_squares<T, kStore, kChannels, false>(first, channel, count, lanes);
@@ -117,31 +118,37 @@ class Planes {
         for (int r = 0; r < L; ++r) rows[r] = square[r * step];
         transpose<A>(rows);
         for (int lane = 0; lane < (kWhole ? L : used_); ++lane) {
-          T* const to = pointer<T>(lane) + at;
-          const Index present = kWhole ? kChannels : present_[lane] - channel;
-          if (present >= kChannels) {
-            write_pieces<A, kChannels == 1 ? L : kChannels>(rows[lane], to, stride);
-          } else {
-            for (Index e = 0; e < L; ++e)
-              if (e % kChannels < present) narrow(rows[lane][e], to + e / kChannels * stride + e % kChannels);
-          }
+          const Index present = kWhole ? kChannels : std::clamp<Index>(present_[lane] - channel, 0, kChannels);
+          write<kChannels>(rows[lane], pointer<T>(lane) + at, stride, present);
         }
       } else {
         for (int lane = 0; lane < L; ++lane) {
-          const T* const from = pointer<T>(lane) + at;
-          const Index present = kWhole ? kChannels : present_[lane] - channel;
-          if (present >= kChannels) {
-            rows[lane] = read_pieces<A, kChannels == 1 ? L : kChannels>(from, stride);
-          } else {
-            rows[lane] = Vec<A>{};
-            for (Index e = 0; e < L; ++e)
-              if (e % kChannels < present) rows[lane][e] = widen(from[e / kChannels * stride + e % kChannels]);
-          }
+          const Index present = kWhole ? kChannels : std::clamp<Index>(present_[lane] - channel, 0, kChannels);
+          rows[lane] = read<kChannels>(pointer<T>(lane) + at, stride, present);
         }
         transpose<A>(rows);
         for (int r = 0; r < L; ++r) square[r * step] = rows[r];
       }
     }
+  }
+
+  // A row of a square: `present` of its channels at each of L / kChannels pixels, zero for the others.
+  template <int kChannels, class T>
+  static Vec<A> read(const T* from, Index stride, Index present) {
+    if (present == kChannels) return read_pieces<A, kChannels == 1 ? L : kChannels>(from, stride);
+    T row[L] = {};
+    for (int pixel = 0; pixel < L / kChannels; ++pixel)
+      for (Index c = 0; c < present; ++c) row[pixel * kChannels + c] = from[pixel * stride + c];
+    return read_pieces<A, L>(row, 0);
+  }
+
+  template <int kChannels, class T>
+  static void write(Vec<A> v, T* to, Index stride, Index present) {
+    if (present == kChannels) return write_pieces<A, kChannels == 1 ? L : kChannels>(v, to, stride);
+    T row[L];
+    write_pieces<A, L>(v, row, 0);
+    for (int pixel = 0; pixel < L / kChannels; ++pixel)
+      for (Index c = 0; c < present; ++c) to[pixel * stride + c] = row[pixel * kChannels + c];
   }
 
   template <class T, bool kStore>
@@ -165,7 +172,7 @@ class Planes {
   Index channels_, channel_stride_, pixel_stride_;
   bool narrow_;
   int used_;
-  Index whole_;  // channels that all planes have
+  Index least_;  // channels that all planes have
   char* lane_[L];
   Index present_[L];
 };

@@ -48,20 +48,18 @@ struct Product {
   }
 };
 
-// Splits channels [first, last) into runs of `Most` (4 or 8), 4 and 1; calls f(start, constant length) for each.
-template <int Most, class F>
-void each_run(Index first, Index last, F f) {
-  for (; first + Most <= last; first += Most) f(first, std::integral_constant<int, Most>());
-  if (Most > 4 && first + 4 <= last) f(first, std::integral_constant<int, 4>()), first += 4;
-  for (; first < last; ++first) f(first, std::integral_constant<int, 1>());
+// The channels that a group takes in lanes: 1, 4, or a multiple of 8, so that there are few kernels. What is more than
+// the group has is zero, and not stored.
+inline Index lane_channels(const Problem& p) {
+  return p.shared == 1 ? 1 : p.shared <= 4 ? 4 : (p.shared + 7) / 8 * 8;
 }
 
 // One instance of the kernels. A plain one knows that there is one component and a softmax, as in the paper's layer; any
-// other asks. The first M channels of a group are summed together with making the weights.
-template <class PhiOfV, bool kPlain, int kFirst>
+// other asks. It works on M channels at a time, on the first M together with making the weights.
+template <class PhiOfV, bool kPlain, int kChannels>
 struct Kernel {
   using Phi = PhiOfV;
-  static constexpr int M = kFirst;
+  static constexpr int M = kChannels;
   static bool softmax(const Problem& p) { return kPlain || p.softmax; }
   static Index components(const Problem& p) { return kPlain ? 1 : p.components; }
 
@@ -72,14 +70,14 @@ struct Kernel {
   }
 };
 
-// Calls f with the `Kernel` for a problem; `Most` is the longest run of channels.
+// Calls f with the `Kernel` for a problem, with M up to `Most`, 4 or 8.
 template <class V, int Most, class F>
 void with_kernel(const Problem& p, F f) {
   auto with_run = [&](auto phi, auto plain) {
     using Phi = decltype(phi);
-    if (p.shared >= Most) return f(Kernel<Phi, plain, Most>());
-    if (p.shared >= 4) return f(Kernel<Phi, plain, 4>());
-    return f(Kernel<Phi, plain, 1>());
+    const Index channels = lane_channels(p);
+    if (channels >= Most) return f(Kernel<Phi, plain, Most>());
+    return channels == 1 ? f(Kernel<Phi, plain, 1>()) : f(Kernel<Phi, plain, 4>());
   };
   auto with_phi = [&](auto phi) {
     p.softmax && p.components == 1 ? with_run(phi, std::true_type()) : with_run(phi, std::false_type());
@@ -89,6 +87,24 @@ void with_kernel(const Problem& p, F f) {
     case Composability::absolute_difference: return with_phi(AbsoluteDifference<V>());
     case Composability::product: return with_phi(Product<V>());
   }
+}
+
+// Rows (or columns) of one image that meet one row (or column) of another in windows, clipped to the image.
+struct Span {
+  Index first, count;
+  Index tap;  // the row (or column) of the window in which the first of them meets it
+};
+
+// The rows of the padded image in the windows of output row `out`; each next one is a tap further.
+inline Span window_of(const Problem& p, Index out, Index size) {
+  const Index start = p.window_start(out), first = std::max<Index>(0, start);
+  return {first, std::min(size + 2 * p.padding, start + p.kernel) - first, first - start};
+}
+
+// The output rows in whose windows row `i` of the padded image lies; each next one is `stride` taps back.
+inline Span viewers_of(const Problem& p, Index i, Index out_size) {
+  const Index first = p.first_query(i);
+  return {first, p.last_query(i, out_size) - first + 1, i - p.window_start(first)};
 }
 
 // exp(logit - shift).
@@ -104,7 +120,7 @@ Vec<A>* load_prior(Scratch& scratch, const Image<A>& prior, const Problem& p, co
   if (prior.data == nullptr) {
     std::fill(lanes, lanes + p.taps(), Vec<A>{});
   } else {
-    Planes<A>(prior, block, 1, p.groups).load(0, p.taps(), lanes);
+    Planes<A>(prior, block, 1, 1, p.groups).load(0, p.taps(), lanes);
   }
   return lanes;
 }
