@@ -1,6 +1,5 @@
-"""Building and loading the kernels, each time in processes of their own with an empty cache."""
+"""Building and loading the kernels, with an empty cache each time."""
 
-import os
 import shutil
 import stat
 import subprocess
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from robust_lr import extension
+from robust_lr.errors import InputError, RunError
 
 ROOT = Path(__file__).parents[1]
 COMPILER = next((path for path in map(shutil.which, ("c++", "g++", "clang++")) if path), None)
@@ -44,22 +44,20 @@ assert worst < 3e-6, worst
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    """The variables of a process with an empty cache."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("CXX", "ROBUST_LR_EXTENSION")}
-    return kept | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No choices in the environment, for this process and those it starts, and a cache with nothing in it."""
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.delenv("ROBUST_LR_EXTENSION", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return tmp_path / "cache"
 
 
-def start(program: str, environment: dict[str, str], cases: int = 1) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", program, str(cases)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def run(program: str, environment: dict[str, str]) -> tuple[int, str, str]:
-    """The exit code, output and error output of a program."""
-    process = start(program, environment)
-    out, err = process.communicate()
-    return process.returncode, out, err
+def start(cases: int) -> "subprocess.Popen[str]":
+    """Run the program with some of its cases in a process of its own."""
+    command = [sys.executable, "-c", PROGRAM, str(cases)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def script(path: Path, text: str) -> str:
@@ -70,10 +68,12 @@ def script(path: Path, text: str) -> str:
 
 
 @needs_compiler
-def test_processes_that_start_at_once_build_once(environment: dict[str, str], tmp_path: Path) -> None:
+def test_processes_that_start_at_once_build_once(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Eight of them, with a compiler that does not know -march=native and so builds the portable path, at -O1."""
     log = tmp_path / "log"
-    environment["CXX"] = script(
+    compiler = script(
         tmp_path / "compiler",
         f"""
 for argument; do
@@ -84,24 +84,24 @@ for argument; do
 done
 exec {COMPILER} "$@" -O1 """,
     )
-    processes = [start(PROGRAM, environment, cases) for cases in (4, 1, 1, 1, 1, 1, 1, 1)]
+    monkeypatch.setenv("CXX", compiler)
+    processes = [start(cases) for cases in (4, 1, 1, 1, 1, 1, 1, 1)]
     for process in processes:
         out, err = process.communicate()
         assert process.returncode == 0, err
         assert out.startswith("kernels")
     compiled = log.read_text().split()
     assert len(compiled) == len(set(compiled)) > 2
-    folder = tmp_path / "cache" / "robust-lr"
-    assert {path.name for path in folder.glob("*/*")} == {"robust_lr.so", "lock"}
-    # Another compiler, other flags: another build, which must not take this one for its own.
-    del environment["CXX"]
-    code, out, _ = run("from robust_lr import extension; print(extension.describe()['built'])", environment)
-    assert (code, out) == (0, "False\n")
+    assert {path.name for path in empty_cache.glob("robust-lr/*/*")} == {"robust_lr.so", "lock"}
+    assert extension.describe()["built"]
+    # Another compiler makes another build, which must not take this one for its own.
+    monkeypatch.delenv("CXX")
+    assert not extension.describe()["built"]
 
 
 @needs_compiler
-def test_compile_error_is_shown_whole(environment: dict[str, str], tmp_path: Path) -> None:
-    environment["CXX"] = script(
+def test_compile_error_is_shown_whole(empty_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiler = script(
         tmp_path / "compiler",
         f"""
 case "$*" in
@@ -111,78 +111,70 @@ echo "first line of the compiler" >&2
 echo "out of coffee in line 7" >&2
 exit 3""",
     )
-    code, _, err = run(PROGRAM, environment)
-    assert code == 1
-    assert "RunError: compiling the kernels failed" in err
-    assert "first line of the compiler\nout of coffee in line 7" in err
-    assert not list((tmp_path / "cache").rglob("*.so"))
+    monkeypatch.setenv("CXX", compiler)
+    with pytest.raises(
+        RunError, match=r"compiling the kernels failed:\n(.*\n)*first line of the compiler\nout of coffee"
+    ):
+        extension.load()
+    assert not list(empty_cache.rglob("*.so"))
 
 
-def test_broken_compiler_is_an_error(environment: dict[str, str], tmp_path: Path) -> None:
-    environment["CXX"] = script(tmp_path / "compiler", "echo 'cannot find my own parts' >&2; exit 1")
-    code, _, err = run(PROGRAM, environment)
-    assert code == 1
-    assert "does not work" in err
-    assert "cannot find my own parts" in err
-    program = "from robust_lr import extension as e; d = e.describe(); print(d['uses'], '|', d['why'], d['built'])"
-    code, out, _ = run(program, environment)
-    assert code == 0
-    assert out.startswith("an error | ")
-    assert "cannot find my own parts" in out
-    environment["CXX"] = "no-such-compiler -O2"
-    code, _, err = run(PROGRAM, environment)
-    assert code == 1
-    assert "CXX names the compiler 'no-such-compiler', which was not found" in err
+def test_broken_compiler_is_an_error(empty_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CXX", script(tmp_path / "compiler", "echo 'cannot find my own parts' >&2; exit 1"))
+    with pytest.raises(RunError, match=r"the C.. compiler .* does not work:\ncannot find my own parts"):
+        extension.load()
+    found = extension.describe()
+    assert found["uses"] == "an error"
+    assert "cannot find my own parts" in str(found["why"])
+    monkeypatch.setenv("CXX", "no-such-compiler -O2")
+    with pytest.raises(RunError, match="CXX names the compiler 'no-such-compiler', which was not found"):
+        extension.load()
 
 
-def test_no_compiler_warns_once(environment: dict[str, str], tmp_path: Path) -> None:
-    environment["PATH"] = str(tmp_path)
-    code, out, err = run(PROGRAM, environment)
-    assert (code, out) == (0, "plain worst 0.0\n")
+def test_no_compiler_warns_once(empty_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    out, err = start(4).communicate()
+    assert out == "plain worst 0.0\n"
     assert err.count("no C++ compiler was found") == 1
     assert "RuntimeWarning" in err
-    environment["ROBUST_LR_EXTENSION"] = "require"
-    code, _, err = run(PROGRAM, environment)
-    assert code == 1
-    assert "RunError: no C++ compiler was found" in err
-    code, _, err = run("from robust_lr import extension; extension.build()", environment)
-    assert code == 1
-    assert "RunError: no C++ compiler was found" in err
+    assert not empty_cache.exists()
+    with pytest.raises(RunError, match=r"no C.. compiler was found"):
+        extension.build()
+    monkeypatch.setenv("ROBUST_LR_EXTENSION", "require")
+    with pytest.raises(RunError, match=r"no C.. compiler was found .*ROBUST_LR_EXTENSION=require does not allow"):
+        extension.load()
 
 
-def test_off_builds_nothing(environment: dict[str, str], tmp_path: Path) -> None:
-    environment["ROBUST_LR_EXTENSION"] = "off"
-    environment["CXX"] = "no-such-compiler"
-    assert run(PROGRAM, environment) == (0, "plain worst 0.0\n", "")
-    assert not (tmp_path / "cache").exists()
+def test_off_builds_nothing(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROBUST_LR_EXTENSION", "off")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not extension.load()
+    assert extension.describe()["uses"] == "plain PyTorch"
+    out, err = start(4).communicate()
+    assert (out, err) == ("plain worst 0.0\n", "")
+    assert not empty_cache.exists()
 
 
-def test_wrong_mode(environment: dict[str, str]) -> None:
-    environment["ROBUST_LR_EXTENSION"] = "maybe"
-    code, _, err = run(PROGRAM, environment)
-    assert code == 1
-    assert "InputError: ROBUST_LR_EXTENSION must be unset, off or require, got 'maybe'" in err
-
-
-@needs_compiler
-def test_cache_that_cannot_be_written(environment: dict[str, str], tmp_path: Path) -> None:
-    (tmp_path / "cache").write_text("a file, not a folder")
-    code, _, err = run(PROGRAM, environment)
-    assert code == 1
-    assert "RunError: cannot write the kernels to" in err
-    assert "set XDG_CACHE_HOME" in err
+def test_wrong_mode(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROBUST_LR_EXTENSION", "maybe")
+    with pytest.raises(InputError, match="ROBUST_LR_EXTENSION must be unset, off or require, got 'maybe'"):
+        extension.load()
 
 
 @needs_compiler
-def test_describe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.delenv("ROBUST_LR_EXTENSION", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_cache_that_cannot_be_written(empty_cache: Path) -> None:
+    empty_cache.write_text("a file, not a folder")
+    with pytest.raises(RunError, match=r"cannot write the kernels to .*set XDG_CACHE_HOME"):
+        extension.load()
+
+
+@needs_compiler
+def test_describe(empty_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = extension.describe()
     assert found["compiler"] == COMPILER
     assert found["torch"] == torch.__version__
-    assert str(found["cache"]).startswith(str(tmp_path))
-    assert str(found["library"]).startswith(str(tmp_path))
+    assert str(found["cache"]).startswith(str(empty_cache))
+    assert str(found["library"]).startswith(str(empty_cache))
     assert (found["uses"], found["built"]) == ("compiled kernels", False)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
     (tmp_path / "cuda" / "bin").mkdir(parents=True)
@@ -192,8 +184,9 @@ def test_describe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @needs_compiler
-def test_build_depends_on_sources_and_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_build_depends_on_sources_and_compiler(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     library = extension.describe()["library"]
     shutil.copytree(extension.SOURCES, tmp_path / "csrc")
     monkeypatch.setattr(extension, "SOURCES", tmp_path / "csrc")
