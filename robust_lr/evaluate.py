@@ -51,7 +51,8 @@ def evaluate(
 ) -> Result:
     """Attack ``model`` on every image of ``data`` and count what survives.
 
-    Starts and targets are functions of (seed, image id, restart), so they do not depend on batch size, order or shard.
+    Starts are functions of (seed, image id, restart) and targets of (seed, image id): they do not depend on batch size,
+    order or shard. Restarts share their targets, so that they never lower success.
     With a fixed ``compute_batch`` the arithmetic does not depend on them either, and the result says so.
 
     Args:
