@@ -49,7 +49,8 @@ def room(tmp_path_factory):
 def training(room, *overrides):
     """Arguments of a training that takes a second."""
     values = ["model.name=resnet18", "model.width=0.0625", "model.stem=small", f"data.name=npz:{room / 'small.npz'}"]
-    values += ["attack.steps=2", "train.epochs=2", "train.batch_size=8", "train.threads=1", "train.device=cpu"]
+    values += ["attack.steps=2", "train.epochs=2", "train.batch_size=8", "train.lr=0.1", "train.threads=1"]
+    values += ["train.device=cpu"]
     return ["adv-train", *(word for value in (*values, *overrides) for word in ("--set", value))]
 
 

@@ -79,6 +79,20 @@ def comparable(record):
     return [comparable(value) for value in record] if isinstance(record, list) else record
 
 
+@pytest.fixture
+def two_minutes():
+    """A test that waits for processes fails instead of waiting for ever."""
+
+    def stop(number, frame):
+        raise TimeoutError("still waiting after two minutes")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(120)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
 @pytest.fixture(scope="module")
 def done(toml, tmp_path_factory):
     folder = tmp_path_factory.mktemp("done")
@@ -244,8 +258,8 @@ def interrupt(toml, folder, stop):
         while run.poll() is None and not (folder / "runs" / "lr-net--3x3--adversarial" / "metrics.jsonl").exists():
             time.sleep(0.01)
         stop(run)
-        error = run.communicate(timeout=60)[1]  # ends when the workers have closed the pipe too
-    except subprocess.TimeoutExpired:
+        error = run.communicate()[1]  # ends when the workers have closed the pipe too
+    except TimeoutError:
         os.killpg(run.pid, signal.SIGKILL)
         raise
     assert "Traceback" not in error
@@ -253,7 +267,7 @@ def interrupt(toml, folder, stop):
     return run.returncode, error
 
 
-def test_ctrl_c_saves_what_is_done_and_the_same_command_goes_on(done, toml, tmp_path):
+def test_ctrl_c_saves_what_is_done_and_the_same_command_goes_on(done, toml, tmp_path, two_minutes):
     def press(run):
         os.killpg(run.pid, signal.SIGINT)  # as a terminal does: the workers get it too
 
@@ -270,7 +284,7 @@ def test_ctrl_c_saves_what_is_done_and_the_same_command_goes_on(done, toml, tmp_
     assert comparable(one) == comparable(other)
 
 
-def test_sigterm_stops_the_workers_too(toml, tmp_path):
+def test_sigterm_stops_the_workers_too(toml, tmp_path, two_minutes):
     assert interrupt(toml, tmp_path, subprocess.Popen.terminate)[0] == 143
 
 
@@ -312,7 +326,7 @@ def test_bad_input_is_named_before_any_work(toml, tmp_path, monkeypatch, argumen
 
 
 @pytest.mark.parametrize(("stop", "words"), [("kill", "exit code -9"), ("terminate", "stopped by SIGTERM")])
-def test_a_worker_that_is_stopped_ends_the_table(toml, tmp_path, stop, words):
+def test_a_worker_that_is_stopped_ends_the_table(toml, tmp_path, two_minutes, stop, words):
     run = table9.run(table9.read(toml, ["adversarial.train.epochs=50"]), tmp_path, workers=1)
     job, event = next(run)
     assert (job.name, event.kind, event.done) == ("ResNet-18 adversarial", "train", 1)
