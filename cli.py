@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import signal
 import sys
 import time
@@ -33,6 +34,8 @@ class Commands(click.Group):
             fail(str(error), 2)
         except RunError as error:
             fail(str(error), 1)
+        except OSError as error:
+            fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
         except KeyboardInterrupt:
             fail("stopped by SIGINT; what was finished is kept, the same command goes on", 130)
 
@@ -54,6 +57,11 @@ def main() -> None:
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("robust_lr").setLevel(logging.INFO)  # e.g. that kernels are being compiled, which takes a while
+
+
+def say(line: str) -> None:
+    """Print a line as it is: unbroken, and with its brackets."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def use_threads(threads: int) -> None:
@@ -101,16 +109,16 @@ def adv_train(config: str, overrides: tuple[str, ...], out: Path | None, resume:
                     f"test accuracy (clean) {100 * step.test_accuracy:.1f} %, lr {step.lr:g}"
                 )
     if last is None:
-        console.print(f"{folder} is finished already.")
+        say(f"{folder} is finished already.")
     else:
-        console.print(f"Trained {settings.model['name']} for {last.epoch:g} epochs: {folder}", highlight=False)
-    console.print(f"Attack it with: robust-lr attack --targeted --checkpoint {folder}", highlight=False)
+        say(f"Trained {settings.model['name']} for {last.epoch:g} epochs: {folder}")
+    say(f"Attack it with: robust-lr attack --targeted --checkpoint {shlex.quote(str(folder))}")
 
 
 @main.command()
-@click.option("--targeted", "protocol", flag_value="lrnet-targeted", help="Protocol lrnet-targeted.")
-@click.option("--untargeted", "protocol", flag_value="lrnet-untargeted", help="Protocol lrnet-untargeted.")
-@click.option("--protocol", "protocol", metavar="NAME", help="A named protocol; see `robust-lr list`.")
+@click.option("--targeted", is_flag=True, help="Protocol lrnet-targeted.")
+@click.option("--untargeted", is_flag=True, help="Protocol lrnet-untargeted.")
+@click.option("--protocol", metavar="NAME", help="A named protocol; see `robust-lr list`.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Run folder or weights file.  [default: shipped]")
 @click.option("--data", "data_name", help="Data set.  [default: the one that the checkpoint was trained on]")
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of a data set that does not ship.")
@@ -126,6 +134,8 @@ def adv_train(config: str, overrides: tuple[str, ...], out: Path | None, resume:
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for result.json and the ledger.")
 @click.option("--fresh", is_flag=True, help="Evaluate anew, even if the folder holds an evaluation.")
 def attack(
+    targeted: bool,
+    untargeted: bool,
     protocol: str | None,
     checkpoint: Path | None,
     data_name: str | None,
@@ -151,9 +161,12 @@ def attack(
     from .report import result_table
     from .runs import pick_device, spread
 
-    if protocol is None:
-        raise InputError("which attack? give --targeted, --untargeted or --protocol NAME")
-    table: dict[str, Any] = {"protocol": protocol}
+    chosen = [*["lrnet-targeted"] * targeted, *["lrnet-untargeted"] * untargeted, *[protocol] * (protocol is not None)]
+    if len(chosen) != 1:
+        raise InputError("which attack? give one of --targeted, --untargeted and --protocol NAME")
+    config_room.at_least(0, limit=limit, workers=workers)
+    config_room.at_least(1, batch_size=batch_size)
+    table: dict[str, Any] = {"protocol": chosen[0]}
     for override in overrides:
         config_room.set_value(table, override)
     settings = config_room.attack(table)
@@ -162,7 +175,12 @@ def attack(
     trained_on = checkpoint_room.about(checkpoint).get("data", data_room.DEFAULT)
     data = data_room.load(data_name or trained_on, "test", root)
     data = spread(data, limit) if limit else data
-    name = "lrnet26-shipped" if checkpoint is None else checkpoint.resolve().stem
+    if checkpoint is None:
+        name = "lrnet26-shipped"
+    elif checkpoint.is_dir() or checkpoint.name != checkpoint_room.WEIGHTS:
+        name = checkpoint.resolve().name.removesuffix(".safetensors")
+    else:
+        name = checkpoint.resolve().parent.name  # a run's weights go by the name of the run
     if out is None:
         base = checkpoint if checkpoint is not None and checkpoint.is_dir() else Path("runs") / name
         out = base / "attacks" / settings.name
@@ -183,9 +201,7 @@ def attack(
             progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
     console.print(result_table(result, settings))
-    console.print(
-        f"{result.seconds:.1f} s on {result.device}; written to {out / RESULT}", highlight=False, soft_wrap=True
-    )
+    say(f"{result.seconds:.1f} s on {result.device}; written to {out / RESULT}")
 
 
 @main.command()
@@ -236,7 +252,7 @@ def table9(config: str, overrides: tuple[str, ...], limit: int, out: Path, json_
     record = {**room.to_dict(table, results), "seconds": time.monotonic() - began}
     write_json(json_file, record)
     console.print(render(table, results))
-    console.print(f"{record['seconds']:.0f} s; written to {json_file}, runs in {out}", highlight=False)
+    say(f"{record['seconds']:.0f} s; written to {json_file}, runs in {out}")
 
 
 @main.command("list")

@@ -27,7 +27,7 @@ class Bars:
     def __init__(self, console: Console):
         self.console = console
         self.shown = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TaskProgressColumn(),
             TimeElapsedColumn(),
@@ -59,7 +59,7 @@ class Bars:
 
     def say(self, line: str) -> None:
         self.printed = time.monotonic()
-        self.shown.console.print(line, highlight=False, soft_wrap=True)
+        self.shown.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

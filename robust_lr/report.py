@@ -16,7 +16,7 @@ from .table9 import REGIMES, Table
 
 def result_table(result: Result, protocol: PGD) -> RichTable:
     """One result: accuracies and success with their intervals and denominators."""
-    title = f"{result.model} on {result.data}"
+    title = Text(f"{result.model} on {result.data}")
     table = RichTable(title=title, caption=str(protocol), box=box.SIMPLE_HEAD)
     table.add_column("")
     table.add_column("%", justify="right")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
-import queue
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
@@ -15,13 +16,14 @@ import torch
 
 from . import protocols
 from .checkpoint import load_model
-from .config import Config, find, from_dict, read_toml, set_value
+from .config import Config, at_least, find, from_dict, read_toml, set_value
 from .data import load as load_data
 from .errors import InputError, RunError
 from .evaluate import evaluate
+from .models import build_model
 from .results import Result
-from .runs import CONFIG, Interrupted, pick_device, spread, train_run
-from .text import check_name
+from .runs import CONFIG, pick_device, prepare, spread, train_run
+from .text import check_name, typed
 
 REGIMES = ("regular", "adversarial")
 
@@ -85,31 +87,59 @@ def read(name: str | Path = "table9", overrides: Sequence[str] = (), limit: int 
     table = read_toml(find(name))
     for override in overrides:
         set_value(table, override)
-    rows = table.pop("rows", [])
-    names = table.pop("protocols", [])
-    shared: dict[str, Any] = {key: table.pop(key) for key in ("seed", "model", "data") if key in table}
-    regimes = {name: table.pop(name, {}) for name in REGIMES}
     for key in table:
         check_name("key of a table", key, ["seed", "protocols", "model", "data", "rows", *REGIMES])
+    names, rows = table.pop("protocols", []), table.pop("rows", [])
     if not rows or not names:
         raise InputError(f"{name}: a table needs [[rows]] and protocols")
+    if not isinstance(names, list) or len(set(map(str, names))) < len(names):
+        raise InputError(f"protocols = {names!r}: a list of names is needed, none of them twice")
     for protocol in names:
         protocols.get(protocol)
-    return Table(
-        rows=[
-            TableRow(
-                label=row["label"],
-                configs={
-                    regime: from_dict({**shared, **section, "model": {**shared.get("model", {}), **row["model"]}})
-                    for regime, section in regimes.items()
-                },
-                paper=row.get("paper", {}),
-            )
-            for row in rows
-        ],
-        protocols=names,
-        limit=limit,
+    regimes = {regime: mapping(table.pop(regime, {}), regime) for regime in REGIMES}
+    for section in ("model", "data"):
+        mapping(table.get(section, {}), section)
+    columns = [prefix + column for prefix in ("", "regular-") for column in ("clean", *names)]
+    labels = [row_label(row) for row in (rows if isinstance(rows, list) else [rows])]
+    for label in labels:
+        if [slug(other) for other in labels].count(slug(label)) > 1:
+            raise InputError(f"[[rows]] label = {label!r}: another row's label gives the same folder {slug(label)!r}")
+    at_least(0, limit=limit)
+    return Table([table_row(row, table, regimes, columns) for row in rows], names, limit)
+
+
+def mapping(value: Any, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{name} = {value!r}: a [{name}] table is needed")
+    return value
+
+
+def row_label(row: Any) -> str:
+    label: str = typed(str, mapping(row, "rows").get("label", 0), "[[rows]] label")
+    return label
+
+
+def table_row(
+    row: Mapping[str, Any], shared: Mapping[str, Any], regimes: Mapping[str, Mapping[str, Any]], columns: Sequence[str]
+) -> TableRow:
+    """A row, whose model values come before those of a regime, and these before the shared ones."""
+    for key in row:
+        check_name("key of [[rows]]", key, ["label", "model", "paper"])
+    model = mapping(row.get("model", {}), "model")
+    paper = mapping(row.get("paper", {}), "paper")
+    for column in paper:
+        check_name("column of the paper's figures", column, columns)
+    return TableRow(
+        label=row["label"],
+        configs={regime: from_dict(merged(merged(shared, own), {"model": model})) for regime, own in regimes.items()},
+        paper={column: typed(float, figure, f"paper.{column}") for column, figure in paper.items()},
     )
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``changes``; where both hold a table, the two are merged."""
+    both = {key: merged(base[key], v) for key, v in changes.items() if isinstance(v, Mapping) and key in base}
+    return {**base, **changes, **both}
 
 
 def jobs(table: Table, folder: Path) -> list[Job]:
@@ -125,6 +155,15 @@ def jobs(table: Table, folder: Path) -> list[Job]:
 
 def slug(label: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in label.lower())
+
+
+def check(job: Job) -> None:
+    """InputError if the job cannot run: better now than when the others have trained."""
+    _, test_data, spec = prepare(job.config)
+    if job.limit:
+        spread(test_data, job.limit)
+    with torch.device("meta"):
+        build_model(**spec)
 
 
 def run_job(number: int, job: Job, tell: Callable[[Event], None]) -> None:
@@ -162,72 +201,83 @@ def run(table: Table, folder: Path, *, workers: int = 0) -> Iterator[tuple[Job, 
     Raises:
         InputError, RunError: what a job raised; the others are told to stop and save.
     """
+    at_least(0, jobs=workers)
     todo = jobs(table, folder)
+    for job in todo:
+        check(job)
     cpu = all(pick_device(job.config.train.device).type == "cpu" for job in todo)
     threads = torch.get_num_threads()
     workers = min(workers or (threads if cpu else 1), len(todo))
     context = multiprocessing.get_context("spawn")
-    events: Any = context.Queue()
-    waiting: Any = context.Queue()
-    for number, job in enumerate(todo):
-        waiting.put((number, job))
-    for _ in range(workers):
-        waiting.put(None)
     share = max(1, threads // workers)
-    processes = [context.Process(target=_work, args=(waiting, events, share), daemon=False) for _ in range(workers)]
-    for process in processes:
-        process.start()
+    waiting = list(enumerate(todo))
+    busy: dict[Connection[Any, Any], BaseProcess] = {}
     try:
-        finished = 0
-        while finished < len(todo):
-            event = _next(events, processes)
-            if event.kind == "error":
-                raise event.detail
-            finished += event.kind == "end"
-            yield todo[event.job], event
+        for _ in range(workers):
+            ours, theirs = context.Pipe()
+            process: BaseProcess = context.Process(target=_work, args=(theirs, share))
+            process.start()
+            theirs.close()
+            busy[ours] = process
+            ours.send(waiting.pop(0))
+        while busy:
+            wait(list(busy))
+            for connection in [each for each in busy if each.poll()]:
+                event = _receive(connection, busy[connection])
+                if event.kind == "error":
+                    raise event.detail
+                yield todo[event.job], event
+                if event.kind == "end" and waiting:
+                    with suppress(OSError):  # it died: the next turn says so
+                        connection.send(waiting.pop(0))
+                elif event.kind == "end":
+                    connection.close()  # the worker ends
+                    busy.pop(connection).join()
     finally:
-        for process in processes:
-            if process.is_alive():
-                process.terminate()  # SIGTERM: a training run saves its state
-        for process in processes:
+        for process in busy.values():
+            process.terminate()  # SIGTERM: a training run saves its state
+        for connection, process in busy.items():
+            connection.close()  # or a worker could wait for ever to be heard
             process.join()
 
 
-def _next(events: Any, processes: Sequence[BaseProcess]) -> Event:
-    while True:
-        try:
-            event: Event = events.get(timeout=1)
-            return event
-        except queue.Empty:
-            for process in processes:
-                if process.exitcode not in (None, 0):
-                    raise RunError(
-                        f"a worker process died with exit code {process.exitcode} (out of memory?); "
-                        "what it had saved is kept, run the same command again to go on"
-                    ) from None
+def _receive(connection: Connection[Any, Any], process: BaseProcess) -> Event:
+    try:
+        event: Event = connection.recv()
+    except (EOFError, OSError):
+        process.join()
+        raise RunError(
+            f"a worker process died with exit code {process.exitcode} (out of memory?); "
+            "what it had saved is kept, run the same command again to go on"
+        ) from None
+    return event
 
 
-def _work(waiting: Any, events: Any, threads: int) -> None:
+def _work(connection: Connection[Any, Any], threads: int) -> None:
     """A worker: take jobs until there are none left, and report."""
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     parent = multiprocessing.parent_process()
 
     def tell(event: Event) -> None:
-        if parent is not None and not parent.is_alive():
-            raise SystemExit("the process that waits for this one is gone")
-        events.put(event)
+        try:
+            connection.send(event)
+        except OSError:
+            if parent is not None and not parent.is_alive():
+                signal.raise_signal(signal.SIGTERM)  # nobody waits for this process: save and stop
 
-    while (item := waiting.get()) is not None:
-        number, job = item
+    while True:
+        try:
+            number, job = connection.recv()
+        except (EOFError, OSError):
+            return
         try:
             run_job(number, job, tell)
-        except Interrupted:
-            return
         except (InputError, RunError) as error:
-            events.put(Event(number, "error", detail=type(error)(f"{job.name}: {error}")))
+            kind = InputError if isinstance(error, InputError) else RunError
+            tell(Event(number, "error", detail=kind(f"{job.name}: {error}")))
             return
-        events.put(Event(number, "end"))
+        tell(Event(number, "end"))
 
 
 def to_dict(table: Table, results: Mapping[tuple[str, str, str], Result]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .attacks.targets import check_classes
 from .augment import AUGMENTATIONS, TRANSFORMS
 from .config import Config, TrainConfig
-from .contexts import frozen
+from .contexts import fp32, frozen
 from .dataset import Dataset
 from .errors import InputError, RunError
 from .lazy import LazyDataset
@@ -174,5 +174,6 @@ class Attacker:
             return self.attack(model, x, labels, ids, epoch)
 
     def attack(self, model: nn.Module, x: Tensor, labels: Tensor, ids: Tensor, epoch: int) -> Tensor:
-        aims = goals(self.protocol, model, x, labels, ids, self.num_classes, seed=self.seed, draw=epoch)
-        return perturb(self.protocol, model, x, aims, ids, seed=self.seed, draw=epoch)
+        with fp32(x.device):
+            aims = goals(self.protocol, model, x, labels, ids, self.num_classes, seed=self.seed, draw=epoch)
+            return perturb(self.protocol, model, x, aims, ids, seed=self.seed, draw=epoch)
