@@ -2,8 +2,8 @@
 
     python benchmarks/local_relation.py --out FILE [--threads N] [--width W] [--size S] [--batch N]
 
-Layers of LR-Net-26, res2 to res5, and the convolutions of ResNet-26 in the same places. The candidates take turns, so that
-a machine whose speed drifts treats them alike; the JSON has medians of seconds and their ratios.
+Layers of LR-Net-26, res2 to res5, and the convolutions of ResNet-26 in the same places. The candidates take turns, so
+that a machine whose speed drifts treats them alike; the JSON has medians of seconds and their ratios.
 """
 
 from __future__ import annotations
