@@ -1,13 +1,14 @@
 // The gradients of x, q, k and the prior from that of y, in one pass over key pixels.
 //
 // For each key pixel, and each output pixel whose window holds it, the weight is computed again. The gradients of x and
-// k gather in registers; that of q adds up in lanes that one thread owns, in a fixed order. There are no atomics, so the
-// result is the same every time.
+// k gather in registers; that of q adds up in lanes that one thread owns, in a fixed order. There are no atomics, so
+// the result is the same every time.
 //
 //     dlogit = weight * (dot(dy, x) - dot(dy, y))   with softmax, dot over the channels of the group
 //     dlogit = dot(dy, x)                           without
 #pragma once
 
+#include "phi.h"
 #include "window.h"
 
 namespace robust_lr {
@@ -25,7 +26,6 @@ struct BackwardTensors {
 template <class A>
 class BackwardTask {
   using V = Vec<A>;
-  static constexpr int kMost = kVectorRegisters >= 32 ? 8 : 4;  // channels that fit into registers twice
 
  public:
   BackwardTask(const BackwardTensors<A>& t, Index block_number, Scratch& scratch = Scratch::fresh())
@@ -75,7 +75,7 @@ class BackwardTask {
       loaded = std::max(loaded, needed);
       values.load(x_planes, first, last);
       keys.load(k_planes, first, last);
-      with_kernel<V, kMost>(p, [&](auto kernel) {
+      with_kernel<V>(p, [&](auto kernel) {
         for (Index i = first; i < last; ++i) run_row<decltype(kernel)>(i);
       });
       dvalues.store(dx_planes, first, last);
@@ -91,8 +91,8 @@ class BackwardTask {
   // Rows of output pixels whose windows hold any of `step` rows of key pixels.
   Index query_rows() const { return (step + p.kernel - 2) / p.stride + 1; }
 
-  // Reads rows [first, last) of output pixels. Their gradients, and the dot products of these with y, are divided by the
-  // softmax's total here, once, instead of at each weight.
+  // Reads rows [first, last) of output pixels. Their gradients, and the dot products of these with y, are divided by
+  // the softmax's total here, once, instead of at each weight.
   void load_queries(Index first, Index last) {
     queries.load(q_planes, first, last);
     dqueries.clear(first, last);
@@ -105,11 +105,11 @@ class BackwardTask {
       for (Index w = 0; w < p.out_width; ++w) {
         V *dy = dresults.at(h, w), *y = results.at(h, w), *dot = dots.at(h, w);
         const V scale = A(1) / *dot;
+        for (Index c = 0; c < channels; ++c) dy[c] *= scale;
+        // In the order in which `gather` multiplies, so that where one weight is 1 the difference is 0.
         V sum = {};
-        for (Index c = 0; c < channels; ++c) {
-          dy[c] *= scale;
-          sum += dy[c] * y[c];
-        }
+        for (Index c = kMostChannels; c < channels; ++c) sum += dy[c] * y[c];
+        for (Index c = 0; c < std::min(kMostChannels, channels); ++c) sum += dy[c] * y[c];
         *dot = sum;
       }
   }
@@ -133,8 +133,8 @@ class BackwardTask {
     }
   }
 
-  // All gradients by one key pixel, that of x for the first M channels. If there are more, their share of the products is
-  // there already, and the weights are kept.
+  // All gradients by one key pixel, that of x for the first M channels. If there are more, their share of the products
+  // is there already, and the weights are kept.
   template <class Kernel>
   void gather(const Span& rows, const Span& columns, const V* value, const V* key, V* dvalue, V* dkey) const {
     constexpr int M = Kernel::M;
@@ -211,9 +211,9 @@ class BackwardTask {
   const Planes<A> shift_planes, total_planes, dprior_planes;
   const bool needs_dprior;
   const Index step;  // rows of key pixels at once
-  const Rows<A> values, dvalues, keys, dkeys;                             // by key pixel
-  const Rows<A> queries, dqueries, dresults, results, shifts, dots;       // by output pixel
-  const V* const prior;                                                   // by tap
+  const Rows<A> values, dvalues, keys, dkeys;                        // by key pixel
+  const Rows<A> queries, dqueries, dresults, results, shifts, dots;  // by output pixel
+  const V* const prior;                                              // by tap
   V *const dprior, *const row_dprior, *const weights, *const products;
   Span* const columns;
 };

@@ -1,6 +1,7 @@
 // y from x, q, k and the prior: for each output pixel the weights of its window, then their sum over x.
 #pragma once
 
+#include "phi.h"
 #include "window.h"
 
 namespace robust_lr {
@@ -20,7 +21,8 @@ class ForwardTask {
   using V = Vec<A>;
 
  public:
-  ForwardTask(const ForwardTensors<A>& t, Index block_number, Index begin, Index end, Scratch& scratch = Scratch::fresh())
+  ForwardTask(const ForwardTensors<A>& t, Index block_number, Index begin, Index end,
+              Scratch& scratch = Scratch::fresh())
       : p(t.p),
         block(p, block_number),
         channels(lane_channels(p)),
@@ -58,7 +60,7 @@ class ForwardTask {
       keys.load(k_planes, loaded, needed);
       queries.load(q_planes, first, last);
       loaded = std::max(loaded, needed);
-      with_kernel<V, 8>(p, [&](auto kernel) {
+      with_kernel<V>(p, [&](auto kernel) {
         for (Index h = first; h < last; ++h) {
           const Span rows = window_of(p, h, p.height);
           for (Index w = 0; w < p.out_width; ++w) {

@@ -84,13 +84,17 @@ class Planes {
   void move(Index first, Index count, Vec<A>* lanes) const {
     if (pixel_stride_ == 1 && count >= L) {
       for (Index c = 0; c < channels_; ++c) move_squares<T, kStore, 1>(first, c, count, lanes + c);
-    } else if (channel_stride_ == 1 && (kMany == L ? channels_ % L == 0 : channels_ == kMany) && count >= L / kMany) {
-      for (Index c = 0; c < channels_; c += kMany) move_squares<T, kStore, kMany>(first, c, count, lanes + c);
+    } else if (channel_stride_ == 1 && channels_ % L == 0) {
+      for (Index c = 0; c < channels_; c += L) move_squares<T, kStore, L>(first, c, count, lanes + c);
+    } else if (channel_stride_ == 1 && channels_ == kMany && count >= L / kMany) {
+      move_squares<T, kStore, kMany>(first, 0, count, lanes);
     } else if (channel_stride_ == 1 && channels_ == kFew && count >= L / kFew) {
       move_squares<T, kStore, kFew>(first, 0, count, lanes);
     } else {
-      for (Index i = 0; i < count; ++i)
-        for (Index c = 0; c < channels_; ++c) move_element<T, kStore>(offset(first + i, c), c, lanes[i * channels_ + c]);
+      for (Index i = 0; i < count; ++i) {
+        Vec<A>* const pixel = lanes + i * channels_;
+        for (Index c = 0; c < channels_; ++c) move_element<T, kStore>(offset(first + i, c), c, pixel[c]);
+      }
     }
   }
 

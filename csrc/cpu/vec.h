@@ -14,13 +14,10 @@ namespace robust_lr {
 
 #if defined(__AVX512F__)
 inline constexpr int kVectorBytes = 64;
-inline constexpr int kVectorRegisters = 32;
 #elif defined(__AVX__)
 inline constexpr int kVectorBytes = 32;
-inline constexpr int kVectorRegisters = 16;
 #else
 inline constexpr int kVectorBytes = 16;
-inline constexpr int kVectorRegisters = 16;
 #endif
 
 template <class A>

@@ -1,93 +1,9 @@
-// What both directions need of a window: Phi, the prior, exponentials, channels in runs.
+// Which pixels meet in windows, and the prior of their taps.
 #pragma once
-
-#include <type_traits>
 
 #include "rows.h"
 
 namespace robust_lr {
-
-// The appearance terms of the paper's equations (3) to (5), for one component: `add` returns sum + Phi(q, k),
-// `add_gradient` adds ds * dPhi/dq and ds * dPhi/dk. Where Phi is `kBounded`, it is never above zero.
-template <class V>
-struct SquaredDifference {
-  static constexpr bool kBounded = true;
-  static V add(V sum, V q, V k) {
-    const V d = q - k;
-    return sum - d * d;
-  }
-  static void add_gradient(V ds, V q, V k, V& dq, V& dk) {
-    const V slope = (ds + ds) * (q - k);
-    dq -= slope;
-    dk += slope;
-  }
-};
-
-template <class V>
-struct AbsoluteDifference {
-  static constexpr bool kBounded = true;
-  static V add(V sum, V q, V k) {
-    const V d = q - k;
-    return sum - (d < 0 ? -d : d);
-  }
-  static void add_gradient(V ds, V q, V k, V& dq, V& dk) {
-    const V d = q - k;
-    const V slope = d > 0 ? ds : (d < 0 ? -ds : ds * 0);
-    dq -= slope;
-    dk += slope;
-  }
-};
-
-template <class V>
-struct Product {
-  static constexpr bool kBounded = false;
-  static V add(V sum, V q, V k) { return sum + q * k; }
-  static void add_gradient(V ds, V q, V k, V& dq, V& dk) {
-    dq += ds * k;
-    dk += ds * q;
-  }
-};
-
-// The channels that a group takes in lanes: 1, 4, or a multiple of 8, so that there are few kernels. What is more than
-// the group has is zero, and not stored.
-inline Index lane_channels(const Problem& p) {
-  return p.shared == 1 ? 1 : p.shared <= 4 ? 4 : (p.shared + 7) / 8 * 8;
-}
-
-// One instance of the kernels. A plain one knows that there is one component and a softmax, as in the paper's layer; any
-// other asks. It works on M channels at a time, on the first M together with making the weights.
-template <class PhiOfV, bool kPlain, int kChannels>
-struct Kernel {
-  using Phi = PhiOfV;
-  static constexpr int M = kChannels;
-  static bool softmax(const Problem& p) { return kPlain || p.softmax; }
-  static Index components(const Problem& p) { return kPlain ? 1 : p.components; }
-
-  template <class V>
-  static V logit(const Problem& p, V prior, const V* q, const V* k) {
-    for (Index j = 0; j < components(p); ++j) prior = Phi::add(prior, q[j], k[j]);
-    return prior;
-  }
-};
-
-// Calls f with the `Kernel` for a problem, with M up to `Most`, 4 or 8.
-template <class V, int Most, class F>
-void with_kernel(const Problem& p, F f) {
-  auto with_run = [&](auto phi, auto plain) {
-    using Phi = decltype(phi);
-    const Index channels = lane_channels(p);
-    if (channels >= Most) return f(Kernel<Phi, plain, Most>());
-    return channels == 1 ? f(Kernel<Phi, plain, 1>()) : f(Kernel<Phi, plain, 4>());
-  };
-  auto with_phi = [&](auto phi) {
-    p.softmax && p.components == 1 ? with_run(phi, std::true_type()) : with_run(phi, std::false_type());
-  };
-  switch (p.composability) {
-    case Composability::squared_difference: return with_phi(SquaredDifference<V>());
-    case Composability::absolute_difference: return with_phi(AbsoluteDifference<V>());
-    case Composability::product: return with_phi(Product<V>());
-  }
-}
 
 // Rows (or columns) of one image that meet one row (or column) of another in windows, clipped to the image.
 struct Span {
@@ -105,12 +21,6 @@ inline Span window_of(const Problem& p, Index out, Index size) {
 inline Span viewers_of(const Problem& p, Index i, Index out_size) {
   const Index first = p.first_query(i);
   return {first, p.last_query(i, out_size) - first + 1, i - p.window_start(first)};
-}
-
-// exp(logit - shift).
-template <class A>
-Vec<A> exponential(Vec<A> logit, Vec<A> shift) {
-  return exp2<A>((logit - shift) * A(1.4426950408889634));
 }
 
 // The prior [groups, K * K] of a block's planes in lanes [K * K]; zeros where there is none.
