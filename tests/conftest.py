@@ -1,3 +1,5 @@
+import signal
+
 import pytest
 import torch
 
@@ -9,3 +11,11 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible():
+    """A background job of a shell starts with SIGINT ignored, and passes that on: tests send it in earnest."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
