@@ -1,6 +1,7 @@
 """The local relation operator: one call for every device, dtype and memory layout."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, get_args
 
 import torch
@@ -105,10 +106,14 @@ def _register() -> None:
     torch.library.register_autograd(
         "robust_lr::local_relation", _LocalRelation.backward, setup_context=_LocalRelation.setup_context
     )
+    for operator in (torch.ops.robust_lr.local_relation, torch.ops.robust_lr.local_relation_backward):
+        torch.library.register_vmap(operator.default, functools.partial(_one_by_one, operator.default))
 
 
 class _LocalRelation(torch.autograd.Function):
     """The compiled operator with its gradient; arguments as in the schema of csrc/bindings.cpp."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -130,30 +135,61 @@ class _LocalRelation(torch.autograd.Function):
         rest = (None,) * len(ctx.options)
         if dy is None:
             return None, None, None, None, *rest
-        if torch.is_grad_enabled():  # someone differentiates the gradient
-            return *_differentiable_gradients(dy, x, q, k, geo, ctx.options), *rest
         needs_geo = geo is not None and ctx.needs_input_grad[3]
-        dx, dq, dk, dgeo = torch.ops.robust_lr.local_relation_backward.default(
-            dy, x, q, k, geo, y, stats, *ctx.options, needs_geo
-        )
+        # Gradients are enabled here where someone wants gradients of gradients.
+        apply = _Gradients.apply if torch.is_grad_enabled() else torch.ops.robust_lr.local_relation_backward.default
+        dx, dq, dk, dgeo = apply(dy, x, q, k, geo, y, stats, *ctx.options, needs_geo)
         return dx, dq, dk, dgeo if needs_geo else None, *rest
 
 
-def _differentiable_gradients(
-    dy: Tensor, x: Tensor, q: Tensor, k: Tensor, geo: Tensor | None, options: list[Any]
-) -> tuple[Tensor | None, ...]:
-    """The gradients of x, q, k and geo through the plain PyTorch operator, which can be differentiated again."""
-    kernel_size, stride, channels_per_group, composability, softmax, mask = options
-    with torch.enable_grad():
-        y = reference.local_relation(
-            x, q, k, geo, kernel_size=kernel_size, stride=stride, channels_per_group=channels_per_group,
-            composability=get_args(Composability)[composability],
-            normalization="softmax" if softmax else "none", border="mask" if mask else "zero",
-        )  # fmt: skip
-    inputs = [x, q, k, geo]
-    wanted = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
-    gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
-    return tuple(next(gradients) if t is not None and t.requires_grad else None for t in inputs)
+class _Gradients(torch.autograd.Function):
+    """The compiled gradients; theirs are those of the plain PyTorch operator."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        dx, dq, dk, dgeo = torch.ops.robust_lr.local_relation_backward.default(*arguments)
+        return dx, dq, dk, dgeo
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *tensors, _, _ = inputs[:7]
+        *ctx.options, ctx.needs_geo = inputs[7:]
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        dy, *inputs = (tensor for tensor in ctx.saved_tensors if tensor is not None)
+        kernel_size, stride, channels_per_group, composability, softmax, mask = ctx.options
+
+        def plain(x: Tensor, q: Tensor, k: Tensor, geo: Tensor | None = None) -> Tensor:
+            return reference.local_relation(
+                x, q, k, geo, kernel_size=kernel_size, stride=stride, channels_per_group=channels_per_group,
+                composability=get_args(Composability)[composability],
+                normalization="softmax" if softmax else "none", border="mask" if mask else "zero",
+            )  # fmt: skip
+
+        wanted = 4 if ctx.needs_geo else 3
+
+        def gradients(dy: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+            pull_back = torch.func.vjp(plain, *inputs)[1]
+            return tuple(pull_back(dy)[:wanted])
+
+        found = torch.func.vjp(gradients, dy, *inputs)[1](cotangents[:wanted])
+        return *found, *(None,) * (len(ctx.needs_input_grad) - len(found))
+
+
+def _one_by_one(
+    operator: Callable[..., tuple[Tensor, ...]], info: Any, in_dims: tuple[int | None, ...], *arguments: Any
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """torch.vmap of an operator: one call for each index of the mapped dimension."""
+    calls = [
+        operator(*(a if dim is None else a.select(dim, i) for a, dim in zip(arguments, in_dims, strict=True)))
+        for i in range(info.batch_size)
+    ]
+    results = tuple(torch.stack(result) for result in zip(*calls, strict=True))
+    return results, (0,) * len(results)
 
 
 def _fake(

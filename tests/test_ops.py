@@ -354,6 +354,26 @@ def test_autocast_computes_logits_in_float32() -> None:
     assert narrow.dtype == torch.bfloat16
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_function_transforms() -> None:
+    """Gradients for each image, and of the queries' results, by torch.func."""
+    x, q, k, geo = make(n=6, c=12, dtype=torch.float32)
+    x, q, k = (t.reshape(3, 2, *t.shape[1:]) for t in (x, q, k))
+
+    def results(operator: Any) -> list[Tensor]:
+        def loss(*inputs: Tensor) -> Tensor:
+            return operator(*inputs).square().sum()  # type: ignore[no-any-return]
+
+        return [
+            torch.func.vmap(operator, in_dims=(None, 0, None, None))(x[0], q, k[0], geo),
+            *torch.func.vmap(torch.func.grad(loss, argnums=(0, 1, 2, 3)), in_dims=(0, 0, 0, None))(x, q, k, geo),
+            torch.func.jacrev(lambda q: operator(x[0], q, k[0], geo).mean((2, 3)))(q[0]),
+        ]
+
+    for a, b in zip(results(ops.local_relation), results(reference.local_relation), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @needs_kernels
 def test_compiles_as_one_graph() -> None:
     leaves = [t.requires_grad_() for t in make(dtype=torch.float32, channels_last=True) if t is not None]
