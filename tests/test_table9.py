@@ -253,7 +253,8 @@ def interrupt(toml, folder, stop):
     """Run the command in a process and session of its own, stop it while its second job trains; code and stderr."""
     command = [sys.executable, "-m", "robust_lr", "table9", "--config", str(toml), "--limit", "20", "--jobs", "1"]
     command += ["--out", str(folder / "runs"), "--json", str(folder / "table9.json")]
-    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in this process: more threads round otherwise
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment)
     try:
         while run.poll() is None and not (folder / "runs" / "lr-net--3x3--adversarial" / "metrics.jsonl").exists():
             time.sleep(0.01)
