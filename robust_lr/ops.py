@@ -77,10 +77,14 @@ def local_relation(
 
 
 def _apply(*arguments: Any) -> Tensor:
-    # torch.compile needs the registered operator; autograd.Function takes less time a call.
-    apply = torch.ops.robust_lr.local_relation.default if torch.compiler.is_compiling() else _LocalRelation.apply
-    y: Tensor = apply(*arguments)[0]
-    return y
+    apply: Callable[..., tuple[Tensor, Tensor]]
+    if torch.compiler.is_compiling():
+        apply = torch.ops.robust_lr.local_relation.default
+    elif torch._C._are_functorch_transforms_active():
+        apply = _TransformableLocalRelation.apply
+    else:
+        apply = _LocalRelation.apply  # takes the least time a call
+    return apply(*arguments)[0]
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -103,15 +107,27 @@ def _register() -> None:
     """Tell PyTorch the shapes and gradients of the compiled operators."""
     torch.library.register_fake("robust_lr::local_relation", _fake)
     torch.library.register_fake("robust_lr::local_relation_backward", _fake_backward)
-    torch.library.register_autograd(
-        "robust_lr::local_relation", _LocalRelation.backward, setup_context=_LocalRelation.setup_context
-    )
+    torch.library.register_autograd("robust_lr::local_relation", _backward, setup_context=_setup_context)
     for operator in (torch.ops.robust_lr.local_relation, torch.ops.robust_lr.local_relation_backward):
         torch.library.register_vmap(operator.default, functools.partial(_one_by_one, operator.default))
 
 
 class _LocalRelation(torch.autograd.Function):
-    """The compiled operator with its gradient; arguments as in the schema of csrc/bindings.cpp."""
+    """The compiled operator with its gradient; arguments as in csrc/schema.h."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        y, stats = torch.ops.robust_lr.local_relation.default(*arguments)
+        _setup_context(ctx, arguments, (y, stats))
+        return y, stats
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _backward(ctx, *gradients)
+
+
+class _TransformableLocalRelation(torch.autograd.Function):
+    """The same in the form that torch.func asks for."""
 
     generate_vmap_rule = True
 
@@ -122,24 +138,31 @@ class _LocalRelation(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, q, k, geo, *ctx.options = inputs
-        y, stats = output
-        ctx.mark_non_differentiable(stats)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, q, k, geo, y, stats)
+        _setup_context(ctx, inputs, output)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        dy = gradients[0]
-        x, q, k, geo, y, stats = ctx.saved_tensors
-        rest = (None,) * len(ctx.options)
-        if dy is None:
-            return None, None, None, None, *rest
-        needs_geo = geo is not None and ctx.needs_input_grad[3]
-        # Gradients are enabled here where someone wants gradients of gradients.
-        apply = _Gradients.apply if torch.is_grad_enabled() else torch.ops.robust_lr.local_relation_backward.default
-        dx, dq, dk, dgeo = apply(dy, x, q, k, geo, y, stats, *ctx.options, needs_geo)
-        return dx, dq, dk, dgeo if needs_geo else None, *rest
+        return _backward(ctx, *gradients)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, q, k, geo, *ctx.options = inputs
+    y, stats = output
+    ctx.mark_non_differentiable(stats)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, q, k, geo, y, stats)
+
+
+def _backward(ctx: Any, dy: Tensor | None, _: Tensor | None = None) -> tuple[Tensor | None, ...]:
+    x, q, k, geo, y, stats = ctx.saved_tensors
+    rest = (None,) * len(ctx.options)
+    if dy is None:
+        return None, None, None, None, *rest
+    needs_geo = geo is not None and ctx.needs_input_grad[3]
+    # Gradients are enabled here where someone wants gradients of gradients.
+    apply = _Gradients.apply if torch.is_grad_enabled() else torch.ops.robust_lr.local_relation_backward.default
+    dx, dq, dk, dgeo = apply(dy, x, q, k, geo, y, stats, *ctx.options, needs_geo)
+    return dx, dq, dk, dgeo if needs_geo else None, *rest
 
 
 class _Gradients(torch.autograd.Function):
