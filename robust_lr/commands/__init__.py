@@ -1,0 +1,1 @@
+"""Commands beyond those of cli.py, one area a file."""
