@@ -7,17 +7,15 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
-from rich.console import Console
 
+from .commands.attack import attack
 from .errors import InputError, RunError
 from .progress import progress_bars
-
-console = Console()
+from .terminal import console, say, set_option, use_threads
 
 
 class Commands(click.Group):
@@ -59,27 +57,6 @@ def main() -> None:
     logging.getLogger("robust_lr").setLevel(logging.INFO)  # e.g. that kernels are being compiled, which takes a while
 
 
-def say(line: str) -> None:
-    """Print a line as it is: unbroken, and with its brackets."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def use_threads(threads: int) -> None:
-    """CPU threads of one operation; 0 leaves PyTorch's choice. Two can be slower than one for small networks."""
-    import torch
-
-    from .config import at_least
-
-    at_least(0, threads=threads)
-    if threads:
-        torch.set_num_threads(threads)
-
-
-def set_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    help_text = "Change one value of the config, e.g. train.epochs=3; may be repeated."
-    return click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help=help_text)(command)
-
-
 @main.command("adv-train")
 @click.argument("config", default="lrnet26_fashion_mnist_mini")
 @set_option
@@ -115,93 +92,7 @@ def adv_train(config: str, overrides: tuple[str, ...], out: Path | None, resume:
     say(f"Attack it with: robust-lr attack --targeted --checkpoint {shlex.quote(str(folder))}")
 
 
-@main.command()
-@click.option("--targeted", is_flag=True, help="Protocol lrnet-targeted.")
-@click.option("--untargeted", is_flag=True, help="Protocol lrnet-untargeted.")
-@click.option("--protocol", metavar="NAME", help="A named protocol; see `robust-lr list`.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Run folder or weights file.  [default: shipped]")
-@click.option("--data", "data_name", help="Data set.  [default: the one that the checkpoint was trained on]")
-@click.option("--root", type=click.Path(path_type=Path), help="Folder of a data set that does not ship.")
-@click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a value of the protocol, e.g. eps=8/255."
-)
-@click.option("--limit", type=int, default=0, help="Only so many test images, evenly spaced.  [default: all]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of starts and targets.")
-@click.option("--batch-size", type=int, default=64, show_default=True, help="Images loaded at a time.")
-@click.option("--workers", type=int, default=0, show_default=True, help="Processes that load images.")
-@click.option("--threads", type=int, default=0, help="CPU threads.  [default: PyTorch's choice]")
-@click.option("--device", default="auto", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for result.json and the ledger.")
-@click.option("--fresh", is_flag=True, help="Evaluate anew, even if the folder holds an evaluation.")
-def attack(
-    targeted: bool,
-    untargeted: bool,
-    protocol: str | None,
-    checkpoint: Path | None,
-    data_name: str | None,
-    root: Path | None,
-    overrides: tuple[str, ...],
-    limit: int,
-    seed: int,
-    batch_size: int,
-    workers: int,
-    threads: int,
-    device: str,
-    out: Path | None,
-    fresh: bool,
-) -> None:
-    """Attack a trained network, white-box, on the test images; print a table and write result.json.
-
-    An interrupted evaluation goes on where it was when the same command runs again.
-    """
-    from . import checkpoint as checkpoint_room
-    from . import config as config_room
-    from . import data as data_room
-    from .evaluate import LEDGER, RESULT, evaluate
-    from .report import result_table
-    from .runs import pick_device, spread
-
-    chosen = [*["lrnet-targeted"] * targeted, *["lrnet-untargeted"] * untargeted, *[protocol] * (protocol is not None)]
-    if len(chosen) != 1:
-        raise InputError("which attack? give one of --targeted, --untargeted and --protocol NAME")
-    config_room.at_least(0, limit=limit, workers=workers)
-    config_room.at_least(1, batch_size=batch_size)
-    table: dict[str, Any] = {"protocol": chosen[0]}
-    for override in overrides:
-        config_room.set_value(table, override)
-    settings = config_room.attack(table)
-    use_threads(threads)
-    model = checkpoint_room.load_model(checkpoint).to(pick_device(device))
-    trained_on = checkpoint_room.about(checkpoint).get("data", data_room.DEFAULT)
-    data = data_room.load(data_name or trained_on, "test", root)
-    data = spread(data, limit) if limit else data
-    if checkpoint is None:
-        name = "lrnet26-shipped"
-    elif checkpoint.is_dir() or checkpoint.name != checkpoint_room.WEIGHTS:
-        name = checkpoint.resolve().name.removesuffix(".safetensors")
-    else:
-        name = checkpoint.resolve().parent.name  # a run's weights go by the name of the run
-    if out is None:
-        base = checkpoint if checkpoint is not None and checkpoint.is_dir() else Path("runs") / name
-        out = base / "attacks" / settings.name
-    if fresh:
-        (out / LEDGER).unlink(missing_ok=True)
-    with progress_bars() as bars:
-        task = bars.add(f"attacking {name}", total=None)
-        result = evaluate(
-            model,
-            data,
-            settings,
-            seed=seed,
-            batch_size=batch_size,
-            out=out,
-            resume=True,
-            name=name,
-            workers=workers,
-            progress=lambda done, total: bars.update(task, completed=done, total=total),
-        )
-    console.print(result_table(result, settings))
-    say(f"{result.seconds:.1f} s on {result.device}; written to {out / RESULT}")
+main.add_command(attack)
 
 
 @main.command()
