@@ -20,6 +20,7 @@ from .models import MODELS, build_model
 from .ops import local_relation
 from .results import Result
 from .runs import train_run
+from .sources import load_source
 from .train import Metrics, adversarial_train
 
 __version__ = metadata.version("robust-lr")
@@ -40,6 +41,7 @@ __all__ = [
     "data",
     "evaluate",
     "load_model",
+    "load_source",
     "local_relation",
     "protocols",
     "reference",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ def load_model(path: str | Path | None = None) -> ResNet:
 def about(path: str | Path | None = None) -> dict[str, Any]:
     """What ``save_weights`` was told about a checkpoint."""
     file = weights_file(path)
-    return read_record(read_tensors(file)[1], "about", file)
+    with opened(file) as content:
+        return read_record(content.metadata() or {}, "about", file)
 
 
 def weights_file(path: str | Path | None) -> Path:
@@ -91,9 +93,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors and the metadata of a safetensors file; InputError if it is none."""
+    with opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, of which only what is asked for is read; InputError if it is none."""
     try:
         with safetensors.safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            yield file
     except (safetensors.SafetensorError, OSError) as error:
         raise InputError(f"{path}: {_why_unreadable(path)} ({error})") from None
 

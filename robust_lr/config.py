@@ -149,12 +149,12 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
     return from_dict(table)
 
 
-def set_value(table: dict[str, Any], override: str) -> None:
-    """Apply one "section.key=value"; the value is TOML, or else a bare string."""
+def set_value(table: dict[str, Any], override: str, form: str = "section.key=value, e.g. train.epochs=3") -> None:
+    """Apply one override of that ``form``; the value is TOML, or else a bare string."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise InputError(f"--set {override!r}: write section.key=value, e.g. train.epochs=3")
+        raise InputError(f"--set {override!r}: write {form}")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
