@@ -11,16 +11,32 @@ from torch import nn
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """``model`` in eval mode and without parameter gradients; afterwards every mode and flag is as it was."""
+    """``model`` in eval mode, without gradients of its parameters; afterwards as it was, whatever happened meanwhile.
+
+    Modes, flags, gradients and buffers are put back, the latter also where a forward pass writes to them.
+    """
     modes = [(module, module.training) for module in model.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    flags = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
     try:
+        for parameter, _, _ in flags:
+            parameter.grad = None  # so that nothing can add to it or clear it
         yield model.eval().requires_grad_(False)
     finally:
         for module, training in modes:
             module.training = training
-        for parameter, requires_grad in flags:
+        for parameter, requires_grad, gradient in flags:
             parameter.requires_grad_(requires_grad)
+            parameter.grad = gradient
+        for module, name, buffer, value in buffers:
+            module._buffers[name] = buffer
+            if not torch.equal(buffer, value):  # writing would invalidate what the caller still has to differentiate
+                with torch.no_grad():
+                    buffer.copy_(value)
 
 
 @contextmanager

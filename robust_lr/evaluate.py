@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attacks.checks import check_images
 from .attacks.targets import check_classes
 from .checkpoint import weights_hash
 from .contexts import fp32, frozen
 from .dataset import Dataset, content_hash
 from .errors import InputError, RunError
+from .guards import SAMPLE, check_finite, check_pixels, guard
 from .ledger import Ledger, Row
 from .loader import batches
 from .perturb import Model, attackable, goals, perturb
@@ -47,6 +47,7 @@ def evaluate(
     shard: tuple[int, int] | None = None,
     name: str | None = None,
     workers: int = 0,
+    allow: Collection[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Result:
     """Attack ``model`` on every image of ``data`` and count what survives.
@@ -69,10 +70,11 @@ def evaluate(
         shard: (i, n): only every n-th image, from the i-th on, 1 <= i <= n.
         name: of the model, for the result.
         workers: processes that load images.
+        allow: names of ``guards.GUARDS`` that are not to be asked.
         progress: called as ``progress(done, total)`` after every batch.
 
     Raises:
-        InputError: unknown protocol, images outside [0, 1], logits that do not fit the classes, a used ``out`` folder.
+        InputError: unknown protocol, images outside [0, 1], a guard's complaint, a used ``out`` folder.
         RunError: predictions that are not finite, or an attack that left the ball or [0, 1].
     """
     protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
@@ -101,9 +103,16 @@ def evaluate(
         **{f"{key}_sha256": value for key, value in hashes.items()},
     }
     with frozen(model), fp32(device):  # a model that does not fit is refused before anything is written
-        image, _, id_ = data.batch(positions[:1])
-        check_images(image)
-        _predict(model, image.to(device), id_, data.num_classes)
+        images, labels, ids = data.batch(spaced(positions, min(SAMPLE, compute_batch or batch_size)))
+        check_pixels(images, ids)
+        num_classes = guard(
+            model,
+            *(t.to(device) for t in (images, labels, ids)),
+            num_classes=data.num_classes,
+            most=int(data.labels.max()),
+            gradients=protocol.steps > 0,
+            allow=allow,
+        )
     folder = None if out is None else Path(out)
     with closing(Ledger(None if folder is None else folder / LEDGER, configuration, resume=resume)) as ledger:
         done = ledger.ids()
@@ -116,14 +125,12 @@ def evaluate(
             for images, labels, ids in batches(
                 data, torch.split(todo, batch_size) if len(todo) else [], workers=workers
             ):
-                check_images(images)
+                check_pixels(images, ids)
                 parts = zip(*(torch.split(t, compute_batch or len(ids)) for t in (images, labels, ids)), strict=True)
                 for part in parts:
                     x, y, key = (_padded(t, compute_batch).to(device) for t in part)
                     count = len(part[2])
-                    ledger.add(
-                        attack_batch(model, attacked, x, y, key, protocol, data.num_classes, seed=seed, count=count)
-                    )
+                    ledger.add(attack_batch(model, attacked, x, y, key, protocol, num_classes, seed=seed, count=count))
                     finished += count
                 if progress is not None:
                     progress(finished, len(positions))
@@ -222,9 +229,7 @@ def _predict(model: Model, x: Tensor, ids: Tensor, num_classes: int) -> Tensor:
             f"the model returns {tuple(logits.shape)} for {len(x)} images; the data set has {num_classes} classes, "
             f"so logits [{len(x)}, {num_classes}] are needed"
         )
-    broken = ~logits.isfinite().all(dim=1)
-    if broken.any():
-        raise RunError(f"the model's logits for image {int(ids[broken][0])} are not finite")
+    check_finite(logits, ids)
     return logits.argmax(1)
 
 
@@ -252,6 +257,12 @@ def _sharded(n: int, shard: tuple[int, int] | None) -> Tensor:
     if not 1 <= index <= count <= n:
         raise InputError(f"shard {index}/{count}: i/n with 1 <= i <= n <= {n} (the number of images) is needed")
     return torch.arange(index - 1, n, count)
+
+
+def spaced(positions: Tensor, n: int) -> Tensor:
+    """At most ``n`` of the positions, evenly spaced: folders are sorted by class."""
+    n = min(n, len(positions))
+    return positions[torch.arange(n) * len(positions) // n]
 
 
 def _summarize(rows: Sequence[Row], protocol: PGD, **about: Any) -> Result:

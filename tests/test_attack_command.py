@@ -77,6 +77,20 @@ def test_options_weights_and_statistics_reach_the_model(here):
     assert record("other")["model"] == "nets-make-other"
 
 
+def test_a_guard_can_be_allowed(here):
+    (here / "soft.py").write_text(
+        "from torch.nn import *\ndef make(): return Sequential(Flatten(), Linear(48, 3), Softmax(1))"
+    )
+    soft = ("--model", "soft.py:make", "--data", "npz:small.npz")
+    result = attack(*soft)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("robust-lr: the model returns probabilities")
+    assert not (here / "out").exists()
+    assert attack(*soft, "--allow", "probabilities").exit_code == 0
+    result = attack(*soft, "--allow", "probability")
+    assert "unknown guard 'probability'" in result.stderr
+
+
 def test_each_model_has_a_folder_of_its_own_by_default(here):
     for weights in ([], ["--weights", "other.pt"]):
         result = CliRunner().invoke(main, ["attack", "--targeted", "--set", "steps=1", *MINE, *weights])
@@ -119,5 +133,5 @@ def test_options_that_contradict_each_other_are_named_and_nothing_is_written(her
 def test_help_lists_every_option_under_a_heading():
     text = CliRunner().invoke(main, ["attack", "--help"], terminal_width=100).output
     headings = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
-    assert headings == ["Attack:", "Model:", "Images:", "Work and output:", "Other:"]
+    assert headings == ["Attack:", "Model:", "Images:", "Guards:", "Work and output:", "Other:"]
     assert text.index("Model:") < text.index("--weights") < text.index("Images:") < text.index("--limit")

@@ -12,7 +12,7 @@ from ..progress import progress_bars
 from ..terminal import GroupedCommand, console, grouped, say, use_threads
 from .choice import choose, model_and_images
 
-of_attack, of_work = grouped("Attack"), grouped("Work and output")
+of_attack, of_guards, of_work = map(grouped, ("Attack", "Guards", "Work and output"))
 
 
 @click.command(cls=GroupedCommand)
@@ -24,6 +24,12 @@ of_attack, of_work = grouped("Attack"), grouped("Work and output")
 )
 @of_attack("--seed", type=int, default=0, show_default=True, help="Of starts and targets.")
 @model_and_images
+@of_guards(
+    "--allow",
+    multiple=True,
+    metavar="GUARD",
+    help="Go on although this guard complains, e.g. probabilities; may be repeated.",
+)
 @of_work("--out", type=click.Path(path_type=Path), help="Folder for result.json and the ledger.")
 @of_work("--fresh", is_flag=True, help="Evaluate anew, even if the folder holds an evaluation.")
 @of_work("--batch-size", type=int, default=64, show_default=True, help="Images loaded at a time.")
@@ -36,6 +42,7 @@ def attack(
     protocol: str | None,
     overrides: tuple[str, ...],
     seed: int,
+    allow: tuple[str, ...],
     out: Path | None,
     fresh: bool,
     batch_size: int,
@@ -78,6 +85,7 @@ def attack(
             resume=True,
             name=choice.name,
             workers=workers,
+            allow=allow,
             progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
     console.print(result_table(result, settings))
