@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import torch
 from torch import Tensor
 
 from ..errors import InputError
 
 
-def check_attack(*, eps: float, step_size: float, steps: int) -> None:
-    """Pixels are in [0, 1]: an eps or a step above 1 was meant in 0..255."""
+def check_attack(*, eps: float, step_size: float, steps: int, norm: str = "linf") -> None:
+    """Pixels are in [0, 1]: in L-infinity, an eps or a step above 1 was meant in 0..255."""
     for name, value in {"eps": eps, "step_size": step_size}.items():
-        if not 0 <= value <= 1:
+        if norm == "linf" and not 0 <= value <= 1:
             hint = f"; for {value:g} of 255 levels write {value:g}/255" if 1 < value <= 255 else ""
             raise InputError(f"{name} = {value:g} is outside [0, 1]: pixels are in [0, 1]{hint}")
+        if norm == "l2" and not 0 <= value < inf:
+            raise InputError(f"{name} = {value:g}: an L2 distance of pixels in [0, 1] is needed, 0 or more")
     if not isinstance(steps, int) or steps < 0:
         raise InputError(f"steps = {steps}: must be a whole number, 0 or more")
 
@@ -28,16 +32,28 @@ def check_labels(x: Tensor, labels: Tensor) -> None:
         raise InputError(f"labels: {int(labels.min())} is no class; classes are numbered from 0")
 
 
-def check_start(x: Tensor, start: Tensor, eps: float) -> None:
+def check_start(x: Tensor, start: Tensor, eps: float, norm: str = "linf") -> None:
     """A first iterate in the ball and in [0, 1], of the images' own shape and dtype: others would broadcast."""
     if start.shape != x.shape or start.dtype != x.dtype:
         raise InputError(
             f"start {tuple(start.shape)} {start.dtype}: must be like the images, {tuple(x.shape)} {x.dtype}"
         )
     check_images(start)
-    distance = float((start - x).abs().max()) if x.numel() else 0.0
-    if distance > eps + 2 * torch.finfo(x.dtype).eps:  # the rounding of x + delta
+    distance = float(distances(x, start, norm).max()) if x.numel() else 0.0
+    if distance > eps + rounding(x, eps, norm):
         raise InputError(f"start: lies {distance:.6g} from the images, outside the ball of eps = {eps:.6g}")
+
+
+def distances(x: Tensor, y: Tensor, norm: str) -> Tensor:
+    """Between images of two batches [N, C, H, W], in L-infinity or L2, [N]."""
+    delta = (y - x).flatten(1)
+    return delta.abs().amax(1) if norm == "linf" else torch.linalg.vector_norm(delta, dim=1)
+
+
+def rounding(x: Tensor, eps: float, norm: str) -> float:
+    """How far x + delta may be rounded out of the ball: of one pixel in L-infinity, of all of them in L2."""
+    unit = 2 * torch.finfo(x.dtype).eps
+    return unit if norm == "linf" else unit * (x[0].numel() ** 0.5 + eps)
 
 
 def check_images(x: Tensor) -> None:

@@ -1,15 +1,18 @@
-"""Projected gradient descent (Madry et al. 2018), L-infinity, targeted or untargeted."""
+"""Projected gradient descent (Madry et al. 2018) in the L-infinity or L2 ball, plain or with momentum."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InputError
 from .checks import check_attack, check_images, check_labels, check_start
+from .losses import Objective, cross_entropy
+from .stepwise import State, run
+
+Observe = Callable[[int, Tensor, Tensor], None]
 
 
 def pgd_linf(
@@ -22,12 +25,15 @@ def pgd_linf(
     steps: int,
     targeted: bool = False,
     start: Tensor | None = None,
-    observe: Callable[[int, Tensor, Tensor], None] | None = None,
+    loss: Objective = cross_entropy,
+    momentum: float = 0.0,
+    true_labels: Tensor | None = None,
+    observe: Observe | None = None,
 ) -> Tensor:
-    """Signed-gradient steps on the cross-entropy, projected to the eps-ball and to [0, 1]; returns the last iterate.
+    """Signed-gradient steps on the loss, projected to the eps-ball and to [0, 1]; returns the last iterate.
 
-    Bit-identical to torchattacks' and cleverhans' PGD with the same start. Only the gradient by the image is computed;
-    the loss is summed, not averaged, so that no image's gradient depends on the batch that it is in.
+    Bit-identical to torchattacks' and cleverhans' PGD with the same start, and to torchattacks' MI-FGSM from the clean
+    image with ``momentum=1``. Only the gradient by the image is computed.
 
     Args:
         model: pixels in [0, 1] -> logits [N, classes]; its mode and its gradients are the caller's business.
@@ -36,8 +42,11 @@ def pgd_linf(
         eps: radius of the ball in pixels of [0, 1], e.g. 16/255.
         step_size: of one step, same unit.
         steps: number of gradient steps; 0 returns the start.
-        targeted: descend the loss of the targets instead of ascending that of the labels.
+        targeted: move towards the targets instead of away from the labels.
         start: first iterate, inside the ball and [0, 1]; by default ``x`` itself.
+        loss: one of ``attacks.losses``.
+        momentum: decay factor of earlier gradients (MI-FGSM, Dong et al. 2018), 0 for plain PGD.
+        true_labels: [N] int64, for a targeted loss that needs them as well (DLR).
         observe: called as ``observe(step, iterate, logits)`` before each step, e.g. to record the trajectory.
 
     Returns:
@@ -48,28 +57,94 @@ def pgd_linf(
         InputError: a value out of range, images outside [0, 1], a start outside the ball, labels of the wrong kind,
             or logits without a gradient.
     """
-    check_attack(eps=eps, step_size=step_size, steps=steps)
+    attack = ProjectedGradient("linf", eps, step_size, steps, momentum)
+    return _pgd(attack, model, x, labels, targeted, start, loss, true_labels, observe)
+
+
+def pgd_l2(
+    model: Callable[[Tensor], Tensor],
+    x: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    step_size: float,
+    steps: int,
+    targeted: bool = False,
+    start: Tensor | None = None,
+    loss: Objective = cross_entropy,
+    momentum: float = 0.0,
+    true_labels: Tensor | None = None,
+    observe: Observe | None = None,
+) -> Tensor:
+    """Steps of L2 length ``step_size`` along the gradient, scaled back to the ball, then clipped to [0, 1].
+
+    As in Madry's and the other libraries: where clipping bites, the two projections one after the other leave the
+    iterate strictly inside the ball. Arguments and errors as in ``pgd_linf``; eps and step_size are L2 distances of
+    pixels in [0, 1], e.g. 0.5.
+    """
+    attack = ProjectedGradient("l2", eps, step_size, steps, momentum)
+    return _pgd(attack, model, x, labels, targeted, start, loss, true_labels, observe)
+
+
+def _pgd(
+    attack: ProjectedGradient,
+    model: Callable[[Tensor], Tensor],
+    x: Tensor,
+    labels: Tensor,
+    targeted: bool,
+    start: Tensor | None,
+    loss: Objective,
+    true_labels: Tensor | None,
+    observe: Observe | None,
+) -> Tensor:
+    check_attack(eps=attack.eps, step_size=attack.step_size, steps=attack.steps, norm=attack.norm)
     check_images(x)
     check_labels(x, labels)
     if start is not None:
-        check_start(x, start, eps)
-    direction = -1.0 if targeted else 1.0
+        check_start(x, start, attack.eps, attack.norm)
+    true, targets = (labels if true_labels is None else true_labels, labels) if targeted else (labels, None)
+    return run(attack, model, x, true, targets, x if start is None else start, loss, observe)
 
-    def project(x_adv: Tensor) -> Tensor:
-        return (x + (x_adv - x).clamp(-eps, eps)).clamp(0, 1)
 
-    x_adv = x.detach() if start is None else start.detach()
-    for step in range(steps):
-        x_adv = x_adv.requires_grad_()
-        with torch.enable_grad():
-            logits = model(x_adv)
-            loss = F.cross_entropy(logits, labels, reduction="sum")
-            if not loss.requires_grad:
-                raise InputError("the model's logits carry no gradient: it detaches its input or runs under no_grad")
-            (gradient,) = torch.autograd.grad(loss, x_adv)
-        x_adv = x_adv.detach()
-        if observe is not None:
-            observe(step, x_adv, logits.detach())
-        # sign(NaN) is 0, and the image would just stand still: the second term makes it NaN
-        x_adv = project(x_adv + direction * step_size * (gradient.sign() + 0 * gradient))
-    return x_adv
+@dataclass(frozen=True)
+class ProjectedGradient:
+    """PGD as a sequence of queries; arguments as in ``pgd_linf`` and ``pgd_l2``."""
+
+    norm: str
+    eps: float
+    step_size: float
+    steps: int
+    momentum: float = 0.0
+    needs_gradient: bool = True
+
+    def begin(self, x: Tensor, start: Tensor) -> State:
+        return {"query": start, "velocity": torch.zeros_like(x)} if self.momentum else {"query": start}
+
+    def advance(self, x: Tensor, state: State, step: Tensor, loss: Tensor, gradient: Tensor) -> State:
+        query = state["query"]
+        if self.momentum:
+            # The paper divides by the L1 norm; the mean, as in torchattacks, differs by a factor that no step feels.
+            scale = gradient.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+            gradient = gradient / scale + self.momentum * state["velocity"]
+            state = {"velocity": gradient}
+        return {**state, "query": STEPS[self.norm](x, query, gradient, self.eps, self.step_size)}
+
+
+def linf_step(x: Tensor, x_adv: Tensor, direction: Tensor, eps: float, step_size: float) -> Tensor:
+    # sign(NaN) is 0, and the image would just stand still: the second term makes it NaN
+    x_adv = x_adv + step_size * (direction.sign() + 0 * direction)
+    return (x + (x_adv - x).clamp(-eps, eps)).clamp(0, 1)
+
+
+def l2_step(x: Tensor, x_adv: Tensor, direction: Tensor, eps: float, step_size: float) -> Tensor:
+    delta = x_adv + step_size * direction / l2_norm(direction) - x
+    return (x + delta * (eps / l2_norm(delta)).clamp_max(1)).clamp(0, 1)
+
+
+def l2_norm(x: Tensor) -> Tensor:
+    """[N, 1, 1, 1], never zero, so that it can be divided by."""
+    norm: Tensor = torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True)
+    return norm.clamp_min(torch.finfo(x.dtype).tiny)
+
+
+STEPS = {"linf": linf_step, "l2": l2_step}

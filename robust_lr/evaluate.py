@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import time
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +13,31 @@ import torch
 from torch import Tensor, nn
 
 from .attacks.targets import check_classes
+from .bench import Bench
 from .checkpoint import weights_hash
 from .contexts import fp32, frozen
 from .dataset import Dataset, content_hash
-from .errors import InputError, RunError
-from .guards import SAMPLE, check_finite, check_pixels, guard
+from .errors import InputError
+from .guards import SAMPLE, check_pixels, guard
+from .images import known, ledger_rows
 from .ledger import Ledger, Row
 from .loader import batches
-from .perturb import Model, attackable, goals, perturb
-from .protocols import PGD
+from .perturb import attackable
+from .pool import attack_pool
+from .protocols import Protocol
 from .protocols import get as get_protocol
 from .provenance import device_name, versions
 from .results import Proportion, Result, write_json
+from .rows import size
 
-#: rounding of x + delta in fp32, in pixels of [0, 1]
-TOLERANCE = 1e-6
 #: rows of every forward pass on a CPU, where libraries round differently for other batch shapes
 COMPUTE_BATCH = 64
+
+#: steps between looks at which images are decided, on devices where a look makes the host wait
+PATIENCE = 4
+
+#: of the ledger's columns
+SCHEMA = 2
 
 LEDGER, RESULT = "ledger.sqlite", "result.json"
 
@@ -37,7 +45,7 @@ LEDGER, RESULT = "ledger.sqlite", "result.json"
 def evaluate(
     model: nn.Module,
     data: Dataset,
-    protocol: str | PGD,
+    protocol: str | Protocol,
     *,
     seed: int = 0,
     batch_size: int = 64,
@@ -62,16 +70,17 @@ def evaluate(
         data: images, labels and ids.
         protocol: a name of ``protocols.PROTOCOLS`` or a ``protocols.PGD``.
         seed: of starts and targets.
-        batch_size: images that are loaded, and written to the ledger, at a time.
-        compute_batch: rows of every forward pass; smaller batches are padded and larger ones split. By default 64 on a
-            CPU; 0, the default on other devices, takes batches as they come.
+        batch_size: images that are loaded at a time.
+        compute_batch: rows of every pass of the model: images that are attacked, and written to the ledger, at a time.
+            The last ones are padded. By default 64 on a CPU; 0, the default on other devices, pads nothing and takes at
+            most ``batch_size`` rows.
         out: folder for ``ledger.sqlite`` and ``result.json``; by default nothing is written.
         resume: go on with the evaluation in ``out``; one of another configuration is refused.
         shard: (i, n): only every n-th image, from the i-th on, 1 <= i <= n.
         name: of the model, for the result.
         workers: processes that load images.
         allow: names of ``guards.GUARDS`` that are not to be asked.
-        progress: called as ``progress(done, total)`` after every batch.
+        progress: called as ``progress(done, total)`` whenever images are done.
 
     Raises:
         InputError: unknown protocol, images outside [0, 1], a guard's complaint, a used ``out`` folder.
@@ -90,6 +99,7 @@ def evaluate(
     name = name or type(model).__name__
     hashes = {"weights": weights_hash(model), "images": content_hash(data)}
     configuration: dict[str, Any] = {
+        "schema": SCHEMA,
         "model": name,
         "data": data.name,
         "architecture": hashlib.sha256(repr(model).encode()).hexdigest(),
@@ -121,21 +131,25 @@ def evaluate(
         if progress is not None:
             progress(finished, len(positions))
         with frozen(model), fp32(device):
-            attacked = attackable(model)
-            for images, labels, ids in batches(
-                data, torch.split(todo, batch_size) if len(todo) else [], workers=workers
-            ):
-                check_pixels(images, ids)
-                parts = zip(*(torch.split(t, compute_batch or len(ids)) for t in (images, labels, ids)), strict=True)
-                for part in parts:
-                    x, y, key = (_padded(t, compute_batch).to(device) for t in part)
-                    count = len(part[2])
-                    ledger.add(attack_batch(model, attacked, x, y, key, protocol, num_classes, seed=seed, count=count))
-                    finished += count
+            bench = Bench(
+                model=model,
+                attacked=attackable(model),
+                num_classes=num_classes,
+                seed=seed,
+                rows=compute_batch or batch_size,
+                fixed=bool(compute_batch),
+                patience=1 if device.type == "cpu" else PATIENCE,
+                precision=nullcontext,
+            )
+            loaded = batches(data, torch.split(todo, batch_size) if len(todo) else [], workers=workers)
+            decided = attack_pool(protocol, 0, known(loaded, protocol, bench, device), bench)
+            for group in decided:
+                ledger.add(ledger_rows(group, protocol, [protocol.name]))
+                finished += size(group)
                 if progress is not None:
                     progress(finished, len(positions))
         rows = ledger.rows()
-    result = _summarize(
+    result = summarize(
         rows,
         protocol,
         model=name,
@@ -143,113 +157,14 @@ def evaluate(
         seed=seed,
         shard=configuration["shard"],
         batch_invariant=bool(compute_batch),
-        hashes=hashes,
+        hashes={**hashes, **targets_hash(rows)},
         device=device_name(device),
+        precision="fp32",
+        agreement=None,
     )
     if folder is not None:
         write_json(folder / RESULT, result.to_dict())
     return result
-
-
-def attack_batch(
-    model: Model,
-    attacked: Model,
-    x: Tensor,
-    labels: Tensor,
-    ids: Tensor,
-    protocol: PGD,
-    num_classes: int,
-    *,
-    seed: int,
-    count: int,
-) -> list[Row]:
-    """Attack one batch through ``attacked`` and judge it by ``model``, which computes the same function.
-
-    The verdict comes from a forward pass of its own on the finished images, after these have been verified. Only the
-    first ``count`` rows are images to report; what follows is padding.
-    """
-    began = time.perf_counter()
-    clean = _predict(model, x, ids, num_classes)
-    aims = goals(protocol, attacked, x, labels, ids, num_classes, seed=seed)
-
-    def reached(predictions: Tensor) -> Tensor:
-        return predictions == aims if protocol.targeted else predictions != labels
-
-    robust = torch.ones_like(labels, dtype=torch.bool)
-    worst_seen = clean == labels
-    success = torch.zeros_like(robust)
-    first = torch.full_like(labels, -1)
-    adversarial = torch.full_like(labels, -1)
-    distance = torch.zeros(len(labels), device=x.device)
-
-    def observe(step: int, iterate: Tensor, logits: Tensor) -> None:
-        predictions = logits.argmax(1)
-        worst_seen.logical_and_(predictions == labels)
-        first.copy_(torch.where((first < 0) & reached(predictions), step, first))
-
-    for restart in range(protocol.restarts):
-        x_adv = perturb(protocol, attacked, x, aims, ids, seed=seed, draw=restart, observe=observe)
-        distance = torch.maximum(distance, _verified(x, x_adv, ids, protocol.eps))
-        predictions = _predict(model, x_adv, ids, num_classes)
-        worst_seen &= predictions == labels
-        first = torch.where((first < 0) & reached(predictions), protocol.steps, first)
-        adversarial = torch.where(robust, predictions, adversarial)
-        robust &= predictions == labels
-        success |= reached(predictions)
-
-    columns = [
-        c[:count].tolist()
-        for c in (ids, labels, aims, clean, adversarial, robust, worst_seen, success, first, distance)
-    ]
-    seconds = (time.perf_counter() - began) / count
-    return [
-        Row(
-            id=id_,
-            label=label,
-            goal=goal,
-            clean=before,
-            adversarial=after,
-            robust=held,
-            robust_worst_seen=held_throughout,
-            success=won,
-            first_success=None if won_at < 0 else won_at,
-            distance=moved,
-            seconds=seconds,
-        )
-        for id_, label, goal, before, after, held, held_throughout, won, won_at, moved in zip(*columns, strict=True)
-    ]
-
-
-def _predict(model: Model, x: Tensor, ids: Tensor, num_classes: int) -> Tensor:
-    """Predicted classes [N], of finite logits that fit the classes."""
-    with torch.no_grad():
-        logits = model(x)
-    if logits.shape != (len(x), num_classes):
-        raise InputError(
-            f"the model returns {tuple(logits.shape)} for {len(x)} images; the data set has {num_classes} classes, "
-            f"so logits [{len(x)}, {num_classes}] are needed"
-        )
-    check_finite(logits, ids)
-    return logits.argmax(1)
-
-
-def _verified(x: Tensor, x_adv: Tensor, ids: Tensor, eps: float) -> Tensor:
-    """Distances |x_adv - x| [N], once it is sure that none exceeds eps and every pixel is in [0, 1]."""
-    distance = (x_adv - x).abs().flatten(1).amax(1)
-    inside = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1)  # False for NaN too
-    wrong = ~inside | ~(distance <= eps + TOLERANCE)
-    if wrong.any():
-        raise RunError(
-            f"the attack left its bounds on image {int(ids[wrong][0])}: distance {float(distance[wrong][0]):.6g}, "
-            f"eps {eps:.6g}; are the model's gradients finite?"
-        )
-    return distance
-
-
-def _padded(tensor: Tensor, rows: int) -> Tensor:
-    """``tensor`` with its first row repeated behind it until it has ``rows`` rows."""
-    missing = rows - len(tensor)
-    return torch.cat([tensor, tensor[:1].expand(missing, *tensor.shape[1:])]) if missing > 0 else tensor
 
 
 def _sharded(n: int, shard: tuple[int, int] | None) -> Tensor:
@@ -265,21 +180,57 @@ def spaced(positions: Tensor, n: int) -> Tensor:
     return positions[torch.arange(n) * len(positions) // n]
 
 
-def _summarize(rows: Sequence[Row], protocol: PGD, **about: Any) -> Result:
+def summarize(rows: Sequence[Row], protocol: Protocol, **about: Any) -> Result:
     """Count rows. Success has its own denominator: images on which the attack was not there before it began."""
     n = len(rows)
-    open_rows = [row for row in rows if (row.clean != row.goal if protocol.targeted else row.clean == row.label)]
+    open_rows = [row for row in rows if (row.clean != row.target if protocol.targeted else row.clean == row.label)]
+    robust = Proportion(sum(row.robust for row in rows), n)
     return Result(
         protocol=protocol.values(),
         n=n,
+        attacked=n if protocol.criterion == "last" else len(open_rows),
         clean=Proportion(sum(row.clean == row.label for row in rows), n),
-        robust=Proportion(sum(row.robust for row in rows), n),
+        robust=robust,
+        robust_last=robust if protocol.criterion == "last" else None,
         robust_worst_seen=Proportion(sum(row.robust_worst_seen for row in rows), n),
         success=Proportion(sum(row.success for row in open_rows), len(open_rows)),
+        curve=[point(rows, open_rows, protocol, number) for number in range(len(protocol.record))],
+        broken_by=dict(Counter(row.broken_by for row in rows if row.broken_by is not None)),
         max_distance=max(row.distance for row in rows),
         versions=versions(),
         seconds=sum(row.seconds for row in rows),
-        precision="fp32",
-        gradients=n * protocol.steps * protocol.restarts,
+        forwards=sum(row.forwards for row in rows),
+        backwards=sum(row.backwards for row in rows),
         **about,
     )
+
+
+def point(rows: Sequence[Row], open_rows: Sequence[Row], protocol: Protocol, number: int) -> dict[str, Any]:
+    """The figures at one of the protocol's recorded steps; an image broken within them stays broken in worst seen."""
+    steps, last = protocol.record[number], protocol.criterion == "last"
+    won = "t" if protocol.targeted else "w"
+    figures = {
+        "robust_accuracy_last": (sum(row.record[number] == "r" for row in rows), rows) if last else None,
+        "robust_accuracy_worst_seen": (sum(not within(row.first_wrong, steps) for row in rows), rows),
+        "attack_success": (
+            sum(row.record[number] == won if last else within(row.first_success, steps) for row in open_rows),
+            open_rows,
+        ),
+    }
+    shares = {name: Proportion(figure[0], len(figure[1])) for name, figure in figures.items() if figure is not None}
+    return {
+        "steps": steps,
+        **{name: shares[name].value if name in shares else None for name in figures},
+        "intervals": {name: list(share.interval) for name, share in shares.items()},
+        "denominators": {name: share.n for name, share in shares.items()},
+    }
+
+
+def within(step: int | None, steps: int) -> bool:
+    return step is not None and step <= steps
+
+
+def targets_hash(rows: Sequence[Row]) -> dict[str, str]:
+    """SHA-256 of the lines "id target", by id; nothing where no image has a target."""
+    lines = "".join(f"{row.id} {row.target}\n" for row in rows if row.target is not None)
+    return {"targets": hashlib.sha256(lines.encode()).hexdigest()} if lines else {}

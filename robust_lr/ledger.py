@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -19,36 +19,64 @@ class Row:
 
     Attributes:
         id: of the image.
-        label, goal: its true class, and the class that the attack's loss was taken on.
+        input_hash: first 16 hexadecimal digits of the SHA-256 of its pixels, float32 [C, H, W].
+        label: its true class.
+        target: the class aimed at, None where there is none or more than one.
         clean: prediction for the clean image.
-        adversarial: prediction at the last iterate, of the first restart that broke the image, or else the last one.
-        robust: right at the last iterate of every restart.
+        adversarial: prediction for the finished image: the last iterate, or the first success where that ends the
+            attack; of the first restart that broke the image, or else the last one.
+        robust: right under the protocol's criterion: at the last iterate of every restart, or at every iterate seen.
         robust_worst_seen: right when clean and at every iterate of every restart.
-        success: the attack reached its aim at a last iterate; see ``Result.success`` for the denominator.
+        success: the attack reached its aim, under the same criterion; see ``Result.success`` for the denominator.
         first_success: number of steps after which it was first reached, None if never.
-        distance: |x_adv - x|, the largest over pixels and restarts.
-        seconds: its share of its batch's time.
+        first_wrong: number of steps after which the image was first misclassified (0: when clean or at the start).
+        margin: the smallest seen of the true class's logit minus the best other one.
+        loss: cross-entropy of the true class for the finished image.
+        distance: |x_adv - x| in the protocol's norm, the largest over restarts.
+        broken_by: the attack of a cascade that broke the image; None if none did, or it was wrong when clean.
+        record: at each of the protocol's recorded steps, "r" right in every restart, "t" the target, "w" else wrong.
+        forwards, backwards: passes of the model that were spent on the image, those of the padding left out.
+        seconds: its share of the time.
     """
 
     id: int
+    input_hash: str
     label: int
-    goal: int
+    target: int | None
     clean: int
     adversarial: int
     robust: bool
     robust_worst_seen: bool
     success: bool
     first_success: int | None
+    first_wrong: int | None
+    margin: float
+    loss: float
     distance: float
+    broken_by: str | None
+    record: str
+    forwards: int
+    backwards: int
     seconds: float
 
 
-_COLUMNS = ", ".join(field.name for field in fields(Row))
-_HOLES = ", ".join("?" for _ in fields(Row))
+_NAMES = [field.name for field in fields(Row)]
+_FLAGS = {field.name for field in fields(Row) if field.type == "bool"}
+_COLUMNS = ", ".join(_NAMES)
+_HOLES = ", ".join("?" for _ in _NAMES)
+
+
+def _row(values: Sequence[Any]) -> Row:
+    named: dict[str, Any] = {n: bool(v) if n in _FLAGS else v for n, v in zip(_NAMES, values, strict=True)}
+    return Row(**named)
 
 
 class Ledger:
-    """Rows keyed by image id, and the configuration that they belong to. ``path`` None keeps them in memory."""
+    """Rows keyed by image id, and the configuration that they belong to. ``path`` None keeps them in memory.
+
+    Transactions are made safe by SQLite's rollback journal, which works on network file systems too; a write-ahead log
+    would not.
+    """
 
     def __init__(self, path: Path | None, configuration: Mapping[str, Any], *, resume: bool = False):
         self.path = path
@@ -97,10 +125,7 @@ class Ledger:
     def rows(self) -> list[Row]:
         """All rows, by id."""
         with closing(self.connection.execute(f"SELECT {_COLUMNS} FROM images ORDER BY id")) as cursor:
-            return [
-                Row(**{f.name: bool(v) if f.type == "bool" else v for f, v in zip(fields(Row), values, strict=True)})
-                for values in cursor.fetchall()
-            ]
+            return [_row(values) for values in cursor.fetchall()]
 
     def ids(self) -> set[int]:
         return {row[0] for row in self.connection.execute("SELECT id FROM images")}

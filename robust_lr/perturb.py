@@ -5,52 +5,61 @@ Training and evaluation share this path; a draw is a restart of an evaluation, o
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+import torch
 from torch import Tensor, nn
 
 from .attacks import targets
-from .attacks.pgd import pgd_linf
+from .attacks.losses import LOSSES, Objective
+from .attacks.pgd import ProjectedGradient, l2_norm, pgd_l2, pgd_linf
+from .attacks.stepwise import Stepwise
+from .bench import Bench, Model
+from .kinds import PGD, Part
 from .models.fold import fold
 from .models.resnet import ResNet
-from .protocols import PGD
-from .rng import START, uniform
-
-Model = Callable[[Tensor], Tensor]
+from .rng import RADIUS, START, normal, uniform
+from .rows import Rows
 
 
 def goals(
     protocol: PGD, model: Model, x: Tensor, labels: Tensor, ids: Tensor, num_classes: int, *, seed: int, draw: int = 0
 ) -> Tensor:
-    """What the attack's loss is taken on, [N] int64: targets of a targeted attack, otherwise the true labels."""
-    if not protocol.targeted:
-        return labels
-    if protocol.target == "least-likely":
+    """What the attack's loss is taken on, [N] int64: targets of a targeted attack, otherwise the labels."""
+    if protocol.targeted and protocol.target == "least-likely":
         return targets.least_likely(model, x, labels)
-    return targets.uniform(labels, ids, num_classes, seed=seed, draw=draw)
+    if protocol.targeted:
+        return targets.uniform(labels, ids, num_classes, seed=seed, draw=draw)
+    if protocol.label == "predicted":
+        with torch.no_grad():
+            return model(x).argmax(1)
+    return labels
 
 
-def starts(protocol: PGD, x: Tensor, ids: Tensor, *, seed: int, draw: int = 0) -> Tensor:
+def starts(part: Part, x: Tensor, ids: Tensor, *, seed: int, draw: int | Tensor = 0) -> Tensor:
     """First iterates, like ``x``: the clean images, or uniform in the ball and clipped to [0, 1]."""
-    if protocol.start == "clean":
+    if part.start == "clean":
         return x
-    noise = 2 * uniform(seed, START, ids.to(x.device), x.shape[1:], draw) - 1
-    return (x + protocol.eps * noise).clamp(0, 1)
+    if part.norm == "linf":
+        noise = 2 * uniform(seed, START, ids.to(x.device), x.shape[1:], draw) - 1
+        return (x + part.eps * noise).clamp(0, 1)
+    noise = normal(seed, START, ids.to(x.device), x.shape[1:], draw)
+    radius = uniform(seed, RADIUS, ids.to(x.device), (1, 1, 1), draw) ** (1 / x[0].numel())
+    return (x + part.eps * radius * noise / l2_norm(noise)).clamp(0, 1)
 
 
 def perturb(
     protocol: PGD,
     model: Model,
     x: Tensor,
+    labels: Tensor,
     goals: Tensor,
     ids: Tensor,
     *,
     seed: int,
     draw: int = 0,
-    observe: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Tensor:
-    """Adversarial images of ``x`` [N, C, H, W] under ``protocol``; arguments as in ``attacks.pgd_linf``."""
-    return pgd_linf(
+    """Adversarial images of ``x`` [N, C, H, W] under ``protocol``; ``goals`` are the labels or the targets."""
+    pgd = pgd_linf if protocol.norm == "linf" else pgd_l2
+    return pgd(
         model,
         x,
         goals,
@@ -59,8 +68,25 @@ def perturb(
         steps=protocol.steps,
         targeted=protocol.targeted,
         start=starts(protocol, x, ids, seed=seed, draw=draw),
-        observe=observe,
+        loss=LOSSES[protocol.loss],
+        momentum=protocol.momentum,
+        true_labels=labels,
     )
+
+
+def stepwise(part: Part) -> tuple[Stepwise, Objective]:
+    """The attack of a protocol as a sequence of queries, and what it ascends."""
+    return ProjectedGradient(part.norm, part.eps, part.step_size, part.steps, part.momentum), LOSSES[part.loss]
+
+
+def attempts(part: Part, bench: Bench) -> int:
+    """Draws an image gets at most."""
+    return part.restarts
+
+
+def aims(part: Part, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Classes that the loss of the next draw moves away from and towards, [N] each; -1 where there is none."""
+    return rows["clean"] if part.label == "predicted" else rows["label"], rows["target"]
 
 
 def attackable(model: nn.Module) -> nn.Module:

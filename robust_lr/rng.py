@@ -7,13 +7,13 @@ and augmentations drawn from it are the same to the bit on any device and for an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
+from math import pi, prod
 
 import torch
 from torch import Tensor
 
 # what a number is drawn for; streams never overlap
-START, TARGET, AUGMENT, ORDER = range(4)
+START, TARGET, AUGMENT, ORDER, RADIUS, SEARCH = range(6)
 
 _LOW = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -32,30 +32,39 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
     return c0, c1, c2, c3
 
 
-def words(seed: int, stream: int, ids: Tensor, n: int, draw: int = 0) -> Tensor:
+def words(seed: int, stream: int, ids: Tensor, n: int, draw: int | Tensor = 0) -> Tensor:
     """``n`` random 32-bit words for each id: [len(ids), n] int64 with values in [0, 2^32).
 
     Args:
         seed: any Python integer; its low 32 bits count.
-        stream: START, TARGET, AUGMENT or ORDER.
+        stream: what the number is for, one of the constants above.
         ids: image ids, [N] int64, non-negative.
-        draw: number of the restart or epoch, below 2^24.
+        draw: number of the restart or epoch, below 2^24; one for all ids, or one each, [N] int64.
     """
     ids = ids.view(-1, 1)
     blocks = torch.arange((n + 3) // 4, device=ids.device).view(1, -1)
-    purpose = torch.full_like(blocks, draw << 8 | stream)
+    purpose = torch.as_tensor(draw, device=ids.device).view(-1, 1) << 8 | stream
     counter = (blocks.expand(len(ids), -1), purpose, ids & _LOW, (ids >> 32) & _LOW)
     seed_word = torch.full_like(blocks, seed & _LOW)
     out = torch.stack(philox(counter, (seed_word, torch.zeros_like(seed_word))), dim=-1)
     return out.flatten(1)[:, :n]
 
 
-def uniform(seed: int, stream: int, ids: Tensor, shape: Sequence[int], draw: int = 0) -> Tensor:
+def uniform(seed: int, stream: int, ids: Tensor, shape: Sequence[int], draw: int | Tensor = 0) -> Tensor:
     """Uniform numbers in [0, 1), [len(ids), *shape] float32, exact multiples of 2^-24."""
     bits = words(seed, stream, ids, prod(shape), draw) >> 8
     return (bits.to(torch.float32) * 2.0**-24).view(len(ids), *shape)
 
 
-def integers(seed: int, stream: int, ids: Tensor, high: int, draw: int = 0) -> Tensor:
+def normal(seed: int, stream: int, ids: Tensor, shape: Sequence[int], draw: int | Tensor = 0) -> Tensor:
+    """Normal numbers, [len(ids), *shape] float32 (Box and Muller 1958); rounding depends on the device."""
+    n = prod(shape)
+    bits = words(seed, stream, ids, 2 * n, draw) >> 8
+    radius = (-2 * ((bits[:, :n] + 1).to(torch.float64) * 2.0**-24).log()).sqrt()
+    angle = (2 * pi * 2.0**-24) * bits[:, n:].to(torch.float64)
+    return (radius * angle.cos()).to(torch.float32).view(len(ids), *shape)
+
+
+def integers(seed: int, stream: int, ids: Tensor, high: int, draw: int | Tensor = 0) -> Tensor:
     """One integer in [0, high) for each id, [len(ids)] int64; the bias is below high / 2^32."""
     return (words(seed, stream, ids, 1, draw)[:, 0] * high) >> 32

@@ -176,4 +176,4 @@ class Attacker:
     def attack(self, model: nn.Module, x: Tensor, labels: Tensor, ids: Tensor, epoch: int) -> Tensor:
         with fp32(x.device):
             aims = goals(self.protocol, model, x, labels, ids, self.num_classes, seed=self.seed, draw=epoch)
-            return perturb(self.protocol, model, x, aims, ids, seed=self.seed, draw=epoch)
+            return perturb(self.protocol, model, x, labels, aims, ids, seed=self.seed, draw=epoch)

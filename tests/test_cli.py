@@ -290,15 +290,16 @@ def test_values_of_a_protocol_can_be_changed(tmp_path, attack):
 
 def test_the_same_command_again_resumes_and_fresh_starts_anew(tmp_path, attack, monkeypatch):
     room = importlib.import_module("robust_lr.evaluate")  # the package's own name is the function
-    attack_batch, calls = room.attack_batch, []
+    ledger_rows, calls = room.ledger_rows, []
 
     def counted(*arguments, **options):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return attack_batch(*arguments, **options)
+        return ledger_rows(*arguments, **options)
 
-    monkeypatch.setattr(room, "attack_batch", counted)
+    monkeypatch.setattr(room, "ledger_rows", counted)
+    monkeypatch.setattr(room, "COMPUTE_BATCH", 10)
     stopped = attack("--untargeted", "--batch-size", 10)
     assert stopped.exit_code == 130
     assert stopped.stderr.splitlines()[-1].startswith("robust-lr: stopped by SIGINT")

@@ -90,10 +90,11 @@ def test_unknown_keys_are_named_with_the_nearest_one(override, words):
 KEYS = {
     "a whole number": "seed data.workers data.limit attack.steps attack.restarts train.epochs train.batch_size "
     "train.threads",
-    "a number": "train.lr train.warmup_epochs train.momentum train.weight_decay",
-    "a string": "data.name data.root data.augment attack.start attack.target attack.name attack.source train.device",
+    "a number": "attack.momentum train.lr train.warmup_epochs train.momentum train.weight_decay",
+    "a string": "data.name data.root data.augment attack.norm attack.loss attack.label attack.start attack.target "
+    "attack.criterion attack.name attack.source train.device",
     "true or false": "attack.targeted",
-    "a list": "train.milestones",
+    "a list": "attack.record train.milestones",
 }
 WRONG = {
     "a whole number": ["1.5", "true", "x"],

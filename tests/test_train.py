@@ -301,7 +301,7 @@ def test_an_attacked_step_is_a_step_on_the_adversarial_images_and_nothing_else(n
     x, y, ids = data.batch(shuffled(data, 8, seed=3, epoch=0)[0])
     folded = fold(given)
     aims = goals(PGD3, folded, x, y, ids, 4, seed=3)
-    x_adv = perturb(PGD3, folded, x, aims, ids, seed=3)
+    x_adv = perturb(PGD3, folded, x, y, aims, ids, seed=3)
     assert 0 < (x_adv - x).abs().max() <= 16 / 255 + 1e-6
     optimizer = sgd(given, config.train)
     given.train()

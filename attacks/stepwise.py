@@ -1,0 +1,82 @@
+"""Attacks as sequences of queries: where to look next is a pure function of what was seen, for each image by itself.
+
+That lets the harness give an image's place in the batch to another one as soon as the image is decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .losses import Objective
+
+State = dict[str, Tensor]
+"""Tensors with one row an image. ``state["query"]`` [N, C, H, W] holds the images to show to the model next."""
+
+
+class Stepwise(Protocol):
+    """An attack that shows the model ``steps`` queries and returns the one after."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def needs_gradient(self) -> bool: ...
+    def begin(self, x: Tensor, start: Tensor) -> State:
+        """The state of images ``x`` whose first query is ``start``."""
+
+    def advance(self, x: Tensor, state: State, step: Tensor, loss: Tensor, gradient: Tensor) -> State:
+        """The next state, after query ``step`` [N] gave ``loss`` [N] and its ``gradient`` (empty if not needed)."""
+
+
+def look(
+    model: Callable[[Tensor], Tensor],
+    query: Tensor,
+    labels: Tensor,
+    targets: Tensor | None,
+    objective: Objective,
+    needs_gradient: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [N, classes], objective [N] and its gradient by the query, like the query (empty if not needed).
+
+    The objective is summed, not averaged, so that no image's gradient depends on the batch that it is in.
+
+    Raises:
+        InputError: logits without a gradient.
+    """
+    if not needs_gradient:
+        with torch.no_grad():
+            logits = model(query)
+            return logits, objective(logits, labels, targets), query.new_empty(0)
+    query = query.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = model(query)
+        loss = objective(logits, labels, targets)
+        if not loss.requires_grad:
+            raise InputError("the model's logits carry no gradient: it detaches its input or runs under no_grad")
+        (gradient,) = torch.autograd.grad(loss.sum(), query)
+    return logits.detach(), loss.detach(), gradient
+
+
+def run(
+    attack: Stepwise,
+    model: Callable[[Tensor], Tensor],
+    x: Tensor,
+    labels: Tensor,
+    targets: Tensor | None,
+    start: Tensor,
+    objective: Objective,
+    observe: Callable[[int, Tensor, Tensor], None] | None = None,
+) -> Tensor:
+    """All steps on one batch; ``observe(step, query, logits)`` is called for every query but the last, returned one."""
+    state = attack.begin(x, start.detach())
+    for step in range(attack.steps):
+        query = state["query"]
+        logits, loss, gradient = look(model, query, labels, targets, objective, attack.needs_gradient)
+        if observe is not None:
+            observe(step, query, logits)
+        state = attack.advance(x, state, torch.full_like(labels, step), loss, gradient)
+    return state["query"]

@@ -1,0 +1,98 @@
+"""What attacks run on: the model that judges, the one that gradients are taken through, and passes of fixed size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .attacks.checks import distances, rounding
+from .attacks.losses import Objective
+from .attacks.stepwise import look
+from .errors import InputError, RunError
+from .guards import check_finite
+
+Model = Callable[[Tensor], Tensor]
+
+#: rounding of x + delta in fp32, in pixels of [0, 1]
+TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One model under evaluation.
+
+    Args:
+        model: pixels [N, C, H, W] in [0, 1] -> logits [N, num_classes]; verdicts come from it.
+        attacked: computes the same function; gradients come from it.
+        rows: the most rows of a pass.
+        fixed: every pass has just so many, padded if need be. Where a library rounds differently for another batch
+            shape, this makes an image's arithmetic independent of the images beside it.
+        patience: steps between looks at which images are decided; on a GPU each look makes the host wait.
+        precision: context of the passes of ``attacked``.
+    """
+
+    model: Model
+    attacked: Model
+    num_classes: int
+    seed: int
+    rows: int
+    fixed: bool
+    patience: int
+    precision: Callable[[], AbstractContextManager[object]]
+
+    def logits(self, x: Tensor, ids: Tensor) -> Tensor:
+        """Of the model that judges, [N, num_classes], at most ``rows`` images; finite, and fitting the classes.
+
+        Raises:
+            InputError: logits of another shape.
+            RunError: logits that are not finite; names the image.
+        """
+        with torch.no_grad():
+            logits = self.model(self.padded(x))[: len(x)]
+        check_logits(logits, len(x), self.num_classes)
+        check_finite(logits, ids)
+        return logits
+
+    def look(
+        self, query: Tensor, labels: Tensor, targets: Tensor | None, objective: Objective, needs_gradient: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``attacks.stepwise.look`` through the attacked model, padded."""
+        n = len(query)
+        padded = [None if column is None else self.padded(column) for column in (labels, targets)]
+        with self.precision():
+            seen = look(self.attacked, self.padded(query), padded[0], padded[1], objective, needs_gradient)  # type: ignore[arg-type]
+        return seen if n == len(seen[0]) else (seen[0][:n], seen[1][:n], seen[2][:n])
+
+    def padded(self, column: Tensor) -> Tensor:
+        """``column`` with its first row repeated behind it until it has ``rows`` rows, where passes are fixed."""
+        missing = self.rows - len(column) if self.fixed else 0
+        return torch.cat([column, column[:1].expand(missing, *column.shape[1:])]) if missing > 0 else column
+
+
+def check_logits(logits: Tensor, n: int, num_classes: int) -> None:
+    if logits.shape != (n, num_classes):
+        raise InputError(
+            f"the model returns {tuple(logits.shape)} for {n} images; the data set has {num_classes} classes, "
+            f"so logits [{n}, {num_classes}] are needed"
+        )
+
+
+def verified(x: Tensor, x_adv: Tensor, ids: Tensor, eps: float, norm: str) -> Tensor:
+    """Distances of x_adv from x, [N], once it is sure that none exceeds eps and every pixel is in [0, 1].
+
+    Raises:
+        RunError: one does; names the image.
+    """
+    distance = distances(x, x_adv, norm)
+    inside = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1)  # False for NaN too
+    wrong = ~inside | ~(distance <= eps + max(TOLERANCE, rounding(x, eps, norm)))
+    if wrong.any():
+        raise RunError(
+            f"the attack left its bounds on image {int(ids[wrong][0])}: distance {float(distance[wrong][0]):.6g}, "
+            f"eps {eps:.6g}; are the model's gradients finite?"
+        )
+    return distance

@@ -1,0 +1,131 @@
+"""Images of an evaluation: what is known of them before an attack, and the ledger rows that come out of it."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .attacks.losses import lead
+from .bench import Bench
+from .dataset import Batch
+from .guards import check_pixels
+from .kinds import PGD, Protocol
+from .ledger import Row
+from .perturb import goals
+from .pool import timed
+from .rows import Rows
+
+
+def known(batches: Iterable[Batch], protocol: Protocol, bench: Bench, device: torch.device) -> Iterator[Rows]:
+    """Images with their labels, targets and clean predictions, and columns for what an attack will find.
+
+    Where the worst iterate seen counts, images at the attack's aim already are decided: an untargeted attack need not
+    run on mistakes.
+    """
+    for images, labels, ids in regrouped(batches, bench.rows if bench.fixed else None):
+        check_pixels(images, ids)
+        began = time.perf_counter()
+        x, label, id_ = (column.to(device, non_blocking=True) for column in (images, labels, ids))
+        logits = bench.logits(x, id_)
+        clean = logits.argmax(1)
+        none = torch.full_like(label, -1)
+        target = none
+        if isinstance(protocol, PGD) and protocol.targeted:
+            target = goals(protocol, partial(always, logits), x, label, id_, bench.num_classes, seed=bench.seed)
+        no, yes = torch.zeros_like(label, dtype=torch.bool), torch.ones_like(label, dtype=torch.bool)
+        there = clean == target if protocol.targeted else clean != label
+        recorded = (len(label), len(protocol.record))
+        rows = {
+            "x": x,
+            "id": id_,
+            "hash": input_hashes(images).to(device),
+            "label": label,
+            "target": target,
+            "clean": clean,
+            "ranking": logits.argsort(dim=1, descending=True, stable=True),
+            "adversarial": clean,
+            "decided": there if protocol.criterion == "worst" else no,
+            "held": yes,
+            "success": no,
+            "first_success": none,
+            "first_wrong": torch.where(clean == label, -1, 0),
+            "margin": lead(logits, label),
+            "loss": F.cross_entropy(logits, label, reduction="none"),
+            "distance": torch.zeros_like(x[:, 0, 0, 0]),
+            "part": none,
+            "draw": torch.zeros_like(label),
+            "kept": yes[:, None].expand(recorded),
+            "hit": no[:, None].expand(recorded),
+            "forwards": torch.ones_like(label),
+            "backwards": torch.zeros_like(label),
+            "seconds": torch.zeros_like(label, dtype=torch.float64),
+        }
+        yield timed(rows, began)
+
+
+def always(value: Tensor, _: Tensor) -> Tensor:
+    """A model that is known to return ``value``."""
+    return value
+
+
+def regrouped(batches: Iterable[Batch], rows: int | None) -> Iterator[Batch]:
+    """The same images, ``rows`` at a time (the last ones fewer), so that no pass is padded without need."""
+    if rows is None:
+        yield from batches
+        return
+    waiting: list[Batch] = []
+    for batch in batches:
+        waiting.append(batch)
+        while sum(len(ids) for _, _, ids in waiting) >= rows:
+            images, labels, ids = (torch.cat(columns) for columns in zip(*waiting, strict=True))
+            yield images[:rows], labels[:rows], ids[:rows]
+            waiting = [(images[rows:], labels[rows:], ids[rows:])]
+    if any(len(ids) for _, _, ids in waiting):
+        images, labels, ids = (torch.cat(columns) for columns in zip(*waiting, strict=True))
+        yield images, labels, ids
+
+
+def input_hashes(images: Tensor) -> Tensor:
+    """The first 64 bits of each image's SHA-256, [N] int64."""
+    digests = (hashlib.sha256(image.tobytes()).digest()[:8] for image in images.contiguous().numpy())
+    return torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in digests])
+
+
+def ledger_rows(rows: Rows, protocol: Protocol, parts: Sequence[str]) -> list[Row]:
+    """Finished rows as they are written down; ``parts`` names the attacks of a cascade."""
+    columns = {name: column.tolist() for name, column in rows.items() if name not in ("x", "ranking")}
+    last = protocol.criterion == "last"
+    return [
+        Row(
+            id=row["id"],
+            input_hash=f"{row['hash'] & (2**64 - 1):016x}",
+            label=row["label"],
+            target=row["target"] if protocol.targeted else None,
+            clean=row["clean"],
+            adversarial=row["adversarial"],
+            robust=row["held"] if last else row["first_wrong"] < 0,
+            robust_worst_seen=row["first_wrong"] < 0,
+            success=row["success"],
+            first_success=None if row["first_success"] < 0 else row["first_success"],
+            first_wrong=None if row["first_wrong"] < 0 else row["first_wrong"],
+            margin=row["margin"],
+            loss=row["loss"],
+            distance=row["distance"],
+            broken_by=None if row["part"] < 0 else parts[row["part"]],
+            record="".join(
+                "t" if hit and protocol.targeted else "r" if kept else "w"
+                for kept, hit in zip(row["kept"], row["hit"], strict=True)
+                if last
+            ),
+            forwards=row["forwards"],
+            backwards=row["backwards"],
+            seconds=row["seconds"],
+        )
+        for row in (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+    ]
