@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 import shlex
-import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from .commands.attack import attack
+from .commands.tables import table, table9
 from .errors import InputError, RunError
 from .progress import progress_bars
 from .terminal import console, say, set_option, use_threads
@@ -93,57 +92,8 @@ def adv_train(config: str, overrides: tuple[str, ...], out: Path | None, resume:
 
 
 main.add_command(attack)
-
-
-@main.command()
-@click.option("--config", default="table9", show_default=True, help="TOML file with the rows.")
-@set_option
-@click.option("--limit", type=int, default=0, help="Only so many test images.  [default: all]")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("runs/table9"), show_default=True, help="Folder of the runs."
-)
-@click.option("--json", "json_file", type=click.Path(path_type=Path), default=Path("table9.json"), show_default=True)
-@click.option(
-    "--jobs", type=int, default=0, help="Networks trained side by side.  [default: one per core, one on a GPU]"
-)
-def table9(config: str, overrides: tuple[str, ...], limit: int, out: Path, json_file: Path, jobs: int) -> None:
-    """Train ResNet-26, ResNet-50 and LR-Net-26 regularly and adversarially, attack them, print the paper's Table 9.
-
-    What is finished in the folder is not done again; an interrupted table goes on where it was.
-    """
-    from . import table9 as room
-    from .report import table9 as render
-    from .results import write_json
-
-    table = room.read(config, overrides, limit)
-    total = sum(job.work() for job in room.jobs(table, out))
-    results = {}
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that workers are told to save
-    began = time.monotonic()
-    with progress_bars() as bars:
-        overall = bars.add("all", total=total)
-        tasks: dict[int, Any] = {}
-        shares: dict[int, float] = {}
-        for job, event in room.run(table, out, workers=jobs):
-            if event.kind == "result":
-                name, result = event.detail
-                results[job.label, job.regime, name] = result
-                bars.say(f"{job.name}, {name}: clean {result.clean}, robust {result.robust}")
-                continue
-            if event.job not in tasks:
-                tasks[event.job] = bars.add(job.name, total=1.0)
-            part = event.done / event.total
-            share = {"train": 0.9 * part, "attack": 0.9 + 0.1 * part, "end": 1.0}[event.kind]
-            shares[event.job] = share * job.work()
-            doing = {"train": "training", "attack": "attacking", "end": "done"}[event.kind]
-            bars.update(
-                tasks[event.job], completed=share, description=f"{job.name}: {doing}", visible=event.kind != "end"
-            )
-            bars.update(overall, completed=sum(shares.values()))
-    record = {**room.to_dict(table, results), "seconds": time.monotonic() - began}
-    write_json(json_file, record)
-    console.print(render(table, results))
-    say(f"{record['seconds']:.0f} s; written to {json_file}, runs in {out}")
+main.add_command(table)
+main.add_command(table9)
 
 
 @main.command("list")

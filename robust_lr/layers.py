@@ -1,17 +1,21 @@
-"""Layers: pixel normalization, the geometric prior and the local relation layer (paper section 4)."""
+"""Layers: pixel normalization, and local relation in a window or over the full image (paper section 4)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import ceil, isfinite
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import InputError
+from .full_image import full_relation, offsets
 from .ops import local_relation
+from .priors import FULL_TABLE, PRIORS, Prior
 from .reference import Border, Composability, Normalization
+from .text import choose
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -45,42 +49,28 @@ class Normalize(nn.Module):
         return x.contiguous(memory_format=torch.channels_last)
 
 
-class GeometricPrior(nn.Module):
-    """The geometric prior g: two channel transforms with a ReLU between, applied to the relative position.
+class Pointwise2d(nn.Conv2d):
+    """A 1x1 convolution without bias that takes every ``stride``-th pixel first.
 
-    Returns [groups, K, K], one value per group and offset. Ours, where the paper is silent: offsets are scaled to
-    [-1, 1] by the window radius and the hidden width is the number of groups.
+    The same function as a strided convolution, whose weight gradient corrupts memory on CPUs where a channels-last
+    image has fewer than 16 channels (PyTorch 2.15 with oneDNN).
     """
 
-    offsets: Tensor
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
+        super().__init__(in_channels, out_channels, 1, stride, bias=False)
 
-    def __init__(self, groups: int, kernel_size: int):
-        super().__init__()
-        line = torch.linspace(-1, 1, kernel_size) if kernel_size > 1 else torch.zeros(1)
-        grid = torch.stack(torch.meshgrid(line, line, indexing="ij"), dim=-1)
-        self.register_buffer("offsets", grid.view(-1, 2), persistent=False)
-        self.kernel_size = kernel_size
-        self.hidden = nn.Linear(2, groups)
-        self.value = nn.Linear(groups, groups)
-
-    def forward(self) -> Tensor:
-        # fp32 whatever autocast says: 49 values that are added to logits, and cost nothing
-        with torch.autocast(self.offsets.device.type, enabled=False):
-            values: Tensor = self.value(torch.relu(self.hidden(self.offsets)))
-        return values.t().reshape(-1, self.kernel_size, self.kernel_size)
+    def forward(self, input: Tensor) -> Tensor:
+        down, across = self.stride
+        return F.conv2d(input[..., ::down, ::across], self.weight, self.bias)
 
 
-class FixedPrior(nn.Module):
-    """The prior at inference: the network's values, computed once (paper section 4.3)."""
+def check_kernel_size(kernel_size: int) -> None:
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise InputError(f"kernel_size = {kernel_size}: an odd number is needed, so that windows have a center")
 
-    values: Tensor
 
-    def __init__(self, values: Tensor):
-        super().__init__()
-        self.register_buffer("values", values.detach().clone())
-
-    def forward(self) -> Tensor:
-        return self.values
+#: m, or one group of all channels
+Sharing = int | Literal["all"]
 
 
 class LocalRelation2d(nn.Module):
@@ -98,12 +88,25 @@ class LocalRelation2d(nn.Module):
         out_channels: C' of the trailing channel transform.
         kernel_size: K, odd.
         stride: 1 or more; windows are centered like those of a padded K x K convolution.
-        channels_per_group: m, the channels that share one set of weights.
+        channels_per_group: m, the channels that share one set of weights; "all" is one set for all of them (Table 5).
         query_dim: d, values per group in query and key; d > 1 is meant for ``composability="product"`` (Table 4).
         composability: Phi: "squared_difference", "absolute_difference" or "product" (equations 3 to 5).
         normalization: "softmax" or "none" (Table 6).
         border: "mask" leaves positions outside the image out; "zero" lets zero padding take part.
+        prior: the geometric prior, a "network", a learnt "table" (G*) or "none" (NG), see ``priors`` (Table 3).
+
+    Raises:
+        InputError: a size below 1, an even kernel_size, an unknown prior.
     """
+
+    shown: ClassVar[tuple[str, ...]] = (
+        "kernel_size",
+        "stride",
+        "channels_per_group",
+        "composability",
+        "normalization",
+        "border",
+    )
 
     def __init__(
         self,
@@ -112,23 +115,26 @@ class LocalRelation2d(nn.Module):
         kernel_size: int = 7,
         stride: int = 1,
         *,
-        channels_per_group: int = 8,
+        channels_per_group: Sharing = 8,
         query_dim: int = 1,
         composability: Composability = "squared_difference",
         normalization: Normalization = "softmax",
         border: Border = "mask",
+        prior: Prior = "network",
     ):
         super().__init__()
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise InputError(f"kernel_size = {kernel_size}: an odd number is needed, so that windows have a center")
+        if channels_per_group == "all":
+            channels_per_group = in_channels
+        check_kernel_size(kernel_size)
         for name, value in {"stride": stride, "channels_per_group": channels_per_group, "query_dim": query_dim}.items():
             if value < 1:
                 raise InputError(f"{name} = {value}: must be at least 1")
         groups = ceil(in_channels / channels_per_group)
-        self.query = nn.Conv2d(in_channels, groups * query_dim, 1, stride=stride, bias=False)
-        self.key = nn.Conv2d(in_channels, groups * query_dim, 1, bias=False)
-        self.prior: nn.Module = GeometricPrior(groups, kernel_size)
-        self.transform = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.query = Pointwise2d(in_channels, groups * query_dim, stride)
+        self.key = Pointwise2d(in_channels, groups * query_dim)
+        self.prior: nn.Module = choose("prior", prior, PRIORS)(groups, kernel_size)
+        self.transform = Pointwise2d(in_channels, out_channels)
+        self.kernel_size = kernel_size
         self.stride = stride
         self.channels_per_group = channels_per_group
         self.composability = composability
@@ -142,10 +148,11 @@ class LocalRelation2d(nn.Module):
             nn.init.normal_(layer.weight, std=layer.in_channels**-0.5)
 
     def extra_repr(self) -> str:
-        names = ("stride", "channels_per_group", "composability", "normalization", "border")
-        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
+        return ", ".join(f"{name}={getattr(self, name)}" for name in self.shown)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.is_meta:  # the shape is all that is asked for
+            return self.transform(x[..., :: self.stride, :: self.stride])  # type: ignore[no-any-return]
         if self.stride == 1:  # both read the same pixels: one pass over them
             q, k = F.conv2d(x, torch.cat([self.query.weight, self.key.weight])).chunk(2, dim=1)
         else:
@@ -155,11 +162,75 @@ class LocalRelation2d(nn.Module):
             q,
             k,
             self.prior(),
+            kernel_size=self.kernel_size,
             stride=self.stride,
             channels_per_group=self.channels_per_group,
             composability=self.composability,
             normalization=self.normalization,
             border=self.border,
+        )
+        out: Tensor = self.transform(y)
+        return out
+
+
+class FullRelation2d(LocalRelation2d):
+    """A local relation layer whose window is the full image (paper Table 3), with keys on a coarser grid.
+
+    Ours, where the paper is silent: keys and the values that they weigh stand for the mean of key_stride x key_stride
+    pixels; offsets are scaled to [-1, 1] by the longest one that the image allows; a learnt table has 27 x 27 entries
+    and is interpolated, so that it fits every image size. There is no border.
+
+    Args:
+        key_stride: how many times coarser than the input the grid of the keys is, on each side.
+        others: as in ``LocalRelation2d``.
+    """
+
+    shown = ("stride", "key_stride", "channels_per_group", "composability", "normalization")
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        *,
+        key_stride: int = 1,
+        channels_per_group: Sharing = 8,
+        query_dim: int = 1,
+        composability: Composability = "squared_difference",
+        normalization: Normalization = "softmax",
+        prior: Prior = "network",
+    ):
+        super().__init__(
+            in_channels,
+            out_channels,
+            FULL_TABLE,
+            stride,
+            channels_per_group=channels_per_group,
+            query_dim=query_dim,
+            composability=composability,
+            normalization=normalization,
+            prior=prior,
+        )
+        if key_stride < 1:
+            raise InputError(f"key_stride = {key_stride}: must be at least 1")
+        self.key_stride = key_stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = F.avg_pool2d(x, self.key_stride, ceil_mode=True) if self.key_stride > 1 else x
+        (down, rows), (across, columns) = (
+            [part.to(x.device) for part in offsets(size, self.stride, self.key_stride)] for size in x.shape[2:]
+        )
+        geo: Tensor | None = self.prior.at(down, across)  # type: ignore[operator]
+        y = full_relation(
+            pooled,
+            self.query(x),
+            self.key(pooled),
+            geo,
+            rows,
+            columns,
+            channels_per_group=self.channels_per_group,
+            composability=self.composability,
+            normalization=self.normalization,
         )
         out: Tensor = self.transform(y)
         return out

@@ -63,7 +63,7 @@ def local_relation(
     query = q.to(wide).reshape(n, groups, components, height, width)
     key = F.pad(k.to(wide), (radius,) * 4)
     key = key.reshape(n, groups, components, *key.shape[2:])
-    logits = torch.stack([_similarity(query, at(key, tap), composability).sum(2) for tap in taps], dim=2)
+    logits = torch.stack([similarity(query, at(key, tap), composability).sum(2) for tap in taps], dim=2)
     if geo is not None:
         logits = logits + geo.to(wide).reshape(groups, size * size, 1, 1)
     if border == "mask":
@@ -82,7 +82,7 @@ def local_relation(
     return y.flatten(1, 2)[:, :channels].to(dtype)
 
 
-def _similarity(query: Tensor, key: Tensor, composability: Composability) -> Tensor:
+def similarity(query: Tensor, key: Tensor, composability: Composability) -> Tensor:
     """Phi of the paper's equations (3), (4) and (5), elementwise."""
     if composability == "squared_difference":
         return -(query - key).square()

@@ -39,9 +39,19 @@ def check_name(kind: str, name: str, among: Iterable[str]) -> None:
 
 
 def typed(hint: Any, value: Any, name: str) -> Any:
-    """``value`` as the annotation ``hint`` says, with int -> float and list -> tuple; InputError otherwise."""
-    if isinstance(hint, types.UnionType):
-        hint = next(option for option in typing.get_args(hint) if option is not type(None))
+    """``value`` as the annotation ``hint`` says, with int -> float and list -> tuple; InputError otherwise.
+
+    Of a union, ``Literal`` options are taken as they are; other values must be as its first option says.
+    """
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        hint, *others = (option for option in typing.get_args(hint) if option is not type(None))
+        words = [word for option in others for word in typing.get_args(option)]
+        if isinstance(value, str) and value in words:
+            return value
+        try:
+            return typed(hint, value, name)
+        except InputError as error:
+            raise InputError(f"{error}{''.join(f', or {word!r}' for word in words)}") from None
     origin, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
     if origin is Literal:
         check_name(name, value, inner)

@@ -118,7 +118,7 @@ def test_the_trap_of_the_test_above_works(tmp_path):
     ("change", "words"),
     [
         ({"name": "lrnet50"}, r"does not fit the network: layer1.2.conv1.weight is nothing in the file"),
-        ({"name": "resnet26"}, "unknown option of resnet26 'kernel_size'"),
+        ({"name": "nl26"}, "unknown option of nl26 'kernel_size'"),
         ({"num_classes": 4}, r"fc.weight is \(3, 128\) in the file, \(4, 128\) in the network"),
         ({"width": 1 / 8}, "does not fit the network: conv1.weight"),
         ({"stem": "large"}, "stem = 'large': choose one of imagenet, small"),

@@ -176,7 +176,7 @@ def test_a_loss_that_is_not_finite_is_a_failure_not_wrong_input(room, here):
         ("model.name=lrnet27", ["'lrnet27'", "'lrnet26'", "resnet101"]),
         ("model.width=wide", ["'wide'", "a number"]),
         ("model.stem=huge", ["'huge'", "imagenet, small"]),
-        ("model.kernel_size=3", ["'kernel_size'", "resnet18"]),
+        ("model.border=zero", ["'border'", "resnet18"]),
         ("data.name=fashion-mnist-mimi", ["'fashion-mnist-mimi'", "did you mean 'fashion-mnist-mini'", "cifar10"]),
         ("data.name=npz:gone.npz", ["gone.npz", "check the path"]),
         ("data.name=folder:gone", ["gone", "check the path"]),

@@ -6,7 +6,8 @@ from torch import nn
 
 from robust_lr import reference
 from robust_lr.errors import InputError
-from robust_lr.layers import FixedPrior, GeometricPrior, LocalRelation2d, Normalize
+from robust_lr.layers import LocalRelation2d, Normalize
+from robust_lr.priors import FixedPrior, GeometricPrior
 
 
 def test_normalize_subtracts_the_mean_and_divides_by_std_per_channel():

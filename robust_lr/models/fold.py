@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from ..layers import FixedPrior, LocalRelation2d
+from ..layers import FullRelation2d, LocalRelation2d
+from ..non_local import NonLocal2d
+from ..priors import FixedPrior, NoPrior
 from .resnet import ResNet
 
 Kind = TypeVar("Kind", bound=nn.Module)
@@ -70,14 +72,15 @@ def foldable(model: ResNet) -> Iterator[tuple[str, str]]:
         prefix = f"{parent_name}." if parent_name else ""
         for (name, layer), (norm_name, norm) in pairwise(parent.named_children()):
             if isinstance(norm, nn.BatchNorm2d):
-                inner = ".transform" if isinstance(layer, LocalRelation2d) else ""
+                inner = ".transform" if isinstance(layer, LocalRelation2d | NonLocal2d) else ""
                 yield f"{prefix}{name}{inner}", f"{prefix}{norm_name}"
 
 
 def relations(model: ResNet) -> Iterator[str]:
-    """Names of the local relation layers."""
+    """Names of the layers whose prior has fixed values: that over the full image depends on the image's size."""
     for name, module in model.named_modules():
-        if isinstance(module, LocalRelation2d):
+        windowed = isinstance(module, LocalRelation2d) and not isinstance(module, FullRelation2d)
+        if windowed and not isinstance(module.prior, NoPrior):
             yield name
 
 

@@ -4,64 +4,99 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any, Literal
 
 from torch import nn
 
-from ..layers import LocalRelation2d
+from ..layers import FullRelation2d, LocalRelation2d, Pointwise2d, Sharing
+from ..non_local import NonLocalBlock
+from ..priors import Prior
 from ..reference import Border, Composability, Normalization
-from .resnet import Bottleneck, ResNet, check_stem, conv1x1, scaled
+from .resnet import (
+    KEY_STRIDES,
+    BasicBlock,
+    Bottleneck,
+    Frame,
+    ResNet,
+    SpatialLayer,
+    Stage,
+    channels,
+    check_stem,
+    resnet_stem,
+)
 
-#: bottleneck ratio alpha: 100 of 256 channels, so that the FLOPs match ResNet's (paper section 5)
-MIDS = (100, 200, 400, 800)
-OUTS = (256, 512, 1024, 2048)
 
-
-def lr_stem(stem: str, in_channels: int, channels: int, layer: partial[LocalRelation2d]) -> dict[str, nn.Module]:
+def lr_stem(frame: Frame, channels: int, layer: SpatialLayer) -> dict[str, nn.Module]:
     """1x1 to 64 channels, then local relation: with stride 2 and max-pooling ("imagenet"), or neither ("small")."""
-    check_stem(stem)
+    check_stem(frame.stem)
     modules: dict[str, nn.Module] = {
-        "conv1": conv1x1(in_channels, channels),
+        "conv1": Pointwise2d(frame.in_channels, channels),
         "bn1": nn.BatchNorm2d(channels),
         "relu1": nn.ReLU(inplace=True),
-        "relation": layer(channels, channels, stride=1 if stem == "small" else 2),
+        "relation": layer(channels, channels, 1 if frame.stem == "small" else 2),
         "bn2": nn.BatchNorm2d(channels),
         "relu2": nn.ReLU(inplace=True),
     }
-    if stem == "imagenet":
+    if frame.stem == "imagenet":
         modules["maxpool"] = nn.MaxPool2d(3, stride=2, padding=1)
     return modules
 
 
 def lr_net(
     depths: Sequence[int],
+    block: type[BasicBlock] | type[Bottleneck],
+    non_local: bool,
+    frame: Frame,
     *,
-    num_classes: int,
-    in_channels: int,
-    width: float,
-    stem: str,
-    mean: Sequence[float],
-    std: Sequence[float],
-    kernel_size: int = 7,
-    channels_per_group: int = 8,
+    kernel_size: int | Literal["full"] = 7,
+    channels_per_group: Sharing = 8,
+    query_dim: int = 1,
     composability: Composability = "squared_difference",
     normalization: Normalization = "softmax",
     border: Border = "mask",
+    prior: Prior = "network",
+    bottleneck: int = 100,
+    conv_stem: bool = False,
 ) -> ResNet:
-    """Bottleneck LR-Net; the layer options are those of ``LocalRelation2d`` and hold for every such layer."""
-    layer = partial(
-        LocalRelation2d,
-        kernel_size=kernel_size,
-        channels_per_group=channels_per_group,
-        composability=composability,
-        normalization=normalization,
-        border=border,
-    )
+    """LR-Net; the layer options are those of ``LocalRelation2d`` and hold for every such layer.
 
-    def spatial(in_channels: int, out_channels: int, stride: int) -> LocalRelation2d:
-        return layer(in_channels, out_channels, stride=stride)
+    Args:
+        depths: blocks per stage.
+        non_local: a non-local block follows each residual block (paper Table 7).
+        kernel_size: odd, or "full" for the full image in every block (paper Table 3). Ours: the stem, which sees the
+            most pixels, keeps its 7x7 window then.
+        bottleneck: channels inside the first stage's blocks before ``frame.width``; they double at each stage. The
+            default is the paper's ratio alpha, 100 of 256 channels, with which the FLOPs match ResNet's (section 5).
+        conv_stem: the stem of ResNet in place of LR-Net's.
+    """
+    options: dict[str, Any] = {
+        "channels_per_group": channels_per_group,
+        "query_dim": query_dim,
+        "composability": composability,
+        "normalization": normalization,
+        "prior": prior,
+    }
+    window = 7 if kernel_size == "full" else kernel_size
 
-    channels = scaled(64, width)
-    mids = [scaled(mid, width) for mid in MIDS]
-    outs = [scaled(out, width) for out in OUTS]
-    modules = lr_stem(stem, in_channels, channels, layer)
-    return ResNet(modules, channels, Bottleneck, depths, mids, outs, spatial, num_classes, mean, std)
+    def windowed(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+        return LocalRelation2d(in_channels, out_channels, window, stride, border=border, **options)
+
+    def full(key_stride: int) -> SpatialLayer:
+        def layer(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+            return FullRelation2d(in_channels, out_channels, stride, key_stride=stride * key_stride, **options)
+
+        return layer
+
+    stages = [
+        Stage(
+            depth,
+            mid,
+            out,
+            spatial=full(key_stride) if kernel_size == "full" else windowed,
+            after=partial(NonLocalBlock, key_stride=key_stride) if non_local else None,
+        )
+        for depth, (mid, out), key_stride in zip(depths, channels(block, bottleneck, frame), KEY_STRIDES, strict=True)
+    ]
+    width = frame.scaled(64)
+    stem = resnet_stem(frame, width) if conv_stem else lr_stem(frame, width, windowed)
+    return ResNet(frame, stem, width, block, stages)

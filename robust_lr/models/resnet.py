@@ -4,29 +4,40 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..layers import LocalRelation2d, Normalize
+from ..layers import LocalRelation2d, Normalize, Pointwise2d, check_kernel_size
+from ..non_local import NonLocal2d, NonLocalBlock
 
 #: (in_channels, out_channels, stride) -> the spatial layer of a block: a 3x3 convolution, or a local relation layer
 SpatialLayer = Callable[[int, int, int], nn.Module]
 
 STEMS = ("imagenet", "small")
 
-
-def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
-
-
-def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+#: how many times coarser than a stage its grid of keys is, where a layer sees the full image: for res2 to res4 as the
+#: paper says (Table 3), for res5, which is small, ours
+KEY_STRIDES = (4, 2, 2, 1)
 
 
-def scaled(channels: int, width: float) -> int:
-    """``channels`` times the width multiplier, at least 1."""
-    return max(1, round(channels * width))
+def convolution(kernel_size: int) -> SpatialLayer:
+    def layer(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:
+        return nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
+
+    return layer
+
+
+def depthwise(kernel_size: int) -> SpatialLayer:
+    """ResNet-DW: each channel is convolved by itself (paper Table 3)."""
+
+    def layer(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:
+        padding = kernel_size // 2
+        return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=in_channels, bias=False)
+
+    return layer
 
 
 class Block(nn.Module, ABC):
@@ -39,7 +50,9 @@ class Block(nn.Module, ABC):
         self.relu = nn.ReLU(inplace=True)
         self.downsample = None
         if stride != 1 or in_channels != out_channels:
-            self.downsample = nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
+            self.downsample = nn.Sequential(
+                Pointwise2d(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels)
+            )
 
     @property
     @abstractmethod
@@ -78,9 +91,9 @@ class Bottleneck(Block):
 
     def __init__(self, in_channels: int, mid: int, out_channels: int, stride: int, spatial: SpatialLayer):
         super().__init__(in_channels, out_channels, stride)
-        self.conv1, self.bn1 = conv1x1(in_channels, mid), nn.BatchNorm2d(mid)
+        self.conv1, self.bn1 = Pointwise2d(in_channels, mid), nn.BatchNorm2d(mid)
         self.conv2, self.bn2 = spatial(mid, mid, stride), nn.BatchNorm2d(mid)
-        self.conv3, self.bn3 = conv1x1(mid, out_channels), nn.BatchNorm2d(out_channels)
+        self.conv3, self.bn3 = Pointwise2d(mid, out_channels), nn.BatchNorm2d(out_channels)
 
     @property
     def last_norm(self) -> nn.BatchNorm2d:
@@ -93,6 +106,40 @@ class Bottleneck(Block):
         return out
 
 
+@dataclass(frozen=True)
+class Frame:
+    """What every network is told: the arguments of ``build_model`` that are no layer options."""
+
+    num_classes: int
+    in_channels: int
+    width: float
+    stem: str
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def scaled(self, channels: int) -> int:
+        """``channels`` times the width multiplier, at least 1."""
+        return max(1, round(channels * self.width))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Blocks on one resolution.
+
+    Attributes:
+        depth: how many.
+        mid, out: channels inside and at the end of them.
+        spatial: their spatial layer.
+        after: from a number of channels, what follows each block: a non-local block, or nothing.
+    """
+
+    depth: int
+    mid: int
+    out: int
+    spatial: SpatialLayer
+    after: Callable[[int], nn.Module] | None = None
+
+
 class ResNet(nn.Module):
     """Normalize -> stem -> four stages of blocks -> global average pooling -> linear classifier.
 
@@ -100,42 +147,37 @@ class ResNet(nn.Module):
     the stem and the spatial layer of the blocks are what differs.
 
     Args:
+        frame: classes and pixel statistics.
         stem: modules by name, run in order between ``normalize`` and ``layer1``.
         stem_channels: what the stem returns.
         block: BasicBlock or Bottleneck.
-        depths: blocks per stage.
-        mids, outs: channels inside and at the end of each stage's blocks.
-        spatial: the spatial layer of the blocks.
-        mean, std: of the pixels, per channel.
+        stages: four of them; all but the first halve the resolution.
     """
 
     def __init__(
         self,
+        frame: Frame,
         stem: dict[str, nn.Module],
         stem_channels: int,
         block: type[BasicBlock] | type[Bottleneck],
-        depths: Sequence[int],
-        mids: Sequence[int],
-        outs: Sequence[int],
-        spatial: SpatialLayer,
-        num_classes: int,
-        mean: Sequence[float],
-        std: Sequence[float],
+        stages: Sequence[Stage],
     ):
         super().__init__()
-        self.normalize = Normalize(mean, std)
+        self.normalize = Normalize(frame.mean, frame.std)
         self.stem_names = tuple(stem)
         for name, module in stem.items():
             self.add_module(name, module)
         channels = stem_channels
-        for stage, (depth, mid, out) in enumerate(zip(depths, mids, outs, strict=True)):
-            strides = [1 if stage == 0 else 2] + [1] * (depth - 1)
-            blocks = []
-            for stride in strides:
-                blocks.append(block(channels, mid, out, stride, spatial))
-                channels = out
-            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
-        self.fc = nn.Linear(channels, num_classes)
+        for number, stage in enumerate(stages):
+            layers: list[nn.Module] = []
+            for index in range(stage.depth):
+                stride = 2 if number > 0 and index == 0 else 1
+                layers.append(block(channels, stage.mid, stage.out, stride, stage.spatial))
+                channels = stage.out
+                if stage.after is not None:
+                    layers.append(stage.after(channels))
+            self.add_module(f"layer{number + 1}", nn.Sequential(*layers))
+        self.fc = nn.Linear(channels, frame.num_classes)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -144,9 +186,9 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         for module in self.modules():
-            if isinstance(module, LocalRelation2d):
+            if isinstance(module, LocalRelation2d | NonLocal2d):
                 module.reset_parameters()
-            elif isinstance(module, Block):
+            elif isinstance(module, Block | NonLocalBlock):
                 nn.init.zeros_(module.last_norm.weight)
 
     def features(self, x: Tensor) -> Tensor:
@@ -166,30 +208,75 @@ def check_stem(stem: str) -> None:
         raise InputError(f"stem = {stem!r}: choose one of {', '.join(STEMS)} ('small' is for images up to 64 pixels)")
 
 
-def resnet_stem(stem: str, in_channels: int, channels: int) -> dict[str, nn.Module]:
+def resnet_stem(frame: Frame, channels: int) -> dict[str, nn.Module]:
     """ "imagenet": 7x7 stride 2 and max-pooling; "small": one 3x3 convolution at full resolution (He et al., CIFAR)."""
-    check_stem(stem)
+    check_stem(frame.stem)
     norm = {"bn1": nn.BatchNorm2d(channels), "relu": nn.ReLU(inplace=True)}
-    if stem == "small":
-        return {"conv1": conv3x3(in_channels, channels), **norm}
-    conv = nn.Conv2d(in_channels, channels, 7, stride=2, padding=3, bias=False)
-    return {"conv1": conv, **norm, "maxpool": nn.MaxPool2d(3, stride=2, padding=1)}
+    if frame.stem == "small":
+        return {"conv1": convolution(3)(frame.in_channels, channels, 1), **norm}
+    return {
+        "conv1": convolution(7)(frame.in_channels, channels, 2),
+        **norm,
+        "maxpool": nn.MaxPool2d(3, stride=2, padding=1),
+    }
 
 
 def resnet(
     depths: Sequence[int],
     block: type[BasicBlock] | type[Bottleneck],
+    spatial: Callable[[int], SpatialLayer],
+    non_local: bool,
+    frame: Frame,
     *,
-    num_classes: int,
-    in_channels: int,
-    width: float,
-    stem: str,
-    mean: Sequence[float],
-    std: Sequence[float],
+    kernel_size: int = 3,
+    bottleneck: int = 64,
 ) -> ResNet:
-    mids = [scaled(64 * 2**stage, width) for stage in range(4)]
-    outs = mids if block is BasicBlock else [scaled(256 * 2**stage, width) for stage in range(4)]
-    channels = scaled(64, width)
-    return ResNet(
-        resnet_stem(stem, in_channels, channels), channels, block, depths, mids, outs, conv3x3, num_classes, mean, std
-    )
+    """ResNet.
+
+    Args:
+        depths: blocks per stage.
+        spatial: from a kernel size to the spatial layer, ``convolution`` or ``depthwise``.
+        non_local: a non-local block follows each residual block (paper Table 7).
+        kernel_size: of the blocks' spatial layers, odd (paper Table 3).
+        bottleneck: channels inside the first stage's blocks before ``frame.width``; they double at each stage.
+    """
+    check_kernel_size(kernel_size)
+    stages = [
+        Stage(
+            depth,
+            mid,
+            out,
+            spatial(kernel_size),
+            after=partial(NonLocalBlock, key_stride=key_stride) if non_local else None,
+        )
+        for depth, (mid, out), key_stride in zip(depths, channels(block, bottleneck, frame), KEY_STRIDES, strict=True)
+    ]
+    width = frame.scaled(64)
+    return ResNet(frame, resnet_stem(frame, width), width, block, stages)
+
+
+def non_local_net(depths: Sequence[int], frame: Frame, *, bottleneck: int) -> ResNet:
+    """NL: a ResNet of bottlenecks with a non-local layer for each 3x3 convolution (paper Tables 7 and 8)."""
+
+    def spatial(key_stride: int) -> SpatialLayer:
+        def layer(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+            return NonLocal2d(in_channels, out_channels, stride, key_stride=stride * key_stride)
+
+        return layer
+
+    stages = [
+        Stage(depth, mid, out, spatial(key_stride))
+        for depth, (mid, out), key_stride in zip(
+            depths, channels(Bottleneck, bottleneck, frame), KEY_STRIDES, strict=True
+        )
+    ]
+    width = frame.scaled(64)
+    return ResNet(frame, resnet_stem(frame, width), width, Bottleneck, stages)
+
+
+def channels(block: type[BasicBlock] | type[Bottleneck], bottleneck: int, frame: Frame) -> list[tuple[int, int]]:
+    """Channels inside and at the end of the blocks of each stage."""
+    if bottleneck < 1:
+        raise InputError(f"bottleneck = {bottleneck}: must be at least 1")
+    out = 64 if block is BasicBlock else 256
+    return [(frame.scaled(bottleneck * 2**stage), frame.scaled(out * 2**stage)) for stage in range(4)]

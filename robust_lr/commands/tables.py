@@ -1,0 +1,138 @@
+"""``robust-lr table N`` and ``robust-lr table9``: the paper's tables, its figures beside ours."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..progress import Bars, progress_bars
+from ..terminal import console, say, set_option
+
+if TYPE_CHECKING:
+    from ..accuracy import Accuracy
+    from ..jobs import Job
+    from ..results import Result
+
+_PATH = click.Path(path_type=Path)
+
+_OPTIONS = (
+    set_option,
+    click.option("--limit", type=int, default=0, help="Only so many test images.  [default: all]"),
+    click.option("--out", type=_PATH, help="Folder of the runs.  [default: runs/tableN]"),
+    click.option("--json", "json_file", type=_PATH, help="File for the results.  [default: tableN.json]"),
+    click.option(
+        "--jobs", type=int, default=0, help="Networks trained side by side.  [default: one per core, one on a GPU]"
+    ),
+)
+
+
+def of_tables(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give ``command`` the options that all tables share."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("number", type=click.IntRange(2, 9), metavar="2|3|4|5|6|7|8|9")
+@click.option("--count-only", is_flag=True, help="Parameters and multiply-adds of the rows; nothing is trained.")
+@click.option("--config", help="TOML file with the rows.  [default: the one that ships]")
+@click.option("--data", "data_name", metavar="NAME", help="Data set.  [default: as in the config]")
+@click.option("--root", help="Folder of a data set that does not ship.")
+@of_tables
+def table(
+    number: int,
+    count_only: bool,
+    config: str | None,
+    data_name: str | None,
+    root: str | None,
+    overrides: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Train the rows of a table of the paper and print its figures beside ours.
+
+    What is finished in the folder is not done again; an interrupted table goes on where it was. Table 2 has only sizes.
+    """
+    chosen = {"data.name": data_name, "data.root": root}
+    changes = [f"{key}={value}" for key, value in chosen.items() if value is not None]
+    show(number, config or f"table{number}", (*changes, *overrides), count_only=count_only, **options)
+
+
+@click.command()
+@click.option("--config", default="table9", show_default=True, help="TOML file with the rows.")
+@of_tables
+def table9(config: str, overrides: tuple[str, ...], **options: Any) -> None:
+    """Train ResNet-26, ResNet-50 and LR-Net-26 regularly and adversarially, attack them, print the paper's Table 9.
+
+    What is finished in the folder is not done again; an interrupted table goes on where it was.
+    """
+    show(9, config, overrides, count_only=False, **options)
+
+
+def show(
+    number: int,
+    config: str,
+    overrides: tuple[str, ...],
+    *,
+    count_only: bool,
+    limit: int,
+    out: Path | None,
+    json_file: Path | None,
+    jobs: int,
+) -> None:
+    """Read, run and print a table, and write its JSON: static columns only where ``--json`` asks for them."""
+    from .. import tables as room
+    from ..results import write_json
+    from ..table_report import architectures, counts, render
+
+    rows = room.read(config, overrides, limit)
+    if count_only or not rows.regimes:
+        if not rows.regimes:
+            console.print(architectures(rows, number))
+        console.print(counts(rows, number))
+        if json_file is not None:
+            write_json(json_file, room.counts_to_dict(rows, number))
+            say(f"Written to {json_file}")
+        return
+    folder = out or Path(f"runs/table{number}")
+    file = json_file or Path(f"table{number}.json")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that workers are told to save
+    began = time.monotonic()
+    with progress_bars() as bars:
+        results = run_all(room.jobs(rows, folder), jobs, bars)
+    record = {**room.to_dict(rows, number, results), "seconds": time.monotonic() - began}
+    write_json(file, record)
+    console.print(render(rows, number, results))
+    say(f"{record['seconds']:.0f} s; written to {file}, runs in {folder}")
+
+
+def run_all(todo: list[Job], workers: int, bars: Bars) -> dict[tuple[str, str, str], Result | Accuracy]:
+    """Run jobs under progress bars; what they found, by (label, regime, protocol)."""
+    from .. import jobs
+    from ..table_report import news
+
+    results = {}
+    overall = bars.add("all", total=sum(job.work() for job in todo))
+    tasks: dict[int, Any] = {}
+    shares: dict[int, float] = {}
+    for job, event in jobs.run(todo, workers=workers):
+        if event.kind == "result":
+            name, result = event.detail
+            results[job.label, job.regime, name] = result
+            bars.say(f"{job.name}, {name}: {news(result)}")
+            continue
+        if event.job not in tasks:
+            tasks[event.job] = bars.add(job.name, total=1.0)
+        part = event.done / event.total
+        share = {"train": 0.9 * part, "attack": 0.9 + 0.1 * part, "end": 1.0}[event.kind]
+        shares[event.job] = share * job.work()
+        doing = {"train": "training", "attack": "attacking", "end": "done"}[event.kind]
+        bars.update(tasks[event.job], completed=share, description=f"{job.name}: {doing}", visible=event.kind != "end")
+        bars.update(overall, completed=sum(shares.values()))
+    return results
