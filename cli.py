@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import sys
-from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
+from .commands.adv_train import adv_train
 from .commands.attack import attack
 from .commands.tables import table, table9
+from .commands.watch import watch
 from .errors import InputError, RunError
-from .progress import progress_bars
-from .terminal import console, say, set_option, use_threads
+from .terminal import console
 
 
 class Commands(click.Group):
@@ -56,60 +55,29 @@ def main() -> None:
     logging.getLogger("robust_lr").setLevel(logging.INFO)  # e.g. that kernels are being compiled, which takes a while
 
 
-@main.command("adv-train")
-@click.argument("config", default="lrnet26_fashion_mnist_mini")
-@set_option
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/CONFIG]")
-@click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
-def adv_train(config: str, overrides: tuple[str, ...], out: Path | None, resume: bool) -> None:
-    """Train one network adversarially, as CONFIG says: a TOML file, or the name of one that ships.
-
-    The run folder gets the config as resolved, metrics (JSON lines), weights (safetensors) and provenance.
-    """
-    from . import config as config_room
-    from .runs import train_run
-
-    settings = config_room.load(config, overrides)
-    folder = out or Path("runs") / Path(config).stem
-    use_threads(settings.train.threads)
-    last = None
-    with progress_bars() as bars:
-        task = bars.add("starting", total=None)
-        for step in train_run(settings, folder, resume=resume):
-            last = step
-            words = f"epoch {step.epoch:.1f}, loss {step.loss:.3f}, {step.images / step.seconds:.0f} images/s"
-            bars.update(task, completed=step.step, total=step.steps, description=words)
-            if step.test_accuracy is not None:
-                bars.say(
-                    f"epoch {step.epoch:.0f} of {settings.train.epochs}: loss {step.loss:.3f}, "
-                    f"test accuracy (clean) {100 * step.test_accuracy:.1f} %, lr {step.lr:g}"
-                )
-    if last is None:
-        say(f"{folder} is finished already.")
-    else:
-        say(f"Trained {settings.model['name']} for {last.epoch:g} epochs: {folder}")
-    say(f"Attack it with: robust-lr attack --targeted --checkpoint {shlex.quote(str(folder))}")
-
-
+main.add_command(adv_train)
 main.add_command(attack)
 main.add_command(table)
 main.add_command(table9)
+main.add_command(watch)
 
 
 @main.command("list")
 def list_names() -> None:
-    """Names of models, data sets, protocols and configs."""
-    from .config import CONFIGS
+    """Names of models, data sets, protocols, recipes and configs."""
+    from .config import shipped
     from .data import DATASETS
     from .models import MODELS
     from .protocols import PROTOCOLS
+    from .recipes import RECIPES
 
     console.print("[bold]models[/]", "  " + " ".join(MODELS), sep="\n")
     console.print("[bold]data sets[/]", "  " + " ".join(DATASETS), sep="\n", highlight=False)
     console.print("[bold]protocols[/]")
     for name, protocol in PROTOCOLS.items():
         console.print(f"  {name:18} {protocol}", highlight=False, soft_wrap=True)
-    console.print("[bold]configs[/]", "  " + " ".join(sorted(file.stem for file in CONFIGS.glob("*.toml"))), sep="\n")
+    console.print("[bold]recipes[/]", "  " + " ".join(RECIPES), sep="\n")
+    console.print("[bold]configs[/]", "  " + " ".join(shipped()), sep="\n", soft_wrap=True)
 
 
 @main.command()

@@ -19,7 +19,7 @@ from .models import build_model
 from .models.resnet import ResNet
 from .results import write_atomic
 
-WEIGHTS, STATE = "weights.safetensors", "state.safetensors"
+WEIGHTS, BEST = "weights.safetensors", "best.safetensors"
 SHIPPED = Path(__file__).parent / "assets" / "lrnet26-fashion-mnist-mini.safetensors"
 _FORMAT = "robust-lr/1"
 
@@ -131,8 +131,13 @@ def _why_unreadable(path: Path) -> str:
 
 def weights_hash(model: nn.Module) -> str:
     """SHA-256, in hex, of names, dtypes, shapes and bytes of the state dict, in its order."""
+    return tensors_hash(model.state_dict())
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """The same of any tensors."""
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in tensors.items():
         plain = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
         digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)

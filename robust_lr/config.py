@@ -8,84 +8,22 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
-from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import protocols
-from .augment import AUGMENTATIONS
+from . import protocols, recipes
 from .errors import InputError
+from .sections import ComputeConfig, DataConfig, OutputConfig, TrainConfig, ValidationConfig, at_least
 from .text import check_name, typed
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+__all__ = ["ComputeConfig", "Config", "DataConfig", "OutputConfig", "TrainConfig", "ValidationConfig", "at_least"]
+
 Record = TypeVar("Record", bound="DataclassInstance")
 
 CONFIGS = Path(__file__).parent / "configs"
-
-
-def at_least(low: float, **values: float) -> None:
-    """InputError unless every value is a finite number >= ``low``."""
-    for name, value in values.items():
-        if not low <= value < inf:
-            raise InputError(f"{name} = {value}: must be at least {low} and finite")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """What to train on: the arguments of ``data.load``.
-
-    Attributes:
-        name: of the data set.
-        root: folder of a data set that does not ship with the package.
-        augment: random transformation of training images, see ``augment.AUGMENTATIONS``.
-        workers: processes that decode images; 0 loads in the training process.
-        limit: only the first images of the training split; 0 means all.
-    """
-
-    name: str = "fashion-mnist-mini"
-    root: str | None = None
-    augment: str = "none"
-    workers: int = 0
-    limit: int = 0
-
-    def __post_init__(self) -> None:
-        check_name("augmentation", self.augment, AUGMENTATIONS)
-        at_least(0, workers=self.workers, limit=self.limit)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """The schedule of stochastic gradient descent; defaults are the paper's (appendix).
-
-    Attributes:
-        epochs, batch_size: whole passes over the training images, and images per step.
-        lr: peak learning rate, reached linearly after ``warmup_epochs`` and divided by 10 at each of ``milestones``
-            (epochs).
-        momentum, weight_decay: of SGD; the decay applies to every parameter.
-        threads: CPU threads, 0 for PyTorch's choice. Two can be slower than one for small networks.
-        device: "cpu", "cuda", "cuda:1", ... or "auto".
-    """
-
-    epochs: int = 110
-    batch_size: int = 1024
-    lr: float = 0.4
-    warmup_epochs: float = 5.0
-    milestones: tuple[int, ...] = (30, 60, 90)
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    threads: int = 0
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        at_least(1, epochs=self.epochs)
-        at_least(2, batch_size=self.batch_size)  # batch norm needs two images
-        at_least(0, lr=self.lr, warmup_epochs=self.warmup_epochs, weight_decay=self.weight_decay, threads=self.threads)
-        if not 0 <= self.momentum < 1:
-            raise InputError(f"momentum = {self.momentum}: must be in [0, 1)")
-        if list(self.milestones) != sorted(set(self.milestones)) or any(m < 1 for m in self.milestones):
-            raise InputError(f"milestones = {list(self.milestones)}: increasing epochs, each at least 1, are needed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +38,12 @@ class Config:
 
     seed: int = 0
     model: Mapping[str, Any] = field(default_factory=lambda: {"name": "lrnet26"})
-    data: DataConfig = DataConfig()
+    data: DataConfig = field(default_factory=DataConfig)
     attack: protocols.PGD = protocols.PROTOCOLS["lrnet-train"]
-    train: TrainConfig = TrainConfig()
+    train: TrainConfig = field(default_factory=TrainConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
@@ -111,21 +52,35 @@ class Config:
             raise InputError(f"attack.restarts = {self.attack.restarts}: training takes one start an epoch, use 1")
         if "name" not in self.model:
             raise InputError("[model] has no name: give one, e.g. model.name = 'lrnet26'")
+        if self.train.loss == "trades" and self.attack.targeted:
+            raise InputError(
+                "train.loss = 'trades' drives predictions apart, it has no target: set attack.targeted = false"
+            )
         for key in ("num_classes", "in_channels"):
             if key in self.model:
                 raise InputError(f"model.{key} comes from the data set: leave it out")
 
 
+#: the sections that are plain records
+RECORDS = ("data", "train", "validation", "compute", "output")
+
+
 def find(name: str | Path) -> Path:
-    """A TOML file by path, or a config that ships with the package by name, e.g. "lrnet26_imagenet"."""
+    """A TOML file by path, or a config that ships with the package by name, e.g. "imagenet/lrnet26_adv"."""
     path = Path(name)
     if path.is_file():
         return path
-    shipped = CONFIGS / (path.name if path.suffix == ".toml" else f"{path.name}.toml")
-    if path.parent in (Path(), Path("configs")) and shipped.is_file():
-        return shipped
-    names = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.toml")))
-    raise InputError(f"no config file {str(name)!r}: give the path of a TOML file, or one of {names}")
+    ours = shipped()
+    key = path.as_posix().removeprefix("configs/").removesuffix(".toml")
+    if key in ours:
+        return ours[key]
+    raise InputError(f"no config file {str(name)!r}: give the path of a TOML file, or one of {', '.join(ours)}")
+
+
+def shipped() -> dict[str, Path]:
+    """The configs that ship with the package, by name."""
+    files = sorted(CONFIGS.rglob("*.toml"))
+    return {file.relative_to(CONFIGS).with_suffix("").as_posix(): file for file in files}
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -150,7 +105,7 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
 
 
 def set_value(table: dict[str, Any], override: str, form: str = "section.key=value, e.g. train.epochs=3") -> None:
-    """Apply one override of that ``form``; the value is TOML, or else a bare string."""
+    """Apply one override of that ``form``; the value is TOML, or else a bare string. A recipe sets all its values."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
@@ -163,14 +118,18 @@ def set_value(table: dict[str, Any], override: str, form: str = "section.key=val
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
             raise InputError(f"--set {override!r}: {part} is a value, not a section")
-    table[parts[-1]] = value
+    if parts[-1] == "recipe":
+        recipes.over(table, value)
+    else:
+        table[parts[-1]] = value
 
 
 def from_dict(table: Mapping[str, Any]) -> Config:
-    """A checked Config from nested tables, as ``to_dict`` gives them."""
-    table = dict(table)
+    """A checked Config from nested tables, as ``to_dict`` gives them; a ``recipe`` adds its values to theirs."""
+    table = recipes.under(table, table["recipe"]) if "recipe" in table else dict(table)
+    table.pop("recipe", None)
     sections: dict[str, Any] = {}
-    for name in ("model", "data", "attack", "train"):
+    for name in ("model", "attack", *RECORDS):
         section = table.pop(name, {})
         if not isinstance(section, Mapping):
             raise InputError(f"{name} = {section!r}: a [{name}] table is needed")
@@ -180,9 +139,12 @@ def from_dict(table: Mapping[str, Any]) -> Config:
     return replace(
         top,
         model=model or top.model,
-        data=make(DataConfig, sections["data"], "data"),
         attack=attack(sections["attack"]),
+        data=make(DataConfig, sections["data"], "data"),
         train=make(TrainConfig, sections["train"], "train"),
+        validation=make(ValidationConfig, sections["validation"], "validation"),
+        compute=make(ComputeConfig, sections["compute"], "compute"),
+        output=make(OutputConfig, sections["output"], "output"),
     )
 
 
@@ -227,7 +189,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def parts(config: Config) -> dict[str, Any]:
-    return {"data": config.data, "attack": config.attack, "train": config.train}
+    return {name: getattr(config, name) for name in ("data", "attack", *RECORDS)}
 
 
 def to_toml(config: Config) -> str:

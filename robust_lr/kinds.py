@@ -11,7 +11,7 @@ from .text import check_name
 
 NORMS = ("linf", "l2")
 LOSSES = ("cross-entropy", "margin", "dlr")
-STARTS = ("uniform", "clean")
+STARTS = ("uniform", "clean", "normal")
 TARGETS = ("uniform", "least-likely")
 LABELS = ("true", "predicted")
 CRITERIA = ("last", "worst")
@@ -32,7 +32,8 @@ class PGD:
         label: that an untargeted attack moves away from: the "true" one, or the "predicted" one as in the ALP release,
             which flatters the defense where the clean prediction is wrong.
         restarts: independent starts; an image counts as broken if any of them breaks it.
-        start: "uniform" in the ball, clipped to [0, 1], or the "clean" image.
+        start: "uniform" in the ball, clipped to [0, 1], the "clean" image, or "normal" around it with a standard
+            deviation of 0.001 (TRADES, Zhang et al. 2019: their code).
         target: of a targeted attack: "uniform" over the wrong classes, or the "least-likely" one.
         criterion: what the figure counts. "last": the last iterates, as in the paper; worst seen is reported too.
             "worst": the worst iterate seen, so that an image leaves the attack as soon as this is decided (targeted:

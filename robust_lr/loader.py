@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -9,44 +10,65 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
-from .dataset import Batch, Dataset
+from .dataset import Batch, Dataset, Item
 from .errors import InputError, RunError
 from .rng import AUGMENT, ORDER, words
 
+log = logging.getLogger(__name__)
+
+#: positions of a batch in the data set, and its epoch
+Order = tuple[Tensor, int]
+#: a batch, and what was wrong with the images that were left out
+Loaded = tuple[Tensor, Tensor, Tensor, list[str]]
+
 
 @dataclass(frozen=True, eq=False)
-class Batches(torch.utils.data.Dataset[Batch | InputError]):
-    """Item i is the batch of ``data`` at the positions ``order[i]``.
+class Batches(torch.utils.data.Dataset[Loaded | InputError]):
+    """Items are the batches of ``data`` at given positions.
 
     An image that cannot be read gives the error instead of a batch: raised in a worker, it would arrive wrapped in a
-    traceback. With ``seed``, PyTorch's generator is set for each image from (seed, epoch, image id) while it is
-    decoded, so random transforms of files give the same picture in any worker and any order.
+    traceback. With ``skip`` the batch goes without it. With ``seed``, PyTorch's generator is set for each image from
+    (seed, epoch, image id) while it is decoded, so random transforms of files give the same picture in any worker and
+    any order.
     """
 
     data: Dataset
-    order: Sequence[Tensor]
     seed: int | None = None
-    epoch: int = 0
+    skip: bool = False
 
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, index: int) -> Batch | InputError:
-        positions = self.order[index]
+    def __getitem__(self, item: Order) -> Loaded | InputError:
+        positions, epoch = item
         try:
-            return self.data.batch(positions) if self.seed is None else self._keyed(positions, self.seed)
+            return *(self.data.batch(positions) if self.seed is None else self._keyed(positions, epoch, self.seed)), []
         except InputError as error:
-            return error
+            return self._readable(positions, epoch) if self.skip else error
 
-    def _keyed(self, positions: Tensor, seed: int) -> Batch:
-        keys = words(seed, AUGMENT, self.data.ids[positions], 1, draw=self.epoch)[:, 0].tolist()
+    def _keyed(self, positions: Tensor, epoch: int, seed: int) -> Batch:
+        keys = words(seed, AUGMENT, self.data.ids[positions], 1, draw=epoch)[:, 0].tolist()
         items = []
         with torch.random.fork_rng(devices=[]):
             for position, key in zip(positions.tolist(), keys, strict=True):
                 torch.manual_seed(key)
                 items.append(self.data[position])
-        images, labels, ids = zip(*items, strict=True)
-        return torch.stack(images), torch.tensor(labels), torch.tensor(ids)
+        return stacked(items)
+
+    def _readable(self, positions: Tensor, epoch: int) -> Loaded | InputError:
+        """The batch without the images that cannot be read; the last error if there is none that can."""
+        single = Batches(self.data, self.seed)
+        items: list[Item] = []
+        errors = []
+        for position in torch.split(positions, 1):
+            one = single[position, epoch]
+            if isinstance(one, InputError):
+                errors.append(one)
+            else:
+                items.append((one[0][0], int(one[1]), int(one[2])))
+        return (*stacked(items), [str(error) for error in errors]) if items else errors[-1]
+
+
+def stacked(items: Sequence[Item]) -> Batch:
+    images, labels, ids = zip(*items, strict=True)
+    return torch.stack(images), torch.tensor(labels), torch.tensor(ids)
 
 
 def batches(
@@ -58,21 +80,40 @@ def batches(
         InputError: an image cannot be read.
         RunError: a worker died.
     """
-    source = Batches(data, order, seed, epoch)
-    made: Iterable[Batch | InputError] = (source[index] for index in range(len(source)))
-    for batch in from_workers(source, workers) if workers else made:
+    return stream(data, ((positions, epoch) for positions in order), workers=workers, seed=seed)
+
+
+def stream(
+    data: Dataset, orders: Iterable[Order], *, workers: int = 0, seed: int | None = None, skip: bool = False
+) -> Iterator[Batch]:
+    """The batches of ``data`` at ``orders``, which may go on over many epochs: workers stay, and stay ahead.
+
+    Args:
+        skip: leave out images that cannot be read, with a warning that names them, instead of raising.
+
+    Raises:
+        InputError, RunError: as in ``batches``.
+    """
+    source = Batches(data, seed, skip)
+    made: Iterable[Loaded | InputError] = (source[item] for item in orders)
+    for batch in from_workers(source, orders, workers) if workers else made:
         if isinstance(batch, InputError):
             raise batch
-        yield batch
+        *found, problems = batch
+        for problem in problems:
+            log.warning("skipped: %s", problem)
+        yield found[0], found[1], found[2]
 
 
-def from_workers(source: Batches, workers: int) -> Iterator[Batch | InputError]:
-    """The items of ``source``, made ahead by ``workers`` processes."""
+def from_workers(source: Batches, orders: Iterable[Order], workers: int) -> Iterator[Loaded | InputError]:
+    """The items of ``source`` at ``orders``, made ahead by ``workers`` processes."""
     if workers < 0:
         raise InputError(f"workers = {workers}: must be at least 0")
     pin = torch.cuda.is_available()
     try:
-        yield from torch.utils.data.DataLoader(source, batch_size=None, num_workers=workers, pin_memory=pin)
+        yield from torch.utils.data.DataLoader(
+            source, batch_size=None, sampler=orders, num_workers=workers, pin_memory=pin
+        )
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise RunError(f"a process that loads images failed, out of memory or killed: {reason}") from error

@@ -19,6 +19,9 @@ from .models.resnet import ResNet
 from .rng import RADIUS, START, normal, uniform
 from .rows import Rows
 
+#: standard deviation of a "normal" start, in pixels of [0, 1]
+NORMAL = 0.001
+
 
 def goals(
     protocol: PGD, model: Model, x: Tensor, labels: Tensor, ids: Tensor, num_classes: int, *, seed: int, draw: int = 0
@@ -35,9 +38,12 @@ def goals(
 
 
 def starts(part: Part, x: Tensor, ids: Tensor, *, seed: int, draw: int | Tensor = 0) -> Tensor:
-    """First iterates, like ``x``: the clean images, or uniform in the ball and clipped to [0, 1]."""
+    """First iterates, like ``x``: clean, uniform in the ball, or normal around the image; clipped to [0, 1]."""
     if part.start == "clean":
         return x
+    if part.start == "normal":
+        noise = NORMAL * normal(seed, START, ids.to(x.device), x.shape[1:], draw)
+        return (x + noise.clamp(-part.eps, part.eps)).clamp(0, 1)
     if part.norm == "linf":
         noise = 2 * uniform(seed, START, ids.to(x.device), x.shape[1:], draw) - 1
         return (x + part.eps * noise).clamp(0, 1)
@@ -56,8 +62,13 @@ def perturb(
     *,
     seed: int,
     draw: int = 0,
+    start: Tensor | None = None,
+    loss: Objective | None = None,
 ) -> Tensor:
-    """Adversarial images of ``x`` [N, C, H, W] under ``protocol``; ``goals`` are the labels or the targets."""
+    """Adversarial images of ``x`` [N, C, H, W] under ``protocol``; ``goals`` are the labels or the targets.
+
+    ``start`` and ``loss`` take the place of the protocol's.
+    """
     pgd = pgd_linf if protocol.norm == "linf" else pgd_l2
     return pgd(
         model,
@@ -67,8 +78,8 @@ def perturb(
         step_size=protocol.step_size,
         steps=protocol.steps,
         targeted=protocol.targeted,
-        start=starts(protocol, x, ids, seed=seed, draw=draw),
-        loss=LOSSES[protocol.loss],
+        start=starts(protocol, x, ids, seed=seed, draw=draw) if start is None else start,
+        loss=LOSSES[protocol.loss] if loss is None else loss,
         momentum=protocol.momentum,
         true_labels=labels,
     )

@@ -19,6 +19,34 @@ PROTOCOLS: dict[str, PGD] = {
         PGD(
             name="madry-cifar10", eps=8 / 255, step_size=2 / 255, steps=20, source="Madry et al. 2018, CIFAR-10, PGD-20"
         ),
+        PGD(
+            name="alp-train",
+            eps=16 / 255,
+            step_size=2 / 255,
+            steps=10,
+            targeted=True,
+            target="least-likely",
+            source="Kannan et al. 2018 (ALP), released code: pgdll_16_2_10",
+        ),
+        PGD(
+            name="xie2019-train",
+            eps=16 / 255,
+            step_size=1 / 255,
+            steps=30,
+            targeted=True,
+            source="Xie et al. 2019, training",
+        ),
+        PGD(
+            name="madry-train",
+            eps=8 / 255,
+            step_size=2 / 255,
+            steps=10,
+            source="Madry et al. 2018, CIFAR-10, 10 steps as in Rice et al. 2020",
+        ),
+        PGD(
+            name="trades-train", eps=0.031, step_size=0.007, steps=10, start="normal", source="Zhang et al. 2019, code"
+        ),
+        PGD(name="fast-train", eps=8 / 255, step_size=10 / 255, steps=1, source="Wong et al. 2020, CIFAR-10"),
     )
 }
 

@@ -1,42 +1,54 @@
 """Run folders: one training run on disk, which can be stopped at any step and resumed to the bit.
 
 config.toml           the config as resolved
-provenance.json       versions, device, hashes
-metrics.jsonl         one line a step; the last of an epoch has the test accuracy
-weights.safetensors   the network, with all that is needed to build it
-state.safetensors     network, momentum and step, to resume from
+provenance.json       versions, device, precision, processes, hashes
+metrics.jsonl         one line a step; the last of an epoch has the test accuracy, and that of a validation its own
+weights.safetensors   the network, averaged if the config says so, with all that is needed to build it
+best.safetensors      the same, when robust accuracy on the held-out images was highest
+states/               the last states (network, momentum, average, step), to resume from
 """
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from . import data as data_room
 from .augment import TRANSFORMS
-from .checkpoint import STATE, WEIGHTS, load_tensors, read_tensors, save_weights, weights_hash, write_tensors
-from .config import Config, from_dict, read_toml, to_dict, to_toml
-from .contexts import frozen
+from .checkpoint import BEST
+from .config import Config
 from .dataset import Dataset, content_hash
+from .distributed import Group, joined, local_device
 from .errors import InputError, RunError
-from .loader import batches
+from .folder import CONFIG, METRICS, PROVENANCE, locked, open_folder, read_metrics, robust_accuracies
+from .lazy import Transform
 from .models import build_model
 from .provenance import device_name, versions
-from .results import write_atomic, write_json
-from .train import Metrics, adversarial_train, check, diverged, sgd
+from .record import Record, restore, state_of, summary_writer
+from .states import State
+from .train import Metrics, adversarial_train, averaged, check, passes, sgd
+from .validate import accuracy, protocol
 
-CONFIG, METRICS, PROVENANCE = "config.toml", "metrics.jsonl", "provenance.json"
+__all__ = [
+    "CONFIG",
+    "METRICS",
+    "PROVENANCE",
+    "Interrupted",
+    "pick_device",
+    "prepare",
+    "read_metrics",
+    "spread",
+    "train_run",
+]
 
 #: a killed run loses at most this much
 SAVE_SECONDS = 300.0
@@ -55,71 +67,143 @@ class Interrupted(RunError):
 def train_run(config: Config, folder: str | Path, *, resume: bool = False) -> Iterator[Metrics]:
     """Train as ``config`` says and keep everything in ``folder``; yields after every step.
 
-    SIGINT and SIGTERM are heeded between steps: the state is saved, then ``Interrupted`` raised.
+    Under torchrun all its processes train together, and the first writes. SIGINT and SIGTERM are heeded between
+    steps: the state is saved, then ``Interrupted`` raised.
 
     Raises:
-        InputError: ``folder`` holds a run and ``resume`` is off, or holds one of another config; anything wrong in
-            the config.
-        RunError: the loss or a weight is not finite; the last saved state stays.
+        InputError: ``folder`` holds a run and ``resume`` is off, holds one of another config, or another process
+            trains there; anything wrong in the config.
+        RunError: the loss or a weight is not finite, robust accuracy collapsed, or the disk is full; the last saved
+            state stays.
     """
-    folder = Path(folder)
+    device = local_device(pick_device(config.train.device))
+    with joined(device) as group:
+        yield from _train_run(config, Path(folder), resume, group)
+
+
+def _train_run(config: Config, folder: Path, resume: bool, group: Group) -> Iterator[Metrics]:
     train_data, test_data, spec = prepare(config)
-    device = pick_device(config.train.device)
+    validation_data = held_out(config)
+    passes(config, group.size)
+    if config.output.tensorboard:
+        summary_writer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model: nn.Module = build_model(**spec)
-    model = model.to(device)
-    optimizer = sgd(model, config.train)
+    model = model.to(group.device)
+    optimizer, average = sgd(model, config.train), averaged(model, config.train)
+    kept = model if average is None else average.module
     data_hash = content_hash(train_data)
-    start = open_folder(config, folder, model, optimizer, data_hash, resume=resume)
-    about = {"data": config.data.name, "attack": config.attack.name, "seed": config.seed}
     provenance = {
         "versions": versions(),
-        "device": device_name(device),
+        "device": device_name(group.device),
+        "processes": group.size,
+        "precision": {"training": config.compute.precision, "attack": config.compute.attack_precision},
         "model": spec,
         "data_sha256": data_hash,
         "test_data_sha256": content_hash(test_data),
     }
+    with ExitStack() as stack:
 
-    def save(step: int, steps: int) -> None:
-        momentum = {f"momentum/{i}": s["momentum_buffer"] for i, s in optimizer.state_dict()["state"].items()}
-        tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
-        for name, tensor in tensors.items():
-            if not tensor.isfinite().all():
-                raise diverged(f"{name} is not finite", step, steps, config.train)
-        os.fsync(metrics.fileno())
-        save_weights(folder / WEIGHTS, model, spec, {**about, "epoch": config.train.epochs * step / steps})
-        progress = {"step": step, "steps": steps, "finished": step == steps, "weights_sha256": weights_hash(model)}
-        write_json(folder / PROVENANCE, {**provenance, **progress})
-        # last: a run that dies before this is done takes the steps again and writes all of it again
-        write_tensors(folder / STATE, {**tensors, **momentum}, {"step": str(step), "data_sha256": data_hash})
+        def begin() -> tuple[State | None, list[float]]:
+            stack.enter_context(locked(folder))
+            found = open_folder(config, folder, data_hash, resume=resume)
+            return found, [] if found is None else robust_accuracies(folder)
 
-    saved = time.monotonic()
-    with (folder / METRICS).open("a", buffering=1) as metrics, signals() as received:
-        for step in adversarial_train(model, train_data, config, optimizer=optimizer, start_step=start):
+        state, robust = group.first(begin)
+        start = restore(state, model, optimizer, average, folder)
+        record = None
+        if group.rank == 0:
+            record = stack.enter_context(Record(config, folder, spec, provenance).opened(start, robust))
+        received = stack.enter_context(signals())
+        for step in adversarial_train(
+            model, train_data, config, optimizer=optimizer, start_step=start, average=average, group=group
+        ):
             end_of_epoch = step.epoch == int(step.epoch)
             if end_of_epoch:
-                step = replace(step, test_accuracy=accuracy(model, test_data, workers=config.data.workers))
-            metrics.write(json.dumps({k: v for k, v in asdict(step).items() if v is not None}) + "\n")
-            if end_of_epoch or time.monotonic() - saved > SAVE_SECONDS:
-                save(step.step, step.steps)
-                saved = time.monotonic()
+                right = accuracy(kept, test_data, workers=config.data.workers, group=group)
+                step = replace(step, test_accuracy=right)
+            if validation_data is not None and due(step, config.validation.every):
+                step = validated(step, kept, validation_data, config, group)
+            if record is not None:
+                record.add(step, kept)
+            if step.robust_accuracy is not None:
+                if (
+                    robust
+                    and config.validation.max_drop
+                    and step.robust_accuracy < robust[-1] - config.validation.max_drop
+                ):
+                    raise group.one_voice(collapsed(step, robust[-1], step.robust_accuracy))
+                robust.append(step.robust_accuracy)
+            if record is not None and (end_of_epoch or time.monotonic() - record.saved > SAVE_SECONDS):
+                record.save(step, state_of(model, optimizer, average), kept)
             yield step
-            if received and step.step < step.steps:
-                save(step.step, step.steps)
-                raise Interrupted(received[0], step.step, step.steps, folder)
+            stop = group.largest(received[0] if received else 0)
+            if stop and step.step < step.steps:
+                if record is not None:
+                    record.save(step, state_of(model, optimizer, average), kept)
+                group.wait()
+                raise group.one_voice(Interrupted(stop, step.step, step.steps, folder), 128 + stop)
+
+
+def due(step: Metrics, every: int) -> bool:
+    """Whether a validation follows this step: the last of every ``every``-th epoch, and of the run."""
+    return step.epoch == int(step.epoch) and (int(step.epoch) % every == 0 or step.step == step.steps)
+
+
+def validated(step: Metrics, model: nn.Module, data: Dataset, config: Config, group: Group) -> Metrics:
+    """``step`` with the accuracies on the held-out images."""
+    clean = accuracy(model, data, workers=config.data.workers, group=group)
+    robust = accuracy(model, data, protocol(config), seed=config.seed, workers=config.data.workers, group=group)
+    return replace(step, validation_accuracy=clean, robust_accuracy=robust)
+
+
+def collapsed(step: Metrics, before: float, now: float) -> RunError:
+    return RunError(
+        f"robust accuracy on the held-out images fell from {100 * before:.1f} % to {100 * now:.1f} % by epoch "
+        f"{step.epoch:g}: catastrophic over-fitting (validation.max_drop); {BEST} has the best weights; take more "
+        "attack steps, a smaller attack.step_size or a smaller train.lr"
+    )
 
 
 def prepare(config: Config) -> tuple[Dataset, Dataset, dict[str, Any]]:
     """Training data, which have been checked, test data and the arguments of ``build_model``."""
     c = config.data
-    train_data = data_room.load(c.name, "train", c.root, transform=TRANSFORMS.get(c.augment))
+    train_data = limited(config, TRANSFORMS.get(c.augment))
     test_data = data_room.load(c.name, "test", c.root)
-    if c.limit:
-        train_data = spread(train_data, c.limit)
+    if config.validation.images:
+        kept = torch.ones(len(train_data), dtype=torch.bool)
+        kept[validation_rows(config, len(train_data))] = False
+        train_data = train_data.subset(kept.nonzero()[:, 0])
     check(train_data, config)
     shape = train_data.image_shape
     return train_data, test_data, {**config.model, "num_classes": train_data.num_classes, "in_channels": shape[0]}
+
+
+def held_out(config: Config) -> Dataset | None:
+    """The training images that are only validated on, without random transformations."""
+    if not config.validation.images:
+        return None
+    data = limited(config, None)
+    return data.subset(validation_rows(config, len(data)))
+
+
+def validation_rows(config: Config, n: int) -> Tensor:
+    """Positions, evenly spaced, of the held-out images among ``n``."""
+    images, batch_size = config.validation.images, config.train.batch_size
+    if images > n - batch_size:
+        raise InputError(
+            f"validation.images = {images}: of {n} training images at least train.batch_size = {batch_size} must "
+            "be left to learn from"
+        )
+    return torch.arange(images) * n // images
+
+
+def limited(config: Config, transform: Transform | None) -> Dataset:
+    """The training split, or ``data.limit`` images of it."""
+    c = config.data
+    data = data_room.load(c.name, "train", c.root, transform=transform)
+    return spread(data, c.limit) if c.limit else data
 
 
 def spread(data: Dataset, n: int) -> Dataset:
@@ -141,81 +225,6 @@ def pick_device(name: str) -> torch.device:
             f"device {name!r} is not available here: use 'auto' or 'cpu', or 'cuda' on a GPU machine"
         ) from None
     return device
-
-
-def open_folder(
-    config: Config, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, data_hash: str, *, resume: bool
-) -> int:
-    """Begin a run in ``folder``, or take up the one that is there; returns the number of steps already done."""
-    file = folder / CONFIG
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file: choose another folder for the run")
-    if not file.exists():
-        if folder.exists() and any(folder.iterdir()):
-            raise InputError(f"{folder} is not empty and holds no run: choose another folder")
-        try:
-            write_atomic(file, to_toml(config).encode())
-        except OSError as error:
-            raise InputError(f"{folder} cannot be written: {error.strerror}; choose another folder") from None
-        return 0
-    if not resume:
-        raise InputError(f"{folder} already holds a run: resume it with --resume, or choose another folder with --out")
-    same_config(from_dict(read_toml(file)), config, folder)
-    if not (folder / STATE).exists():
-        (folder / METRICS).unlink(missing_ok=True)
-        return 0
-    tensors, metadata = read_tensors(folder / STATE)
-    if metadata.get("data_sha256") != data_hash:
-        raise InputError(f"{folder} holds a run on other images: give the same, or choose another folder with --out")
-    step = int(metadata["step"])
-    own = {name.removeprefix("model/"): t for name, t in tensors.items() if name.startswith("model/")}
-    load_tensors(model, own, folder / STATE)
-    state = optimizer.state_dict()
-    momentum = {int(name.removeprefix("momentum/")): t for name, t in tensors.items() if name.startswith("momentum/")}
-    optimizer.load_state_dict({**state, "state": {i: {"momentum_buffer": t} for i, t in momentum.items()}})
-    keep_metrics(folder / METRICS, step)
-    return step
-
-
-def same_config(before: Config, now: Config, folder: Path) -> None:
-    """InputError, with the first difference, unless both configs would train the same weights."""
-    old, new = flat(before), flat(now)
-    for key in [*new, *old]:
-        if old.get(key) != new.get(key) and key not in ("train.device", "train.threads", "data.workers", "data.root"):
-            raise InputError(
-                f"{folder} holds a run with {key} = {old.get(key)!r}, now it is {new.get(key)!r}: use the same config, "
-                "or choose another folder with --out"
-            )
-
-
-def flat(config: Config) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for name, section in json.loads(json.dumps(to_dict(config))).items():
-        out.update({f"{name}.{k}": v for k, v in section.items()} if isinstance(section, dict) else {name: section})
-    return out
-
-
-def keep_metrics(file: Path, step: int) -> None:
-    """Drop the lines of steps that were never saved: they will be taken again."""
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    if len(lines) > step:
-        write_atomic(file, "".join(lines[:step]).encode())
-
-
-def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
-    """The steps of a run, as ``Metrics`` fields."""
-    return [json.loads(line) for line in (Path(folder) / METRICS).read_text().splitlines()]
-
-
-def accuracy(model: nn.Module, data: Dataset, *, batch_size: int = 200, workers: int = 0) -> float:
-    """Accuracy on clean images, in eval mode; the model's mode is afterwards as before."""
-    device = next(model.parameters()).device
-    right = torch.zeros((), dtype=torch.int64, device=device)
-    order = torch.split(torch.arange(len(data)), batch_size)
-    with frozen(model), torch.no_grad():
-        for x, y, _ in batches(data, order, workers=workers):
-            right += (model(x.to(device)).argmax(1) == y.to(device)).sum()
-    return int(right) / len(data)
 
 
 @contextmanager

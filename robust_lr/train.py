@@ -1,11 +1,13 @@
 """Adversarial training (paper appendix): every batch is attacked in eval mode, then learned from in train mode.
 
 Regular training is the same loop with an attack of zero steps. Order, augmentation, targets and starts are keyed by
-(seed, epoch, image id), so a state is weights, momentum and the number of steps, and resuming is exact to the bit.
+(seed, epoch, image id), so a state is weights, momentum and the number of steps, resuming is exact to the bit, and
+what an image meets does not depend on the number of processes.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,34 +15,34 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from .attacker import Attacker
 from .attacks.targets import check_classes
 from .augment import AUGMENTATIONS, TRANSFORMS
 from .config import Config, TrainConfig
-from .contexts import fp32, frozen
 from .dataset import Dataset
+from .distributed import Group, average_buffers, parallel, settle, unsynchronized
 from .errors import InputError, RunError
 from .lazy import LazyDataset
-from .loader import batches, shuffled
-from .models.fold import fold, folded_state
-from .models.resnet import ResNet
-from .perturb import goals, perturb
-from .protocols import PGD
+from .loader import Order, shuffled, stream
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """One step of training.
+    """One step of training, over the images of all processes.
 
     Attributes:
         step, steps: steps done, and those of the whole run.
         epoch: epochs done, with a fraction.
-        loss: mean cross-entropy of the attacked batch, in train mode.
-        accuracy: on the attacked batch, a fraction.
+        loss: mean over the batch, in train mode.
+        accuracy: on the batch as attacked, a fraction.
         lr: of this step.
         seconds: of this step, attack included.
+        waited: seconds before it, for images to be loaded.
         images: in the batch.
         test_accuracy: on the clean test images, a fraction, after the last step of an epoch.
+        validation_accuracy, robust_accuracy: on the held-out images, clean and attacked, after a validation.
     """
 
     step: int
@@ -50,21 +52,42 @@ class Metrics:
     accuracy: float
     lr: float
     seconds: float
+    waited: float
     images: int
     test_accuracy: float | None = None
+    validation_accuracy: float | None = None
+    robust_accuracy: float | None = None
+
+
+def peak_rate(train: TrainConfig) -> float:
+    """The highest learning rate of the schedule, scaled to the batch if asked for."""
+    return train.lr * train.batch_size / train.lr_images if train.lr_images else train.lr
 
 
 def learning_rate(train: TrainConfig, step: int, per_epoch: int) -> float:
     """Linear warm-up, then a tenth after each milestone (paper appendix); ``step`` counts from 0."""
     warmup = train.warmup_epochs * per_epoch
     if step + 1 < warmup:
-        return train.lr * (step + 1) / warmup
-    return train.lr * 0.1 ** sum(step >= milestone * per_epoch for milestone in train.milestones)
+        return peak_rate(train) * (step + 1) / warmup
+    return peak_rate(train) * 0.1 ** sum(step >= milestone * per_epoch for milestone in train.milestones)
+
+
+def attack_scale(train: TrainConfig, step: int, per_epoch: int) -> float:
+    """What eps and step size are multiplied with: linear up to 1; ``step`` counts from 0."""
+    warmup = train.eps_warmup_epochs * per_epoch
+    return (step + 1) / warmup if step + 1 < warmup else 1.0
 
 
 def sgd(model: nn.Module, train: TrainConfig) -> torch.optim.SGD:
     """The optimizer of the paper; its learning rate is set before each step."""
     return torch.optim.SGD(model.parameters(), lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay)
+
+
+def averaged(model: nn.Module, train: TrainConfig) -> AveragedModel | None:
+    """The exponential moving average of weights and statistics, if ``train.ema`` asks for one."""
+    if not train.ema:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(train.ema), use_buffers=True)  # type: ignore[no-untyped-call]
 
 
 def check(data: Dataset, config: Config) -> None:
@@ -75,6 +98,19 @@ def check(data: Dataset, config: Config) -> None:
         check_classes(data.num_classes)
     if config.data.augment in TRANSFORMS and not isinstance(data, LazyDataset):
         raise InputError(f"data.augment = {config.data.augment!r} is for image files, {data.name} is held in memory")
+
+
+def passes(config: Config, size: int) -> int:
+    """Micro-batches of a step in each of ``size`` processes; InputError if one would be too small for batch norm."""
+    images, most = config.train.batch_size, config.compute.micro_batch
+    count = -(-images // (size * most)) if most else 1
+    if images < 2 * size * count:
+        split = f" and compute.micro_batch = {most}" if most else ""
+        raise InputError(
+            f"train.batch_size = {images} on {size} processes{split}: batch norm needs at least 2 images a pass, "
+            "take a larger batch or fewer processes"
+        )
+    return count
 
 
 def diverged(what: str, step: int, steps: int, train: TrainConfig) -> RunError:
@@ -91,89 +127,134 @@ def adversarial_train(
     *,
     optimizer: torch.optim.Optimizer | None = None,
     start_step: int = 0,
+    average: AveragedModel | None = None,
+    group: Group | None = None,
 ) -> Iterator[Metrics]:
     """Train ``model`` in place, on the device that it is on; yields after every step.
 
     Args:
         model: pixels in [0, 1] -> logits [N, data.num_classes]. It is left in train mode.
         data: training images.
-        config: ``attack``, ``train``, ``data.augment`` and ``seed`` count here.
+        config: ``attack``, ``train``, ``compute``, ``data.augment``, ``data.workers``, ``data.unreadable`` and ``seed``
+            count here.
         optimizer: by default ``sgd(model, config.train)``.
         start_step: steps already done, when a run is resumed.
+        average: ``averaged(model, config.train)``, which follows the weights.
+        group: the processes that train together, all with the same weights to begin with.
 
     Raises:
-        InputError: fewer images than a batch holds, one class for a targeted attack, an augmentation that needs files,
-            or logits that do not fit the classes.
+        InputError: fewer images than a batch holds, a batch that does not split, one class for a targeted attack, an
+            augmentation that needs files, or logits that do not fit the classes.
         RunError: a loss that is not finite; the step is not taken.
     """
     check(data, config)
-    train, seed = config.train, config.seed
+    train, group = config.train, group or Group()
+    parts = passes(config, group.size)
     optimizer = optimizer or sgd(model, train)
     per_epoch = len(data) // train.batch_size
     steps = train.epochs * per_epoch
     device = next(model.parameters()).device
-    attack = Attacker(model, config.attack, data.num_classes, seed)
+    attack = Attacker(model, config, data.num_classes)
+    network = parallel(model, group, synchronize=config.compute.sync_batchnorm, compiled=config.compute.compile)
+    settle(network, model, torch.zeros(train.batch_size // group.size // parts, *data.image_shape, device=device))
     augment = AUGMENTATIONS[config.data.augment]
-    key = seed if config.data.augment in TRANSFORMS else None
+    clean = group.share(left_clean(train)).to(device)
+    loaded = stream(
+        data,
+        orders(data, config, group, start_step),
+        workers=config.data.workers,
+        seed=config.seed if config.data.augment in TRANSFORMS else None,
+        skip=config.data.unreadable == "skip",
+    )
+    ready = time.perf_counter()
+    for step, (images, labels, ids) in enumerate(loaded, start=start_step):
+        began = time.perf_counter()
+        epoch, scale = step // per_epoch, attack_scale(train, step, per_epoch)
+        lr = learning_rate(train, step, per_epoch)
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = lr
+        x = augment(images, ids, config.seed, epoch).to(device, non_blocking=True)
+        y, ids = labels.to(device, non_blocking=True), ids.to(device, non_blocking=True)
+        count = group.total(len(ids)) if config.data.unreadable == "skip" else train.batch_size
+        totals = torch.zeros(2, dtype=torch.float64, device=device)  # loss and accuracy, summed over parts
+        optimizer.zero_grad()
+        split = (tensor.tensor_split(parts) for tensor in (x, y, ids, clean[: len(ids)]))
+        for part, (some, labels, keys, spared) in enumerate(zip(*split, strict=True), start=1):
+            if not len(some):
+                raise RunError(f"no image of a pass in step {step + 1} can be read: see the warnings before")
+            weight = len(some) / count
+            if train.mix:
+                x_adv = some.clone()
+                x_adv[~spared] = attack(some[~spared], labels[~spared], keys[~spared], epoch, scale)
+            else:
+                x_adv = attack(some, labels, keys, epoch, scale)
+            network.train()
+            with unsynchronized(network, part < parts):
+                loss, logits = objective(network, some, x_adv, labels, data.num_classes, config)
+                torch.autograd.backward(loss * (weight * group.size))  # DDP takes the mean over processes
+            right = (logits.detach().argmax(1) == labels).double().mean()
+            totals += weight * torch.stack([loss.detach().double(), right])
+        value, accuracy = group.sum(totals).tolist()
+        if not math.isfinite(value):
+            raise group.one_voice(diverged(f"the loss became {value}", step + 1, steps, train))
+        optimizer.step()
+        if not config.compute.sync_batchnorm:
+            average_buffers(model, group)
+        if average is not None:
+            average.update_parameters(model)
+        yield Metrics(
+            step=step + 1,
+            steps=steps,
+            epoch=(step + 1) / per_epoch,
+            loss=value,
+            accuracy=accuracy,
+            lr=lr,
+            seconds=time.perf_counter() - began,
+            waited=began - ready,
+            images=count,
+        )
+        ready = time.perf_counter()
 
-    for epoch in range(start_step // per_epoch, train.epochs):
-        order = shuffled(data, train.batch_size, seed=seed, epoch=epoch)
-        done = max(0, start_step - epoch * per_epoch)
-        loaded = batches(data, order[done:], workers=config.data.workers, seed=key, epoch=epoch)
-        for step, (images, labels, ids) in enumerate(loaded, start=epoch * per_epoch + done):
-            began = time.perf_counter()
-            x = augment(images, ids, seed, epoch).to(device, non_blocking=True)
-            y = labels.to(device, non_blocking=True)
-            x = attack(x, y, ids.to(device), epoch)
-            lr = learning_rate(train, step, per_epoch)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            model.train()
-            logits = model(x)
-            if logits.shape != (len(y), data.num_classes):
-                raise InputError(
-                    f"the model returns {tuple(logits.shape)} for {len(y)} images; logits [{len(y)}, "
-                    f"{data.num_classes}] are needed, because the data set has {data.num_classes} classes"
-                )
-            loss = F.cross_entropy(logits, y)
-            if not torch.isfinite(loss):
-                raise diverged(f"the loss became {loss.item()}", step + 1, steps, train)
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            optimizer.step()
-            yield Metrics(
-                step=step + 1,
-                steps=steps,
-                epoch=(step + 1) / per_epoch,
-                loss=loss.item(),
-                accuracy=(logits.detach().argmax(1) == y).float().mean().item(),
-                lr=lr,
-                seconds=time.perf_counter() - began,
-                images=len(y),
-            )
+
+def left_clean(train: TrainConfig) -> Tensor:
+    """Which images of a batch are not attacked, [batch_size] bool: a share ``train.mix``, evenly spread."""
+    due = (torch.arange(train.batch_size + 1, dtype=torch.float64) * train.mix + 1e-9).floor()
+    return due.diff() > 0
 
 
-class Attacker:
-    """Attacks training batches: the network in eval mode, gradients by the image alone, the network left untouched.
+def orders(data: Dataset, config: Config, group: Group, start_step: int) -> Iterator[Order]:
+    """This process's part of every batch that is left."""
+    batch_size = config.train.batch_size
+    per_epoch = len(data) // batch_size
+    for epoch in range(start_step // per_epoch, config.train.epochs):
+        for positions in shuffled(data, batch_size, seed=config.seed, epoch=epoch)[
+            max(0, start_step - epoch * per_epoch) :
+        ]:
+            yield group.share(positions), epoch
 
-    Our networks are attacked through a folded copy that follows the weights; others in place, frozen meanwhile.
+
+def objective(
+    network: nn.Module, x: Tensor, x_adv: Tensor, labels: Tensor, num_classes: int, config: Config
+) -> tuple[Tensor, Tensor]:
+    """The loss, a mean over the images, and the logits for the adversarial ones.
+
+    "trades": cross-entropy of the clean images + beta * KL(clean || adversarial) (Zhang et al. 2019 and their code).
     """
+    train, compute = config.train, config.compute
 
-    def __init__(self, model: nn.Module, protocol: PGD, num_classes: int, seed: int):
-        self.model, self.protocol, self.num_classes, self.seed = model, protocol, num_classes, seed
-        self.folded = fold(model) if isinstance(model, ResNet) and protocol.steps else None
+    def logits_of(images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=compute.precision == "bf16"):
+            logits: Tensor = network(images)
+        if logits.shape != (len(labels), num_classes):
+            raise InputError(
+                f"the model returns {tuple(logits.shape)} for {len(labels)} images; logits [{len(labels)}, "
+                f"{num_classes}] are needed, because the data set has {num_classes} classes"
+            )
+        return logits.float() if compute.precision == "bf16" else logits
 
-    def __call__(self, x: Tensor, labels: Tensor, ids: Tensor, epoch: int) -> Tensor:
-        """Adversarial images for ``x`` [N, C, H, W], with starts and targets of this epoch."""
-        if self.protocol.steps == 0 and self.protocol.start == "clean":
-            return x
-        if self.folded is not None and isinstance(self.model, ResNet):
-            self.folded.load_state_dict(folded_state(self.model))
-            return self.attack(self.folded, x, labels, ids, epoch)
-        with frozen(self.model) as model:
-            return self.attack(model, x, labels, ids, epoch)
-
-    def attack(self, model: nn.Module, x: Tensor, labels: Tensor, ids: Tensor, epoch: int) -> Tensor:
-        with fp32(x.device):
-            aims = goals(self.protocol, model, x, labels, ids, self.num_classes, seed=self.seed, draw=epoch)
-            return perturb(self.protocol, model, x, labels, aims, ids, seed=self.seed, draw=epoch)
+    if train.loss == "cross-entropy":
+        logits = logits_of(x_adv)
+        return F.cross_entropy(logits, labels, label_smoothing=train.label_smoothing), logits
+    clean, logits = logits_of(x), logits_of(x_adv)
+    divergence = F.kl_div(logits.log_softmax(1), clean.softmax(1), reduction="batchmean")
+    return F.cross_entropy(clean, labels) + train.beta * divergence, logits

@@ -79,7 +79,7 @@ def test_files_that_are_no_toml_are_named(tmp_path, content):
         ("attack.epss=0.1", r"unknown key in \[attack\] 'epss': did you mean 'eps'"),
         ("attack.protocl=none", r"unknown key in \[attack\] 'protocl': did you mean 'protocol'"),
         ("train.epoch=1", r"unknown key in \[train\] 'epoch': did you mean 'epochs'"),
-        ("rows=1", r"unknown key in \[top level\] 'rows': choose one of seed, model, data, attack, train"),
+        ("rows=1", r"unknown key in \[top level\] 'rows': choose one of seed, model, data, attack, train, valid"),
     ],
 )
 def test_unknown_keys_are_named_with_the_nearest_one(override, words):
@@ -89,11 +89,13 @@ def test_unknown_keys_are_named_with_the_nearest_one(override, words):
 
 KEYS = {
     "a whole number": "seed data.workers data.limit attack.steps attack.restarts train.epochs train.batch_size "
-    "train.threads",
-    "a number": "attack.momentum train.lr train.warmup_epochs train.momentum train.weight_decay",
+    "train.threads train.lr_images validation.images validation.every compute.micro_batch output.keep",
+    "a number": "attack.momentum train.lr train.warmup_epochs train.momentum train.weight_decay train.beta "
+    "train.mix train.clean_start train.label_smoothing train.eps_warmup_epochs train.ema validation.max_drop",
     "a string": "data.name data.root data.augment attack.norm attack.loss attack.label attack.start attack.target "
-    "attack.criterion attack.name attack.source train.device",
-    "true or false": "attack.targeted",
+    "attack.criterion attack.name attack.source train.device "
+    "data.unreadable train.loss validation.protocol compute.precision compute.attack_precision compute.compile",
+    "true or false": "attack.targeted compute.sync_batchnorm output.tensorboard",
     "a list": "attack.record train.milestones",
 }
 WRONG = {

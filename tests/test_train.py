@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from robust_lr import data as data_room
+from robust_lr.attacker import Attacker
 from robust_lr.attacks.targets import uniform as uniform_targets
 from robust_lr.augment import AUGMENTATIONS, TRANSFORMS
 from robust_lr.config import Config, DataConfig, TrainConfig
@@ -22,7 +23,7 @@ from robust_lr.models.fold import fold
 from robust_lr.perturb import goals, perturb
 from robust_lr.protocols import PGD, get
 from robust_lr.rng import START, uniform
-from robust_lr.train import Attacker, adversarial_train, learning_rate, sgd
+from robust_lr.train import adversarial_train, learning_rate, sgd
 
 PGD3 = PGD(eps=16 / 255, step_size=4 / 255, steps=3, targeted=True)
 fork = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # how workers start is PyTorch's business
@@ -324,7 +325,7 @@ def test_an_attack_leaves_no_trace(make, protocol):
     before = copy.deepcopy(everything(model))
     state = torch.get_rng_state()
     x, y, ids = pictures(8).batch(torch.arange(8))
-    x_adv = Attacker(model, protocol, 4, 0)(x, y, ids, 0)
+    x_adv = Attacker(model, settings(protocol, seed=0), 4)(x, y, ids, 0)
     assert not torch.equal(x_adv, x)
     assert_same(everything(model), before)
     assert torch.equal(torch.get_rng_state(), state)
@@ -350,12 +351,12 @@ def test_the_attack_sees_a_frozen_network_in_eval_mode():
 
 def test_the_attack_follows_the_weights():
     model = network()
-    attacker = Attacker(model, PGD3, 4, 0)
+    attacker = Attacker(model, settings(seed=0), 4)
     x, y, ids = pictures(8).batch(torch.arange(8))
     before = attacker(x, y, ids, 0)
     with torch.no_grad():
         model.fc.weight.neg_()
-    assert torch.equal(attacker(x, y, ids, 0), Attacker(model, PGD3, 4, 0)(x, y, ids, 0))
+    assert torch.equal(attacker(x, y, ids, 0), Attacker(model, settings(seed=0), 4)(x, y, ids, 0))
     assert not torch.equal(attacker(x, y, ids, 0), before)
 
 

@@ -1,0 +1,54 @@
+"""Accuracy while a network trains: on clean images, and on attacked ones that were held out."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .config import Config
+from .contexts import fp32, frozen
+from .dataset import Dataset
+from .distributed import Group
+from .loader import batches
+from .perturb import attackable, goals, perturb
+from .protocols import PGD, get
+
+
+def protocol(config: Config) -> PGD:
+    """What the held-out images are attacked with, see ``ValidationConfig.protocol``."""
+    if config.validation.protocol is not None:
+        return get(config.validation.protocol)
+    eps = config.attack.eps
+    return PGD(name="validation", eps=eps, step_size=eps / 4, steps=10 if eps else 0, source="ours, see the config")
+
+
+def accuracy(
+    model: nn.Module,
+    data: Dataset,
+    attack: PGD | None = None,
+    *,
+    seed: int = 0,
+    batch_size: int = 200,
+    workers: int = 0,
+    group: Group | None = None,
+) -> float:
+    """Accuracy in eval mode, a fraction; each process of ``group`` takes its share of the images.
+
+    Args:
+        model: pixels in [0, 1] -> logits; its mode and flags are afterwards as before.
+        attack: in fp32, with starts and targets keyed by (seed, image id); by default the images are clean.
+    """
+    group = group or Group()
+    device = next(model.parameters()).device
+    right = torch.zeros((), dtype=torch.int64, device=device)
+    order = torch.split(group.share(torch.arange(len(data))), batch_size)
+    with frozen(model), torch.no_grad():
+        attacked = model if attack is None else attackable(model)
+        for x, y, ids in batches(data, order, workers=workers):
+            x, y, ids = x.to(device), y.to(device), ids.to(device)
+            if attack is not None:
+                with fp32(device):
+                    aims = goals(attack, attacked, x, y, ids, data.num_classes, seed=seed)
+                    x = perturb(attack, attacked, x, y, aims, ids, seed=seed)
+            right += (model(x).argmax(1) == y).sum()
+    return int(group.sum(right)) / len(data)
