@@ -68,14 +68,14 @@ def list_names() -> None:
     from .config import shipped
     from .data import DATASETS
     from .models import MODELS
-    from .protocols import PROTOCOLS
+    from .protocols import PROTOCOLS, SWEEPS
     from .recipes import RECIPES
 
     console.print("[bold]models[/]", "  " + " ".join(MODELS), sep="\n")
     console.print("[bold]data sets[/]", "  " + " ".join(DATASETS), sep="\n", highlight=False)
     console.print("[bold]protocols[/]")
-    for name, protocol in PROTOCOLS.items():
-        console.print(f"  {name:18} {protocol}", highlight=False, soft_wrap=True)
+    for name, protocol in (PROTOCOLS | SWEEPS).items():
+        console.print(f"  {name:28} {protocol}", highlight=False, soft_wrap=True)
     console.print("[bold]recipes[/]", "  " + " ".join(RECIPES), sep="\n")
     console.print("[bold]configs[/]", "  " + " ".join(shipped()), sep="\n", soft_wrap=True)
 

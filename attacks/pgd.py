@@ -117,7 +117,7 @@ class ProjectedGradient:
     momentum: float = 0.0
     needs_gradient: bool = True
 
-    def begin(self, x: Tensor, start: Tensor) -> State:
+    def begin(self, x: Tensor, start: Tensor, ids: Tensor, draws: Tensor) -> State:
         return {"query": start, "velocity": torch.zeros_like(x)} if self.momentum else {"query": start}
 
     def advance(self, x: Tensor, state: State, step: Tensor, loss: Tensor, gradient: Tensor) -> State:

@@ -25,8 +25,8 @@ class Stepwise(Protocol):
     def steps(self) -> int: ...
     @property
     def needs_gradient(self) -> bool: ...
-    def begin(self, x: Tensor, start: Tensor) -> State:
-        """The state of images ``x`` whose first query is ``start``."""
+    def begin(self, x: Tensor, start: Tensor, ids: Tensor, draws: Tensor) -> State:
+        """The state of images ``x`` whose first query is ``start``; ids and draws [N] key what is random."""
 
     def advance(self, x: Tensor, state: State, step: Tensor, loss: Tensor, gradient: Tensor) -> State:
         """The next state, after query ``step`` [N] gave ``loss`` [N] and its ``gradient`` (empty if not needed)."""
@@ -70,9 +70,11 @@ def run(
     start: Tensor,
     objective: Objective,
     observe: Callable[[int, Tensor, Tensor], None] | None = None,
+    ids: Tensor | None = None,
 ) -> Tensor:
     """All steps on one batch; ``observe(step, query, logits)`` is called for every query but the last, returned one."""
-    state = attack.begin(x, start.detach())
+    none = torch.zeros_like(labels)
+    state = attack.begin(x, start.detach(), none if ids is None else ids, none)
     for step in range(attack.steps):
         query = state["query"]
         logits, loss, gradient = look(model, query, labels, targets, objective, attack.needs_gradient)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..contexts import frozen
 from ..errors import InputError, RunError
 from ..text import choose
-from .checks import check_images, check_labels
+from .checks import check_images, check_labels, distances, rounding
 
 if TYPE_CHECKING:
     from torchattacks.attack import Attack
@@ -38,7 +38,7 @@ def torchattack(
             (its AutoAttack runs APGD for 10 steps, not 100): give every value that matters.
 
     Returns:
-        Images like ``x``, verified to lie in [0, 1] and, for an L-infinity attack with an ``eps``, in the ball.
+        Images like ``x``, verified to lie in [0, 1] and, for an L-infinity or L2 attack with an ``eps``, in the ball.
 
     Raises:
         InputError: no such attack, a value that it does not have, or targets for an attack that cannot aim.
@@ -53,7 +53,8 @@ def torchattack(
         attack.set_mode_targeted_by_label(quiet=True)
     with frozen(model):  # some of its attacks leave gradients in the parameters, and its modes only know the root's
         x_adv: Tensor = attack(x, labels if targets is None else targets).detach()
-    _verify(name, x, x_adv, float(values["eps"]) if "eps" in values and values.get("norm", "Linf") == "Linf" else 1.0)
+    norm = values.get("norm", "L2" if "L2" in name else "Linf").lower()
+    _verify(name, x, x_adv, float(values["eps"]) if "eps" in values and norm in ("linf", "l2") else None, norm)
     return x_adv
 
 
@@ -75,9 +76,11 @@ def _make(name: str, model: nn.Module, values: dict[str, Any]) -> Attack:
     return attack
 
 
-def _verify(name: str, x: Tensor, x_adv: Tensor, eps: float) -> None:
+def _verify(name: str, x: Tensor, x_adv: Tensor, eps: float | None, norm: str) -> None:
     if x_adv.shape != x.shape or not torch.isfinite(x_adv).all() or x_adv.min() < 0 or x_adv.max() > 1:
         raise RunError(f"torchattacks' {name} returned images that are not like its input, finite and in [0, 1]")
-    distance = float((x_adv - x).abs().max())
-    if distance > eps + TOLERANCE:
+    if eps is None:
+        return
+    distance = float(distances(x, x_adv, norm).max())
+    if distance > eps + max(TOLERANCE, rounding(x, eps, norm)):
         raise RunError(f"torchattacks' {name} left the ball: distance {distance:.6g}, eps {eps:.6g}")

@@ -7,11 +7,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .attacks.checks import distances, rounding
-from .attacks.losses import Objective
-from .attacks.stepwise import look
 from .errors import InputError, RunError
 from .guards import check_finite
 
@@ -36,7 +34,7 @@ class Bench:
     """
 
     model: Model
-    attacked: Model
+    attacked: nn.Module
     num_classes: int
     seed: int
     rows: int
@@ -56,16 +54,6 @@ class Bench:
         check_logits(logits, len(x), self.num_classes)
         check_finite(logits, ids)
         return logits
-
-    def look(
-        self, query: Tensor, labels: Tensor, targets: Tensor | None, objective: Objective, needs_gradient: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """``attacks.stepwise.look`` through the attacked model, padded."""
-        n = len(query)
-        padded = [None if column is None else self.padded(column) for column in (labels, targets)]
-        with self.precision():
-            seen = look(self.attacked, self.padded(query), padded[0], padded[1], objective, needs_gradient)  # type: ignore[arg-type]
-        return seen if n == len(seen[0]) else (seen[0][:n], seen[1][:n], seen[2][:n])
 
     def padded(self, column: Tensor) -> Tensor:
         """``column`` with its first row repeated behind it until it has ``rows`` rows, where passes are fixed."""

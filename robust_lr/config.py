@@ -39,7 +39,7 @@ class Config:
     seed: int = 0
     model: Mapping[str, Any] = field(default_factory=lambda: {"name": "lrnet26"})
     data: DataConfig = field(default_factory=DataConfig)
-    attack: protocols.PGD = protocols.PROTOCOLS["lrnet-train"]
+    attack: protocols.PGD = field(default_factory=lambda: protocols.pgd("lrnet-train"))
     train: TrainConfig = field(default_factory=TrainConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
@@ -149,11 +149,21 @@ def from_dict(table: Mapping[str, Any]) -> Config:
 
 
 def attack(table: Mapping[str, Any], default: str = "lrnet-train") -> protocols.PGD:
-    """[attack]: a named ``protocol``, whose values the other keys replace; eps and step_size may be "16/255"."""
-    for key in table:
-        check_name("key in [attack]", key, ["protocol", *(f.name for f in fields(protocols.PGD))])
+    """[attack] of a training run: as ``protocol``, but PGD only."""
+    protocols.pgd(table.get("protocol", default))
+    changed = protocol(table, default)
+    assert isinstance(changed, protocols.PGD)
+    return changed
+
+
+def protocol(table: Mapping[str, Any], default: str = "lrnet-train") -> protocols.Protocol:
+    """A named ``protocol``, whose values the other keys replace; eps and step_size may be "16/255"."""
     values = dict(table)
     base = protocols.get(values.pop("protocol", default))
+    cascade = isinstance(base, protocols.Cascade)
+    names = ["eps", "first"] if cascade else [f.name for f in fields(base) if f.name not in ("attack", "options")]
+    for key in values:
+        check_name("key in [attack]", key, ["protocol", *names])
     if not values:
         return base
     for key in ("eps", "step_size"):
@@ -164,8 +174,10 @@ def attack(table: Mapping[str, Any], default: str = "lrnet-train") -> protocols.
                 raise InputError(
                     f"attack.{key} = {values[key]!r}: a number in [0, 1] or a fraction like 16/255"
                 ) from None
+    if isinstance(base, protocols.Cascade):
+        base = base.at(typed(float, values.pop("eps", base.eps), "attack.eps"))
     values = {"name": "custom", "source": f"{base.name} with changes", **values}
-    return make(protocols.PGD, values, "attack", base=base)
+    return make(type(base), values, "attack", base=base)
 
 
 def make(kind: type[Record], table: Mapping[str, Any], section: str, base: Record | None = None) -> Record:

@@ -52,3 +52,14 @@ def fp32(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(precision)
+
+
+@contextmanager
+def tf32() -> Iterator[None]:
+    """TF32 in matrix products and convolutions on CUDA, inside ``fp32``."""
+    torch.set_float32_matmul_precision("high")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):
+            yield
+    finally:
+        torch.set_float32_matmul_precision("highest")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,19 +15,21 @@ from .attacks.targets import check_classes
 from .bench import Bench
 from .checkpoint import weights_hash
 from .contexts import fp32, frozen
-from .dataset import Dataset, content_hash
+from .counts import summarize
+from .dataset import Batch, Dataset, content_hash
 from .errors import InputError
 from .guards import SAMPLE, check_pixels, guard
 from .images import known, ledger_rows
-from .ledger import Ledger, Row
+from .ledger import Ledger
+from .library import attack_stream, keyed
 from .loader import batches
 from .perturb import attackable
-from .pool import attack_pool
-from .protocols import Protocol
+from .precision import check_precision, lowered
 from .protocols import get as get_protocol
 from .provenance import device_name, versions
-from .results import Proportion, Result, write_json
-from .rows import size
+from .results import Result, write_json
+from .rows import Rows, size
+from .standard import Cascade, Part, Protocol
 
 #: rows of every forward pass on a CPU, where libraries round differently for other batch shapes
 COMPUTE_BATCH = 64
@@ -55,6 +56,7 @@ def evaluate(
     shard: tuple[int, int] | None = None,
     name: str | None = None,
     workers: int = 0,
+    precision: str = "fp32",
     allow: Collection[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Result:
@@ -79,12 +81,15 @@ def evaluate(
         shard: (i, n): only every n-th image, from the i-th on, 1 <= i <= n.
         name: of the model, for the result.
         workers: processes that load images.
+        precision: of the passes that the attack makes, "fp32", "tf32" (on CUDA) or "bf16"; verdicts are always fp32. A
+            lower precision must first give the verdicts of fp32 for 95 % of a sample of 64 images.
         allow: names of ``guards.GUARDS`` that are not to be asked.
         progress: called as ``progress(done, total)`` whenever images are done.
 
     Raises:
         InputError: unknown protocol, images outside [0, 1], a guard's complaint, a used ``out`` folder.
-        RunError: predictions that are not finite, or an attack that left the ball or [0, 1].
+        RunError: predictions that are not finite, an attack that left the ball or [0, 1], or a precision whose verdicts
+            differ too much from those of fp32.
     """
     protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
     if protocol.targeted:
@@ -95,7 +100,9 @@ def evaluate(
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     if compute_batch is None:
         compute_batch = COMPUTE_BATCH if device.type == "cpu" else 0
-    positions = _sharded(len(data), shard)
+    parts = parts_of(protocol)
+    check_precision(precision, device)
+    positions = _sharded(_chosen(data, protocol), shard)
     name = name or type(model).__name__
     hashes = {"weights": weights_hash(model), "images": content_hash(data)}
     configuration: dict[str, Any] = {
@@ -110,6 +117,7 @@ def evaluate(
         "images": len(positions),
         "shard": None if shard is None else f"{shard[0]}/{shard[1]}",
         "compute_batch": compute_batch,
+        "precision": precision,
         **{f"{key}_sha256": value for key, value in hashes.items()},
     }
     with frozen(model), fp32(device):  # a model that does not fit is refused before anything is written
@@ -141,10 +149,13 @@ def evaluate(
                 patience=1 if device.type == "cpu" else PATIENCE,
                 precision=nullcontext,
             )
+            agreement = None
+            if precision != "fp32":
+                sample = [data.batch(spaced(positions, SAMPLE))]
+                bench, agreement = lowered(bench, precision, device, lambda b: attack_all(sample, protocol, b, device))
             loaded = batches(data, torch.split(todo, batch_size) if len(todo) else [], workers=workers)
-            decided = attack_pool(protocol, 0, known(loaded, protocol, bench, device), bench)
-            for group in decided:
-                ledger.add(ledger_rows(group, protocol, [protocol.name]))
+            for group in attack_all(loaded, protocol, bench, device):
+                ledger.add(ledger_rows(group, protocol, [part.name for part in parts]))
                 finished += size(group)
                 if progress is not None:
                     progress(finished, len(positions))
@@ -156,81 +167,44 @@ def evaluate(
         data=data.name,
         seed=seed,
         shard=configuration["shard"],
-        batch_invariant=bool(compute_batch),
-        hashes={**hashes, **targets_hash(rows)},
+        batch_invariant=bool(compute_batch) and all(keyed(part) for part in parts),
+        hashes=hashes,
         device=device_name(device),
-        precision="fp32",
-        agreement=None,
+        precision=precision,
+        agreement=agreement,
     )
     if folder is not None:
         write_json(folder / RESULT, result.to_dict())
     return result
 
 
-def _sharded(n: int, shard: tuple[int, int] | None) -> Tensor:
+def attack_all(batches: Iterable[Batch], protocol: Protocol, bench: Bench, device: torch.device) -> Iterator[Rows]:
+    """Rows of all images once they are decided, in any order."""
+    decided = known(batches, protocol, bench, device)
+    for number, part in enumerate(parts_of(protocol)):
+        decided = attack_stream(part, number, decided, bench)
+    return decided
+
+
+def parts_of(protocol: Protocol) -> tuple[Part, ...]:
+    return protocol.parts if isinstance(protocol, Cascade) else (protocol,)
+
+
+def _chosen(data: Dataset, protocol: Protocol) -> Tensor:
+    """Positions of the images that the protocol is for: all, or those with the smallest ids."""
+    first = protocol.first if isinstance(protocol, Cascade) else 0
+    return data.ids.argsort()[:first].sort().values if first else torch.arange(len(data))
+
+
+def _sharded(positions: Tensor, shard: tuple[int, int] | None) -> Tensor:
     index, count = shard or (1, 1)
+    n = len(positions)
     if not 1 <= index <= count <= n:
         raise InputError(f"shard {index}/{count}: i/n with 1 <= i <= n <= {n} (the number of images) is needed")
-    return torch.arange(index - 1, n, count)
+    return positions[index - 1 :: count]
 
 
 def spaced(positions: Tensor, n: int) -> Tensor:
     """At most ``n`` of the positions, evenly spaced: folders are sorted by class."""
     n = min(n, len(positions))
     return positions[torch.arange(n) * len(positions) // n]
-
-
-def summarize(rows: Sequence[Row], protocol: Protocol, **about: Any) -> Result:
-    """Count rows. Success has its own denominator: images on which the attack was not there before it began."""
-    n = len(rows)
-    open_rows = [row for row in rows if (row.clean != row.target if protocol.targeted else row.clean == row.label)]
-    robust = Proportion(sum(row.robust for row in rows), n)
-    return Result(
-        protocol=protocol.values(),
-        n=n,
-        attacked=n if protocol.criterion == "last" else len(open_rows),
-        clean=Proportion(sum(row.clean == row.label for row in rows), n),
-        robust=robust,
-        robust_last=robust if protocol.criterion == "last" else None,
-        robust_worst_seen=Proportion(sum(row.robust_worst_seen for row in rows), n),
-        success=Proportion(sum(row.success for row in open_rows), len(open_rows)),
-        curve=[point(rows, open_rows, protocol, number) for number in range(len(protocol.record))],
-        broken_by=dict(Counter(row.broken_by for row in rows if row.broken_by is not None)),
-        max_distance=max(row.distance for row in rows),
-        versions=versions(),
-        seconds=sum(row.seconds for row in rows),
-        forwards=sum(row.forwards for row in rows),
-        backwards=sum(row.backwards for row in rows),
-        **about,
-    )
-
-
-def point(rows: Sequence[Row], open_rows: Sequence[Row], protocol: Protocol, number: int) -> dict[str, Any]:
-    """The figures at one of the protocol's recorded steps; an image broken within them stays broken in worst seen."""
-    steps, last = protocol.record[number], protocol.criterion == "last"
-    won = "t" if protocol.targeted else "w"
-    figures = {
-        "robust_accuracy_last": (sum(row.record[number] == "r" for row in rows), rows) if last else None,
-        "robust_accuracy_worst_seen": (sum(not within(row.first_wrong, steps) for row in rows), rows),
-        "attack_success": (
-            sum(row.record[number] == won if last else within(row.first_success, steps) for row in open_rows),
-            open_rows,
-        ),
-    }
-    shares = {name: Proportion(figure[0], len(figure[1])) for name, figure in figures.items() if figure is not None}
-    return {
-        "steps": steps,
-        **{name: shares[name].value if name in shares else None for name in figures},
-        "intervals": {name: list(share.interval) for name, share in shares.items()},
-        "denominators": {name: share.n for name, share in shares.items()},
-    }
-
-
-def within(step: int | None, steps: int) -> bool:
-    return step is not None and step <= steps
-
-
-def targets_hash(rows: Sequence[Row]) -> dict[str, str]:
-    """SHA-256 of the lines "id target", by id; nothing where no image has a target."""
-    lines = "".join(f"{row.id} {row.target}\n" for row in rows if row.target is not None)
-    return {"targets": hashlib.sha256(lines.encode()).hexdigest()} if lines else {}

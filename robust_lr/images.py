@@ -15,11 +15,12 @@ from .attacks.losses import lead
 from .bench import Bench
 from .dataset import Batch
 from .guards import check_pixels
-from .kinds import PGD, Protocol
+from .kinds import PGD
 from .ledger import Row
 from .perturb import goals
 from .pool import timed
 from .rows import Rows
+from .standard import Protocol
 
 
 def known(batches: Iterable[Batch], protocol: Protocol, bench: Bench, device: torch.device) -> Iterator[Rows]:

@@ -1,4 +1,4 @@
-"""Kinds of attack protocols: frozen records that fix every value that changes a robustness number."""
+"""PGD as a protocol: a frozen record that fixes every value that changes a robustness number."""
 
 from __future__ import annotations
 
@@ -76,8 +76,7 @@ class PGD:
             raise InputError(f"target = {self.target!r} is for targeted attacks: set targeted = true as well")
         if self.label != "true" and self.targeted:
             raise InputError(f"label = {self.label!r} is for untargeted attacks: set targeted = false as well")
-        if not isinstance(self.restarts, int) or self.restarts < 1:
-            raise InputError(f"restarts = {self.restarts}: must be a whole number, at least 1")
+        check_whole(1, restarts=self.restarts)
         if self.start == "clean" and self.restarts > 1:
             raise InputError(f"restarts = {self.restarts} from the clean image are all the same: use start = 'uniform'")
         if list(self.record) != sorted(set(self.record)) or not all(0 <= step <= self.steps for step in self.record):
@@ -119,11 +118,10 @@ class PGD:
         )
 
 
-Part = PGD
-"""An attack by itself, or as a part of a cascade."""
-
-Protocol = PGD
-"""What ``evaluate`` takes."""
+def check_whole(least: int, **values: int) -> None:
+    for name, value in values.items():
+        if not isinstance(value, int) or value < least:
+            raise InputError(f"{name} = {value}: must be a whole number, at least {least}")
 
 
 def length(value: float, norm: str) -> str:

@@ -66,6 +66,32 @@ _COLUMNS = ", ".join(_NAMES)
 _HOLES = ", ".join("?" for _ in _NAMES)
 
 
+def remove(path: Path) -> None:
+    """Delete a ledger, and the journal that an interrupted transaction left: SQLite would play it into the next."""
+    for file in (path, path.with_name(f"{path.name}-journal")):
+        file.unlink(missing_ok=True)
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a ledger on disk, by id.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: there is no ledger")
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            return _rows(connection)
+    except sqlite3.Error as error:
+        raise InputError(f"{path} cannot be read as a ledger: {error}") from None
+
+
+def _rows(connection: sqlite3.Connection) -> list[Row]:
+    with closing(connection.execute(f"SELECT {_COLUMNS} FROM images ORDER BY id")) as cursor:
+        return [_row(values) for values in cursor.fetchall()]
+
+
 def _row(values: Sequence[Any]) -> Row:
     named: dict[str, Any] = {n: bool(v) if n in _FLAGS else v for n, v in zip(_NAMES, values, strict=True)}
     return Row(**named)
@@ -124,8 +150,7 @@ class Ledger:
 
     def rows(self) -> list[Row]:
         """All rows, by id."""
-        with closing(self.connection.execute(f"SELECT {_COLUMNS} FROM images ORDER BY id")) as cursor:
-            return [_row(values) for values in cursor.fetchall()]
+        return _rows(self.connection)
 
     def ids(self) -> set[int]:
         return {row[0] for row in self.connection.execute("SELECT id FROM images")}

@@ -9,15 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from .attacks import targets
-from .attacks.losses import LOSSES, Objective
-from .attacks.pgd import ProjectedGradient, l2_norm, pgd_l2, pgd_linf
+from .attacks.apgd import AutoPGD
+from .attacks.losses import LOSSES, Objective, margin
+from .attacks.pgd import ProjectedGradient, pgd_l2, pgd_linf
+from .attacks.square import SquareSearch
 from .attacks.stepwise import Stepwise
-from .bench import Bench, Model
-from .kinds import PGD, Part
+from .bench import Model
+from .kinds import PGD
 from .models.fold import fold
 from .models.resnet import ResNet
 from .rng import RADIUS, START, normal, uniform
 from .rows import Rows
+from .standard import APGD, Square, Stepped
 
 #: standard deviation of a "normal" start, in pixels of [0, 1]
 NORMAL = 0.001
@@ -37,19 +40,28 @@ def goals(
     return labels
 
 
-def starts(part: Part, x: Tensor, ids: Tensor, *, seed: int, draw: int | Tensor = 0) -> Tensor:
-    """First iterates, like ``x``: clean, uniform in the ball, or normal around the image; clipped to [0, 1]."""
+def starts(part: Stepped, x: Tensor, ids: Tensor, *, seed: int, draw: int | Tensor = 0) -> Tensor:
+    """First iterates, like ``x``: the clean images, or at random in the ball, clipped to [0, 1].
+
+    PGD starts uniformly in the ball or normally around the image, APGD at the surface of the ball (as the official code
+    does), Square with stripes.
+    """
+    ids = ids.to(x.device)
+    if isinstance(part, Square):
+        return SquareSearch(part.eps, part.queries, part.p, seed).stripes(x, ids, draw)
     if part.start == "clean":
         return x
     if part.start == "normal":
-        noise = NORMAL * normal(seed, START, ids.to(x.device), x.shape[1:], draw)
-        return (x + noise.clamp(-part.eps, part.eps)).clamp(0, 1)
+        return (x + (NORMAL * normal(seed, START, ids, x.shape[1:], draw)).clamp(-part.eps, part.eps)).clamp(0, 1)
+    surface = isinstance(part, APGD)
     if part.norm == "linf":
-        noise = 2 * uniform(seed, START, ids.to(x.device), x.shape[1:], draw) - 1
-        return (x + part.eps * noise).clamp(0, 1)
-    noise = normal(seed, START, ids.to(x.device), x.shape[1:], draw)
-    radius = uniform(seed, RADIUS, ids.to(x.device), (1, 1, 1), draw) ** (1 / x[0].numel())
-    return (x + part.eps * radius * noise / l2_norm(noise)).clamp(0, 1)
+        noise = 2 * uniform(seed, START, ids, x.shape[1:], draw) - 1
+        radius = 1 / noise.abs().amax(dim=(1, 2, 3), keepdim=True) if surface else 1.0
+        return (x + part.eps * radius * noise).clamp(0, 1)
+    noise = normal(seed, START, ids, x.shape[1:], draw)
+    norm = noise.double().square().sum(dim=(1, 2, 3), keepdim=True).sqrt()  # the same for any number of rows
+    radius = 1.0 if surface else uniform(seed, RADIUS, ids, (1, 1, 1), draw) ** (1 / x[0].numel())
+    return (x + part.eps * radius * (noise / norm).to(x.dtype)).clamp(0, 1)
 
 
 def perturb(
@@ -85,18 +97,26 @@ def perturb(
     )
 
 
-def stepwise(part: Part) -> tuple[Stepwise, Objective]:
+def stepwise(part: Stepped, seed: int) -> tuple[Stepwise, Objective]:
     """The attack of a protocol as a sequence of queries, and what it ascends."""
-    return ProjectedGradient(part.norm, part.eps, part.step_size, part.steps, part.momentum), LOSSES[part.loss]
+    if isinstance(part, PGD):
+        return ProjectedGradient(part.norm, part.eps, part.step_size, part.steps, part.momentum), LOSSES[part.loss]
+    if isinstance(part, APGD):
+        return AutoPGD(part.norm, part.eps, part.steps, part.rho), LOSSES[part.loss]
+    return SquareSearch(part.eps, part.queries, part.p, seed), margin
 
 
-def attempts(part: Part, bench: Bench) -> int:
-    """Draws an image gets at most."""
+def attempts(part: Stepped, num_classes: int) -> int:
+    """Draws that an image gets at most: restarts, for each target where an attack has several."""
+    if isinstance(part, APGD) and part.targets:
+        return part.restarts * min(part.targets, num_classes - 1)
     return part.restarts
 
 
-def aims(part: Part, rows: Rows) -> tuple[Tensor, Tensor]:
+def aims(part: Stepped, rows: Rows) -> tuple[Tensor, Tensor]:
     """Classes that the loss of the next draw moves away from and towards, [N] each; -1 where there is none."""
+    if isinstance(part, APGD) and part.targets:
+        return rows["label"], rows["ranking"].gather(1, 1 + rows["draw"][:, None] // part.restarts)[:, 0]
     return rows["clean"] if part.label == "predicted" else rows["label"], rows["target"]
 
 

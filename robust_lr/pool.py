@@ -13,24 +13,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .attacks.losses import Objective, lead
-from .attacks.stepwise import Stepwise
+from .attacks.stepwise import Stepwise, look
 from .bench import Bench, verified
-from .kinds import Part
 from .perturb import aims, attempts, starts, stepwise
 from .rows import Rows, first, join, size, split
+from .standard import Stepped
 
 #: prefix of the columns that belong to the attack
 STATE = "attack."
 
 
-def attack_pool(part: Part, number: int, source: Iterator[Rows], bench: Bench) -> Iterator[Rows]:
+def attack_pool(part: Stepped, number: int, source: Iterator[Rows], bench: Bench) -> Iterator[Rows]:
     """The rows of ``source`` once they are decided, in any order.
 
     Args:
         part: the protocol, or part ``number`` of a cascade.
         source: images to attack, with the columns of ``images.known``; those decided already are passed on.
     """
-    attack, objective = stepwise(part)
+    attack, objective = stepwise(part, bench.seed)
     early = part.criterion == "worst"
     queue: Rows = {}  # waits for its next draw
     returning: Rows = {}  # waits in the middle of one
@@ -62,7 +62,7 @@ def attack_pool(part: Part, number: int, source: Iterator[Rows], bench: Bench) -
             returning = join([returning, unsure])
             if sure:
                 sure = {name: sure[name] for name in columns}
-                done, again = split(sure, (sure["decided"] | (sure["draw"] >= attempts(part, bench))).cpu())
+                done, again = split(sure, (sure["decided"] | (sure["draw"] >= attempts(part, bench.num_classes))).cpu())
                 queue = join([queue, again])
                 if done:
                     yield done
@@ -79,10 +79,10 @@ def attack_pool(part: Part, number: int, source: Iterator[Rows], bench: Bench) -
             flying, turn = timed(flown(part, attack, objective, flying, bench), began), turn + 1
 
 
-def begun(part: Part, attack: Stepwise, rows: Rows, seed: int) -> Rows:
+def begun(part: Stepped, attack: Stepwise, rows: Rows, seed: int) -> Rows:
     """``rows`` before the first step of their next draw."""
     start = starts(part, rows["x"], rows["id"], seed=seed, draw=rows["draw"])
-    state = attack.begin(rows["x"], start)
+    state = attack.begin(rows["x"], start, rows["id"], rows["draw"])
     away, toward = aims(part, rows)
     return {
         **rows,
@@ -94,11 +94,15 @@ def begun(part: Part, attack: Stepwise, rows: Rows, seed: int) -> Rows:
     }
 
 
-def flown(part: Part, attack: Stepwise, objective: Objective, rows: Rows, bench: Bench) -> Rows:
+def flown(part: Stepped, attack: Stepwise, objective: Objective, rows: Rows, bench: Bench) -> Rows:
     """One step of every row: a query to the model, what it tells, and the next query."""
+    n, rows = size(rows), {name: bench.padded(column) for name, column in rows.items()}
     state = {name[len(STATE) :]: column for name, column in rows.items() if name.startswith(STATE)}
     targets = rows["toward"] if part.aimed else None
-    logits, loss, gradient = bench.look(state["query"], rows["away"], targets, objective, attack.needs_gradient)
+    with bench.precision():
+        logits, loss, gradient = look(
+            bench.attacked, state["query"], rows["away"], targets, objective, attack.needs_gradient
+        )
     undecided = ~rows["decided"]
     noted, reached = note(part, rows, logits, undecided)
     if part.criterion == "worst":
@@ -108,10 +112,11 @@ def flown(part: Part, attack: Stepwise, objective: Objective, rows: Rows, bench:
     noted["forwards"] = rows["forwards"] + undecided
     noted["backwards"] = rows["backwards"] + undecided * attack.needs_gradient
     state = attack.advance(rows["x"], state, rows["step"], loss, gradient)
-    return {**rows, **noted, **{STATE + name: c for name, c in state.items()}, "step": rows["step"] + 1}
+    rows = {**rows, **noted, **{STATE + name: c for name, c in state.items()}, "step": rows["step"] + 1}
+    return {name: column[:n] for name, column in rows.items()}
 
 
-def judged(part: Part, number: int, rows: Rows, bench: Bench) -> Rows:
+def judged(part: Stepped, number: int, rows: Rows, bench: Bench) -> Rows:
     """Verdicts on finished images by the model itself: last iterates, or what the attacked model called a success.
 
     A success that the model does not confirm is ``unsure`` and goes on where it was.
@@ -146,7 +151,7 @@ def judged(part: Part, number: int, rows: Rows, bench: Bench) -> Rows:
     }
 
 
-def note(part: Part, rows: Rows, logits: Tensor, undecided: Tensor) -> tuple[Rows, Tensor]:
+def note(part: Stepped, rows: Rows, logits: Tensor, undecided: Tensor) -> tuple[Rows, Tensor]:
     """What the logits of the current iterates tell, and which of them are at the attack's aim, [N] bool."""
     step, predictions = rows["step"], logits.argmax(1)
     right = predictions == rows["label"]

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -63,7 +64,7 @@ class Result:
         robust_worst_seen: images right when clean *and* at every iterate of every restart.
         success: targeted: predicted as the target, among images not so predicted when clean; untargeted:
             misclassified, among images classified correctly when clean. Under the protocol's criterion, in any restart.
-        curve: the figures at the protocol's recorded steps.
+        curve: (steps, shares by name as in ``to_dict``) at each of the protocol's recorded steps.
         broken_by: images broken by each attack of a cascade.
         max_distance: largest |x_adv - x| found, in pixels of [0, 1] and in the norm of the protocol.
         batch_invariant: every pass behind a figure had the same number of rows and all randomness is keyed by image,
@@ -87,7 +88,7 @@ class Result:
     robust_last: Proportion | None
     robust_worst_seen: Proportion
     success: Proportion
-    curve: list[dict[str, Any]]
+    curve: list[tuple[int, dict[str, Proportion]]]
     broken_by: dict[str, int]
     max_distance: float
     batch_invariant: bool
@@ -110,18 +111,25 @@ class Result:
             "attack_success": self.success,
             "precision_agreement": self.agreement,
         }
-        known = {name: share for name, share in shares.items() if share is not None}
         record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         for name in ("clean", "robust", "robust_last", "robust_worst_seen", "success", "agreement", "hashes"):
             del record[name]
+        record["curve"] = [{"steps": steps, **figures(point)} for steps, point in self.curve]
         return {
             "schema": 2,
             **record,
-            **{name: None if share is None else share.value for name, share in shares.items()},
-            "intervals": {name: list(share.interval) for name, share in known.items()},
-            "denominators": {name: share.n for name, share in known.items()},
+            **figures({name: share for name, share in shares.items() if share is not None}),
             **{f"{name}_sha256": value for name, value in self.hashes.items()},
         }
+
+
+def figures(shares: Mapping[str, Proportion]) -> dict[str, Any]:
+    """Shares as they are written in JSON: fractions, and intervals [low, high] and denominators by name."""
+    return {
+        **{name: share.value for name, share in shares.items()},
+        "intervals": {name: list(share.interval) for name, share in shares.items()},
+        "denominators": {name: share.n for name, share in shares.items()},
+    }
 
 
 def write_json(path: Path, record: Any) -> None:

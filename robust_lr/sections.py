@@ -138,7 +138,7 @@ class ValidationConfig:
         at_least(1, every=self.every)
         share(max_drop=self.max_drop)
         if self.protocol is not None:
-            protocols.get(self.protocol)
+            protocols.pgd(self.protocol)
         if self.max_drop and not self.images:
             raise InputError(f"validation.max_drop = {self.max_drop}: needs images to look at: set validation.images")
 

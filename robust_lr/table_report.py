@@ -136,7 +136,7 @@ def robustness(table: Table, number: int, results: Mapping[tuple[str, str, str],
     names = [*table.protocols]
     out = RichTable(
         title=f"Table {number} on {first.data}, {first.n} test images: top-1 accuracy in %",
-        caption=(f"{protocols.get(names[0]).values_in_words()}; last iterate. The paper's figures are on ImageNet."),
+        caption=(f"{protocols.pgd(names[0]).values_in_words()}; last iterate. The paper's figures are on ImageNet."),
         box=box.SIMPLE_HEAD,
         padding=(0, 0, 0, 1),  # 80 columns are enough
         pad_edge=False,

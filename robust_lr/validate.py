@@ -11,13 +11,13 @@ from .dataset import Dataset
 from .distributed import Group
 from .loader import batches
 from .perturb import attackable, goals, perturb
-from .protocols import PGD, get
+from .protocols import PGD, pgd
 
 
 def protocol(config: Config) -> PGD:
     """What the held-out images are attacked with, see ``ValidationConfig.protocol``."""
     if config.validation.protocol is not None:
-        return get(config.validation.protocol)
+        return pgd(config.validation.protocol)
     eps = config.attack.eps
     return PGD(name="validation", eps=eps, step_size=eps / 4, steps=10 if eps else 0, source="ours, see the config")
 

@@ -1,0 +1,97 @@
+"""Square Attack (Andriushchenko et al. 2020), L-infinity: random search by squares, without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..rng import SEARCH, uniform
+from .checks import check_attack, check_images, check_labels
+from .losses import margin
+from .stepwise import State, run
+
+
+def square(
+    model: Callable[[Tensor], Tensor],
+    x: Tensor,
+    labels: Tensor,
+    ids: Tensor,
+    *,
+    eps: float,
+    queries: int = 5000,
+    p: float = 0.8,
+    seed: int = 0,
+    observe: Callable[[int, Tensor, Tensor], None] | None = None,
+) -> Tensor:
+    """The last query of the attack on the margin loss, with the official schedule of 10,000 queries not rescaled.
+
+    Args:
+        model, x, labels, eps: as in ``pgd_linf``.
+        ids: [N] int64; with ``seed`` they determine the squares, whatever the batch. The official code draws one place
+            for all images of a batch.
+        queries: of the search, after the first one.
+        p: share of the pixels in the first squares.
+        observe: called as ``observe(step, query, logits)`` for every query but the last.
+
+    Raises:
+        InputError: as ``pgd_linf``.
+    """
+    check_attack(eps=eps, step_size=eps, steps=queries)
+    check_images(x)
+    check_labels(x, labels)
+    attack, draws = SquareSearch(eps, queries, p, seed), torch.zeros_like(ids)
+    return run(attack, model, x, labels, None, attack.stripes(x, ids, draws), margin, observe, ids)
+
+
+@dataclass(frozen=True)
+class SquareSearch:
+    """Square Attack as a sequence of queries; arguments as in ``square``."""
+
+    eps: float
+    steps: int
+    p: float
+    seed: int
+    needs_gradient: bool = False
+
+    def stripes(self, x: Tensor, ids: Tensor, draws: int | Tensor) -> Tensor:
+        """The first query: each column of each channel at one end of the ball."""
+        signs = uniform(self.seed, SEARCH, ids, (x.shape[1], 1, x.shape[3]), draws * (self.steps + 1)) < 0.5
+        return (x + self.eps * (1 - 2 * signs.to(x.dtype))).clamp(0, 1)
+
+    def begin(self, x: Tensor, start: Tensor, ids: Tensor, draws: Tensor) -> State:
+        return {
+            "query": start,
+            "best": start,
+            "best_loss": torch.full_like(x[:, 0, 0, 0], -torch.inf),
+            "ids": ids,
+            "draws": draws,
+        }
+
+    def advance(self, x: Tensor, state: State, step: Tensor, loss: Tensor, gradient: Tensor) -> State:
+        better = loss > state["best_loss"]
+        best = torch.where(better.view(-1, 1, 1, 1), state["query"], state["best"])
+        channels, height, width = x.shape[1:]
+        drawn = uniform(
+            self.seed, SEARCH, state["ids"], (2 + channels,), state["draws"] * (self.steps + 1) + 1 + step
+        ).view(len(x), -1, 1, 1)
+        side = self.sides(step, height, width).view(-1, 1, 1, 1)
+        top, left = ((drawn[:, :1] * (height - side)).long(), (drawn[:, 1:2] * (width - side)).long())
+        row = torch.arange(height, device=x.device).view(1, 1, -1, 1)
+        column = torch.arange(width, device=x.device).view(1, 1, 1, -1)
+        inside = (row >= top) & (row < top + side) & (column >= left) & (column < left + side)
+        delta = 2 * self.eps * torch.where(drawn[:, 2:] < 0.5, -1.0, 1.0) * inside
+        query = torch.min(torch.max(best + delta, x - self.eps), x + self.eps).clamp(0, 1)
+        return {**state, "query": query, "best": best, "best_loss": torch.where(better, loss, state["best_loss"])}
+
+    def sides(self, step: Tensor, height: int, width: int) -> Tensor:
+        """Of the squares, in pixels, [N]: their share of the image is halved at each of ``HALVINGS``."""
+        halvings = torch.bucketize(step, torch.tensor(HALVINGS, device=step.device))
+        side = (self.p / 2 ** halvings.double() * height * width).sqrt().round().long()
+        return side.clamp(1, min(height, width))
+
+
+#: queries after which the share of the pixels is halved (the official schedule)
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)

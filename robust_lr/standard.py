@@ -1,0 +1,281 @@
+"""Protocols of attacks that end at their first success: parameter-free ones, those of a library, and cascades."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar
+
+from .attacks.checks import check_attack
+from .errors import InputError
+from .kinds import LOSSES, NORMS, PGD, check_whole, length
+from .text import check_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What holds for every attack that ends at its first success: untargeted, from keyed starts, worst iterate seen."""
+
+    criterion: ClassVar[str] = "worst"
+    targeted: ClassVar[bool] = False
+    label: ClassVar[str] = "true"
+    start: ClassVar[str] = "uniform"
+    record: ClassVar[tuple[int, ...]] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class APGD(Standing):
+    """Auto-PGD; the values of ``attacks.apgd``. An image leaves at its first success.
+
+    Args:
+        eps: radius of the ball, in pixels of [0, 1].
+        norm: of the ball, "linf" or "l2".
+        steps: iterations.
+        loss: "cross-entropy" (APGD-CE), "margin" or "dlr".
+        targets: 0, or the number of wrong classes, the likeliest on the clean image first, that are aimed at one after
+            the other (APGD-T has 9). Where there are fewer wrong classes, it is as many as there are.
+        restarts: independent starts, for each target.
+        rho: share of iterations that must raise the loss, or else the step size is halved.
+        name, source: for reports, and where the values come from.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    eps: float
+    norm: str = "linf"
+    steps: int = 100
+    loss: str = "cross-entropy"
+    targets: int = 0
+    restarts: int = 1
+    rho: float = 0.75
+    name: str = "apgd"
+    source: str = "user"
+
+    def __post_init__(self) -> None:
+        check_name("norm", self.norm, NORMS)
+        check_attack(eps=self.eps, step_size=self.eps, steps=self.steps, norm=self.norm)
+        check_name("loss", self.loss, LOSSES)
+        check_whole(1, steps=self.steps, restarts=self.restarts)
+        check_whole(0, targets=self.targets)
+        if not 0 < self.rho < 1:
+            raise InputError(f"rho = {self.rho}: must be between 0 and 1")
+
+    @property
+    def aimed(self) -> bool:
+        """Whether the loss takes a target."""
+        return self.targets > 0
+
+    def values(self) -> dict[str, Any]:
+        """Every value that changes a number, and its source."""
+        return {"attack": "apgd", "criterion": self.criterion, **asdict(self)}
+
+    def __str__(self) -> str:
+        targets = f"{self.targets} targets, " if self.targets else ""
+        restarts = f", {self.restarts} restarts" if self.restarts > 1 else ""
+        return f"APGD, {self.loss} loss, {targets}eps {length(self.eps, self.norm)}, {self.steps} steps{restarts}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Square(Standing):
+    """Square Attack in L-infinity; the values of ``attacks.square``. An image leaves at its first success.
+
+    Args:
+        eps: radius of the ball, in pixels of [0, 1].
+        queries: of the model.
+        p: share of the pixels in the first squares.
+        restarts: independent searches.
+        name, source: for reports, and where the values come from.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    norm: ClassVar[str] = "linf"
+    aimed: ClassVar[bool] = False
+
+    eps: float
+    queries: int = 5000
+    p: float = 0.8
+    restarts: int = 1
+    name: str = "square"
+    source: str = "user"
+
+    def __post_init__(self) -> None:
+        check_attack(eps=self.eps, step_size=self.eps, steps=self.queries)
+        check_whole(1, queries=self.queries, restarts=self.restarts)
+        if not 0 < self.p <= 1:
+            raise InputError(f"p = {self.p}: must be above 0, at most 1")
+
+    @property
+    def steps(self) -> int:
+        return self.queries
+
+    def values(self) -> dict[str, Any]:
+        """Every value that changes a number, and its source."""
+        return {"attack": "square", "norm": self.norm, "criterion": self.criterion, **asdict(self)}
+
+    def __str__(self) -> str:
+        restarts = f", {self.restarts} restarts" if self.restarts > 1 else ""
+        return f"Square, eps {length(self.eps, self.norm)}, {self.queries} queries, p {self.p:g}{restarts}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Library(Standing):
+    """An attack of torchattacks; see ``attacks.torchattack``. What it returns is judged, within eps.
+
+    Args:
+        attack: name of its class.
+        options: values of the class, under its own names, eps included where it has one.
+        eps, norm: of the ball in which a success counts.
+        together: whether the images of a batch may be attacked together. By default each is attacked by itself, with a
+            generator seeded by (seed, image id), so that nothing depends on the images beside it: most of these
+            attacks draw random numbers for a whole batch, or stop by the loss of a whole batch.
+        name, source: for reports, and where the values come from.
+
+    Raises:
+        InputError: a value out of range. That the class has such values is checked when it is used.
+    """
+
+    aimed: ClassVar[bool] = False
+    restarts: ClassVar[int] = 1
+    steps: ClassVar[int] = 1  # at least
+
+    attack: str
+    eps: float
+    norm: str = "linf"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    together: bool = False
+    name: str = "torchattacks"
+    source: str = "user"
+
+    def __post_init__(self) -> None:
+        check_name("norm", self.norm, NORMS)
+        check_attack(eps=self.eps, step_size=self.eps, steps=1, norm=self.norm)
+
+    def values(self) -> dict[str, Any]:
+        """Every value that changes a number, and its source."""
+        values = {key: value for key, value in asdict(self).items() if key not in ("attack", "options")}
+        return {
+            "attack": f"torchattacks {self.attack}",
+            "criterion": self.criterion,
+            "options": dict(self.options),
+            **values,
+        }
+
+    def __str__(self) -> str:
+        options = "".join(f", {key} {value}" for key, value in self.options.items() if key not in ("eps", "norm"))
+        return f"torchattacks' {self.attack}, eps {length(self.eps, self.norm)}{options}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cascade(Standing):
+    """Attacks one after the other, each on the images that withstood those before.
+
+    Args:
+        parts: untargeted attacks in one ball.
+        first: only so many images, those with the smallest ids; 0 for all.
+        name, source: for reports, and where the values come from.
+
+    Raises:
+        InputError: no parts, one that does not end at its first success, parts of different balls or of one name.
+    """
+
+    parts: tuple[Part, ...]
+    first: int = 0
+    name: str = "cascade"
+    source: str = "user"
+
+    def __post_init__(self) -> None:
+        check_whole(0, first=self.first)
+        names = [part.name for part in self.parts]
+        if not self.parts or len(set(names)) < len(names):
+            raise InputError(f"parts = {names}: a cascade needs at least one part, each with a name of its own")
+        for part in self.parts:
+            if part.criterion != "worst" or part.targeted:
+                raise InputError(f"part {part.name!r}: a cascade takes untargeted attacks with criterion = 'worst'")
+            if (part.eps, part.norm) != (self.eps, self.norm):
+                raise InputError(f"part {part.name!r}: eps and norm must be those of the first part")
+
+    @property
+    def eps(self) -> float:
+        return self.parts[0].eps
+
+    @property
+    def norm(self) -> str:
+        return self.parts[0].norm
+
+    @property
+    def steps(self) -> int:
+        return sum(part.steps for part in self.parts)
+
+    def values(self) -> dict[str, Any]:
+        """Every value that changes a number, and its source."""
+        return {
+            "attack": "cascade",
+            "eps": self.eps,
+            "norm": self.norm,
+            "criterion": self.criterion,
+            "parts": [part.values() for part in self.parts],
+            "first": self.first,
+            "name": self.name,
+            "source": self.source,
+        }
+
+    def __str__(self) -> str:
+        first = f"; the first {self.first} ids" if self.first else ""
+        return f"{', then '.join(part.name for part in self.parts)}; eps {length(self.eps, self.norm)}{first}"
+
+    def at(self, eps: float) -> Cascade:
+        """The same attacks in another ball."""
+
+        def moved(part: Part) -> Part:
+            if isinstance(part, Library) and "eps" in part.options:
+                return replace(part, eps=eps, options={**part.options, "eps": eps})
+            return replace(part, eps=eps)
+
+        return replace(self, parts=tuple(map(moved, self.parts)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Protocols that differ by one value, for a curve; see ``robust_lr.sweep``.
+
+    Args:
+        axis: the value that differs, "eps" or "steps".
+        parts: in increasing order of that value.
+        name, source: for reports, and where the values come from.
+
+    Raises:
+        InputError: no parts, or parts out of order.
+    """
+
+    axis: str
+    parts: tuple[PGD, ...]
+    name: str
+    source: str = "user"
+
+    def __post_init__(self) -> None:
+        check_name("axis", self.axis, ("eps", "steps"))
+        values = [getattr(part, self.axis) for part in self.parts]
+        if not values or values != sorted(set(values)):
+            raise InputError(f"{self.axis} = {values}: a sweep needs increasing values")
+
+    def values(self) -> dict[str, Any]:
+        """Every value that changes a number, and its source."""
+        parts = [part.values() for part in self.parts]
+        return {"attack": "sweep", "axis": self.axis, "parts": parts, "name": self.name, "source": self.source}
+
+    def __str__(self) -> str:
+        values = [length(p.eps, p.norm) if self.axis == "eps" else str(p.steps) for p in self.parts]
+        return f"{self.axis} {', '.join(values)}; the last of them {self.parts[-1]}"
+
+
+Stepped = PGD | APGD | Square
+"""Attacks that run as sequences of queries."""
+
+Part = Stepped | Library
+"""An attack by itself, or as a part of a cascade."""
+
+Protocol = Part | Cascade
+"""What ``evaluate`` takes."""
