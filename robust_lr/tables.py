@@ -10,6 +10,7 @@ from typing import Any
 from . import protocols
 from .accuracy import Accuracy
 from .config import Config, at_least, find, from_dict, read_toml, set_value
+from .config import to_dict as config_to_dict
 from .errors import InputError
 from .jobs import CLEAN, Job
 from .models.profile import Profile, paper_size
@@ -173,6 +174,7 @@ def to_dict(table: Table, number: int, results: Results) -> dict[str, Any]:
             {
                 "label": row.label,
                 "paper": dict(row.paper),
+                "config": {regime: config_to_dict(config) for regime, config in row.configs.items()},
                 "ours": {
                     regime: {name: results[row.label, regime, name].to_dict() for name in table.protocols or [CLEAN]}
                     for regime in table.regimes
