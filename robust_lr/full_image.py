@@ -86,11 +86,11 @@ def offsets(size: int, stride: int, key_stride: int) -> tuple[Tensor, Tensor]:
     Output pixels sit at multiples of ``stride``, keys in the middle of the ``key_stride`` pixels that they stand for.
 
     Returns:
-        offsets, scaled to [-1, 1] by the longest one that the side allows (ours), float32 [R]; and their indices,
+        offsets, scaled to [-1, 1] by the longest one that the side allows (ours), float64 [R]; and their indices,
         int64 [outputs, keys].
     """
     line = torch.arange(size, dtype=torch.float64, device="cpu")
     keys = F.avg_pool1d(line.view(1, 1, -1), key_stride, ceil_mode=True).flatten()
     distances = keys - line[::stride, None]
     distinct, index = torch.unique(distances, return_inverse=True)
-    return (distinct / max(1, size - 1)).float(), index
+    return distinct / max(1, size - 1), index

@@ -38,7 +38,7 @@ class GeometricPrior(nn.Module):
 
     def at(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Values [groups, R, S] for relative positions in [-1, 1], vertical [R] and horizontal [S]."""
-        return self.of(pairs(rows, columns)).reshape(-1, len(rows), len(columns))
+        return self.of(pairs(rows, columns).to(self.offsets.dtype)).reshape(-1, len(rows), len(columns))
 
     def of(self, offsets: Tensor) -> Tensor:
         """Values [groups, n] for relative positions [n, 2]."""
