@@ -34,7 +34,8 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
             parameter.grad = gradient
         for module, name, buffer, value in buffers:
             module._buffers[name] = buffer
-            if not torch.equal(buffer, value):  # writing would invalidate what the caller still has to differentiate
+            # writing would invalidate what the caller still has to differentiate
+            if not buffer.is_meta and not torch.equal(buffer, value):
                 with torch.no_grad():
                     buffer.copy_(value)
 
