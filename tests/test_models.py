@@ -7,12 +7,12 @@ from torch import nn
 
 import robust_lr as rlr
 from robust_lr.errors import InputError
-from robust_lr.layers import LocalRelation2d
+from robust_lr.layers import LocalRelation2d, Pointwise2d
 from robust_lr.models import MODELS, build_model
 from robust_lr.models.fold import fold, folded_state
 from robust_lr.models.resnet import Block
 from robust_lr.non_local import NonLocalBlock
-from robust_lr.priors import FixedPrior
+from robust_lr.priors import FixedPrior, GeometricPrior, TablePrior
 
 
 @pytest.fixture(autouse=True)
@@ -222,9 +222,26 @@ def test_relation_layers_of_a_network_start_soft():
     assert query.weight.std().item() == pytest.approx(query.in_channels**-0.5, rel=0.05)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_folded_copy_computes_the_same_logits_and_image_gradients(name):
-    model = tiny(name, in_channels=1).double()
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {}) for name in MODELS),
+        ("lrnet26", {"prior": "table", "kernel_size": 3}),
+        ("lrnet26", {"prior": "none", "kernel_size": 5}),
+        ("lrnet26", {"kernel_size": "full"}),
+        ("lrnet26", {"kernel_size": "full", "prior": "table"}),
+        ("lrnet26", {"query_dim": 4, "composability": "product", "channels_per_group": "all"}),
+        ("lrnet18", {"conv_stem": True, "stem": "small"}),
+        ("resnet26", {"kernel_size": 5}),
+    ],
+    ids=str,
+)
+def test_folded_copy_computes_the_same_logits_and_image_gradients(name, options):
+    model = tiny(name, in_channels=1, **options)
+    for module in model.modules():
+        if isinstance(module, TablePrior):
+            nn.init.normal_(module.values)
+    model.double()
     folded = fold(model)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     x = torch.rand(2, 1, 20, 20, dtype=torch.float64)
@@ -238,8 +255,11 @@ def test_folded_copy_computes_the_same_logits_and_image_gradients(name):
     assert logits.std() > 1e-3
     assert relative(folded_logits, logits) < 1e-9
     assert relative(folded_gradient, gradient) < 1e-6
-    with torch.no_grad():
-        assert relative(folded.float()(x.float()).double(), logits) < 1e-5
+    image = x.float().requires_grad_()
+    single = folded.float()(image)
+    loss = nn.functional.cross_entropy(single, torch.tensor([1, 3]))
+    assert relative(single.detach().double(), logits) < 1e-5
+    assert relative(torch.autograd.grad(loss, image)[0].double(), gradient) < 1e-4
 
 
 def test_folding_leaves_the_model_alone_and_its_copy_frozen_in_eval_mode():
@@ -262,6 +282,57 @@ def test_folded_networks_have_their_prior_s_values():
     priors = [m.prior for m in folded.modules() if isinstance(m, LocalRelation2d)]
     assert len(priors) == 9
     assert all(isinstance(prior, FixedPrior) for prior in priors)
+
+
+def test_priors_over_the_full_image_stay_networks_because_their_values_depend_on_its_size():
+    folded = fold(tiny("lrnet26", kernel_size="full"))
+    priors = [m.prior for m in folded.modules() if isinstance(m, LocalRelation2d)]
+    assert [type(prior) for prior in priors] == [FixedPrior] + 8 * [GeometricPrior]  # the stem keeps its window
+
+
+def test_an_lrnet_can_have_the_stem_of_resnet():
+    for stem, side in (("imagenet", 7), ("small", 3)):
+        model = build_model("lrnet26", width=1 / 16, conv_stem=True, stem=stem)
+        assert [name for name in model.stem_names if name != "maxpool"] == ["conv1", "bn1", "relu"]
+        assert model.conv1.kernel_size == (side, side)
+        assert len([m for m in model.modules() if isinstance(m, LocalRelation2d)]) == 8
+
+
+def test_non_local_blocks_follow_every_residual_block_with_coarser_keys_where_there_are_more_pixels():
+    for name in ("resnet26_nl", "lrnet26_nl"):
+        model = tiny(name)
+        for stage, key_stride in zip(stages(model), (4, 2, 2, 1), strict=True):
+            assert [type(layer) for layer in stage[1::2]] == [NonLocalBlock, NonLocalBlock]
+            assert {layer.relation.key_stride for layer in stage[1::2]} == {key_stride}
+
+
+@pytest.mark.parametrize(("name", "options"), [("lrnet26", {"kernel_size": "full"}), ("nl26", {})])
+def test_keys_have_one_grid_in_all_layers_of_a_stage_that_sees_the_full_image(name, options):
+    for stage, key_strides in zip(stages(tiny(name, **options)), [(4, 4), (4, 2), (4, 2), (2, 1)], strict=True):
+        assert tuple(block.conv2.key_stride for block in stage) == key_strides
+        assert [block.conv2.transform.stride for block in stage] == [(1, 1), (1, 1)]
+
+
+@pytest.mark.parametrize("name", ["nl26", "lrnet26", "resnet18"])
+def test_strided_transforms_of_few_channels_train_with_intact_memory(name):
+    # PyTorch's strided 1x1 convolution writes where it must not for fewer than 16 channels, see Pointwise2d
+    model = build_model(name, num_classes=3, width=0.1)
+    for module in model.modules():
+        strided = isinstance(module, nn.Conv2d) and module.stride != (1, 1) and module.kernel_size == (1, 1)
+        assert not strided or isinstance(module, Pointwise2d)
+    layer = Pointwise2d(6, 5, 2).double()
+    plain = nn.Conv2d(6, 5, 1, stride=2, bias=False).double()
+    plain.load_state_dict(layer.state_dict())
+    x = torch.rand(2, 6, 7, 4, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), plain(x))
+
+
+def test_depthwise_layers_convolve_each_channel_by_itself():
+    model = tiny("resnet26_dw", kernel_size=5)
+    for stage in stages(model):
+        for block in stage:
+            assert block.conv2.groups == block.conv2.in_channels == block.conv2.out_channels
+            assert block.conv2.kernel_size == (5, 5)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "lrnet26"])

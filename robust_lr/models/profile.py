@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
@@ -150,6 +151,7 @@ RULES: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Cost]] = {
 }
 
 
+@functools.cache
 def paper_size(name: str, **options: Any) -> Profile:
     """The profile of a network for one image of 224 x 224 and 1000 classes; nothing is computed."""
     with torch.device("meta"):
