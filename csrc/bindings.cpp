@@ -6,4 +6,6 @@
 STABLE_TORCH_LIBRARY(robust_lr, m) {
   m.def(robust_lr::kForwardSchema);
   m.def(robust_lr::kBackwardSchema);
+  m.def(robust_lr::kStemForwardSchema);
+  m.def(robust_lr::kStemBackwardSchema);
 }

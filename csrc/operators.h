@@ -17,16 +17,17 @@ using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-inline Problem describe(const Tensor& x, const Tensor& q, const Tensor& k, const std::optional<Tensor>& geo,
-                        Index kernel, Index stride, Index shared, Index composability, bool softmax, bool mask) {
-  STD_TORCH_CHECK(x.dim() == 4 && q.dim() == 4 && k.dim() == 4, "local_relation: x, q and k must have 4 dimensions");
+// The problem of x [batch, channels, height, width], for q and k of `transforms` channels.
+inline Problem describe(Index batch, Index channels, Index height, Index width, Index transforms,
+                        const std::optional<Tensor>& geo, Index kernel, Index stride, Index shared, Index composability,
+                        bool softmax, bool mask) {
   STD_TORCH_CHECK(kernel >= 1 && kernel % 2 == 1 && stride >= 1 && shared >= 1 && composability >= 0 &&
                       composability <= 2,
                   "local_relation: an option is out of range");
   Problem p;
-  p.batch = x.size(0), p.channels = x.size(1), p.height = x.size(2), p.width = x.size(3);
+  p.batch = batch, p.channels = channels, p.height = height, p.width = width;
   p.groups = (p.channels + shared - 1) / shared;
-  p.components = p.groups > 0 ? q.size(1) / p.groups : 0;
+  p.components = p.groups > 0 ? transforms / p.groups : 0;
   p.out_height = (p.height + stride - 1) / stride, p.out_width = (p.width + stride - 1) / stride;
   p.kernel = kernel, p.stride = stride;
   p.shared = std::min(shared, p.channels);
@@ -34,22 +35,30 @@ inline Problem describe(const Tensor& x, const Tensor& q, const Tensor& k, const
   p.softmax = softmax;
   // Zeros around the image only matter to the softmax's total.
   p.padding = softmax && !mask ? kernel / 2 : 0;
-  auto has_shape = [](const Tensor& t, Index n, Index c, Index h, Index w) {
-    return t.size(0) == n && t.size(1) == c && t.size(2) == h && t.size(3) == w;
-  };
-  STD_TORCH_CHECK(p.components >= 1 && has_shape(q, p.batch, p.groups * p.components, p.out_height, p.out_width) &&
-                      has_shape(k, p.batch, p.groups * p.components, p.height, p.width),
-                  "local_relation: the shapes of x, q and k do not fit");
   STD_TORCH_CHECK(!geo || (geo->dim() == 3 && geo->size(0) == p.groups && geo->size(1) == kernel &&
                            geo->size(2) == kernel && geo->is_contiguous()),
                   "local_relation: geo must be contiguous [groups, K, K]");
   return p;
 }
 
+inline bool has_shape(const Tensor& t, Index n, Index c, Index h, Index w) {
+  return t.dim() == 4 && t.size(0) == n && t.size(1) == c && t.size(2) == h && t.size(3) == w;
+}
+
+inline Problem describe(const Tensor& x, const Tensor& q, const Tensor& k, const std::optional<Tensor>& geo,
+                        Index kernel, Index stride, Index shared, Index composability, bool softmax, bool mask) {
+  STD_TORCH_CHECK(x.dim() == 4 && q.dim() == 4 && k.dim() == 4, "local_relation: x, q and k must have 4 dimensions");
+  const Problem p = describe(x.size(0), x.size(1), x.size(2), x.size(3), q.size(1), geo, kernel, stride, shared,
+                             composability, softmax, mask);
+  STD_TORCH_CHECK(p.components >= 1 && has_shape(q, p.batch, p.groups * p.components, p.out_height, p.out_width) &&
+                      has_shape(k, p.batch, p.groups * p.components, p.height, p.width),
+                  "local_relation: the shapes of x, q and k do not fit");
+  return p;
+}
+
 inline void check_results(const Problem& p, std::initializer_list<const Tensor*> results) {
   for (const Tensor* t : results) {
-    STD_TORCH_CHECK(t->dim() == 4 && t->size(0) == p.batch && t->size(1) == p.channels &&
-                        t->size(2) == p.out_height && t->size(3) == p.out_width,
+    STD_TORCH_CHECK(has_shape(*t, p.batch, p.channels, p.out_height, p.out_width),
                     "local_relation_backward: dy and y must have the shape of the result");
   }
 }

@@ -13,4 +13,15 @@ constexpr const char* kBackwardSchema =
     "int kernel_size, int stride, int channels_per_group, int composability, bool softmax, bool mask, bool needs_geo) "
     "-> (Tensor dx, Tensor dq, Tensor dk, Tensor dgeo)";
 
+// The LR-Net stem in one: x = relu(transform * (image, 1)) of `transform` [C, inputs + 1], q and k channel transforms of x
+// with the weights `query` and `key` [G * d, C], y their local relation.
+constexpr const char* kStemForwardSchema =
+    "stem_relation(Tensor image, Tensor transform, Tensor query, Tensor key, Tensor? geo, int kernel_size, int stride, "
+    "int channels_per_group, int composability, bool softmax, bool mask) -> (Tensor y, Tensor q, Tensor k, Tensor stats)";
+constexpr const char* kStemBackwardSchema =
+    "stem_relation_backward(Tensor dy, Tensor image, Tensor transform, Tensor query, Tensor key, Tensor? geo, Tensor y, "
+    "Tensor q, Tensor k, Tensor stats, int kernel_size, int stride, int channels_per_group, int composability, "
+    "bool softmax, bool mask, bool needs_image, bool needs_weights) "
+    "-> (Tensor dimage, Tensor dtransform, Tensor dquery, Tensor dkey, Tensor dgeo)";
+
 }  // namespace robust_lr

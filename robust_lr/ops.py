@@ -51,7 +51,7 @@ def local_relation(
     Raises:
         InputError: for a shape, dtype, device or option that does not fit.
     """
-    if not _kernels(x.device.type):
+    if not has_kernels(x.device.type):
         return reference.local_relation(
             x, q, k, geo, kernel_size=kernel_size, stride=stride, channels_per_group=channels_per_group,
             composability=composability, normalization=normalization, border=border,
@@ -88,7 +88,7 @@ def _apply(*arguments: Any) -> Tensor:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _kernels(device: str) -> bool:
+def has_kernels(device: str) -> bool:
     """Whether there are compiled operators for a type of device; torch.compile asks while it traces."""
     return _load(device)
 

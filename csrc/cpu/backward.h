@@ -13,29 +13,30 @@
 
 namespace robust_lr {
 
-template <class A>
+// X is what x comes from and its gradient goes to.
+template <class A, class X = Image<A>>
 struct BackwardTensors {
   Problem p;
-  Image<A> dy, x, q, k, y, dx, dq, dk;
+  X x, dx;
+  Image<A> dy, q, k, y, dq, dk;
   Image<A> prior;         // no data where there is none; its batch stride is 0
   Image<A> shift, total;  // from forward, unused without softmax: weight = exp(logit - shift) / total
   Image<A> dprior;        // of each image, [N, groups, K * K]; no data where it is not needed
 };
 
 // The planes of one block.
-template <class A>
+template <class A, class X = Image<A>>
 class BackwardTask {
   using V = Vec<A>;
 
  public:
-  BackwardTask(const BackwardTensors<A>& t, Index block_number, Scratch& scratch = Scratch::fresh())
+  BackwardTask(const BackwardTensors<A, X>& t, const Block<A>& block, Scratch& scratch = Scratch::fresh())
       : p(t.p),
-        block(p, block_number),
         channels(lane_channels(p)),
-        dy_planes(t.dy, block, channels, p.shared, p.channels),
         x_planes(t.x, block, channels, p.shared, p.channels),
-        y_planes(t.y, block, channels, p.shared, p.channels),
         dx_planes(t.dx, block, channels, p.shared, p.channels),
+        dy_planes(t.dy, block, channels, p.shared, p.channels),
+        y_planes(t.y, block, channels, p.shared, p.channels),
         q_planes(t.q, block, p.components, p.components, p.groups * p.components),
         k_planes(t.k, block, p.components, p.components, p.groups * p.components),
         dq_planes(t.dq, block, p.components, p.components, p.groups * p.components),
@@ -205,9 +206,9 @@ class BackwardTask {
   }
 
   const Problem p;
-  const Block<A> block;
   const Index channels;  // of a group in lanes
-  const Planes<A> dy_planes, x_planes, y_planes, dx_planes, q_planes, k_planes, dq_planes, dk_planes;
+  const typename X::Planes x_planes, dx_planes;
+  const Planes<A> dy_planes, y_planes, q_planes, k_planes, dq_planes, dk_planes;
   const Planes<A> shift_planes, total_planes, dprior_planes;
   const bool needs_dprior;
   const Index step;  // rows of key pixels at once

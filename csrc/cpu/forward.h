@@ -6,25 +6,26 @@
 
 namespace robust_lr {
 
-template <class A>
+// X is what x comes from: an `Image` or a `Stem`.
+template <class A, class X = Image<A>>
 struct ForwardTensors {
   Problem p;
-  Image<A> x, q, k, y;
+  X x;
+  Image<A> q, k, y;
   Image<A> prior;  // no data where there is none; its batch stride is 0
   // Kept for backward, with softmax: weight = exp(logit - shift) / total; and y unrounded, where y is narrow.
   Image<A> shift, total, wide_y;
 };
 
 // Rows [begin, end) of y for the planes of one block.
-template <class A>
+template <class A, class X = Image<A>>
 class ForwardTask {
   using V = Vec<A>;
 
  public:
-  ForwardTask(const ForwardTensors<A>& t, Index block_number, Index begin, Index end,
+  ForwardTask(const ForwardTensors<A, X>& t, const Block<A>& block, Index begin, Index end,
               Scratch& scratch = Scratch::fresh())
       : p(t.p),
-        block(p, block_number),
         channels(lane_channels(p)),
         x_planes(t.x, block, channels, p.shared, p.channels),
         y_planes(t.y, block, channels, p.shared, p.channels),
@@ -158,9 +159,9 @@ class ForwardTask {
   }
 
   const Problem p;
-  const Block<A> block;
   const Index channels;  // of a group in lanes
-  const Planes<A> x_planes, y_planes, q_planes, k_planes, shift_planes, total_planes, wide_y_planes;
+  const typename X::Planes x_planes;
+  const Planes<A> y_planes, q_planes, k_planes, shift_planes, total_planes, wide_y_planes;
   const bool keeps_wide_y;
   const Index begin, end, step;
   const Rows<A> values, keys;                      // by input pixel

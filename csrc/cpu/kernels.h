@@ -12,31 +12,36 @@ namespace robust_lr {
 void parallel_for(Index count, const std::function<void(Index, Index)>& f);
 Index thread_count();
 
-template <class A>
-Index block_count(const Problem& p) {
-  return (p.batch * p.groups + kLanes<A> - 1) / kLanes<A>;
+// The rows of y in a task: bands of them, where there are too few blocks to keep all threads busy.
+inline Index rows_of_task(const Problem& p, Index blocks) {
+  const Index threads = thread_count();
+  const Index wanted = threads > 1 && blocks > 0 ? (4 * threads + blocks - 1) / blocks : 1;
+  return std::max((p.out_height + wanted - 1) / wanted, std::min(p.kernel, p.out_height));
 }
 
-template <class A>
-void run_forward(const ForwardTensors<A>& tensors) {
-  const Problem& p = tensors.p;
-  // Bands of rows, where there are too few blocks to keep all threads busy.
-  const Index blocks = block_count<A>(p), threads = thread_count();
-  const Index wanted = threads > 1 && blocks > 0 ? (4 * threads + blocks - 1) / blocks : 1;
-  const Index rows = std::max((p.out_height + wanted - 1) / wanted, std::min(p.kernel, p.out_height));
-  const Index bands = (p.out_height + rows - 1) / rows;
+// Calls f(block number, first row, last row) for all of them.
+template <class F>
+void each_band(const Problem& p, Index blocks, F f) {
+  const Index rows = rows_of_task(p, blocks), bands = (p.out_height + rows - 1) / rows;
   parallel_for(blocks * bands, [&](Index begin, Index end) {
     for (Index task = begin; task < end; ++task) {
       const Index first = task % bands * rows;
-      ForwardTask<A>(tensors, task / bands, first, std::min(first + rows, p.out_height)).run();
+      f(task / bands, first, std::min(first + rows, p.out_height));
     }
   });
 }
 
 template <class A>
+void run_forward(const ForwardTensors<A>& tensors) {
+  each_band(tensors.p, Block<A>::count(tensors.p), [&](Index number, Index first, Index last) {
+    ForwardTask<A>(tensors, Block<A>(tensors.p, number), first, last).run();
+  });
+}
+
+template <class A>
 void run_backward(const BackwardTensors<A>& tensors) {
-  parallel_for(block_count<A>(tensors.p), [&](Index begin, Index end) {
-    for (Index block = begin; block < end; ++block) BackwardTask<A>(tensors, block).run();
+  parallel_for(Block<A>::count(tensors.p), [&](Index begin, Index end) {
+    for (Index number = begin; number < end; ++number) BackwardTask<A>(tensors, Block<A>(tensors.p, number)).run();
   });
 }
 

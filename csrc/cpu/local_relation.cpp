@@ -4,8 +4,8 @@
 #include <tuple>
 #include <vector>
 
-#include "../operators.h"
 #include "kernels.h"
+#include "tensors.h"
 
 namespace robust_lr {
 
@@ -16,50 +16,6 @@ void parallel_for(Index count, const std::function<void(Index, Index)>& f) {
 Index thread_count() { return torch::stable::get_num_threads(); }
 
 namespace {
-
-// A tensor whose pixels have one stride: the same one, or a copy where its rows have gaps between them.
-Tensor with_joined_rows(const Tensor& t) {
-  const bool joined = t.size(2) <= 1 || t.size(3) <= 1 || t.stride(2) == t.size(3) * t.stride(3);
-  return joined ? t : torch::stable::contiguous(t);
-}
-
-template <class A>
-Image<A> image(const Tensor& t) {
-  const Index pixel_stride = t.size(3) > 1 ? t.stride(3) : t.stride(2);
-  return {t.data_ptr(), t.stride(0), t.stride(1), pixel_stride, t.scalar_type() == ScalarType::BFloat16};
-}
-
-// A contiguous image [N, channels, pixels] of ours.
-template <class A>
-Image<A> image(A* data, Index channels, Index pixels) {
-  return {data, channels * pixels, pixels, 1, false};
-}
-
-template <class A>
-Image<A> prior(const std::optional<Tensor>& geo, const Problem& p) {
-  if (!geo) return {};
-  return {geo->data_ptr(), 0, p.taps(), 1, false};
-}
-
-// What backward needs of forward besides y, in one tensor: with softmax, the shifts and totals [N, groups, Ho, Wo] and,
-// where y is rounded to bfloat16, y in float32 [N, C, Ho, Wo]; else nothing.
-template <class A>
-struct Stats {
-  Image<A> shift{}, total{}, wide_y{};
-
-  static Index size(const Problem& p, bool narrow) {
-    return p.softmax ? p.batch * p.out_height * p.out_width * (2 * p.groups + (narrow ? p.channels : 0)) : 0;
-  }
-
-  Stats(const Tensor& stats, const Problem& p, bool narrow) {
-    if (!p.softmax) return;
-    const Index pixels = p.out_height * p.out_width, entries = p.batch * p.groups * pixels;
-    A* const data = static_cast<A*>(stats.data_ptr());
-    shift = image(data, p.groups, pixels);
-    total = image(data + entries, p.groups, pixels);
-    if (narrow) wide_y = image(data + 2 * entries, p.channels, pixels);
-  }
-};
 
 template <class A>
 std::tuple<Tensor, Tensor> forward(const Problem& p, const Tensor& x, const Tensor& q, const Tensor& k,
@@ -88,16 +44,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Problem& p, const Tens
                                      x.device());
   const Index entries = p.groups * p.taps();
   std::vector<A> dprior(needs_geo ? p.batch * entries : 0);  // of each image
-  run_backward<A>({p, image<A>(dy), image<A>(x), image<A>(q), image<A>(k),
-                   narrow && p.softmax ? s.wide_y : image<A>(y), image<A>(dx), image<A>(dq), image<A>(dk),
-                   prior<A>(geo, p), s.shift, s.total,
+  run_backward<A>({p, image<A>(x), image<A>(dx), image<A>(dy), image<A>(q), image<A>(k),
+                   narrow && p.softmax ? s.wide_y : image<A>(y), image<A>(dq), image<A>(dk), prior<A>(geo, p), s.shift, s.total,
                    needs_geo ? image(dprior.data(), p.groups, p.taps()) : Image<A>{}});
-  if (needs_geo) {
-    std::vector<double> sums(entries, 0.0);
-    for (Index n = 0; n < p.batch; ++n)
-      for (Index i = 0; i < entries; ++i) sums[i] += dprior[n * entries + i];
-    std::copy(sums.begin(), sums.end(), static_cast<A*>(dgeo.data_ptr()));
-  }
+  if (needs_geo) sum_parts(dprior.data(), p.batch, entries, static_cast<A*>(dgeo.data_ptr()));
   return {dx, dq, dk, dgeo};
 }
 

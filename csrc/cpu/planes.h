@@ -10,9 +10,13 @@
 
 namespace robust_lr {
 
+template <class A>
+class Planes;
+
 // A tensor [N, C, pixels] with its strides in elements, of type A, or of bfloat16 where it is narrow.
 template <class A>
 struct Image {
+  using Planes = robust_lr::Planes<A>;
   void* data;
   Index batch_stride, channel_stride, pixel_stride;
   bool narrow;
@@ -25,6 +29,8 @@ struct Block {
   int used;
   Index image[kLanes<A>], group[kLanes<A>];
 
+  Block() = default;
+
   Block(const Problem& p, Index number) {
     const Index first = number * kLanes<A>;
     Index n = first / p.groups, g = first % p.groups;
@@ -35,6 +41,8 @@ struct Block {
       if (lane + 1 < used && ++g == p.groups) ++n, g = 0;
     }
   }
+
+  static Index count(const Problem& p) { return (p.batch * p.groups + kLanes<A> - 1) / kLanes<A>; }
 };
 
 // The planes of one block in one tensor: `pitch` channels in each, fewer in a ragged last group, out of `total` in an

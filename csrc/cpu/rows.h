@@ -73,12 +73,14 @@ class Rows {
     return data_ + ((row & mask_) * (width_ + 2 * margin_) + column) * channels_;
   }
 
-  void load(const Planes<A>& planes, Index first, Index last) const {
+  template <class P>
+  void load(const P& planes, Index first, Index last) const {
     if (margin_ > 0) clear(first, last);
     each_piece(first, last, [&](Index pixel, Index count, Vec<A>* lanes) { planes.load(pixel, count, lanes); });
   }
 
-  void store(const Planes<A>& planes, Index first, Index last) const {
+  template <class P>
+  void store(const P& planes, Index first, Index last) const {
     each_piece(first, last, [&](Index pixel, Index count, Vec<A>* lanes) { planes.store(pixel, count, lanes); });
   }
 

@@ -12,6 +12,7 @@ from ..layers import FullRelation2d, LocalRelation2d, Pointwise2d, Sharing
 from ..non_local import NonLocalBlock
 from ..priors import Prior
 from ..reference import Border, Composability, Normalization
+from .lr_stem import LRNet
 from .resnet import (
     KEY_STRIDES,
     BasicBlock,
@@ -99,4 +100,4 @@ def lr_net(
     ]
     width = frame.scaled(64)
     stem = resnet_stem(frame, width) if conv_stem else lr_stem(frame, width, windowed)
-    return ResNet(frame, stem, width, block, stages)
+    return (ResNet if conv_stem else LRNet)(frame, stem, width, block, stages)

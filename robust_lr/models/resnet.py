@@ -193,8 +193,14 @@ class ResNet(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """The last feature map, [N, channels, h, w]."""
-        x = self.normalize(x)
-        for name in (*self.stem_names, "layer1", "layer2", "layer3", "layer4"):
+        x = self.stem(self.normalize(x))
+        for name in ("layer1", "layer2", "layer3", "layer4"):
+            x = self.get_submodule(name)(x)
+        return x
+
+    def stem(self, x: Tensor) -> Tensor:
+        """What comes before the stages, of normalized pixels."""
+        for name in self.stem_names:
             x = self.get_submodule(name)(x)
         return x
 

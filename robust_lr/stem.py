@@ -1,0 +1,132 @@
+"""The LR-Net stem as one operator: local relation of values that are never in memory.
+
+At full resolution the stem's 64 channels are 20 times as large as the image that they are made from. The CPU kernel
+makes them from the image wherever it needs them, forward and backward.
+"""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import ops
+from .reference import Border, Composability, Normalization
+
+#: channels of an image that the kernels take
+MOST_INPUTS = 4
+
+
+def covers(image: Tensor) -> bool:
+    """Whether there is a kernel for images of this kind, here and now."""
+    return (
+        image.device.type == "cpu"
+        and image.dtype in (torch.float32, torch.float64)
+        and 1 <= image.shape[1] <= MOST_INPUTS
+        and image.numel() > image.shape[1]  # more than one pixel, which training takes statistics of
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and ops.has_kernels("cpu")
+    )
+
+
+def stem_relation(
+    image: Tensor,
+    transform: Tensor,
+    query: Tensor,
+    key: Tensor,
+    geo: Tensor | None,
+    *,
+    kernel_size: int | None = None,
+    stride: int = 1,
+    channels_per_group: int = 8,
+    composability: Composability = "squared_difference",
+    normalization: Normalization = "softmax",
+    border: Border = "mask",
+) -> Tensor:
+    """`ops.local_relation` of x = relu(transform * (image, 1)), with queries and keys that are channel transforms of x.
+
+    Args:
+        image: [N, I, H, W], of which `covers` is true.
+        transform: [C, I + 1], the bias last.
+        query, key: [G * d, C]; queries are taken at every `stride`-th row and column.
+        geo: [G, K, K]; or None, with `kernel_size` given.
+
+    Returns:
+        y [N, C, ceil(H / stride), ceil(W / stride)], channels-last.
+    """
+    y: Tensor = _StemRelation.apply(
+        image.contiguous(),
+        transform.contiguous(),
+        query.contiguous(),
+        key.contiguous(),
+        None if geo is None else geo.to(image.dtype).contiguous(),
+        {
+            "kernel_size": kernel_size,
+            "stride": stride,
+            "channels_per_group": channels_per_group,
+            "composability": composability,
+            "normalization": normalization,
+            "border": border,
+        },
+    )
+    return y
+
+
+class _StemRelation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        *tensors, ctx.options = arguments
+        composability, normalization, border = (ctx.options[k] for k in ("composability", "normalization", "border"))
+        ctx.numbers = (
+            ctx.options["kernel_size"] if tensors[-1] is None else tensors[-1].shape[-1],
+            ctx.options["stride"],
+            ctx.options["channels_per_group"],
+            get_args(Composability).index(composability),
+            normalization == "softmax",
+            border == "mask",
+        )
+        y, *kept = torch.ops.robust_lr.stem_relation.default(*tensors, *ctx.numbers)
+        ctx.save_for_backward(*tensors, y, *kept)
+        return y  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        *tensors, y, q, k, stats = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[: len(tensors)]
+        if torch.is_grad_enabled():  # someone wants gradients of gradients
+            inputs = [tensor for tensor, needed in zip(tensors, wanted, strict=True) if needed]
+            found = iter(torch.autograd.grad(composed(*tensors, **ctx.options), inputs, dy, create_graph=True))
+        else:
+            needs_image, needs_weights = wanted[0], any(wanted[1:])
+            gradients = torch.ops.robust_lr.stem_relation_backward.default(
+                dy, *tensors, y, q, k, stats, *ctx.numbers, needs_image, needs_weights
+            )
+            found = iter(g for g, needed in zip(gradients, wanted, strict=True) if needed)
+        return *(next(found) if needed else None for needed in wanted), None
+
+
+def composed(
+    image: Tensor,
+    transform: Tensor,
+    query: Tensor,
+    key: Tensor,
+    geo: Tensor | None,
+    *,
+    kernel_size: int | None = None,
+    stride: int = 1,
+    channels_per_group: int = 8,
+    composability: Composability = "squared_difference",
+    normalization: Normalization = "softmax",
+    border: Border = "mask",
+) -> Tensor:
+    """The same step by step: the oracle, and the path for gradients of gradients."""
+    x = torch.relu(F.conv2d(image, transform[:, :-1, None, None], transform[:, -1]))
+    q, k = F.conv2d(x, query[..., None, None], stride=stride), F.conv2d(x, key[..., None, None])
+    return ops.local_relation(
+        x, q, k, geo, kernel_size=kernel_size, stride=stride, channels_per_group=channels_per_group,
+        composability=composability, normalization=normalization, border=border,
+    )  # fmt: skip
