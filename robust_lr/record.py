@@ -94,9 +94,9 @@ class Record:
         try:
             yield
         except OSError as error:
+            kept = f"the state after step {self.last_saved} is kept" if self.last_saved else "no state is saved yet"
             raise RunError(
-                f"{self.folder}: {error.strerror or error}, at step {step}; the state after step {self.last_saved} is "
-                "kept, --resume goes on when there is room"
+                f"{self.folder}: {error.strerror or error}, at step {step}; {kept}, --resume goes on when there is room"
             ) from error
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 # what a number is drawn for; streams never overlap
-START, TARGET, AUGMENT, ORDER, RADIUS, SEARCH, CHOICE = range(7)
+START, TARGET, AUGMENT, ORDER, RADIUS, SEARCH, CHOICE, HELD_OUT = range(8)
 
 _LOW = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

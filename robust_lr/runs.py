@@ -34,6 +34,7 @@ from .lazy import Transform
 from .models import build_model
 from .provenance import device_name, versions
 from .record import Record, restore, state_of, summary_writer
+from .rng import HELD_OUT, words
 from .states import State
 from .train import Metrics, adversarial_train, averaged, check, passes, sgd
 from .validate import accuracy, protocol
@@ -173,7 +174,7 @@ def prepare(config: Config) -> tuple[Dataset, Dataset, dict[str, Any]]:
     test_data = data_room.load(c.name, "test", c.root)
     if config.validation.images:
         kept = torch.ones(len(train_data), dtype=torch.bool)
-        kept[validation_rows(config, len(train_data))] = False
+        kept[validation_rows(config, train_data)] = False
         train_data = train_data.subset(kept.nonzero()[:, 0])
     check(train_data, config)
     shape = train_data.image_shape
@@ -185,18 +186,18 @@ def held_out(config: Config) -> Dataset | None:
     if not config.validation.images:
         return None
     data = limited(config, None)
-    return data.subset(validation_rows(config, len(data)))
+    return data.subset(validation_rows(config, data))
 
 
-def validation_rows(config: Config, n: int) -> Tensor:
-    """Positions, evenly spaced, of the held-out images among ``n``."""
-    images, batch_size = config.validation.images, config.train.batch_size
+def validation_rows(config: Config, data: Dataset) -> Tensor:
+    """Positions of the held-out images of ``data``: drawn by id, the same for every seed."""
+    images, batch_size, n = config.validation.images, config.train.batch_size, len(data)
     if images > n - batch_size:
         raise InputError(
             f"validation.images = {images}: of {n} training images at least train.batch_size = {batch_size} must "
             "be left to learn from"
         )
-    return torch.arange(images) * n // images
+    return words(0, HELD_OUT, data.ids, 1)[:, 0].argsort(stable=True)[:images].sort().values
 
 
 def limited(config: Config, transform: Transform | None) -> Dataset:

@@ -120,7 +120,7 @@ class ValidationConfig:
     """Robust accuracy on training images that are held out: robust over-fitting is seen, and the best weights kept.
 
     Attributes:
-        images: held out, evenly spaced; 0 for none.
+        images: held out, drawn by id, the same for every seed; 0 for none.
         every: epochs between validations; the last epoch always has one.
         protocol: a name of ``protocols.PROTOCOLS``; by default untargeted PGD of 10 steps of eps / 4 within the eps of
             the training (ours, after Rice et al. 2020).

@@ -39,7 +39,8 @@ def watch(run: Path, once: bool, interval: float | None) -> None:
     if once or not console.is_terminal:
         while True:
             latest, state = follower.read(), follower.state()
-            say(f"{run}: {state}: {latest.words()}{left(latest) if state == 'running' else ''}")
+            left = f", {time_left(latest)} left" if state == "running" and latest.step is not None else ""
+            say(f"{run}: {state}: {latest.words()}{left}")
             if once or state != "running":
                 return
             time.sleep(seconds)
@@ -52,12 +53,10 @@ def watch(run: Path, once: bool, interval: float | None) -> None:
             time.sleep(seconds)
 
 
-def left(latest: Latest) -> str:
-    if latest.step is None:
-        return ""
+def time_left(latest: Latest) -> str:
     minutes, seconds = divmod(round(latest.seconds_left), 60)
     hours, minutes = divmod(minutes, 60)
-    return f", {hours}:{minutes:02}:{seconds:02} left"
+    return f"{hours}:{minutes:02}:{seconds:02}"
 
 
 def picture(run: Path, state: str, latest: Latest) -> Group:
@@ -73,10 +72,11 @@ def picture(run: Path, state: str, latest: Latest) -> Group:
         shares = (each.accuracy, each.test_accuracy, each.validation_accuracy, each.robust_accuracy)
         percent = ("" if share is None else f"{100 * share:.1f}" for share in shares)
         rows.add_row(f"{each.epoch:.0f}", f"{each.lr:g}", f"{each.loss:.3f}", *percent)
-    waiting = f", waiting for images {100 * latest.waiting:.0f} %" if latest.waiting > 0.01 else ""
+    waiting = f"waiting for images {100 * latest.waiting:.0f} % of the time, " if latest.waiting > 0.01 else ""
     return Group(
         head,
-        Text(f"{latest.words()}{waiting}{left(latest)}"),
+        Text(latest.words()),
+        Text(f"{waiting}{time_left(latest)} left"),
         ProgressBar(total=step.steps, completed=step.step, width=60),
         rows,
     )

@@ -1,0 +1,112 @@
+"""LR-Net-26 against ResNet-26, adversarially trained with the recipe of the paper, over several seeds.
+
+    python benchmarks/seeds.py --out FILE [--seeds 0 1 2] [--set train.epochs=8 ...]
+
+On the embedded data, at a quarter of the paper's width, where both networks cost about the same. Every network is
+attacked, targeted and untargeted, on all test images. What is finished in the folder of the runs is not done again.
+The JSON has every result, and means and standard deviations over the seeds, of accuracies in percent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robust_lr import build_model, config, data, evaluate, load_model, train_run
+from robust_lr.config import Config
+from robust_lr.folder import CONFIG, read_metrics
+from robust_lr.models.profile import profile
+from robust_lr.provenance import device_name, versions
+from robust_lr.results import Result, write_json
+from robust_lr.runs import prepare
+
+NETWORKS = {"ResNet-26": "resnet26", "LR-Net-26": "lrnet26"}
+ATTACKS = ("lrnet-targeted", "lrnet-untargeted")
+BASE = "lrnet26_fashion_mnist_mini"
+
+
+def one(settings: Config, folder: Path, label: str) -> dict[str, Any]:
+    """Train and attack one network; its record."""
+    began = time.monotonic()
+    for step in train_run(settings, folder, resume=(folder / CONFIG).exists()):
+        if step.test_accuracy is not None:
+            print(f"{folder.name}: epoch {step.epoch:g}, clean {100 * step.test_accuracy:.1f} %", flush=True)
+    test = data.load(settings.data.name, "test", settings.data.root)
+    results = {
+        name: evaluate(load_model(folder), test, name, seed=settings.seed, out=folder / name, resume=True, name=label)
+        for name in ATTACKS
+    }
+    return {
+        "label": label,
+        "seed": settings.seed,
+        "accuracy": accuracies(results),
+        "training_seconds": sum(line["seconds"] for line in read_metrics(folder)),
+        "seconds_now": time.monotonic() - began,
+        "results": {name: result.to_dict() for name, result in results.items()},
+    }
+
+
+def accuracies(results: dict[str, Result]) -> dict[str, float]:
+    """In percent: clean, and on the true label under each attack."""
+    clean = next(iter(results.values())).clean
+    return {"clean": percent(clean.value), **{name: percent(result.robust.value) for name, result in results.items()}}
+
+
+def percent(value: float | None) -> float:
+    return round(100 * (value or 0), 4)
+
+
+def over_seeds(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Mean and standard deviation (n - 1) of each accuracy."""
+    columns = {name: [record["accuracy"][name] for record in records] for name in records[0]["accuracy"]}
+    return {
+        name: {"mean": statistics.mean(values), "std": statistics.stdev(values) if len(values) > 1 else 0.0}
+        for name, values in columns.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    parser.add_argument("--runs", type=Path, default=Path("runs/seeds"))
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+
+    table: dict[str, Any] = {}
+    costs: dict[str, Any] = {}
+    for label, name in NETWORKS.items():
+        records = []
+        for seed in arguments.seeds:
+            settings = config.load(BASE, ["recipe=lrnet", f"model.name={name}", f"seed={seed}", *arguments.set])
+            records.append(one(settings, arguments.runs / f"{name}-{seed}", label))
+        train, _, spec = prepare(settings)
+        costs[label] = asdict(profile(build_model(**spec), torch.zeros(1, *train.image_shape)))
+        table[label] = {"runs": records, "over_seeds": over_seeds(records)}
+    columns = ["clean", *ATTACKS]
+    print(f"\n| network | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+    for label, row in table.items():
+        cells = (f"{v['mean']:.1f} ± {v['std']:.1f}" for v in row["over_seeds"].values())
+        print(f"| {label} | {' | '.join(cells)} |")
+    record = {
+        "what": "accuracy in percent on the true label, adversarially trained, mean and standard deviation over seeds",
+        "config": config.to_dict(settings),
+        "seeds": arguments.seeds,
+        "costs": costs,
+        "networks": table,
+        "device": device_name(torch.device("cpu")),
+        "versions": versions(),
+    }
+    write_json(arguments.out, record)
+
+
+if __name__ == "__main__":
+    main()
