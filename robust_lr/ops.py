@@ -87,10 +87,13 @@ def _apply(*arguments: Any) -> Tensor:
     return apply(*arguments)[0]
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def has_kernels(device: str) -> bool:
     """Whether there are compiled operators for a type of device; torch.compile asks while it traces."""
     return _load(device)
+
+
+# What torch.compiler.assume_constant_result does; that would import torch._dynamo here, which takes seconds.
+has_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

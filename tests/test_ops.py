@@ -1,6 +1,8 @@
 """The local relation operator: plain PyTorch against loops over pixels, and the kernels against plain PyTorch."""
 
 import itertools
+import subprocess
+import sys
 from typing import Any, NamedTuple
 
 import pytest
@@ -383,6 +385,12 @@ def test_compiles_as_one_graph() -> None:
     assert y.stride() == eager.stride()
     for a, b in zip(torch.autograd.grad(y.sum(), leaves), torch.autograd.grad(eager.sum(), leaves), strict=True):
         assert torch.equal(a, b)
+
+
+def test_import_does_not_import_the_compiler() -> None:
+    """torch._dynamo takes longer to import than all the rest."""
+    program = "import robust_lr, sys; sys.exit('torch._dynamo' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.parametrize(
