@@ -1,0 +1,93 @@
+// Runs the CPU kernels on problems of many shapes, each tensor in memory of just its size, for sanitizers to watch.
+#include <cstdio>
+#include <random>
+
+#include "../../csrc/cpu/stem_kernels.h"
+
+namespace robust_lr {
+
+void parallel_for(Index count, const std::function<void(Index, Index)>& f) {
+  for (Index i = 0; i < count; ++i) f(i, i + 1);
+}
+Index thread_count() { return 2; }
+
+namespace {
+
+std::mt19937 generator(0);
+
+Index draw(std::initializer_list<Index> values) { return values.begin()[generator() % values.size()]; }
+
+// A tensor [N, C, pixels] with memory of its own; of bfloat16 where it is narrow.
+struct Owned {
+  std::vector<float> wide;
+  std::vector<BFloat16> narrow;
+  Image<float> image;
+
+  Owned(Index n, Index c, Index pixels, bool is_narrow = false, bool channels_last = false)
+      : wide(is_narrow ? 0 : n * c * pixels), narrow(is_narrow ? n * c * pixels : 0) {
+    std::normal_distribution<float> normal;
+    for (float& v : wide) v = normal(generator);
+    for (BFloat16& v : narrow) robust_lr::narrow(normal(generator), &v);
+    void* const data = is_narrow ? static_cast<void*>(narrow.data()) : wide.data();
+    image = {data, c * pixels, channels_last ? 1 : pixels, channels_last ? c : 1, is_narrow};
+  }
+};
+
+Problem random_problem() {
+  Problem p;
+  p.batch = draw({0, 1, 2, 3}), p.channels = draw({1, 5, 8, 20, 64}), p.shared = std::min(draw({1, 3, 4, 8, 16}), p.channels);
+  p.height = draw({1, 3, 8, 17}), p.width = draw({1, 4, 8, 19, 33});
+  p.groups = (p.channels + p.shared - 1) / p.shared, p.components = draw({1, 1, 2});
+  p.kernel = draw({1, 3, 7}), p.stride = draw({1, 2, 3});
+  p.out_height = (p.height + p.stride - 1) / p.stride, p.out_width = (p.width + p.stride - 1) / p.stride;
+  p.composability = static_cast<Composability>(draw({0, 1, 2}));
+  p.softmax = draw({0, 1, 1}), p.padding = p.softmax && draw({0, 1}) ? p.kernel / 2 : 0;
+  return p;
+}
+
+void run(const Problem& p) {
+  const Index pixels = p.height * p.width, out = p.out_height * p.out_width, transforms = p.groups * p.components;
+  const bool narrow = draw({0, 0, 1}), last = draw({0, 1}), has_prior = draw({0, 1, 1});
+  Owned prior(1, p.groups, p.taps()), dprior(p.batch, p.groups, p.taps());
+  Owned shift(p.batch, p.groups, out), total(p.batch, p.groups, out), wide_y(p.batch, p.channels, out);
+  Owned y(p.batch, p.channels, out, narrow, last), dy(p.batch, p.channels, out, narrow, last);
+  prior.image.batch_stride = 0;
+  const Image<float> prior_image = has_prior ? prior.image : Image<float>{};
+  const Image<float> wide_image = narrow && p.softmax ? wide_y.image : Image<float>{};
+  {
+    Owned x(p.batch, p.channels, pixels, narrow, last), q(p.batch, transforms, out, narrow, last);
+    Owned k(p.batch, transforms, pixels, narrow, last);
+    run_forward<float>(
+        {p, x.image, q.image, k.image, y.image, prior_image, shift.image, total.image, wide_image});
+    Owned dx = x, dq = q, dk = k;
+    for (Owned* t : {&dx, &dq, &dk}) t->image.data = narrow ? static_cast<void*>(t->narrow.data()) : t->wide.data();
+    run_backward<float>({p, x.image, dx.image, dy.image, q.image, k.image, wide_image.data ? wide_y.image : y.image,
+                         dq.image, dk.image, prior_image, shift.image, total.image, dprior.image});
+  }
+  Owned stem_y(p.batch, p.channels, out, false, true), stem_dy(p.batch, p.channels, out, false, last);
+  const Index inputs = draw({1, 2, 3, 4});
+  Owned image(p.batch, inputs, pixels), dimage(p.batch, inputs, pixels), transform(1, p.channels, inputs + 1);
+  Owned q(p.batch, transforms, out), k(p.batch, transforms, pixels), dq = q, dk = k;
+  dq.image.data = dq.wide.data(), dk.image.data = dk.wide.data();
+  Projection<float> query{transforms, p.stride, nullptr, q.image}, key{transforms, 1, nullptr, k.image};
+  Owned weights(1, p.channels, query.padded());
+  query.weights = key.weights = weights.wide.data();
+  const Stem<float> stem{image.image, inputs, transform.wide.data(), {}, nullptr};
+  run_stem_forward<float>({p, stem, q.image, k.image, stem_y.image, prior_image, shift.image, total.image, {}}, query, key);
+  std::vector<float> dtransform(p.batch * p.channels * (inputs + 1));
+  const Stem<float> taking{image.image, inputs, transform.wide.data(), dimage.image, dtransform.data()};
+  query.out = dq.image, key.out = dk.image;
+  const StemParts<float> parts(p, stem, query, key);
+  std::vector<float> gradients(p.batch * parts.bands * parts.size());
+  run_stem_backward<float>({p, taking, taking, stem_dy.image, q.image, k.image, stem_y.image, dq.image, dk.image,
+                            prior_image, shift.image, total.image, dprior.image},
+                           query, key, gradients.data());
+}
+
+}  // namespace
+}  // namespace robust_lr
+
+int main() {
+  for (int i = 0; i < 400; ++i) robust_lr::run(robust_lr::random_problem());
+  std::puts("400 problems");
+}
