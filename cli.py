@@ -10,6 +10,8 @@ import click
 
 from .commands.adv_train import adv_train
 from .commands.attack import attack
+from .commands.compare import compare
+from .commands.merge import merge
 from .commands.tables import table, table9
 from .commands.watch import watch
 from .errors import InputError, RunError
@@ -57,6 +59,8 @@ def main() -> None:
 
 main.add_command(adv_train)
 main.add_command(attack)
+main.add_command(compare)
+main.add_command(merge)
 main.add_command(table)
 main.add_command(table9)
 main.add_command(watch)

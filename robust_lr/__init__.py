@@ -13,14 +13,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from . import attacks, config, data, protocols, reference
 from .benchmark import BenchmarkResult, benchmark
 from .checkpoint import load_model
+from .compare import Comparison, compare
 from .config import Config
 from .errors import InputError, RunError
 from .evaluate import evaluate
+from .merge import merge
 from .models import MODELS, build_model
 from .ops import local_relation
 from .results import Result
 from .runs import train_run
 from .sources import load_source
+from .targets import Targets, draw_targets, load_targets
 from .train import Metrics, adversarial_train
 
 __version__ = metadata.version("robust-lr")
@@ -28,21 +31,27 @@ __version__ = metadata.version("robust-lr")
 __all__ = [
     "MODELS",
     "BenchmarkResult",
+    "Comparison",
     "Config",
     "InputError",
     "Metrics",
     "Result",
     "RunError",
+    "Targets",
     "adversarial_train",
     "attacks",
     "benchmark",
     "build_model",
+    "compare",
     "config",
     "data",
+    "draw_targets",
     "evaluate",
     "load_model",
     "load_source",
+    "load_targets",
     "local_relation",
+    "merge",
     "protocols",
     "reference",
     "train_run",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import protocols, recipes
 from .errors import InputError
+from .protocol_files import from_values
 from .sections import ComputeConfig, DataConfig, OutputConfig, TrainConfig, ValidationConfig, at_least
 from .text import check_name, typed
 
@@ -150,7 +151,9 @@ def from_dict(table: Mapping[str, Any]) -> Config:
 
 def attack(table: Mapping[str, Any], default: str = "lrnet-train") -> protocols.PGD:
     """[attack] of a training run: as ``protocol``, but PGD only."""
-    protocols.pgd(table.get("protocol", default))
+    changed = protocol({"protocol": table.get("protocol", default)})
+    if not isinstance(changed, protocols.PGD):
+        raise InputError(f"protocol {changed.name!r} is no PGD: choose one that is, e.g. 'lrnet-train'")
     changed = protocol(table, default)
     assert isinstance(changed, protocols.PGD)
     return changed
@@ -159,7 +162,7 @@ def attack(table: Mapping[str, Any], default: str = "lrnet-train") -> protocols.
 def protocol(table: Mapping[str, Any], default: str = "lrnet-train") -> protocols.Protocol:
     """A named ``protocol``, whose values the other keys replace; eps and step_size may be "16/255"."""
     values = dict(table)
-    base = protocols.get(values.pop("protocol", default))
+    base = named(values.pop("protocol", default))
     cascade = isinstance(base, protocols.Cascade)
     names = ["eps", "first"] if cascade else [f.name for f in fields(base) if f.name not in ("attack", "options")]
     for key in values:
@@ -178,6 +181,20 @@ def protocol(table: Mapping[str, Any], default: str = "lrnet-train") -> protocol
         base = base.at(typed(float, values.pop("eps", base.eps), "attack.eps"))
     values = {"name": "custom", "source": f"{base.name} with changes", **values}
     return make(type(base), values, "attack", base=base)
+
+
+def named(name: str) -> protocols.Protocol:
+    """A protocol of ``protocols.PROTOCOLS``, or what a TOML file says: every value, or a ``protocol`` and changes."""
+    if not str(name).endswith(".toml"):
+        return protocols.get(name)
+    table = read_toml(Path(name))
+    if ("attack" in table) == ("protocol" in table):
+        raise InputError(f"{name}: give either attack, e.g. 'pgd', and all its values, or protocol = NAME and changes")
+    try:
+        found = from_values(table) if "attack" in table else protocol(table)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+    return found if "name" in table else replace(found, name=Path(name).stem)
 
 
 def make(kind: type[Record], table: Mapping[str, Any], section: str, base: Record | None = None) -> Record:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from .ledger import Row
 from .provenance import versions
 from .results import Proportion, Result
 from .standard import Protocol
+from .targets import targets_hash as hash_of_pairs
 
 
 def summarize(rows: Sequence[Row], protocol: Protocol, *, hashes: dict[str, str], **about: Any) -> Result:
@@ -70,6 +70,6 @@ def within(step: int | None, steps: int) -> bool:
 
 
 def targets_hash(rows: Sequence[Row]) -> dict[str, str]:
-    """SHA-256 of the lines "id target", by id; nothing where no image has a target."""
-    lines = "".join(f"{row.id} {row.target}\n" for row in rows if row.target is not None)
-    return {"targets": hashlib.sha256(lines.encode()).hexdigest()} if lines else {}
+    """Of the images' targets; nothing where none has one."""
+    pairs = [(row.id, row.target) for row in rows if row.target is not None]
+    return {"targets": hash_of_pairs(pairs)} if pairs else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from .dataset import Batch, Dataset, content_hash
 from .errors import InputError
 from .guards import SAMPLE, check_pixels, guard
 from .images import known, ledger_rows
-from .ledger import Ledger
+from .kinds import PGD
+from .ledger import Ledger, remove
 from .library import attack_stream, keyed
 from .loader import batches
 from .perturb import attackable
@@ -30,6 +32,7 @@ from .provenance import device_name, versions
 from .results import Result, write_json
 from .rows import Rows, size
 from .standard import Cascade, Part, Protocol
+from .targets import Targets, targets_hash
 
 #: rows of every forward pass on a CPU, where libraries round differently for other batch shapes
 COMPUTE_BATCH = 64
@@ -53,7 +56,9 @@ def evaluate(
     compute_batch: int | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    fresh: bool = False,
     shard: tuple[int, int] | None = None,
+    targets: Targets | None = None,
     name: str | None = None,
     workers: int = 0,
     precision: str = "fp32",
@@ -71,14 +76,16 @@ def evaluate(
             eval mode; mode, flags and gradients are afterwards as before.
         data: images, labels and ids.
         protocol: a name of ``protocols.PROTOCOLS`` or a ``protocols.PGD``.
-        seed: of starts and targets.
+        seed: of starts and targets, 0 to 2^32 - 1.
         batch_size: images that are loaded at a time.
         compute_batch: rows of every pass of the model: images that are attacked, and written to the ledger, at a time.
             The last ones are padded. By default 64 on a CPU; 0, the default on other devices, pads nothing and takes at
             most ``batch_size`` rows.
         out: folder for ``ledger.sqlite`` and ``result.json``; by default nothing is written.
         resume: go on with the evaluation in ``out``; one of another configuration is refused.
+        fresh: begin anew, whatever evaluation is in ``out``.
         shard: (i, n): only every n-th image, from the i-th on, 1 <= i <= n.
+        targets: of a targeted protocol, instead of those that it would choose.
         name: of the model, for the result.
         workers: processes that load images.
         precision: of the passes that the attack makes, "fp32", "tf32" (on CUDA) or "bf16"; verdicts are always fp32. A
@@ -94,6 +101,9 @@ def evaluate(
     protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
     if protocol.targeted:
         check_classes(data.num_classes)
+    protocol = with_targets(protocol, targets)
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed = {seed}: must be between 0 and 2^32 - 1")
     for option, value, least in (("batch_size", batch_size, 1), ("compute_batch", compute_batch or 0, 0)):
         if value < least:
             raise InputError(f"{option} = {value}: must be at least {least}")
@@ -109,6 +119,7 @@ def evaluate(
         "schema": SCHEMA,
         "model": name,
         "data": data.name,
+        "classes": data.num_classes,
         "architecture": hashlib.sha256(repr(model).encode()).hexdigest(),
         "device": device.type,
         **{f"version of {key}": value for key, value in versions().items()},
@@ -120,6 +131,9 @@ def evaluate(
         "precision": precision,
         **{f"{key}_sha256": value for key, value in hashes.items()},
     }
+    if targets is not None:
+        chosen = targets.of(data.ids, data.labels)  # all of them: shards of one evaluation agree
+        configuration["targets_sha256"] = targets_hash(zip(data.ids.tolist(), chosen.tolist(), strict=True))
     with frozen(model), fp32(device):  # a model that does not fit is refused before anything is written
         images, labels, ids = data.batch(spaced(positions, min(SAMPLE, compute_batch or batch_size)))
         check_pixels(images, ids)
@@ -132,10 +146,14 @@ def evaluate(
             allow=allow,
         )
     folder = None if out is None else Path(out)
+    if folder is not None and fresh:
+        remove(folder / LEDGER)
     with closing(Ledger(None if folder is None else folder / LEDGER, configuration, resume=resume)) as ledger:
         done = ledger.ids()
         todo = positions[[id_ not in done for id_ in data.ids[positions].tolist()]]
         finished = len(done)
+        if folder is not None and len(todo):
+            (folder / RESULT).unlink(missing_ok=True)  # it was another evaluation's
         if progress is not None:
             progress(finished, len(positions))
         with frozen(model), fp32(device):
@@ -152,9 +170,11 @@ def evaluate(
             agreement = None
             if precision != "fp32":
                 sample = [data.batch(spaced(positions, SAMPLE))]
-                bench, agreement = lowered(bench, precision, device, lambda b: attack_all(sample, protocol, b, device))
+                bench, agreement = lowered(
+                    bench, precision, device, lambda b: attack_all(sample, protocol, b, device, targets)
+                )
             loaded = batches(data, torch.split(todo, batch_size) if len(todo) else [], workers=workers)
-            for group in attack_all(loaded, protocol, bench, device):
+            for group in attack_all(loaded, protocol, bench, device, targets):
                 ledger.add(ledger_rows(group, protocol, [part.name for part in parts]))
                 finished += size(group)
                 if progress is not None:
@@ -178,9 +198,11 @@ def evaluate(
     return result
 
 
-def attack_all(batches: Iterable[Batch], protocol: Protocol, bench: Bench, device: torch.device) -> Iterator[Rows]:
+def attack_all(
+    batches: Iterable[Batch], protocol: Protocol, bench: Bench, device: torch.device, targets: Targets | None
+) -> Iterator[Rows]:
     """Rows of all images once they are decided, in any order."""
-    decided = known(batches, protocol, bench, device)
+    decided = known(batches, protocol, bench, device, targets)
     for number, part in enumerate(parts_of(protocol)):
         decided = attack_stream(part, number, decided, bench)
     return decided
@@ -208,3 +230,14 @@ def spaced(positions: Tensor, n: int) -> Tensor:
     """At most ``n`` of the positions, evenly spaced: folders are sorted by class."""
     n = min(n, len(positions))
     return positions[torch.arange(n) * len(positions) // n]
+
+
+def with_targets(protocol: Protocol, targets: Targets | None) -> Protocol:
+    """``protocol``, which says that targets are given if they are; InputError where they have no place, or lack."""
+    if targets is None:
+        if isinstance(protocol, PGD) and protocol.targeted and protocol.target == "given":
+            raise InputError("target = 'given': give the targets as well (--targets FILE)")
+        return protocol
+    if not isinstance(protocol, PGD) or not protocol.targeted:
+        raise InputError(f"protocol {protocol.name!r} aims at no given class: leave the targets out")
+    return replace(protocol, target="given")

@@ -21,9 +21,12 @@ from .perturb import goals
 from .pool import timed
 from .rows import Rows
 from .standard import Protocol
+from .targets import Targets
 
 
-def known(batches: Iterable[Batch], protocol: Protocol, bench: Bench, device: torch.device) -> Iterator[Rows]:
+def known(
+    batches: Iterable[Batch], protocol: Protocol, bench: Bench, device: torch.device, targets: Targets | None = None
+) -> Iterator[Rows]:
     """Images with their labels, targets and clean predictions, and columns for what an attack will find.
 
     Where the worst iterate seen counts, images at the attack's aim already are decided: an untargeted attack need not
@@ -35,9 +38,12 @@ def known(batches: Iterable[Batch], protocol: Protocol, bench: Bench, device: to
         x, label, id_ = (column.to(device, non_blocking=True) for column in (images, labels, ids))
         logits = bench.logits(x, id_)
         clean = logits.argmax(1)
+        loss = F.cross_entropy(logits, label, reduction="none")
         none = torch.full_like(label, -1)
         target = none
-        if isinstance(protocol, PGD) and protocol.targeted:
+        if targets is not None:
+            target = targets.of(id_, label)
+        elif isinstance(protocol, PGD) and protocol.targeted:
             target = goals(protocol, partial(always, logits), x, label, id_, bench.num_classes, seed=bench.seed)
         no, yes = torch.zeros_like(label, dtype=torch.bool), torch.ones_like(label, dtype=torch.bool)
         there = clean == target if protocol.targeted else clean != label
@@ -57,7 +63,9 @@ def known(batches: Iterable[Batch], protocol: Protocol, bench: Bench, device: to
             "first_success": none,
             "first_wrong": torch.where(clean == label, -1, 0),
             "margin": lead(logits, label),
-            "loss": F.cross_entropy(logits, label, reduction="none"),
+            "clean_loss": loss,
+            "zero_gradients": torch.zeros_like(label),
+            "loss": loss,
             "distance": torch.zeros_like(x[:, 0, 0, 0]),
             "part": none,
             "draw": torch.zeros_like(label),
@@ -115,6 +123,8 @@ def ledger_rows(rows: Rows, protocol: Protocol, parts: Sequence[str]) -> list[Ro
             success=row["success"],
             first_success=None if row["first_success"] < 0 else row["first_success"],
             first_wrong=None if row["first_wrong"] < 0 else row["first_wrong"],
+            clean_loss=row["clean_loss"],
+            zero_gradients=row["zero_gradients"],
             margin=row["margin"],
             loss=row["loss"],
             distance=row["distance"],

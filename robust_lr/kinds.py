@@ -12,7 +12,7 @@ from .text import check_name
 NORMS = ("linf", "l2")
 LOSSES = ("cross-entropy", "margin", "dlr")
 STARTS = ("uniform", "clean", "normal")
-TARGETS = ("uniform", "least-likely")
+TARGETS = ("uniform", "least-likely", "given")
 LABELS = ("true", "predicted")
 CRITERIA = ("last", "worst")
 
@@ -34,7 +34,8 @@ class PGD:
         restarts: independent starts; an image counts as broken if any of them breaks it.
         start: "uniform" in the ball, clipped to [0, 1], the "clean" image, or "normal" around it with a standard
             deviation of 0.001 (TRADES, Zhang et al. 2019: their code).
-        target: of a targeted attack: "uniform" over the wrong classes, or the "least-likely" one.
+        target: of a targeted attack: "uniform" over the wrong classes, the "least-likely" one, or the one "given" to
+            ``evaluate``.
         criterion: what the figure counts. "last": the last iterates, as in the paper; worst seen is reported too.
             "worst": the worst iterate seen, so that an image leaves the attack as soon as this is decided (targeted:
             the target is reached, untargeted: it is misclassified); last iterates are then not known.

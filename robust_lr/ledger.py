@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ class Row:
         success: the attack reached its aim, under the same criterion; see ``Result.success`` for the denominator.
         first_success: number of steps after which it was first reached, None if never.
         first_wrong: number of steps after which the image was first misclassified (0: when clean or at the start).
+        clean_loss: cross-entropy of the true class for the clean image.
+        zero_gradients: number of steps, over all restarts, at which the gradient was zero everywhere.
         margin: the smallest seen of the true class's logit minus the best other one.
         loss: cross-entropy of the true class for the finished image.
         distance: |x_adv - x| in the protocol's norm, the largest over restarts.
@@ -50,6 +52,8 @@ class Row:
     success: bool
     first_success: int | None
     first_wrong: int | None
+    clean_loss: float
+    zero_gradients: int
     margin: float
     loss: float
     distance: float
@@ -76,15 +80,32 @@ def read(path: Path) -> list[Row]:
     """The rows of a ledger on disk, by id.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or one that another version wrote.
     """
+    with _opened(path) as connection:
+        return _rows(connection)
+
+
+def read_configuration(path: Path) -> dict[str, Any]:
+    """The configuration of a ledger on disk; InputError as ``read``, or where none was written yet."""
+    with _opened(path) as connection:
+        kept = connection.execute("SELECT json FROM configuration").fetchone()
+    if kept is None:
+        raise InputError(f"{path} is empty: run the same command again")
+    configuration: dict[str, Any] = json.loads(kept[0])
+    return configuration
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[sqlite3.Connection]:
+    """A ledger that is only read."""
     if not path.is_file():
         raise InputError(f"{path}: there is no ledger")
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
-            return _rows(connection)
+            yield connection
     except sqlite3.Error as error:
-        raise InputError(f"{path} cannot be read as a ledger: {error}") from None
+        raise InputError(f"{path} cannot be read as a ledger of this version: {error}") from None
 
 
 def _rows(connection: sqlite3.Connection) -> list[Row]:
@@ -107,7 +128,9 @@ class Ledger:
     def __init__(self, path: Path | None, configuration: Mapping[str, Any], *, resume: bool = False):
         self.path = path
         if path is not None and path.exists() and not resume:
-            raise InputError(f"{path} exists: resume that evaluation, start afresh, or choose another folder")
+            raise InputError(
+                f"{path} exists: resume that evaluation, start afresh (--fresh), or choose another folder (--out)"
+            )
         try:
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +160,7 @@ class Ledger:
             if before.get(key) != now.get(key):
                 raise InputError(
                     f"{self.path} holds another evaluation: {key} was {before.get(key)!r} and is {now.get(key)!r}; "
-                    "start afresh, or choose another folder"
+                    "start afresh (--fresh), or choose another folder (--out)"
                 )
 
     def add(self, rows: Iterable[Row]) -> None:

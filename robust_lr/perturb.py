@@ -15,6 +15,7 @@ from .attacks.pgd import ProjectedGradient, pgd_l2, pgd_linf
 from .attacks.square import SquareSearch
 from .attacks.stepwise import Stepwise
 from .bench import Model
+from .errors import InputError
 from .kinds import PGD
 from .models.fold import fold
 from .models.resnet import ResNet
@@ -32,6 +33,8 @@ def goals(
     """What the attack's loss is taken on, [N] int64: targets of a targeted attack, otherwise the labels."""
     if protocol.targeted and protocol.target == "least-likely":
         return targets.least_likely(model, x, labels)
+    if protocol.targeted and protocol.target == "given":
+        raise InputError("target = 'given': targets are given to evaluations only; use 'uniform' or 'least-likely'")
     if protocol.targeted:
         return targets.uniform(labels, ids, num_classes, seed=seed, draw=draw)
     if protocol.label == "predicted":

@@ -109,6 +109,8 @@ def flown(part: Stepped, attack: Stepwise, objective: Objective, rows: Rows, ben
         now = undecided & reached
         noted["final"] = torch.where(now.view(-1, 1, 1, 1), state["query"], rows["final"])
         noted["decided"] = rows["decided"] | now
+    if attack.needs_gradient:
+        noted["zero_gradients"] = rows["zero_gradients"] + undecided * (gradient == 0).flatten(1).all(1)
     noted["forwards"] = rows["forwards"] + undecided
     noted["backwards"] = rows["backwards"] + undecided * attack.needs_gradient
     state = attack.advance(rows["x"], state, rows["step"], loss, gradient)

@@ -63,8 +63,8 @@ class Bars:
 
 
 @contextmanager
-def progress_bars() -> Iterator[Bars]:
+def progress_bars(shown: bool = True) -> Iterator[Bars]:
     """Bars on stderr, which are gone when the work is done."""
-    bars = Bars(Console(stderr=True))
+    bars = Bars(Console(stderr=True, quiet=not shown))
     with bars.shown:
         yield bars

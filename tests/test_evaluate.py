@@ -663,7 +663,7 @@ def begun(tmp_path, data, cnn):
 )
 def test_another_configuration_is_refused_with_the_difference(begun, changed, named):
     before = table(begun["out"])
-    with pytest.raises(InputError, match=f"holds another evaluation: {named}; start afresh, or choose another folder"):
+    with pytest.raises(InputError, match=rf"holds another evaluation: {named}; start afresh \(--fresh\), or choose"):
         rlr.evaluate(**(begun | changed), resume=True)
     assert table(begun["out"]) == before
     assert len(table(begun["out"])) == 10

@@ -13,16 +13,19 @@ from ..terminal import GroupedCommand, console, grouped, say, use_threads
 from .choice import choose, model_and_images
 
 of_attack, of_guards, of_work = map(grouped, ("Attack", "Guards", "Work and output"))
+_PATH = click.Path(path_type=Path)
 
 
 @click.command(cls=GroupedCommand)
 @of_attack("--targeted", is_flag=True, help="Protocol lrnet-targeted.")
 @of_attack("--untargeted", is_flag=True, help="Protocol lrnet-untargeted.")
-@of_attack("--protocol", metavar="NAME", help="A named protocol; see `robust-lr list`.")
+@of_attack("--protocol", metavar="NAME", help="A name of `robust-lr list protocols`, or a TOML file.")
 @of_attack(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a value of the protocol, e.g. eps=8/255."
 )
 @of_attack("--seed", type=int, default=0, show_default=True, help="Of starts and targets.")
+@of_attack("--targets", "targets_file", type=_PATH, help="Aim at the classes that --save-targets wrote to this file.")
+@of_attack("--save-targets", type=_PATH, help="Write the classes that were aimed at, for other models.")
 @model_and_images
 @of_guards(
     "--allow",
@@ -30,9 +33,16 @@ of_attack, of_guards, of_work = map(grouped, ("Attack", "Guards", "Work and outp
     metavar="GUARD",
     help="Go on although this guard complains, e.g. probabilities; may be repeated.",
 )
-@of_work("--out", type=click.Path(path_type=Path), help="Folder for result.json and the ledger.")
-@of_work("--figure", type=click.Path(path_type=Path), help="PNG of a curve; needs matplotlib.")
+@of_work("--out", type=_PATH, help="Folder for result.json and the ledger.")
+@of_work("--figure", type=_PATH, help="PNG of a curve; needs matplotlib.")
 @of_work("--fresh", is_flag=True, help="Evaluate anew, even if the folder holds an evaluation.")
+@of_work(
+    "--shard",
+    "shard_text",
+    metavar="I/N",
+    help="Only the I-th of N parts of the images, in a folder of its own; `robust-lr merge` joins them. Under torchrun "
+    "each process takes one, and the last joins them.",
+)
 @of_work(
     "--precision",
     default="fp32",
@@ -49,14 +59,18 @@ def attack(
     protocol: str | None,
     overrides: tuple[str, ...],
     seed: int,
+    targets_file: Path | None,
+    save_targets: Path | None,
     allow: tuple[str, ...],
     out: Path | None,
     figure: Path | None,
     fresh: bool,
+    shard_text: str | None,
     precision: str,
     batch_size: int,
     workers: int,
     threads: int,
+    device: str,
     **where: Any,
 ) -> None:
     """Attack a trained network, white-box, on the test images; print a table and write result.json.
@@ -65,9 +79,11 @@ def attack(
     """
     from .. import config as config_room
     from .. import protocols, report
-    from ..evaluate import LEDGER, RESULT, evaluate
-    from ..ledger import remove
+    from ..evaluate import RESULT, evaluate, with_targets
+    from ..evaluations import read_evaluation
+    from ..shards import merge_when_complete, parse_shard, shard_folder, torchrun_device, torchrun_shard
     from ..sweep import CURVE, Curve, sweep
+    from ..targets import load_targets
 
     chosen = [*["lrnet-targeted"] * targeted, *["lrnet-untargeted"] * untargeted, *[protocol] * (protocol is not None)]
     if len(chosen) != 1:
@@ -79,23 +95,35 @@ def attack(
         config_room.set_value(table, override, "key=value, e.g. eps=8/255")
     options = table.pop("model", {})
     settings = protocols.SWEEPS[chosen[0]] if chosen[0] in protocols.SWEEPS else config_room.protocol(table)
-    if figure is not None and not (isinstance(settings, protocols.Sweep) or settings.record):
+    swept = isinstance(settings, protocols.Sweep)
+    launched = torchrun_shard()
+    if figure is not None and not (swept or settings.record):
         raise InputError(f"--figure draws a curve, which {settings.name!r} has not: use e.g. --protocol sweep-steps")
-    if isinstance(settings, protocols.Sweep) and len(table) > 1:
+    if swept and len(table) > 1:
         raise InputError(f"--set is for single protocols: {settings.name!r} is a sweep over several")
+    if swept and (launched or shard_text or save_targets):
+        raise InputError(f"--shard, torchrun and --save-targets are for single protocols: {settings.name!r} is a sweep")
+    if not swept and save_targets is not None and not settings.targeted:
+        raise InputError(f"--save-targets: protocol {settings.name!r} aims at no class")
+    if launched is not None and shard_text is not None:
+        raise InputError("--shard: torchrun divides the images already, leave it out")
+    shard = launched or (None if shard_text is None else parse_shard(shard_text))
     use_threads(threads)
-    choice = choose(**where, options=options)
-    out = choice.folder / "attacks" / settings.name if out is None else out
-    if fresh:
-        for folder in [out / part.name for part in settings.parts] if isinstance(settings, protocols.Sweep) else [out]:
-            remove(folder / LEDGER)
-    with progress_bars() as bars:
+    given = None if targets_file is None else load_targets(targets_file)
+    choice = choose(**where, device=torchrun_device() if launched and device == "auto" else device, options=options)
+    whole = choice.folder / "attacks" / settings.name if out is None else out
+    folder = whole if shard is None or (out is not None and launched is None) else shard_folder(whole, shard)
+    if launched is not None:
+        (whole / RESULT).unlink(missing_ok=True)  # until all processes have finished
+    with progress_bars(shown=launched is None or launched[0] == 1) as bars:
         task = bars.add(f"attacking {choice.name}", total=None)
         work: dict[str, Any] = {
             "seed": seed,
             "batch_size": batch_size,
-            "out": out,
+            "out": folder,
             "resume": True,
+            "fresh": fresh,
+            "targets": given,
             "name": choice.name,
             "workers": workers,
             "precision": precision,
@@ -105,13 +133,22 @@ def attack(
         if isinstance(settings, protocols.Sweep):
             curve = sweep(choice.model, choice.data, settings, **work)
         else:
-            result = evaluate(choice.model, choice.data, settings, **work)
-            curve = Curve(settings.name, settings.source, "steps", result.curve, [result])
-            console.print(report.result_table(result, settings))
+            result = evaluate(choice.model, choice.data, settings, shard=shard, **work)
+    if shard is not None:
+        say(f"shard {shard[0]}/{shard[1]}: {result.n} images in {result.seconds:.1f} s; written to {folder / RESULT}")
+    if launched is not None:
+        merged = merge_when_complete(whole, launched[1])
+        if merged is None:
+            return
+        result, folder = merged, whole
+    if save_targets is not None:
+        read_evaluation(folder).targets().save(save_targets)
+    if not isinstance(settings, protocols.Sweep):
+        curve = Curve(settings.name, settings.source, "steps", result.curve, [result])
+        console.print(report.result_table(result, with_targets(settings, given)))
     if curve.points:
         console.print(report.curve_table(curve))
     if figure is not None:
         report.curve_picture(curve, figure)
     seconds = sum(result.seconds for result in curve.results)
-    written = out / (CURVE if isinstance(settings, protocols.Sweep) else RESULT)
-    say(f"{seconds:.1f} s on {curve.results[0].device}; written to {written}")
+    say(f"{seconds:.1f} s on {curve.results[0].device}; written to {folder / (CURVE if swept else RESULT)}")

@@ -1,0 +1,27 @@
+"""``robust-lr merge``: shards of an evaluation become one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ..terminal import console, say
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the whole.")
+def merge(runs: tuple[Path, ...], out: Path) -> None:
+    """Join the shards of an evaluation: RUNS are the folders that `robust-lr attack --shard i/n` wrote.
+
+    The result is that of a run over all images, row by row. Missing shards and images that appear twice are errors.
+    """
+    from ..evaluate import RESULT
+    from ..merge import merge as merge_runs
+    from ..protocol_files import from_values
+    from ..report import result_table
+
+    result = merge_runs(runs, out)
+    console.print(result_table(result, from_values(result.protocol)))
+    say(f"{len(runs)} shards joined; written to {out / RESULT}")
