@@ -112,6 +112,8 @@ def same(shards: Sequence[Evaluation]) -> None:
 
 def agreement(records: Sequence[dict[str, Any]]) -> Proportion | None:
     """Of verdicts at a lower precision with those of fp32, over the samples of all shards."""
-    parts = [(record["precision_agreement"], record["denominators"].get("precision_agreement")) for record in records]
+    parts = [
+        (record.get("precision_agreement"), record["denominators"].get("precision_agreement")) for record in records
+    ]
     known = [(value, n) for value, n in parts if value is not None and n is not None]
     return Proportion(sum(round(value * n) for value, n in known), sum(n for _, n in known)) if known else None

@@ -145,7 +145,7 @@ def test_help_lists_every_option_under_a_heading():
 
 
 def rows(out):
-    return read(Path(out) / "ledger.sqlite")[1]
+    return read(Path(out) / "ledger.sqlite")
 
 
 def test_targets_are_saved_and_aimed_at_by_another_model(here):

@@ -11,7 +11,7 @@ from torch import nn
 
 import robust_lr as rlr
 from robust_lr.errors import InputError
-from robust_lr.ledger import read
+from robust_lr.evaluations import read_ledger
 from robust_lr.protocols import PGD
 from robust_lr.shards import merge_when_complete, parse_shard, shard_folder, torchrun_shard
 
@@ -40,7 +40,7 @@ def shards(data, model, tmp_path_factory):
 
 
 def timeless(folder):
-    configuration, rows = read(folder / "ledger.sqlite")
+    configuration, rows = read_ledger(folder)
     return configuration, [dataclasses.replace(row, seconds=0) for row in rows]
 
 
@@ -91,7 +91,7 @@ def test_an_image_in_two_shards_is_an_error(shards, tmp_path):
         shutil.copytree(shards / name, tmp_path / name)
     import sqlite3
 
-    first = read(shards / "1" / "ledger.sqlite")[1][0].id
+    first = read_ledger(shards / "1")[1][0].id
     with sqlite3.connect(tmp_path / "2" / "ledger.sqlite") as connection:
         connection.execute("UPDATE images SET id = ? WHERE id = (SELECT max(id) FROM images)", (first,))
     connection.close()

@@ -95,15 +95,16 @@ def attack(
         config_room.set_value(table, override, "key=value, e.g. eps=8/255")
     options = table.pop("model", {})
     settings = protocols.SWEEPS[chosen[0]] if chosen[0] in protocols.SWEEPS else config_room.protocol(table)
-    swept = isinstance(settings, protocols.Sweep)
     launched = torchrun_shard()
-    if figure is not None and not (swept or settings.record):
+    if isinstance(settings, protocols.Sweep):
+        if len(table) > 1 or launched or shard_text or save_targets:
+            raise InputError(
+                f"--set, --shard, torchrun and --save-targets are for single protocols: {settings.name!r} is a sweep "
+                "over several"
+            )
+    elif figure is not None and not settings.record:
         raise InputError(f"--figure draws a curve, which {settings.name!r} has not: use e.g. --protocol sweep-steps")
-    if swept and len(table) > 1:
-        raise InputError(f"--set is for single protocols: {settings.name!r} is a sweep over several")
-    if swept and (launched or shard_text or save_targets):
-        raise InputError(f"--shard, torchrun and --save-targets are for single protocols: {settings.name!r} is a sweep")
-    if not swept and save_targets is not None and not settings.targeted:
+    elif save_targets is not None and not settings.targeted:
         raise InputError(f"--save-targets: protocol {settings.name!r} aims at no class")
     if launched is not None and shard_text is not None:
         raise InputError("--shard: torchrun divides the images already, leave it out")
@@ -151,4 +152,5 @@ def attack(
     if figure is not None:
         report.curve_picture(curve, figure)
     seconds = sum(result.seconds for result in curve.results)
-    say(f"{seconds:.1f} s on {curve.results[0].device}; written to {folder / (CURVE if swept else RESULT)}")
+    written = folder / (CURVE if isinstance(settings, protocols.Sweep) else RESULT)
+    say(f"{seconds:.1f} s on {curve.results[0].device}; written to {written}")
