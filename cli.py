@@ -11,6 +11,7 @@ import click
 from .commands.adv_train import adv_train
 from .commands.attack import attack
 from .commands.compare import compare
+from .commands.kernels import build, doctor
 from .commands.merge import merge
 from .commands.tables import table, table9
 from .commands.watch import watch
@@ -59,7 +60,9 @@ def main() -> None:
 
 main.add_command(adv_train)
 main.add_command(attack)
+main.add_command(build)
 main.add_command(compare)
+main.add_command(doctor)
 main.add_command(merge)
 main.add_command(table)
 main.add_command(table9)
@@ -82,23 +85,3 @@ def list_names() -> None:
         console.print(f"  {name:28} {protocol}", highlight=False, soft_wrap=True)
     console.print("[bold]recipes[/]", "  " + " ".join(RECIPES), sep="\n")
     console.print("[bold]configs[/]", "  " + " ".join(shipped()), sep="\n", soft_wrap=True)
-
-
-@main.command()
-def build() -> None:
-    """Compile the kernels now instead of at their first use."""
-    from . import extension
-
-    console.print(f"The kernels are ready: {extension.build()}", highlight=False, soft_wrap=True)
-
-
-@main.command()
-def doctor() -> None:
-    """Say what was found (compiler, PyTorch, CUDA, cache) and which path computes the local relation, and why."""
-    from . import extension
-
-    for name, value in extension.describe().items():
-        text = ", ".join(value) if isinstance(value, list) else value
-        console.print(
-            f"{name.replace('_', ' '):18} {text if text not in (None, '') else '-'}", highlight=False, soft_wrap=True
-        )

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from robust_lr import extension, nvcc, ops
+from robust_lr import doctor, nvcc, ops
 from robust_lr.provenance import device_name, versions
 from robust_lr.reference import Border
 
@@ -104,7 +104,7 @@ def main() -> int:
     summary = {
         "device": device_name(torch.device("cuda")),
         "versions": versions(),
-        "extension": extension.describe(),
+        "extension": doctor.describe(),
         "steps": steps,
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")

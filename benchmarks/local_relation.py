@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from robust_lr import extension, local_relation, reference
+from robust_lr import doctor, local_relation, reference
 from robust_lr.provenance import device_name, versions
 from robust_lr.results import write_json
 
@@ -126,7 +126,7 @@ def main() -> None:
     ratios |= {f"plain / kernel, {p}": best("plain", p) / best("kernel", p) for p in ("forward", "training")}
     record = {
         "device": device_name(torch.device("cpu")),
-        "kernels": {k: v for k, v in extension.describe().items() if k in ("compiler_version", "vectors", "uses")},
+        "kernels": {k: v for k, v in doctor.describe().items() if k in ("compiler_version", "vectors", "uses")},
         "versions": versions(),
         "settings": {name: value for name, value in vars(arguments).items() if name != "out"},
         "ratios": ratios,

@@ -29,7 +29,7 @@ from local_relation import FORMATS, measure
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from robust_lr import build_model, extension
+from robust_lr import build_model, doctor
 from robust_lr.models.fold import fold
 from robust_lr.models.resnet import STEMS, ResNet
 from robust_lr.provenance import device_name, versions
@@ -175,9 +175,7 @@ def main() -> None:
         }
     record = {
         "device": device_name(device),
-        "kernels": {
-            k: v for k, v in extension.describe().items() if k in ("compiler_version", "vectors", "nvcc", "uses")
-        },
+        "kernels": {k: v for k, v in doctor.describe().items() if k in ("compiler_version", "vectors", "nvcc", "uses")},
         "versions": versions(),
         "settings": {name: value for name, value in vars(options).items() if name != "out"},
         **precisions,

@@ -26,7 +26,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -34,6 +33,8 @@ from . import nvcc
 from .errors import InputError, RunError
 
 log = logging.getLogger("robust_lr")
+
+Capabilities = list[tuple[int, int]]  # of GPUs, e.g. [(8, 0), (9, 0)]
 
 SOURCES = Path(__file__).parent / "csrc"
 FLAGS = ("-O3", "-std=c++20", "-ffp-contract=fast", "-fPIC")
@@ -96,33 +97,38 @@ def load(device: str = "cpu") -> bool:
         RunError: for a compiler that fails, and under `ROBUST_LR_EXTENSION=require` where there is none.
         InputError: for another value of `ROBUST_LR_EXTENSION`.
     """
-    mode = _mode()
+    mode = chosen_mode()
     if mode == "off" or device not in ("cpu", "cuda"):
         return False
-    missing = _missing(device)
-    if missing is None:
+    reason = missing(device)
+    if reason is None:
         _load_library(build("cpu"))  # defines the operators
         if device == "cuda":
             _load_library(build("cuda"))
         return True
     if mode == "require":
-        raise RunError(f"{missing}, and ROBUST_LR_EXTENSION=require does not allow plain PyTorch instead")
-    _warn_once(f"{missing}: using plain PyTorch, which is many times slower (ROBUST_LR_EXTENSION=off hides this)")
+        raise RunError(f"{reason}, and ROBUST_LR_EXTENSION=require does not allow plain PyTorch instead")
+    _warn_once(f"{reason}: using plain PyTorch, which is many times slower (ROBUST_LR_EXTENSION=off hides this)")
     return False
 
 
-def build(device: str = "cpu") -> Path:
+def build(device: str = "cpu", capabilities: Capabilities | None = None) -> Path:
     """Compile the kernels for a device unless the cache has them, and return the library's path.
 
     Any number of processes may do this at once: one builds and the others wait for it.
 
+    Args:
+        device: "cpu" or "cuda".
+        capabilities: of the GPUs to compile for, e.g. [(9, 0)]; by default those in TORCH_CUDA_ARCH_LIST, or of the
+            GPUs present. A library is found again where it was built for just the GPUs that are there.
+
     Raises:
         RunError: where there is no compiler, it fails (with its output), or the cache cannot be written.
     """
-    missing = _missing(device)
-    if missing is not None:
-        raise RunError(f"{missing}, so the kernels cannot be built")
-    plan = _plan(device)
+    reason = missing(device, capabilities)
+    if reason is not None:
+        raise RunError(f"{reason}, so the kernels cannot be built")
+    plan = plan_for(device, capabilities)
     library = plan.library()
     if library.exists():
         return library
@@ -144,63 +150,6 @@ def cache_folder() -> Path:
     return Path(cache) / "robust-lr"
 
 
-def describe() -> dict[str, object]:
-    """What was found, and what would be used and why, without building anything (for `robust-lr doctor`)."""
-    try:
-        compiler = _compiler()
-    except RunError:
-        compiler = None
-    located = nvcc.locate()
-    uses = {device: _prospect(device) for device in ("cpu", "cuda")}
-    return {
-        "mode": _mode(),
-        "compiler": shlex.join(compiler.command) if compiler else None,
-        "compiler_version": compiler.version if compiler else None,
-        "vectors": compiler.vectors if compiler else None,
-        "ninja": _find_ninja(),
-        "torch": torch.__version__,
-        "torch_cuda": torch.version.cuda,
-        "nvcc": located[0] if located else None,
-        "nvcc_found_by": located[1] if located else None,
-        "cuda_devices": [
-            f"{torch.cuda.get_device_name(i)} (sm_{''.join(map(str, torch.cuda.get_device_capability(i)))})"
-            for i in range(torch.cuda.device_count())
-        ],
-        "cache": str(cache_folder()),
-        "library": uses["cpu"].library,
-        "built": uses["cpu"].built,
-        "uses": uses["cpu"].what,
-        "why": uses["cpu"].why,
-        "cuda_library": uses["cuda"].library,
-        "cuda_uses": uses["cuda"].what,
-        "cuda_why": uses["cuda"].why,
-    }
-
-
-class Prospect(NamedTuple):
-    """What tensors on a device would be computed with, and why."""
-
-    what: str
-    why: str
-    library: str | None = None
-    built: bool = False
-
-
-def _prospect(device: str) -> Prospect:
-    mode = _mode()
-    if mode == "off":
-        return Prospect("plain PyTorch", "ROBUST_LR_EXTENSION=off")
-    try:
-        missing = _missing(device)
-        if missing:
-            return Prospect("an error" if mode == "require" else "plain PyTorch", missing)
-        library = _plan(device).library()
-    except RunError as error:
-        return Prospect("an error", str(error))
-    built = library.exists()
-    return Prospect("compiled kernels", "built" if built else "will be built at first use", str(library), built)
-
-
 @functools.cache
 def _load_library(library: Path) -> None:
     torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
@@ -211,20 +160,21 @@ def _warn_once(message: str) -> None:
     warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
-def _mode() -> str:
+def chosen_mode() -> str:
+    """What ROBUST_LR_EXTENSION says: auto, off or require."""
     mode = os.environ.get("ROBUST_LR_EXTENSION", "") or "auto"
     if mode not in ("auto", "off", "require"):
         raise InputError(f"ROBUST_LR_EXTENSION must be unset, off or require, got {mode!r}")
     return mode
 
 
-def _missing(device: str) -> str | None:
+def missing(device: str, capabilities: Capabilities | None = None) -> str | None:
     """Why the kernels for a device cannot be built here, or None."""
     if sys.platform == "win32":
         return "the kernels cannot be built on Windows yet"
-    if _compiler() is None:
+    if find_compiler() is None:
         return "no C++ compiler was found (c++, g++ or clang++, or name one in CXX)"
-    if not _find_ninja():
+    if not find_ninja():
         return "ninja was not found (pip install ninja)"
     if device == "cpu":
         return None
@@ -232,12 +182,12 @@ def _missing(device: str) -> str | None:
         return f"PyTorch {torch.__version__} has no CUDA"
     if nvcc.find() is None:
         return "no CUDA compiler was found (nvcc on the PATH, or name its toolkit in CUDA_HOME)"
-    if not nvcc.wanted_capabilities():
-        return "no GPU was found (name what to compile for in TORCH_CUDA_ARCH_LIST)"
+    if not (capabilities or nvcc.wanted_capabilities()):
+        return "no GPU was found (name what to compile for in TORCH_CUDA_ARCH_LIST, e.g. 9.0)"
     return None
 
 
-def _compiler() -> Compiler | None:
+def find_compiler() -> Compiler | None:
     """The compiler to use, checked to run; None where there is none."""
     named = os.environ.get("CXX")
     if named:
@@ -260,22 +210,25 @@ def _probe(command: tuple[str, ...]) -> Compiler:
     raise RunError(f"the C++ compiler {shlex.join(command)} does not work:\n{answer.stdout}{answer.stderr}".rstrip())
 
 
-def _plan(device: str) -> Plan:
-    compiler = _compiler()
+def plan_for(device: str, capabilities: Capabilities | None = None) -> Plan:
+    """How the kernels for a device are made, where nothing is `missing`."""
+    compiler = find_compiler()
     assert compiler is not None
     torch_flags = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", f"-I{_torch_folder() / 'include'}"]
-    cpp = [*compiler.command, *FLAGS, *torch_flags, *compiler.native]
+    cpp = [*compiler.command, *FLAGS, *torch_flags]
     link = [*compiler.command, "-shared"]
     libraries = [f"-L{_torch_folder() / 'lib'}", "-ltorch_cpu", "-lc10"]
-    versions = (repr(sorted(compiler.macros.items())),)
     if device == "cpu":
-        return Plan("robust_lr", (".", "cpu"), {".cpp": cpp}, link, libraries, versions)
+        native = {".cpp": [*cpp, *compiler.native]}
+        return Plan("robust_lr", (".", "cpu"), native, link, libraries, (repr(sorted(compiler.macros.items())),))
+    # Nothing of this machine's processor: it may be built where there is no GPU, for machines of another kind.
     toolkit = nvcc.find()
     assert toolkit is not None
-    architectures = nvcc.architecture_flags(toolkit, nvcc.wanted_capabilities())
+    architectures = nvcc.architecture_flags(toolkit, capabilities or nvcc.wanted_capabilities())
     cuda = [toolkit.nvcc, *nvcc.FLAGS, "-Xcompiler", "-fPIC", *architectures]
     libraries += ["-ltorch_cuda", nvcc.static_runtime(toolkit), "-ldl", "-lrt", "-lpthread"]
-    return Plan("robust_lr_cuda", ("cuda",), {".cpp": cpp, ".cu": cuda}, link, libraries, (*versions, toolkit.version))
+    versions = (compiler.version, toolkit.version)
+    return Plan("robust_lr_cuda", ("cuda",), {".cpp": cpp, ".cu": cuda}, link, libraries, versions)
 
 
 def _compile(plan: Plan, folder: Path) -> Path:
@@ -292,7 +245,7 @@ def _compile(plan: Plan, folder: Path) -> Path:
         f"build {plan.name}.so: link {' '.join(objects)}",
     ]
     (folder / "build.ninja").write_text("\n".join(lines) + "\n")
-    ninja = _find_ninja()
+    ninja = find_ninja()
     assert ninja is not None
     answer = _run([ninja, "-C", str(folder), f"{plan.name}.so"])
     if answer.returncode != 0:
@@ -312,7 +265,7 @@ def _torch_folder() -> Path:
     return Path(torch.__file__).parent
 
 
-def _find_ninja() -> str | None:
+def find_ninja() -> str | None:
     """Ninja of the ninja package, which need not be on the PATH, or else of the system."""
     try:
         import ninja

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from .errors import RunError
+from .errors import InputError, RunError
 
 FLAGS = ("-O3", "-std=c++20")
 OLDEST = (8, 0)  # the kernels copy asynchronously, which came with Ampere
@@ -76,14 +76,24 @@ def wanted_capabilities() -> list[tuple[int, int]]:
     """The compute capabilities to compile for: those named in TORCH_CUDA_ARCH_LIST, or of the GPUs present.
 
     Raises:
-        RunError: for a name that is not a number like 9.0.
+        InputError: for a name that is not a number like 9.0.
     """
-    named = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
-    if not named:
-        return sorted({torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())})
-    found = [re.fullmatch(r"(\d+)\.(\d)a?(\+PTX)?", name) for name in named]
+    named = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+    if named.strip():
+        return capabilities(named, "TORCH_CUDA_ARCH_LIST")
+    return sorted({torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())})
+
+
+def capabilities(names: str, source: str) -> list[tuple[int, int]]:
+    """Compute capabilities from their names, e.g. "8.0 9.0", "8.0;9.0" or "9.0+PTX"; `source` is for the error.
+
+    Raises:
+        InputError: for a name that is not a number like 9.0, or none at all.
+    """
+    words = re.split(r"[;,\s]+", names.strip(";, "))
+    found = [re.fullmatch(r"(\d+)\.(\d)a?(\+PTX)?", word) for word in words]
     if None in found:
-        raise RunError(f"TORCH_CUDA_ARCH_LIST must name compute capabilities like 8.0 or 9.0, got {' '.join(named)!r}")
+        raise InputError(f"{source} must name compute capabilities like 8.0 or 9.0, got {names!r}")
     return sorted({(int(match[1]), int(match[2])) for match in found if match})
 
 

@@ -1,5 +1,7 @@
 """Building and loading the kernels, with an empty cache each time."""
 
+import dataclasses
+import re
 import shutil
 import stat
 import subprocess
@@ -8,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner, Result
 
-from robust_lr import extension
+from robust_lr import doctor, extension, nvcc
+from robust_lr.cli import main
 from robust_lr.errors import InputError, RunError
 
 ROOT = Path(__file__).parents[1]
@@ -71,7 +75,7 @@ def script(path: Path, text: str) -> str:
 def test_processes_that_start_at_once_build_once(
     empty_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Eight of them, with a compiler that does not know -march=native and so builds the portable path, at -O1."""
+    """Eight of them, with a compiler that does not know -march=native and so builds the portable path, at -O0."""
     log = tmp_path / "log"
     compiler = script(
         tmp_path / "compiler",
@@ -82,7 +86,7 @@ for argument; do
     *.cpp) echo "$argument" >>{log} ;;
   esac
 done
-exec {COMPILER} "$@" -O1 """,
+exec {COMPILER} "$@" -O0 """,
     )
     monkeypatch.setenv("CXX", compiler)
     processes = [start(cases) for cases in (4, 1, 1, 1, 1, 1, 1, 1)]
@@ -93,10 +97,10 @@ exec {COMPILER} "$@" -O1 """,
     compiled = log.read_text().split()
     assert len(compiled) == len(set(compiled)) > 2
     assert {path.name for path in empty_cache.glob("robust-lr/*/*")} == {"robust_lr.so", "lock"}
-    assert extension.describe()["built"]
+    assert doctor.describe()["built"]
     # Another compiler makes another build, which must not take this one for its own.
     monkeypatch.delenv("CXX")
-    assert not extension.describe()["built"]
+    assert not doctor.describe()["built"]
 
 
 @needs_compiler
@@ -123,7 +127,7 @@ def test_broken_compiler_is_an_error(empty_cache: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("CXX", script(tmp_path / "compiler", "echo 'cannot find my own parts' >&2; exit 1"))
     with pytest.raises(RunError, match=r"the C.. compiler .* does not work:\ncannot find my own parts"):
         extension.load()
-    found = extension.describe()
+    found = doctor.describe()
     assert found["uses"] == "an error"
     assert "cannot find my own parts" in str(found["why"])
     monkeypatch.setenv("CXX", "no-such-compiler -O2")
@@ -149,7 +153,7 @@ def test_off_builds_nothing(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("ROBUST_LR_EXTENSION", "off")
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert not extension.load()
-    assert extension.describe()["uses"] == "plain PyTorch"
+    assert doctor.describe()["uses"] == "plain PyTorch"
     out, err = start(4).communicate()
     assert (out, err) == ("plain worst 0.0\n", "")
     assert not empty_cache.exists()
@@ -170,7 +174,7 @@ def test_cache_that_cannot_be_written(empty_cache: Path) -> None:
 
 @needs_compiler
 def test_describe(empty_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    found = extension.describe()
+    found = doctor.describe()
     assert found["compiler"] == COMPILER
     assert found["torch"] == torch.__version__
     assert str(found["cache"]).startswith(str(empty_cache))
@@ -179,7 +183,7 @@ def test_describe(empty_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
     (tmp_path / "cuda" / "bin").mkdir(parents=True)
     nvcc = script(tmp_path / "cuda" / "bin" / "nvcc", "")
-    found = extension.describe()
+    found = doctor.describe()
     assert (found["nvcc"], found["nvcc_found_by"]) == (nvcc, "CUDA_HOME")
 
 
@@ -187,13 +191,103 @@ def test_describe(empty_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_build_depends_on_sources_and_compiler(
     empty_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    library = extension.describe()["library"]
+    library = doctor.describe()["library"]
     shutil.copytree(extension.SOURCES, tmp_path / "csrc")
     monkeypatch.setattr(extension, "SOURCES", tmp_path / "csrc")
-    assert extension.describe()["library"] == library
+    assert doctor.describe()["library"] == library
     with open(tmp_path / "csrc" / "cpu" / "vec.h", "a") as file:
         file.write("// changed\n")
-    assert extension.describe()["library"] != library
+    assert doctor.describe()["library"] != library
     monkeypatch.setattr(extension, "SOURCES", ROOT / "csrc")
     monkeypatch.setenv("CXX", f"{COMPILER} -O1")
-    assert extension.describe()["library"] != library
+    assert doctor.describe()["library"] != library
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def test_doctor_says_what_would_be_used_and_why(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROBUST_LR_EXTENSION", "off")
+    lines = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in invoke("doctor").output.splitlines())
+    assert lines["torch"] == torch.__version__
+    assert (lines["uses"], lines["why"]) == ("plain PyTorch", "ROBUST_LR_EXTENSION=off")
+    assert lines["cache"] == str(empty_cache / "robust-lr")
+    assert {"compiler", "ninja", "nvcc", "nvcc version", "gpus", "architectures", "cuda uses", "cuda why"} <= set(lines)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, object]]:
+    """What `build` is asked for; a machine that could build CUDA kernels, but has no GPU."""
+    calls: list[tuple[str, object]] = []
+
+    def build(device: str, capabilities: object = None) -> Path:
+        calls.append((device, capabilities))
+        return Path(f"{device}.so")
+
+    def missing(device: str, capabilities: object = None) -> str | None:
+        return "no GPU was found" if device == "cuda" and not capabilities else None
+
+    monkeypatch.setattr(extension, "build", build)
+    monkeypatch.setattr(extension, "missing", missing)
+    return calls
+
+
+def test_build_makes_what_can_be_made(asked: list[tuple[str, object]], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert invoke("build").output == "CPU kernels: cpu.so\nCUDA kernels: not built, no GPU was found\n"
+    assert asked == [("cpu", None)]
+    monkeypatch.setattr(extension, "missing", lambda device: None)
+    assert invoke("build").output == "CPU kernels: cpu.so\nCUDA kernels: cuda.so\n"
+    assert invoke("build", "--no-cuda").output == "CPU kernels: cpu.so\nCUDA kernels: not built\n"
+
+
+def test_build_for_named_gpus_makes_a_library_for_each(asked: list[tuple[str, object]]) -> None:
+    """A node finds the one for its own GPUs."""
+    result = invoke("build", "--arch", "9.0;8.0")
+    assert result.output.splitlines()[1:] == ["CUDA kernels for 8.0: cuda.so", "CUDA kernels for 9.0: cuda.so"]
+    assert asked == [("cpu", None), ("cuda", [(8, 0)]), ("cuda", [(9, 0)])]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--arch", "Hopper"), "--arch must name compute capabilities like 8.0 or 9.0, got 'Hopper'"),
+        (("--arch", ""), "--arch must name compute capabilities like 8.0 or 9.0, got ''"),
+        (("--arch", "9.0", "--no-cuda"), "leave one out"),
+    ],
+)
+def test_build_refuses_wrong_options(arguments: tuple[str, ...], words: str, asked: list[tuple[str, object]]) -> None:
+    result = invoke("build", *arguments)
+    assert result.exit_code == 2
+    assert words in result.output
+    assert asked == []
+
+
+@needs_compiler
+def test_cuda_that_was_asked_for_and_cannot_be_built(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(extension, "_compile", lambda plan, folder: shutil.copy(__file__, folder / "made"))
+    result = invoke("build", "--cuda")
+    assert result.exit_code == 1
+    assert re.search(r"robust-lr: PyTorch .* has no CUDA, so the kernels cannot be built", result.output)
+
+
+@needs_compiler
+def test_cuda_library_is_the_same_on_another_processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """So that one that was built on a login node is found on the others; the CPU's is not."""
+    toolkit = nvcc.Toolkit("nvcc", "PATH", "13.0", (), ((8, 0), (9, 0)))
+    monkeypatch.setattr(nvcc, "find", lambda: toolkit)
+    monkeypatch.setattr(nvcc, "static_runtime", lambda toolkit: "libcudart_static.a")
+    here = extension.find_compiler()
+    assert here is not None
+
+    def libraries() -> list[Path]:
+        return [extension.plan_for("cuda", [(9, 0)]).library(), extension.plan_for("cpu").library()]
+
+    first = libraries()
+    there = dataclasses.replace(here, native=("-march=other",), macros={"__VERSION__": here.version})
+    monkeypatch.setattr(extension, "find_compiler", lambda: there)
+    second = libraries()
+    assert first[0] == second[0]
+    assert first[1] != second[1]
+    assert extension.plan_for("cuda", [(8, 0)]).library() != first[0]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from robust_lr import nvcc
-from robust_lr.errors import RunError
+from robust_lr.errors import InputError, RunError
 
 
 def toolkit(*capabilities: tuple[int, int]) -> nvcc.Toolkit:
@@ -28,7 +28,7 @@ def test_gpus_may_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0+PTX;8.0")
     assert nvcc.wanted_capabilities() == [(8, 0), (9, 0)]
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
-    with pytest.raises(RunError, match=r"must name compute capabilities like 8.0 or 9.0, got 'Hopper'"):
+    with pytest.raises(InputError, match=r"TORCH_CUDA_ARCH_LIST must name .* like 8.0 or 9.0, got 'Hopper'"):
         nvcc.wanted_capabilities()
 
 

@@ -1,0 +1,50 @@
+"""``robust-lr build`` and ``robust-lr doctor``: the compiled kernels."""
+
+from __future__ import annotations
+
+import click
+
+from ..terminal import say
+
+
+@click.command()
+@click.option(
+    "--cuda/--no-cuda", default=None, help="Also the CUDA kernels, or not.  [default: where they can be built]"
+)
+@click.option(
+    "--arch", metavar="LIST", help='Compute capabilities to build for, e.g. "8.0 9.0", where no GPU is present.'
+)
+def build(cuda: bool | None, arch: str | None) -> None:
+    """Compile the kernels now instead of at their first use.
+
+    Where there is no GPU, as on the login node of a cluster, name with --arch the kinds that jobs will run on: each
+    gets a library, which is found there if the cache, the compilers and PyTorch are the same.
+    """
+    from .. import extension, nvcc
+    from ..errors import InputError
+
+    if arch is not None and cuda is False:
+        raise InputError(
+            "--arch says what to build the CUDA kernels for, and --no-cuda not to build them; leave one out"
+        )
+    named = nvcc.capabilities(arch, "--arch") if arch is not None else []
+    say(f"CPU kernels: {extension.build('cpu')}")
+    if named:
+        for capability in named:
+            say(f"CUDA kernels for {'.'.join(map(str, capability))}: {extension.build('cuda', [capability])}")
+        return
+    reason = None if cuda else extension.missing("cuda")
+    if cuda is False or reason is not None:
+        say(f"CUDA kernels: not built{'' if cuda is False else f', {reason}'}")
+    else:
+        say(f"CUDA kernels: {extension.build('cuda')}")
+
+
+@click.command()
+def doctor() -> None:
+    """Say what was found (compiler, PyTorch, CUDA, cache) and what computes the local relation, and why."""
+    from ..doctor import describe
+
+    for name, value in describe().items():
+        text = ", ".join(value) if isinstance(value, list) else "yes" if value is True else value or "-"
+        say(f"{name.replace('_', ' '):18} {text or '-'}")
