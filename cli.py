@@ -13,6 +13,7 @@ from .commands.attack import attack
 from .commands.compare import compare
 from .commands.kernels import build, doctor
 from .commands.merge import merge
+from .commands.plan import plan
 from .commands.tables import table, table9
 from .commands.watch import watch
 from .errors import InputError, RunError
@@ -64,6 +65,7 @@ main.add_command(build)
 main.add_command(compare)
 main.add_command(doctor)
 main.add_command(merge)
+main.add_command(plan)
 main.add_command(table)
 main.add_command(table9)
 main.add_command(watch)

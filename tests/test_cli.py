@@ -12,7 +12,7 @@ from click.testing import CliRunner
 import robust_lr as rlr
 from robust_lr.checkpoint import WEIGHTS, load_model, save_weights, weights_hash
 from robust_lr.cli import main
-from robust_lr.config import CONFIGS
+from robust_lr.config import shipped
 from robust_lr.data import DATASETS, content_hash
 from robust_lr.protocols import PROTOCOLS
 from robust_lr.runs import read_metrics
@@ -115,7 +115,7 @@ def test_version():
 
 def test_list_names_everything_there_is():
     text = succeed("list").output
-    for name in (*rlr.MODELS, *DATASETS, *PROTOCOLS, *(file.stem for file in CONFIGS.glob("*.toml"))):
+    for name in (*rlr.MODELS, *DATASETS, *PROTOCOLS, *shipped()):
         assert name in text
     assert "eps 16/255, step 1/255, 16 steps" in text
 
@@ -214,7 +214,7 @@ def test_bad_data_are_named_before_training(room, here, file, words):
 
 def test_paths_that_cannot_be_are_named(room, here):
     (here / "file").write_text("mine")
-    refuse(["'gone.toml'", "lrnet26_imagenet"], "adv-train", "gone.toml")
+    refuse(["'gone.toml'", "imagenet/lrnet26_adv"], "adv-train", "gone.toml")
     refuse(["file is a file", "choose another folder"], *training(room), "--out", "file")
     refuse(["not valid TOML"], "adv-train", "file")
     assert (here / "file").read_text() == "mine"

@@ -7,12 +7,12 @@ from robust_lr import config, protocols
 from robust_lr.config import CONFIGS, Config, DataConfig, TrainConfig, from_dict, load, to_dict, to_toml
 from robust_lr.errors import InputError
 
-SHIPPED = sorted(file.stem for file in CONFIGS.glob("*.toml"))
+SHIPPED = sorted(config.shipped())
 RUNS = [name for name in SHIPPED if "rows" not in tomllib.loads((CONFIGS / f"{name}.toml").read_text())]
 
 
 def test_imagenet_config_is_the_paper_s_schedule():
-    c = load("lrnet26_imagenet")
+    c = load("imagenet/lrnet26_adv")
     assert (c.train.lr, c.train.momentum, c.train.weight_decay) == (0.4, 0.9, 1e-4)
     assert (c.train.epochs, c.train.batch_size, c.train.warmup_epochs) == (110, 1024, 5)
     assert c.train.milestones == (30, 60, 90)
@@ -22,8 +22,19 @@ def test_imagenet_config_is_the_paper_s_schedule():
     assert (c.attack.targeted, c.attack.steps, c.attack.eps) == (True, 16, 16 / 255)
 
 
+@pytest.mark.parametrize("name", ["lrnet26", "resnet26", "resnet50"])
+def test_imagenet_has_each_network_of_table_9_adversarially_and_regularly(name):
+    adversarial, regular = (load(f"imagenet/{name}_{kind}") for kind in ("adv", "regular"))
+    assert adversarial.model["name"] == name
+    assert adversarial == replace(load("imagenet/lrnet26_adv"), model=adversarial.model)
+    assert regular == replace(adversarial, attack=protocols.get("none"))
+    for kind in ("adv", "regular"):
+        header = CONFIGS.joinpath("imagenet", f"{name}_{kind}.toml").read_text()
+        assert f"-m robust_lr adv-train imagenet/{name}_{kind} " in header
+
+
 def test_defaults_are_the_paper_s_schedule_on_the_embedded_data():
-    assert TrainConfig() == load("lrnet26_imagenet").train
+    assert TrainConfig() == load("imagenet/lrnet26_adv").train
     assert load().data == DataConfig(name="fashion-mnist-mini")
 
 
@@ -51,9 +62,19 @@ def test_shipped_files_are_found_by_name_and_path(name, monkeypatch, tmp_path):
     assert config.find(CONFIGS / f"{name}.toml").is_file()
 
 
-@pytest.mark.parametrize("name", ["mine/lrnet26_imagenet.toml", "/configs/lrnet26_imagenet", "missing", "."])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mine/imagenet/lrnet26_adv.toml",
+        "/configs/imagenet/lrnet26_adv",
+        "lrnet26_adv",
+        "../configs/table9",
+        "missing",
+        ".",
+    ],
+)
 def test_a_missing_path_is_never_replaced_by_a_shipped_file(name):
-    with pytest.raises(InputError, match=r"no config file .*lrnet26_imagenet"):
+    with pytest.raises(InputError, match=r"no config file .*imagenet/lrnet26_adv"):
         load(name)
 
 
@@ -84,7 +105,7 @@ def test_files_that_are_no_toml_are_named(tmp_path, content):
 )
 def test_unknown_keys_are_named_with_the_nearest_one(override, words):
     with pytest.raises(InputError, match=words):
-        load("lrnet26_imagenet", [override])
+        load("imagenet/lrnet26_adv", [override])
 
 
 KEYS = {
@@ -117,12 +138,12 @@ def test_the_table_of_types_names_every_key():
 def test_every_key_is_typed(kind, key):
     for value in WRONG[kind]:
         with pytest.raises(InputError, match=rf"{key} = .*: {kind} is needed"):
-            load("lrnet26_imagenet", [f"{key}={value}"])
+            load("imagenet/lrnet26_adv", [f"{key}={value}"])
 
 
 def test_items_of_a_list_are_typed():
     with pytest.raises(InputError, match=r"train.milestones = 1.5: a whole number is needed"):
-        load("lrnet26_imagenet", ["train.milestones=[1.5]"])
+        load("imagenet/lrnet26_adv", ["train.milestones=[1.5]"])
 
 
 @pytest.mark.parametrize(
@@ -168,7 +189,7 @@ def test_items_of_a_list_are_typed():
 )
 def test_values_out_of_range_are_named(override, words):
     with pytest.raises(InputError, match=words):
-        load("lrnet26_imagenet", [override])
+        load("imagenet/lrnet26_adv", [override])
 
 
 def test_a_model_needs_a_name():
@@ -179,12 +200,12 @@ def test_a_model_needs_a_name():
 @pytest.mark.parametrize("override", ["train.epochs", "=3", "train.=3", ".epochs=3", "train..epochs=3", "", "seed.x=3"])
 def test_overrides_of_the_wrong_form_are_named(override):
     with pytest.raises(InputError, match="--set "):
-        load("lrnet26_imagenet", [override])
+        load("imagenet/lrnet26_adv", [override])
 
 
 def test_overrides_take_numbers_strings_lists_and_fractions():
     c = load(
-        "lrnet26_imagenet",
+        "imagenet/lrnet26_adv",
         [
             "seed=3",
             "train.lr = 1",  # spaces, and an integer where a float is meant

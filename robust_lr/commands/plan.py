@@ -1,0 +1,39 @@
+"""``robust-lr plan``: how long a run will take."""
+
+from __future__ import annotations
+
+import click
+
+from ..terminal import say, set_option, use_threads
+
+
+@click.command()
+@click.argument("config", default="imagenet/lrnet26_adv")
+@set_option
+@click.option("--processes", type=int, default=1, show_default=True, help="Of the run that is planned, one a GPU.")
+@click.option("--images", type=int, default=0, help="Of a measured step.  [default: one process's share; 4 on a CPU]")
+@click.option("--steps", type=int, default=3, show_default=True, help="That are measured.")
+def plan(config: str, overrides: tuple[str, ...], processes: int, images: int, steps: int) -> None:
+    """Measure a few training steps of CONFIG on this machine, and say how long the whole run would take.
+
+    Images are random, so the data need not be here. Run it on a machine with one of the GPUs that you will use.
+    """
+    from .. import config as config_room
+    from ..plan import plan as measure
+
+    settings = config_room.load(config, overrides)
+    use_threads(settings.train.threads)
+    found = measure(settings, processes=processes, images=images, steps=steps)
+    precision = f"{settings.compute.precision}, attack {settings.compute.attack_precision}"
+    say(f"{settings.model['name']}, {settings.attack}")
+    say(
+        f"measured: {found.images_per_second:.3g} images/s on {found.device} ({precision}; {found.images} images a "
+        f"step, {found.seconds:.3g} s), {found.memory / 2**30:.2f} GiB at the peak"
+    )
+    say(
+        f"planned: {found.epochs} epochs of {found.epoch_images:,} images on {found.processes} such "
+        f"device{'s' if found.processes > 1 else ''}: {found.hours:,.1f} hours"
+    )
+    say("assumed:")
+    for line in found.assumptions():
+        say(f"  {line}")
