@@ -15,7 +15,7 @@ test: $(VENV)/installed  ## all tests
 	$(BIN)/pytest
 
 gpu-check: $(VENV)/installed  ## on a machine with a GPU: build, test, sanitize and time the CUDA kernels
-	$(BIN)/python benchmarks/gpu_check.py
+	$(BIN)/python benchmarks/gpu_check.py $(if $(AUTHORS),--authors $(AUTHORS))
 
 lint: $(VENV)/installed  ## style and types
 	$(BIN)/ruff check .

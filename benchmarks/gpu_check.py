@@ -1,8 +1,9 @@
 """Everything that a GPU can say about the CUDA kernels, in one command: `make gpu-check`.
 
 Builds them, runs their tests, runs all of them under compute-sanitizer (memcheck and racecheck, where it is installed),
-times them, and writes what each step said, and summary.json, into a folder. Exits with 1 where a step fails, and with 2
-where there is no GPU.
+times layers and whole networks, also against the authors' operator where --authors names it (make gpu-check
+AUTHORS=PATH), and writes what each step said, and summary.json, into a folder. Exits with 1 where a step fails, and
+with 2 where there is no GPU.
 """
 
 import argparse
@@ -72,10 +73,34 @@ def sanitizer() -> str | None:
     return shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=beside)
 
 
+def later_steps(out: Path, authors: Path | None) -> dict[str, list[str]]:
+    """The commands that follow the build, by name; an empty one where compute-sanitizer is missing."""
+    tests = ["-m", "pytest", "tests/test_cuda.py", "-v", f"--junitxml={out / 'tests.xml'}"]
+    commands = {"tests": [sys.executable, *tests]}
+    tool = sanitizer()
+    for check in ("memcheck", "racecheck"):
+        exercise = [sys.executable, str(Path(__file__).resolve()), "--exercise"]
+        commands[check] = [tool, "--tool", check, "--error-exitcode", "1", *exercise] if tool else []
+    for name in ("cuda_layers", "networks"):
+        device = ["--device", "cuda"] if name == "networks" else []
+        commands[name] = [sys.executable, f"benchmarks/{name}.py", *device, "--out", str(out / f"{name}.json")]
+    if authors is not None:
+        compare = [
+            "benchmarks/authors_op.py",
+            "--source",
+            str(authors.resolve()),
+            "--out",
+            str(out / "authors_op.json"),
+        ]
+        commands["authors_op"] = [sys.executable, *compare]
+    return commands
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "gpu_check")
     parser.add_argument("--exercise", action="store_true", help="only run every kernel once")
+    parser.add_argument("--authors", type=Path, help="the authors' operator to compare with, see authors_op.py")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         print("gpu-check: PyTorch finds no GPU, so nothing was checked", file=sys.stderr)
@@ -90,17 +115,10 @@ def main() -> int:
     build = "from robust_lr import extension; print(extension.load('cuda'), extension.build('cuda'))"
     steps["build"] = run("build", [sys.executable, "-c", build], out)
     if steps["build"]["state"] == "passed":
-        tests = [sys.executable, "-m", "pytest", "tests/test_cuda.py", "-v", f"--junitxml={out / 'tests.xml'}"]
-        steps["tests"] = run("tests", tests, out)
-        tool = sanitizer()
-        for check in ("memcheck", "racecheck"):
-            if tool is None:
-                steps[check] = {"state": "skipped: compute-sanitizer is not installed"}
-                continue
-            this = [sys.executable, str(Path(__file__).resolve()), "--exercise"]
-            steps[check] = run(check, [tool, "--tool", check, "--error-exitcode", "1", *this], out)
-        layers = [sys.executable, "benchmarks/cuda_layers.py", "--out", str(out / "layers.json")]
-        steps["layers"] = run("layers", layers, out)
+        for name, command in later_steps(out, arguments.authors).items():
+            steps[name] = (
+                run(name, command, out) if command else {"state": "skipped: compute-sanitizer is not installed"}
+            )
     summary = {
         "device": device_name(torch.device("cuda")),
         "versions": versions(),
