@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help table9 test gpu-check lint format wheel wheel-check clean
+.PHONY: help table9 test xval gpu-check lint format wheel wheel-check clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -13,6 +13,10 @@ table9: $(VENV)/installed  ## the main job: train six networks, attack them, pri
 
 test: $(VENV)/installed  ## all tests
 	$(BIN)/pytest
+
+xval: $(VENV)/installed  ## attacks against torchattacks, cleverhans and foolbox, which are installed without what else they ask for
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps cleverhans foolbox eagerpy gitpython gitdb smmap
+	$(BIN)/pytest tests/test_xval.py -rs
 
 gpu-check: $(VENV)/installed  ## on a machine with a GPU: build, test, sanitize and time the CUDA kernels
 	$(BIN)/python benchmarks/gpu_check.py $(if $(AUTHORS),--authors $(AUTHORS))
