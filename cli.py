@@ -14,6 +14,7 @@ from .commands.compare import compare
 from .commands.kernels import build, doctor
 from .commands.merge import merge
 from .commands.plan import plan
+from .commands.figures import figure
 from .commands.tables import table, table9
 from .commands.watch import watch
 from .errors import InputError, RunError
@@ -67,6 +68,7 @@ main.add_command(doctor)
 main.add_command(merge)
 main.add_command(plan)
 main.add_command(table)
+main.add_command(figure)
 main.add_command(table9)
 main.add_command(watch)
 
