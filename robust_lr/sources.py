@@ -23,6 +23,7 @@ from .checkpoint import read_tensors
 from .errors import InputError, RunError
 from .layers import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from .models import MODELS, build_model
+from .models.resnet import ResNet
 from .text import check_name, choose
 
 Statistics = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of each channel, pixels in [0, 1]
@@ -221,7 +222,10 @@ def load_weights(model: nn.Module, file: Path) -> None:
     tensors = read_weights(file)
     own = model.state_dict()
     # counters of batch norm, which files written before PyTorch 0.4.1 lack; they play no part in eval mode
-    missing = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
+    optional = ["num_batches_tracked"]
+    if isinstance(model, ResNet):  # torchvision's ResNets have our names, but no statistics of the pixels
+        optional += ["normalize.mean", "normalize.std"]
+    missing = [name for name in own if name not in tensors and not name.endswith(tuple(optional))]
     extra = [name for name in tensors if name not in own]
     shapes = [
         f"{name} is {tuple(tensors[name].shape)} in the file and {tuple(own[name].shape)} in the network"

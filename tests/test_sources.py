@@ -82,6 +82,37 @@ def test_torchvision_with_statistics_in_front(here):
         assert isinstance(next(loaded.children()), Normalize) == (given != "none")
 
 
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_torchvision_s_resnet50_weights_fit_our_resnet50_and_give_its_logits(here, suffix):
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet50(num_classes=10).eval()
+    for module in theirs.modules():  # as after training
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.4, 0.8)
+            nn.init.normal_(module.bias, std=0.1)
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.25, 0.5)
+    file = here / f"theirs{suffix}"
+    save = torch.save if suffix == ".pt" else safetensors.torch.save_file
+    save(theirs.state_dict(), file)
+    ours = load_source("resnet50", weights=file, num_classes=10)
+    images = rlr.data.load("fashion-mnist-mini", "test").batch(torch.arange(2))[0]
+    x = nn.functional.interpolate(images, 64, mode="bilinear").expand(-1, 3, -1, -1)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in PRESETS["imagenet"])
+    with torch.no_grad():
+        expected = theirs((x - mean) / std)
+        assert (ours(x) - expected).norm() < 1e-5 * expected.norm()
+    assert (expected[0] - expected[1]).norm() > 0.1 * expected.norm()
+
+
+def test_other_networks_must_bring_every_weight(here):
+    with_statistics = nn.Sequential(Normalize([0.5], [0.5]), nn.Conv2d(1, 1, 1))
+    state = {key: value for key, value in with_statistics.state_dict().items() if not key.startswith("0.")}
+    torch.save(state, here / "part.pt")
+    with pytest.raises(InputError, match=r"missing in the file: 0\.mean, 0\.std"):
+        sources.load_weights(with_statistics, here / "part.pt")
+
+
 def test_options_reach_torchvision(here):
     model = torchvision.models.mobilenet_v2(width_mult=0.25, num_classes=2)
     torch.save(model.state_dict(), here / "w.pt")
