@@ -11,10 +11,10 @@ import click
 from .commands.adv_train import adv_train
 from .commands.attack import attack
 from .commands.compare import compare
+from .commands.figures import figure
 from .commands.kernels import build, doctor
 from .commands.merge import merge
 from .commands.plan import plan
-from .commands.figures import figure
 from .commands.tables import table, table9
 from .commands.watch import watch
 from .errors import InputError, RunError
@@ -65,10 +65,10 @@ main.add_command(attack)
 main.add_command(build)
 main.add_command(compare)
 main.add_command(doctor)
+main.add_command(figure)
 main.add_command(merge)
 main.add_command(plan)
 main.add_command(table)
-main.add_command(figure)
 main.add_command(table9)
 main.add_command(watch)
 
