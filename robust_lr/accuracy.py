@@ -14,7 +14,7 @@ from .checkpoint import weights_hash
 from .contexts import fp32, frozen
 from .dataset import Dataset, content_hash
 from .loader import batches
-from .models.profile import profile
+from .models.cost import profile
 from .provenance import device_name, versions
 from .results import Proportion, write_json
 
@@ -27,7 +27,7 @@ class Accuracy:
 
     Attributes:
         top1, top5: of the images; top5 is None for fewer than 6 classes, where it would say nothing.
-        parameters, multiply_adds: of the network, the latter for one image, see ``models.profile``.
+        parameters, multiply_adds: of the network, the latter for one image, see ``models.cost``.
         hashes: SHA-256 of weights and images.
     """
 

@@ -51,10 +51,15 @@ class NonLocal2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         pooled = F.avg_pool2d(x, self.key_stride, ceil_mode=True) if self.key_stride > 1 else x
         theta = self.theta(x)
-        query, key, value = (t.flatten(2).transpose(1, 2) for t in (theta, self.phi(pooled), self.g(pooled)))
-        y = F.scaled_dot_product_attention(query, key, value)  # in blocks: the weights are never held in memory
+        query, key, value = map(one_head, (theta, self.phi(pooled), self.g(pooled)))
+        y = F.scaled_dot_product_attention(query, key, value)[:, 0]
         out: Tensor = self.transform(y.transpose(1, 2).reshape(theta.shape))
         return out
+
+
+def one_head(x: Tensor) -> Tensor:
+    """[N, C, H, W] -> [N, 1, H*W, C], as PyTorch's fused kernels want it, which never hold the weights in memory."""
+    return x.flatten(2).transpose(1, 2)[:, None].contiguous()
 
 
 class NonLocalBlock(nn.Module):

@@ -13,7 +13,7 @@ from .config import Config, at_least, find, from_dict, read_toml, set_value
 from .config import to_dict as config_to_dict
 from .errors import InputError
 from .jobs import CLEAN, Job
-from .models.profile import Profile, paper_size
+from .models.cost import Profile, paper_size
 from .models.resnet import Frame
 from .results import Result
 from .text import check_name, typed

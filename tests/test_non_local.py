@@ -1,6 +1,8 @@
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from robust_lr.errors import InputError
 from robust_lr.non_local import NonLocal2d, NonLocalBlock
@@ -22,6 +24,26 @@ def test_every_pixel_is_a_mean_of_all_keys_weighed_by_similarity(stride, key_str
     expected = layer.transform(torch.einsum("nhwk,nck->nchw", weights, g))
     assert layer(x).shape == (2, 4, -(-7 // stride), -(-5 // stride))
     torch.testing.assert_close(layer(x), expected)
+
+
+class Largest(TorchDispatchMode):
+    """The most values that any tensor holds."""
+
+    values = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        found = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        self.values = max(self.values, *found, 0)
+        return result
+
+
+def test_weights_are_never_held_at_once():
+    layer = NonLocal2d(8, 8)
+    x = torch.rand(2, 8, 24, 24, requires_grad=True)
+    with Largest() as largest:
+        layer(x).sum().backward()
+    assert largest.values <= x.numel() < 2 * 24**4 / 50
 
 
 def test_layers_start_soft_at_any_width():

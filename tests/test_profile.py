@@ -8,7 +8,7 @@ from robust_lr.errors import InputError
 from robust_lr.layers import FullRelation2d, LocalRelation2d
 from robust_lr.models import build_model
 from robust_lr.models.architecture import describe
-from robust_lr.models.profile import paper_size, profile, solve_bottleneck
+from robust_lr.models.cost import paper_size, profile, solve_bottleneck
 from robust_lr.non_local import NonLocal2d
 
 

@@ -15,7 +15,7 @@ from robust_lr.data import load as load_data
 from robust_lr.dataset import content_hash
 from robust_lr.errors import InputError
 from robust_lr.models import MODELS, build_model
-from robust_lr.models.profile import paper_size, profile
+from robust_lr.models.cost import paper_size, profile
 
 SHIPPED = {number: tables.read(f"table{number}") for number in range(2, 10)}
 DISTINCT = {tuple(row.options.items()): f"{n}: {row.label}" for n, table in SHIPPED.items() for row in table.rows}

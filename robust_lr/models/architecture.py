@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..layers import FullRelation2d, LocalRelation2d
 from ..non_local import NonLocal2d
-from . import build_model
-from .profile import profile
+from .build import build_model
+from .cost import profile
 from .resnet import Block
 
 

@@ -15,7 +15,7 @@ from ..contexts import frozen
 from ..errors import InputError
 from ..layers import FullRelation2d, LocalRelation2d
 from ..non_local import NonLocal2d, NonLocalBlock
-from . import build_model
+from .build import build_model
 from .resnet import Block
 
 
