@@ -157,9 +157,7 @@ def test_the_shipped_network_is_drawn(picture, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     for arguments, name in (
-        (["priors"], "priors.png"),
         (["priors", "--out", "deep/other.png"], "deep/other.png"),
-        (["composability", "--image", str(picture)], "composability.png"),
         (
             ["composability", "--image", str(picture), "--size", "32", "--pixel", "0,31", "--group", "2"],
             "composability.png",
