@@ -21,7 +21,7 @@ import torch
 from robust_lr import build_model, config, data, evaluate, load_model, train_run
 from robust_lr.config import Config
 from robust_lr.folder import CONFIG, read_metrics
-from robust_lr.models.cost import profile
+from robust_lr.models import profile
 from robust_lr.provenance import device_name, versions
 from robust_lr.results import Result, write_json
 from robust_lr.runs import prepare
