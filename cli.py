@@ -15,10 +15,10 @@ from .commands.figures import figure
 from .commands.kernels import build, doctor
 from .commands.merge import merge
 from .commands.plan import plan
+from .commands.protocol import list_names, protocol
 from .commands.tables import table, table9
 from .commands.watch import watch
 from .errors import InputError, RunError
-from .terminal import console
 
 
 class Commands(click.Group):
@@ -66,26 +66,10 @@ main.add_command(build)
 main.add_command(compare)
 main.add_command(doctor)
 main.add_command(figure)
+main.add_command(list_names)
 main.add_command(merge)
 main.add_command(plan)
+main.add_command(protocol)
 main.add_command(table)
 main.add_command(table9)
 main.add_command(watch)
-
-
-@main.command("list")
-def list_names() -> None:
-    """Names of models, data sets, protocols, recipes and configs."""
-    from .config import shipped
-    from .data import DATASETS
-    from .models import MODELS
-    from .protocols import PROTOCOLS, SWEEPS
-    from .recipes import RECIPES
-
-    console.print("[bold]models[/]", "  " + " ".join(MODELS), sep="\n")
-    console.print("[bold]data sets[/]", "  " + " ".join(DATASETS), sep="\n", highlight=False)
-    console.print("[bold]protocols[/]")
-    for name, protocol in (PROTOCOLS | SWEEPS).items():
-        console.print(f"  {name:28} {protocol}", highlight=False, soft_wrap=True)
-    console.print("[bold]recipes[/]", "  " + " ".join(RECIPES), sep="\n")
-    console.print("[bold]configs[/]", "  " + " ".join(shipped()), sep="\n", soft_wrap=True)

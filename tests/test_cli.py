@@ -106,7 +106,7 @@ def test_help_of_a_command_explains_its_options(command):
     text = succeed(command, "--help").output
     for option in main.commands[command].params:
         assert option.opts[0] in text or option.name.upper() in text
-        assert getattr(option, "help", None) or option.name in ("config", "device", "json_file")
+        assert getattr(option, "help", None) or option.name in ("config", "device", "json_file", "kind")
 
 
 def test_version():
