@@ -305,6 +305,18 @@ def test_masked_taps(operator: Operator) -> None:
     torch.testing.assert_close(operator(*inputs), inputs.x)
 
 
+@pytest.mark.parametrize("size", [7, 11])
+def test_corners_without_a_tap(operator: Operator, size: int) -> None:
+    """Where the prior leaves only taps that lie outside the image, the mean of nothing is NaN, and nowhere else."""
+    inputs = make(n=2, c=20, h=6, w=9, size=size, dtype=torch.float32)
+    assert inputs.geo is not None
+    inputs.geo.fill_(float("-inf"))
+    inputs.geo[:, 0, 0] = 0
+    y, wanted = operator(*inputs), reference.local_relation(*inputs)
+    assert wanted[..., :3, :].isnan().all()
+    torch.testing.assert_close(y, wanted, equal_nan=True)
+
+
 @pytest.mark.parametrize("normalization", NORMALIZATION)
 @pytest.mark.parametrize("size", [7, 11])
 def test_prior_gradient_only_where_wanted(operator: Operator, normalization: str, size: int) -> None:
@@ -325,6 +337,43 @@ def test_gradients_are_right(operator: Operator) -> None:
         assert torch.autograd.gradcheck(
             lambda *t, s=stride, b=border: operator(*t, stride=s, channels_per_group=3, border=b), inputs
         )
+
+
+STRIPS = {"forward_strips", "backward_queries", "backward_keys", "sum_parts"}
+GENERAL = {"forward_general", "dq_general", "dk_general", "dx_general", "dgeo_general", "sum_parts"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "dtype", "size", "stride", "m", "d", "options"),
+    [
+        # what LR-Nets have, in the paper and in its ablations
+        *((STRIPS, dtype, 7, stride, 8, 1, {}) for dtype in (torch.float32, torch.bfloat16, torch.float16)
+          for stride in (1, 2)),
+        *((STRIPS, torch.float32, size, stride, 8, 1, {}) for size in (3, 5, 9) for stride in (1, 2)),
+        *((STRIPS, torch.float32, 7, 1, m, 1, {}) for m in (1, 2, 4)),
+        *((STRIPS, torch.float32, 7, 1, 8, 1, {"composability": phi}) for phi in COMPOSABILITY),
+        (STRIPS, torch.float32, 7, 1, 8, 1, {"normalization": "none"}),
+        (STRIPS, torch.float32, 7, 2, 8, 1, {"border": "zero"}),
+        # what is left to the general kernels
+        (GENERAL, torch.float32, 7, 1, 16, 1, {}),
+        (GENERAL, torch.float32, 7, 1, 8, 2, {"composability": "product"}),
+        (GENERAL, torch.float32, 7, 3, 8, 1, {}),
+        (GENERAL, torch.float32, 11, 1, 8, 1, {}),
+        (GENERAL, torch.float32, 3, 1, 8, 1, {"composability": "product"}),
+        (GENERAL, torch.float64, 7, 1, 8, 1, {}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_specialized_kernels_are_taken_where_they_cover(
+    wanted: set[str], dtype: torch.dtype, size: int, stride: int, m: int, d: int, options: dict[str, Any],
+    shim: Operator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("CUDA_SHIM_LOG", str(tmp_path / "log"))
+    inputs = make(1, 16, 6, 7, m, d, size, stride, dtype=dtype)
+    all_results(shim, inputs, stride=stride, channels_per_group=m, **options)
+    launched = (tmp_path / "log").read_text().split()
+    assert {name for symbol in launched for name in STRIPS | GENERAL if name in symbol} == wanted
+    assert all(any(name in symbol for name in wanted) for symbol in launched)
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -365,6 +414,54 @@ def test_operator_is_registered_correctly(channels_last: bool) -> None:
         for softmax in (True, False):
             options = (3, stride, 8, 0, softmax, True)
             torch.library.opcheck(torch.ops.robust_lr.local_relation.default, (*leaves, *options), rtol=2e-2, atol=2e-2)
+
+
+def on_gpu(**options: Any) -> list[Tensor]:
+    return [t.cuda().requires_grad_() for t in make(**options) if t is not None]
+
+
+@needs_gpu
+def test_autocast_computes_logits_in_float32() -> None:
+    leaves = on_gpu(c=16, dtype=torch.float32)
+    wanted = reference.local_relation(*(t.double() for t in leaves))
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        y = ops.local_relation(*leaves)
+        narrow = ops.local_relation(*(t.bfloat16() for t in leaves[:3]), leaves[3])
+    assert relative_error(y.detach(), wanted.detach()) <= 1e-6
+    assert narrow.dtype == torch.bfloat16
+
+
+@needs_gpu
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_function_transforms() -> None:
+    x, q, k, geo = on_gpu(n=6, c=12, dtype=torch.float32)
+    x, q, k = (t.detach().reshape(3, 2, *t.shape[1:]) for t in (x, q, k))
+    found, wanted = (
+        torch.func.vmap(torch.func.grad(lambda *t, f=f: f(*t).square().sum(), argnums=(0, 1, 2, 3)), (0, 0, 0, None))(
+            x, q, k, geo.detach()
+        )
+        for f in (ops.local_relation, reference.local_relation)
+    )
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@needs_gpu
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiles_as_one_graph(backend: str) -> None:
+    leaves = on_gpu(dtype=torch.float32, channels_last=True)
+    y = torch.compile(ops.local_relation, backend=backend, fullgraph=True)(*leaves)
+    eager = ops.local_relation(*leaves)
+    assert torch.equal(y, eager)
+    assert y.stride() == eager.stride()
+    for a, b in zip(torch.autograd.grad(y.sum(), leaves), torch.autograd.grad(eager.sum(), leaves), strict=True):
+        assert torch.equal(a, b)
+
+
+@needs_gpu
+def test_no_gradients_of_gradients_are_lost() -> None:
+    leaves = on_gpu(n=1, c=5, h=3, w=2, m=5)
+    assert torch.autograd.gradgradcheck(lambda *t: ops.local_relation(*t, channels_per_group=5), leaves)
 
 
 # What nvcc says of the kernels

@@ -120,6 +120,9 @@ exit 3""",
         RunError, match=r"compiling the kernels failed:\n(.*\n)*first line of the compiler\nout of coffee"
     ):
         extension.load()
+    result = invoke("build")
+    assert result.exit_code == 1
+    assert "first line of the compiler\nout of coffee in line 7\n" in result.output
     assert not list(empty_cache.rglob("*.so"))
 
 

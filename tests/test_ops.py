@@ -337,6 +337,20 @@ def test_masked_taps() -> None:
     torch.testing.assert_close(ops.local_relation(*inputs), inputs.x)
 
 
+@needs_kernels
+@pytest.mark.parametrize("composability", COMPOSABILITY)
+def test_corners_without_a_tap(composability: str) -> None:
+    """Where the prior leaves only taps that lie outside the image, the mean of nothing is NaN, and nowhere else."""
+    inputs = make(n=2, c=20, h=6, w=7, size=5, dtype=torch.float32)
+    assert inputs.geo is not None
+    inputs.geo.fill_(float("-inf"))
+    inputs.geo[:, 0, 0] = 0
+    y = ops.local_relation(*inputs, composability=composability)
+    wanted = reference.local_relation(*inputs, composability=composability)
+    assert wanted[..., :2, :].isnan().all()
+    torch.testing.assert_close(y, wanted, equal_nan=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 def test_result_has_the_widest_dtype(dtype: torch.dtype) -> None:
     inputs = make(dtype=dtype)
