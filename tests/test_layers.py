@@ -1,3 +1,4 @@
+from functools import partial
 from math import inf, nan
 
 import pytest
@@ -6,7 +7,7 @@ from torch import nn
 
 from robust_lr import reference
 from robust_lr.errors import InputError
-from robust_lr.layers import LocalRelation2d, Normalize
+from robust_lr.layers import FullRelation2d, LocalRelation2d, Normalize
 from robust_lr.priors import FixedPrior, GeometricPrior
 
 
@@ -131,3 +132,43 @@ def test_a_lone_layer_starts_with_soft_weights():
 def test_layer_refuses_sizes_that_cannot_be(options, words):
     with pytest.raises(InputError, match=words):
         LocalRelation2d(8, 8, **options)
+
+
+@pytest.mark.parametrize("kind", [LocalRelation2d, FullRelation2d])
+def test_sharing_among_all_channels_is_one_group_of_them(kind):
+    layer = kind(20, 6, channels_per_group="all")
+    assert layer.channels_per_group == 20
+    assert layer.query.out_channels == layer.key.out_channels == layer.prior.value.out_features == 1
+    x = torch.rand(2, 20, 7, 7)
+    for channels_per_group in (20, 64):
+        other = kind(20, 6, channels_per_group=channels_per_group)
+        other.load_state_dict(layer.state_dict())
+        torch.testing.assert_close(other(x), layer(x))
+    channels = torch.eye(20)[..., None, None]
+    layer.transform.weight = nn.Parameter(channels)
+    same = x[:, :1].expand(-1, 20, -1, -1)
+    assert (layer(same) - layer(same)[:, :1]).abs().max() < 1e-6  # one set of weights
+
+
+@pytest.mark.parametrize("kind", [partial(LocalRelation2d, kernel_size=9), FullRelation2d])
+def test_the_dot_product_of_one_component_is_the_product_of_scalars(kind):
+    layer = kind(8, 8, query_dim=1, composability="product", prior="none")
+    layer.transform.weight = nn.Parameter(torch.eye(8)[..., None, None])
+    x = torch.rand(1, 8, 5, 5)
+    q, k = layer.query(x).flatten(), layer.key(x).flatten()
+    weights = (q[:, None] * k[None]).softmax(1)  # every pixel sees all 25
+    torch.testing.assert_close(layer(x).flatten(2)[0], x.flatten(2)[0] @ weights.T)
+
+
+def test_the_dot_product_of_several_components_is_the_sum_of_their_products():
+    layer = LocalRelation2d(8, 8, 9, query_dim=4, composability="product", prior="none")
+    layer.transform.weight = nn.Parameter(torch.eye(8)[..., None, None])
+    x = torch.rand(1, 8, 5, 5)
+    q, k = layer.query(x)[0].flatten(1), layer.key(x)[0].flatten(1)
+    torch.testing.assert_close(layer(x).flatten(2)[0], x.flatten(2)[0] @ (q.T @ k).softmax(1).T)
+
+
+def test_shapes_without_values_are_enough():
+    layer = LocalRelation2d(20, 6, stride=2)
+    expected = layer(torch.rand(2, 20, 7, 9)).shape
+    assert layer.to("meta")(torch.empty(2, 20, 7, 9, device="meta")).shape == expected
