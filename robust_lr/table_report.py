@@ -32,6 +32,7 @@ def accuracies(table: Table, number: int, results: Mapping[tuple[str, str, str],
         caption="Accuracy in % with 95 % intervals; parameters and multiply-adds of the networks as trained. "
         "The paper's figures are on ImageNet at full size.",
         box=box.SIMPLE_HEAD,
+        padding=(0, 0, 0, 1),  # 80 columns are enough
         pad_edge=False,
     )
     out.add_column("\nnetwork", no_wrap=True)
@@ -60,8 +61,9 @@ def counts(table: Table, number: int) -> RichTable:
     out = RichTable(
         title=f"Table {number}: {table.title}",
         caption="One image of 224 x 224, 1000 classes. The paper counts operations by another rule, which gives about "
-        "0.25 G more for every bottleneck network: compare ours with ours.",
+        "0.25 G more for ResNets and LR-Nets of bottlenecks: compare ours with ours.",
         box=box.SIMPLE_HEAD,
+        padding=(0, 0, 0, 1),  # 80 columns are enough
         pad_edge=False,
     )
     out.add_column("\nnetwork", no_wrap=True)
