@@ -54,6 +54,7 @@ def main() -> None:
     \b
     robust-lr attack --targeted            attack the network that ships with the package
     robust-lr table9                       the paper's Table 9, small, in minutes
+    robust-lr table N                      its other tables, 2 to 8; with --count-only in seconds
     robust-lr adv-train CONFIG             train one network
     """
     logging.basicConfig(format="%(message)s")

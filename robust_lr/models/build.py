@@ -13,8 +13,9 @@ import torch
 from ..errors import InputError
 from ..layers import IMAGENET_MEAN, IMAGENET_STD
 from ..text import check_name, choose, typed
+from .conv_nets import convolution, depthwise, non_local_net, resnet
 from .lr_net import lr_net
-from .resnet import BasicBlock, Bottleneck, Frame, ResNet, convolution, depthwise, non_local_net, resnet
+from .resnet import BasicBlock, Bottleneck, Frame, ResNet
 
 #: Widths that differ from the paper's alpha = 100/256 are those at which the network costs as many multiply-adds as its
 #: rival, by ``solve_bottleneck``: resnet26_dw and nl26 as ResNet-26, lrnet101 as ResNet-101, which gives the
@@ -55,7 +56,7 @@ def build_model(
         width: multiplies every channel count, > 0; 1.0 is the paper's network.
         stem: "imagenet", or "small" for images up to 64 pixels (full resolution, no pooling).
         mean, std: pixel statistics of the first layer; by default ImageNet's for three channels, else 0.5 and 0.25.
-        options: of the layers, see ``resnet.resnet`` and ``lr_net.lr_net``.
+        options: of the layers, see ``conv_nets.resnet`` and ``lr_net.lr_net``.
 
     Raises:
         InputError: unknown name, stem or option, or a value of the wrong type or out of range.

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, Literal
 
 from torch import nn
 
 from ..layers import FullRelation2d, LocalRelation2d, Pointwise2d, Sharing
-from ..non_local import NonLocalBlock
 from ..priors import Prior
 from ..reference import Border, Composability, Normalization
+from .conv_nets import resnet_stem
 from .lr_stem import LRNet
-from .resnet import (
-    KEY_STRIDES,
-    BasicBlock,
-    Bottleneck,
-    Frame,
-    ResNet,
-    SpatialLayer,
-    Stage,
-    channels,
-    check_stem,
-    resnet_stem,
-)
+from .resnet import BasicBlock, Bottleneck, Frame, ResNet, SpatialLayer, check_stem, four_stages
 
 
 def lr_stem(frame: Frame, channels: int, layer: SpatialLayer) -> dict[str, nn.Module]:
@@ -62,13 +50,12 @@ def lr_net(
     """LR-Net; the layer options are those of ``LocalRelation2d`` and hold for every such layer.
 
     Args:
-        depths: blocks per stage.
-        non_local: a non-local block follows each residual block (paper Table 7).
         kernel_size: odd, or "full" for the full image in every block (paper Table 3). Ours: the stem, which sees the
             most pixels, keeps its 7x7 window then.
-        bottleneck: channels inside the first stage's blocks before ``frame.width``; they double at each stage. The
-            default is the paper's ratio alpha, 100 of 256 channels, with which the FLOPs match ResNet's (section 5).
+        bottleneck: as in ``four_stages``; the default is the paper's ratio alpha, 100 of 256 channels, with which the
+            FLOPs match ResNet's (section 5).
         conv_stem: the stem of ResNet in place of LR-Net's.
+        depths, non_local: as in ``four_stages``.
     """
     options: dict[str, Any] = {
         "channels_per_group": channels_per_group,
@@ -82,22 +69,13 @@ def lr_net(
     def windowed(in_channels: int, out_channels: int, stride: int) -> nn.Module:
         return LocalRelation2d(in_channels, out_channels, window, stride, border=border, **options)
 
-    def full(key_stride: int) -> SpatialLayer:
-        def layer(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    def spatial(key_stride: int) -> SpatialLayer:
+        def full(in_channels: int, out_channels: int, stride: int) -> nn.Module:
             return FullRelation2d(in_channels, out_channels, stride, key_stride=stride * key_stride, **options)
 
-        return layer
+        return full if kernel_size == "full" else windowed
 
-    stages = [
-        Stage(
-            depth,
-            mid,
-            out,
-            spatial=full(key_stride) if kernel_size == "full" else windowed,
-            after=partial(NonLocalBlock, key_stride=key_stride) if non_local else None,
-        )
-        for depth, (mid, out), key_stride in zip(depths, channels(block, bottleneck, frame), KEY_STRIDES, strict=True)
-    ]
+    stages = four_stages(depths, block, bottleneck, frame, spatial, non_local=non_local)
     width = frame.scaled(64)
     stem = resnet_stem(frame, width) if conv_stem else lr_stem(frame, width, windowed)
     return (ResNet if conv_stem else LRNet)(frame, stem, width, block, stages)

@@ -1,4 +1,4 @@
-"""ResNet (He et al. 2016) with the stride on the 3x3 layer ("v1.5"), under torchvision's parameter names."""
+"""The skeleton of all networks: ResNet (He et al. 2016), the stride on the 3x3 layer ("v1.5"), torchvision's names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..layers import LocalRelation2d, Normalize, Pointwise2d, check_kernel_size
+from ..layers import LocalRelation2d, Normalize, Pointwise2d
 from ..non_local import NonLocal2d, NonLocalBlock
 
 #: (in_channels, out_channels, stride) -> the spatial layer of a block: a 3x3 convolution, or a local relation layer
@@ -21,23 +21,6 @@ STEMS = ("imagenet", "small")
 #: how many times coarser than a stage its grid of keys is, where a layer sees the full image: for res2 to res4 as the
 #: paper says (Table 3), for res5, which is small, ours
 KEY_STRIDES = (4, 2, 2, 1)
-
-
-def convolution(kernel_size: int) -> SpatialLayer:
-    def layer(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:
-        return nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
-
-    return layer
-
-
-def depthwise(kernel_size: int) -> SpatialLayer:
-    """ResNet-DW: each channel is convolved by itself (paper Table 3)."""
-
-    def layer(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:
-        padding = kernel_size // 2
-        return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=in_channels, bias=False)
-
-    return layer
 
 
 class Block(nn.Module, ABC):
@@ -214,75 +197,33 @@ def check_stem(stem: str) -> None:
         raise InputError(f"stem = {stem!r}: choose one of {', '.join(STEMS)} ('small' is for images up to 64 pixels)")
 
 
-def resnet_stem(frame: Frame, channels: int) -> dict[str, nn.Module]:
-    """ "imagenet": 7x7 stride 2 and max-pooling; "small": one 3x3 convolution at full resolution (He et al., CIFAR)."""
-    check_stem(frame.stem)
-    norm = {"bn1": nn.BatchNorm2d(channels), "relu": nn.ReLU(inplace=True)}
-    if frame.stem == "small":
-        return {"conv1": convolution(3)(frame.in_channels, channels, 1), **norm}
-    return {
-        "conv1": convolution(7)(frame.in_channels, channels, 2),
-        **norm,
-        "maxpool": nn.MaxPool2d(3, stride=2, padding=1),
-    }
-
-
-def resnet(
+def four_stages(
     depths: Sequence[int],
     block: type[BasicBlock] | type[Bottleneck],
-    spatial: Callable[[int], SpatialLayer],
-    non_local: bool,
+    bottleneck: int,
     frame: Frame,
+    spatial: Callable[[int], SpatialLayer],
     *,
-    kernel_size: int = 3,
-    bottleneck: int = 64,
-) -> ResNet:
-    """ResNet.
+    non_local: bool = False,
+) -> list[Stage]:
+    """The stages of a network of the paper.
 
     Args:
         depths: blocks per stage.
-        spatial: from a kernel size to the spatial layer, ``convolution`` or ``depthwise``.
-        non_local: a non-local block follows each residual block (paper Table 7).
-        kernel_size: of the blocks' spatial layers, odd (paper Table 3).
         bottleneck: channels inside the first stage's blocks before ``frame.width``; they double at each stage.
+        spatial: from a stage's key stride, for layers that see the full image, to its spatial layer.
+        non_local: a non-local block follows each residual block (paper Table 7).
     """
-    check_kernel_size(kernel_size)
-    stages = [
-        Stage(
-            depth,
-            mid,
-            out,
-            spatial(kernel_size),
-            after=partial(NonLocalBlock, key_stride=key_stride) if non_local else None,
-        )
-        for depth, (mid, out), key_stride in zip(depths, channels(block, bottleneck, frame), KEY_STRIDES, strict=True)
-    ]
-    width = frame.scaled(64)
-    return ResNet(frame, resnet_stem(frame, width), width, block, stages)
-
-
-def non_local_net(depths: Sequence[int], frame: Frame, *, bottleneck: int) -> ResNet:
-    """NL: a ResNet of bottlenecks with a non-local layer for each 3x3 convolution (paper Tables 7 and 8)."""
-
-    def spatial(key_stride: int) -> SpatialLayer:
-        def layer(in_channels: int, out_channels: int, stride: int) -> nn.Module:
-            return NonLocal2d(in_channels, out_channels, stride, key_stride=stride * key_stride)
-
-        return layer
-
-    stages = [
-        Stage(depth, mid, out, spatial(key_stride))
-        for depth, (mid, out), key_stride in zip(
-            depths, channels(Bottleneck, bottleneck, frame), KEY_STRIDES, strict=True
-        )
-    ]
-    width = frame.scaled(64)
-    return ResNet(frame, resnet_stem(frame, width), width, Bottleneck, stages)
-
-
-def channels(block: type[BasicBlock] | type[Bottleneck], bottleneck: int, frame: Frame) -> list[tuple[int, int]]:
-    """Channels inside and at the end of the blocks of each stage."""
     if bottleneck < 1:
         raise InputError(f"bottleneck = {bottleneck}: must be at least 1")
     out = 64 if block is BasicBlock else 256
-    return [(frame.scaled(bottleneck * 2**stage), frame.scaled(out * 2**stage)) for stage in range(4)]
+    return [
+        Stage(
+            depth,
+            frame.scaled(bottleneck * 2**stage),
+            frame.scaled(out * 2**stage),
+            spatial(key_stride),
+            after=partial(NonLocalBlock, key_stride=key_stride) if non_local else None,
+        )
+        for stage, (depth, key_stride) in enumerate(zip(depths, KEY_STRIDES, strict=True))
+    ]

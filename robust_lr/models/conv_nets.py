@@ -1,0 +1,78 @@
+"""The paper's networks of convolutions: ResNet, ResNet-DW with depthwise ones, NL with non-local layers instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from ..layers import check_kernel_size
+from ..non_local import NonLocal2d
+from .resnet import BasicBlock, Bottleneck, Frame, ResNet, SpatialLayer, check_stem, four_stages
+
+
+def convolution(kernel_size: int) -> SpatialLayer:
+    def layer(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:
+        return nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
+
+    return layer
+
+
+def depthwise(kernel_size: int) -> SpatialLayer:
+    """ResNet-DW: each channel is convolved by itself (paper Table 3)."""
+
+    def layer(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:
+        padding = kernel_size // 2
+        return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=in_channels, bias=False)
+
+    return layer
+
+
+def resnet_stem(frame: Frame, channels: int) -> dict[str, nn.Module]:
+    """ "imagenet": 7x7 stride 2 and max-pooling; "small": one 3x3 convolution at full resolution (He et al., CIFAR)."""
+    check_stem(frame.stem)
+    norm = {"bn1": nn.BatchNorm2d(channels), "relu": nn.ReLU(inplace=True)}
+    if frame.stem == "small":
+        return {"conv1": convolution(3)(frame.in_channels, channels, 1), **norm}
+    return {
+        "conv1": convolution(7)(frame.in_channels, channels, 2),
+        **norm,
+        "maxpool": nn.MaxPool2d(3, stride=2, padding=1),
+    }
+
+
+def resnet(
+    depths: Sequence[int],
+    block: type[BasicBlock] | type[Bottleneck],
+    spatial: Callable[[int], SpatialLayer],
+    non_local: bool,
+    frame: Frame,
+    *,
+    kernel_size: int = 3,
+    bottleneck: int = 64,
+) -> ResNet:
+    """ResNet.
+
+    Args:
+        spatial: from a kernel size to the spatial layer, ``convolution`` or ``depthwise``.
+        kernel_size: of the blocks' spatial layers, odd (paper Table 3).
+        others: as in ``four_stages``.
+    """
+    check_kernel_size(kernel_size)
+    stages = four_stages(depths, block, bottleneck, frame, lambda key_stride: spatial(kernel_size), non_local=non_local)
+    width = frame.scaled(64)
+    return ResNet(frame, resnet_stem(frame, width), width, block, stages)
+
+
+def non_local_net(depths: Sequence[int], frame: Frame, *, bottleneck: int) -> ResNet:
+    """NL: a ResNet of bottlenecks with a non-local layer for each 3x3 convolution (paper Tables 7 and 8)."""
+
+    def spatial(key_stride: int) -> SpatialLayer:
+        def layer(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+            return NonLocal2d(in_channels, out_channels, stride, key_stride=stride * key_stride)
+
+        return layer
+
+    stages = four_stages(depths, Bottleneck, bottleneck, frame, spatial)
+    width = frame.scaled(64)
+    return ResNet(frame, resnet_stem(frame, width), width, Bottleneck, stages)
