@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.table import Table as RichTable
@@ -56,16 +57,8 @@ def curve_table(curve: Curve) -> RichTable:
 
 
 def curve_picture(curve: Curve, path: Path) -> None:
-    """Accuracy by the sweep's value as a PNG, with intervals.
-
-    Raises:
-        InputError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError("a picture needs matplotlib: pip install 'robust-lr[figures]'") from None
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    """Accuracy by the sweep's value as a PNG, with intervals; InputError without matplotlib."""
+    figure = figure_class()(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     places = range(len(curve.points))
     for name, heading in ((LAST, "last iterate"), (SEEN, "worst seen")):
@@ -80,6 +73,19 @@ def curve_picture(curve: Curve, path: Path) -> None:
     axes.set(xlabel=curve.axis, ylabel="robust accuracy", ylim=(0, 1), title=f"{curve.results[0].model}, {curve.name}")
     axes.legend()
     figure.savefig(path, dpi=150)
+
+
+def figure_class() -> Any:
+    """matplotlib's Figure.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InputError("a picture needs matplotlib: pip install 'robust-lr[figures]'") from None
+    return Figure
 
 
 def label(axis: str, at: float) -> str:

@@ -106,6 +106,8 @@ def attack(
         raise InputError(f"--figure draws a curve, which {settings.name!r} has not: use e.g. --protocol sweep-steps")
     elif save_targets is not None and not settings.targeted:
         raise InputError(f"--save-targets: protocol {settings.name!r} aims at no class")
+    if figure is not None:
+        report.figure_class()  # before any time is spent
     if launched is not None and shard_text is not None:
         raise InputError("--shard: torchrun divides the images already, leave it out")
     shard = launched or (None if shard_text is None else parse_shard(shard_text))
