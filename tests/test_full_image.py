@@ -150,3 +150,16 @@ def test_sizes_that_cannot_be_are_refused(options, words):
 def test_images_of_other_types_keep_theirs():
     layer = FullRelation2d(8, 8).bfloat16()
     assert layer(torch.rand(1, 8, 5, 5, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_second_gradients_do_not_depend_on_the_chunks(monkeypatch):
+    layer = FullRelation2d(8, 4, channels_per_group=4).double()
+    x = torch.rand(1, 8, 5, 5, dtype=torch.float64, requires_grad=True)
+
+    def second():
+        (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), x)[0]
+
+    whole = second()
+    monkeypatch.setattr(full_image, "CHUNK", 200)
+    close([second()], [whole])
