@@ -21,7 +21,8 @@ from .resnet import Block
 
 @dataclass(frozen=True)
 class Profile:
-    """
+    """What a network costs.
+
     Attributes:
         parameters: learnt values, each counted once.
         multiply_adds: of convolutions, linear, local relation and non-local layers, for the whole input.
