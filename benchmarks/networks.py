@@ -31,6 +31,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from robust_lr import build_model, doctor
 from robust_lr.models.fold import fold
+from robust_lr.models.lr_stem import LRNet
 from robust_lr.models.resnet import STEMS, ResNet
 from robust_lr.provenance import device_name, versions
 from robust_lr.results import write_json
@@ -54,10 +55,12 @@ class InFormat(nn.Module):
         return pixels.contiguous(memory_format=self.layout)
 
 
-def in_format(model: ResNet, layout: torch.memory_format, device: torch.device) -> nn.Module:
+def in_format(model: ResNet, layout: torch.memory_format, options: argparse.Namespace) -> nn.Module:
     model = copy.deepcopy(model)
+    if options.stepwise_stem and isinstance(model, LRNet):
+        model.get_submodule("relu1").register_forward_hook(lambda *_: None)  # wants a result that must then be there
     model.set_submodule("normalize", InFormat(model.normalize, layout))
-    return model.to(device=device, memory_format=layout)
+    return model.to(device=options.device, memory_format=layout)
 
 
 def passes(name: str, layout: torch.memory_format, dtype: torch.dtype, options: argparse.Namespace) -> dict[str, Run]:
@@ -79,7 +82,7 @@ def passes(name: str, layout: torch.memory_format, dtype: torch.dtype, options: 
             loss = F.cross_entropy(network(image), labels)
         torch.autograd.grad(loss, image)
 
-    trained = in_format(model, layout, device).train()
+    trained = in_format(model, layout, options).train()
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.01, momentum=0.9)
 
     def training() -> None:
@@ -89,8 +92,8 @@ def passes(name: str, layout: torch.memory_format, dtype: torch.dtype, options: 
         loss.backward()
         optimizer.step()
 
-    plain = in_format(model, layout, device).eval().requires_grad_(False)
-    folded = in_format(fold(model), layout, device)
+    plain = in_format(model, layout, options).eval().requires_grad_(False)
+    folded = in_format(fold(model), layout, options)
     return {
         "forward": partial(forward, plain),
         "attack": partial(attack, plain),
@@ -141,6 +144,9 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=3)
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--stem", choices=STEMS, default="imagenet")
+    parser.add_argument(
+        "--stepwise-stem", action="store_true", help="LR-Net's stem layer by layer, not as one operator"
+    )
     parser.add_argument("--batch", type=int, help="8 on a CPU, 64 on a GPU by default")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
