@@ -135,6 +135,15 @@ def training_bytes(name: str, layout: torch.memory_format, dtype: torch.dtype, o
     return max(allocated) + 2 * sum(p.nbytes for p in weights.parameters())
 
 
+def operator_seconds(run: Run) -> dict[str, float]:
+    """Where the time of a run goes: the ten operators on the CPU that take the most, without those that they call."""
+    run()
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        run()
+    found = {event.key: event.self_cpu_time_total / 1e6 for event in profiled.key_averages()}
+    return dict(sorted(found.items(), key=lambda item: -item[1])[:10])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -163,6 +172,10 @@ def main() -> None:
             for which, run in passes(name, FORMATS[layout], dtype, options).items()
         }
         seconds = measure(runs, options.repeats)
+        spent = {
+            name: operator_seconds(runs[f"{name} folded attack {best_format(seconds, name, 'folded attack')}"])
+            for name in (NETWORKS if options.device == "cpu" else ())
+        }
         del runs  # memory is measured with one network at a time
         memory = {
             name: training_bytes(name, FORMATS[best_format(seconds, name, "training")], dtype, options)
@@ -178,6 +191,7 @@ def main() -> None:
             "LR-Net-26 / ResNet-26": ratios,
             "seconds": seconds,
             "training_bytes": memory,
+            "folded_attack_operator_seconds": spent,
         }
     record = {
         "device": device_name(device),
