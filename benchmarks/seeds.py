@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import torch
 
 from robust_lr import build_model, config, data, evaluate, load_model, train_run
 from robust_lr.config import Config
-from robust_lr.folder import CONFIG, read_metrics
+from robust_lr.folder import CONFIG
 from robust_lr.models import profile
 from robust_lr.provenance import device_name, versions
 from robust_lr.results import Result, write_json
@@ -33,7 +32,6 @@ BASE = "lrnet26_fashion_mnist_mini"
 
 def one(settings: Config, folder: Path, label: str) -> dict[str, Any]:
     """Train and attack one network; its record."""
-    began = time.monotonic()
     for step in train_run(settings, folder, resume=(folder / CONFIG).exists()):
         if step.test_accuracy is not None:
             print(f"{folder.name}: epoch {step.epoch:g}, clean {100 * step.test_accuracy:.1f} %", flush=True)
@@ -46,8 +44,6 @@ def one(settings: Config, folder: Path, label: str) -> dict[str, Any]:
         "label": label,
         "seed": settings.seed,
         "accuracy": accuracies(results),
-        "training_seconds": sum(line["seconds"] for line in read_metrics(folder)),
-        "seconds_now": time.monotonic() - began,
         "results": {name: result.to_dict() for name, result in results.items()},
     }
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from .dataset import Array, ArrayDataset, Dataset, as_integers, content_hash, from_arrays
 from .errors import InputError, RunError
-from .lazy import BlobSource, FileSource, LazyDataset, Transform, from_source, pixels
+from .lazy import IMAGE_SUFFIXES, BlobSource, FileSource, LazyDataset, Transform, from_source, pixels
+from .tars import load_tars
 from .text import check_name
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ __all__ = [
 
 DEFAULT = "fashion-mnist-mini"
 SPLITS = ("train", "test")
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
 FASHION_CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
@@ -64,6 +64,8 @@ def load(
       `npz:PATH`  arrays `images` [N, H, W] or with channels 1 or 3 first or last, uint8 or float in [0, 1]; `labels`;
         or JPEGs, `jpg`, `off`, `y`, where image i is jpg[off[i]:off[i + 1]]. With the prefixes `train_` and `test_`
         where the file has two splits; without, both are the whole file. Optional: `ids`, and the number `num_classes`.
+      `tar:PATH`  a folder of WebDataset shards: PATH/train*.tar and PATH/test*.tar (or val*.tar) with KEY.jpg and
+        KEY.cls. Without train and test, both splits are all of them.
     split: "train" or "test".
     root: where the files lie; relative paths in `name` start from it. The embedded set has no use for it.
     transform: what to make of a decoded file or JPEG: PIL image (RGB) -> float32 tensor [C, H, W] in [0, 1].
@@ -242,4 +244,5 @@ DATASETS: Mapping[str, Loader] = {
     "imagenet": _imagenet,
     "folder:PATH": _folder,
     "npz:PATH": _npz,
+    "tar:PATH": load_tars,
 }

@@ -95,7 +95,8 @@ def joined(device: torch.device) -> Iterator[Group]:
     """
     ours = not dist.is_initialized() and "TORCHELASTIC_RUN_ID" in os.environ
     if ours:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        nccl = device.type == "cuda"
+        dist.init_process_group("nccl" if nccl else "gloo", device_id=device if nccl else None)
     group = Group(dist.get_rank(), dist.get_world_size(), device) if dist.is_initialized() else Group(device=device)
     try:
         yield group

@@ -19,6 +19,8 @@ from .errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
+
 Transform = Callable[["Image"], Tensor]
 """From a PIL image (mode RGB) to a float32 tensor [C, H, W] in [0, 1]; normalization belongs to the model."""
 

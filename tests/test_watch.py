@@ -120,7 +120,7 @@ def test_watching_from_another_process_follows_a_run_to_its_end(tmp_path):
         while "step 4" not in (line := process.stdout.readline()):
             assert line.startswith(f"{run}: running: ")
         write(run, [step(8)])
-        rest, _ = process.communicate(timeout=60)
+        rest, _ = process.communicate(timeout=180)
     assert first.startswith(f"{run}: running: epoch 0.2, step 1, loss 2.000, lr 0.1, 32 images/s, 0:00:14 left")
     assert rest.splitlines()[-1].startswith(f"{run}: finished: epoch 2.0, step 8")
     assert process.returncode == 0

@@ -1,0 +1,281 @@
+"""Training: what a step costs, what several processes gain, whether loading hides, how long a checkpoint takes.
+
+    python benchmarks/training.py --out FILE [--device cuda] [--only NAME ...] [--data npz:PATH]
+
+Parts, each a ratio measured in one run, with the candidates taking turns:
+  step        an adversarial step (16 attack steps and one of training) against a regular one of the same network
+  straight    the straightforward loop (`.backward()` in the attack, NCHW, nothing folded) against ours
+  processes   two processes under torchrun against one with two threads, the same batch; CPU only
+  loading     the share of the time that training at 224 pixels waits for images, JPEGs decoded by workers
+  checkpoint  the pause of one save, against an epoch of 10 minutes
+
+Networks are LR-Net-26 and ResNet-26; `--width` and `--size` choose theirs. For `loading` JPEGs are made, or taken from
+--data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from local_relation import measure
+from PIL import Image
+from torch import Tensor, nn
+
+from robust_lr import build_model, config, data, protocols, runs
+from robust_lr.config import Config
+from robust_lr.dataset import Dataset
+from robust_lr.folder import read_metrics
+from robust_lr.provenance import device_name, versions
+from robust_lr.record import state_of
+from robust_lr.results import write_json
+from robust_lr.train import Metrics, adversarial_train, sgd
+
+NETWORKS = {"LR-Net-26": "lrnet26", "ResNet-26": "resnet26"}
+EPOCH_SECONDS = 600.0
+
+
+def settings(arguments: argparse.Namespace, protocol: str, *more: str) -> Config:
+    """Of a training that never ends."""
+    values = [f"attack.protocol={protocol}", f"train.batch_size={arguments.batch}", "train.milestones=[]"]
+    return config.load(None, [*values, "train.epochs=1000000", f"train.device={arguments.device}", *more])
+
+
+def pictures(arguments: argparse.Namespace) -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+    shape = (arguments.batch, arguments.channels, arguments.size, arguments.size)
+    return data.from_arrays(torch.rand(shape, generator=generator), torch.arange(arguments.batch) % 10)
+
+
+def network(arguments: argparse.Namespace, name: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = build_model(
+        name, num_classes=10, in_channels=arguments.channels, width=arguments.width, stem=arguments.stem
+    )
+    return model.to(arguments.device)
+
+
+def stepper(arguments: argparse.Namespace, name: str, protocol: str) -> Callable[[], object]:
+    """One step of ours at each call."""
+    steps = adversarial_train(network(arguments, name), pictures(arguments), settings(arguments, protocol))
+    return lambda: finished(arguments, next(steps))
+
+
+def finished(arguments: argparse.Namespace, value: object) -> object:
+    if arguments.device == "cuda":
+        torch.cuda.synchronize()
+    return value
+
+
+def straightforward(arguments: argparse.Namespace, name: str) -> Callable[[], object]:
+    """The usual loop, after Madry's and many others: the network as it is, gradients of everything in every pass."""
+    model = network(arguments, name).to(memory_format=torch.contiguous_format)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    images, labels, _ = pictures(arguments).batch(torch.arange(arguments.batch))
+    x, y = images.to(arguments.device), labels.to(arguments.device)
+    protocol = protocols.pgd("lrnet-train")
+    eps, step_size = protocol.eps, protocol.step_size
+
+    def attack(target: Tensor) -> Tensor:
+        x_adv = (x + torch.empty_like(x).uniform_(-eps, eps)).clamp(0, 1)
+        for _ in range(protocol.steps):
+            x_adv = x_adv.detach().requires_grad_()
+            F.cross_entropy(model(x_adv), target).backward()
+            assert x_adv.grad is not None
+            x_adv = x_adv.detach() - step_size * x_adv.grad.sign()
+            x_adv = torch.max(torch.min(x_adv, x + eps), x - eps).clamp(0, 1)
+        return x_adv
+
+    def step() -> object:
+        model.eval()
+        x_adv = attack((y + 1) % 10)
+        model.train()
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x_adv), y)
+        loss.backward()
+        optimizer.step()
+        return finished(arguments, loss.item())
+
+    return step
+
+
+def steps(arguments: argparse.Namespace) -> dict[str, Any]:
+    """`step` and `straight`: medians of seconds, and ratios."""
+    record = {}
+    for label, name in NETWORKS.items():
+        candidates = {
+            "regular": stepper(arguments, name, "none"),
+            "adversarial": stepper(arguments, name, "lrnet-train"),
+            "straightforward": straightforward(arguments, name),
+        }
+        seconds = measure(candidates, arguments.repeats)
+        record[label] = {
+            "seconds": seconds,
+            "adversarial_over_regular": seconds["adversarial"] / seconds["regular"],
+            "straightforward_over_adversarial": seconds["straightforward"] / seconds["adversarial"],
+        }
+    return record
+
+
+def processes(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Seconds a step of whole runs, without their first; two runs of each, taking turns.
+
+    Threads that wait for each other sleep, as the package has it, which is best where other work runs beside; on an
+    idle machine two threads are faster when they spin instead.
+    """
+    record = {}
+    spinning = "one process, two spinning threads"
+    for label, name in NETWORKS.items():
+        rates: dict[str, list[float]] = {
+            "one process, two threads": [],
+            spinning: [],
+            "two processes, one thread each": [],
+        }
+        for _ in range(2):
+            for which, seconds in rates.items():
+                two = which.startswith("two")
+                with tempfile.TemporaryDirectory() as folder:
+                    words = [f"model.name={name}", f"model.width={arguments.width}", f"model.stem={arguments.stem}"]
+                    words += ["attack.protocol=lrnet-train", f"train.batch_size={arguments.batch}", "train.epochs=1"]
+                    words += ["train.milestones=[]", f"train.threads={1 if two else 2}", "train.device=cpu"]
+                    words += [f"data.limit={arguments.batch * (arguments.repeats + 2)}"]
+                    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+                    command += ["2" if two else "1", "-m", "robust_lr", "adv-train", "lrnet26_fashion_mnist_mini"]
+                    command += ["--out", folder + "/run", *(w for value in words for w in ("--set", value))]
+                    policy = "ACTIVE" if which == spinning else "PASSIVE"
+                    environment = {**os.environ, "OMP_NUM_THREADS": "1" if two else "2", "OMP_WAIT_POLICY": policy}
+                    subprocess.run(command, check=True, capture_output=True, env=environment)
+                    seconds.append(median(line["seconds"] for line in read_metrics(folder + "/run")[2:]))
+        medians = {which: median(seconds) for which, seconds in rates.items()}
+        sleeping, spun, both = medians.values()
+        record[label] = {
+            "seconds_a_step": medians,
+            "two_processes_over_one": sleeping / both,
+            "two_processes_over_one_that_spins": spun / both,
+        }
+    return record
+
+
+def loading(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The share of the time between the first step and the last in which nothing was computed."""
+    record = {}
+    with jpegs(arguments) as name:
+        images = data.load(name, "train", transform=runs.TRANSFORMS["imagenet"])
+        for label, network_name in NETWORKS.items():
+            for protocol in ("none", "lrnet-train"):
+                torch.manual_seed(0)
+                model = build_model(network_name, num_classes=images.num_classes, width=arguments.width)
+                more = [f"data.workers={arguments.workers}", "data.augment=imagenet"]
+                found: list[Metrics] = []
+                run = adversarial_train(model.to(arguments.device), images, settings(arguments, protocol, *more))
+                for step in run:
+                    found.append(step)
+                    if len(found) == arguments.repeats + 2:
+                        break
+                run.close()
+                waited, worked = (sum(getattr(s, key) for s in found[2:]) for key in ("waited", "seconds"))
+                record[f"{label}, {protocol}"] = {
+                    "images_per_second": sum(s.images for s in found[2:]) / (waited + worked),
+                    "waiting_share": waited / (waited + worked),
+                }
+    return record
+
+
+@contextmanager
+def jpegs(arguments: argparse.Namespace) -> Iterator[str]:
+    """The name of a data set of JPEGs the size of ImageNet's: smooth noise of 500 x 375 pixels."""
+    if arguments.data:
+        yield arguments.data
+        return
+    generator = np.random.default_rng(0)
+    files = []
+    for _ in range(2 * arguments.batch):
+        noise = Image.fromarray(generator.integers(0, 256, (24, 32, 3), np.uint8)).resize(
+            (500, 375), Image.Resampling.BICUBIC
+        )
+        buffer = io.BytesIO()
+        noise.save(buffer, "JPEG", quality=90)
+        files.append(buffer.getvalue())
+    with tempfile.TemporaryDirectory() as folder:
+        offsets = np.cumsum([0, *map(len, files)])
+        blob = np.frombuffer(b"".join(files), np.uint8)
+        np.savez(f"{folder}/jpegs.npz", jpg=blob, off=offsets, y=np.arange(len(files)) % 10)
+        yield f"npz:{folder}/jpegs.npz"
+
+
+def checkpoints(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of one save of a network of the paper's width: weights, provenance and state, with their fsyncs."""
+    record = {}
+    for label, name in NETWORKS.items():
+        model = build_model(name).to(arguments.device)
+        optimizer = sgd(model, config.TrainConfig())
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        with tempfile.TemporaryDirectory(dir=arguments.disk) as folder:
+            spec = {"name": name, "num_classes": 1000, "in_channels": 3}
+            saver = runs.Record(settings(arguments, "none"), Path(folder), spec, {"data_sha256": ""})
+            step = Metrics(
+                step=1, steps=2, epoch=1.0, loss=1.0, accuracy=0.0, lr=0.1, seconds=1.0, waited=0.0, images=1
+            )
+            seconds = []
+            with saver.opened(0, []):
+                for number in range(1, arguments.repeats + 1):
+                    began = time.perf_counter()
+                    saver.save(replace(step, step=number, steps=99), state_of(model, optimizer, None), model)
+                    seconds.append(time.perf_counter() - began)
+        record[label] = {
+            "seconds": median(seconds),
+            "megabytes": sum(t.numel() * t.element_size() for t in state_of(model, optimizer, None).values()) / 1e6,
+            "share_of_an_epoch_of_10_minutes": median(seconds) / EPOCH_SECONDS,
+        }
+    return record
+
+
+PARTS = {"step": steps, "processes": processes, "loading": loading, "checkpoint": checkpoints}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--width", type=float, default=0.25)
+    parser.add_argument("--stem", default="imagenet")
+    parser.add_argument("--size", type=int, default=28)
+    parser.add_argument("--channels", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--data", help="a set of images with three channels, e.g. npz:PATH  [default: made JPEGs]")
+    parser.add_argument("--disk", help="folder in which checkpoints are written  [default: the temporary one]")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    record: dict[str, Any] = {
+        "device": device_name(torch.device(arguments.device)),
+        "versions": versions(),
+        "options": {k: str(v) for k, v in vars(arguments).items() if k not in ("out", "data", "disk")},
+    }
+    for part in arguments.only:
+        record[part] = PARTS[part](arguments)
+        print(part, record[part], flush=True)
+    write_json(arguments.out, record)
+
+
+if __name__ == "__main__":
+    main()
