@@ -22,12 +22,12 @@ MOST_INPUTS = 4
 def covers(image: Tensor) -> bool:
     """Whether there is a kernel for images of this kind, here and now."""
     return (
-        image.device.type == "cpu"
+        not torch.compiler.is_compiling()
+        and image.device.type == "cpu"
         and image.dtype in (torch.float32, torch.float64)
         and 1 <= image.shape[1] <= MOST_INPUTS
         and image.numel() > image.shape[1]  # more than one pixel, which training takes statistics of
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and ops.has_kernels("cpu")
     )

@@ -201,6 +201,16 @@ def test_covers() -> None:
     assert seen == [False]
 
 
+@needs_kernels
+def test_network_compiles_as_one_graph() -> None:
+    """Its stem step by step, which the compiler can fuse itself."""
+    network, _ = networks(stem="small", in_channels=1)
+    network.eval()
+    x = torch.rand(2, 1, 9, 9)
+    y = torch.compile(network, backend="aot_eager", fullgraph=True)(x)
+    torch.testing.assert_close(y, network(x), rtol=1e-4, atol=1e-4)
+
+
 def test_network_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     network, _ = networks(stem="small", in_channels=1)
     x = torch.rand(2, 1, 9, 9)

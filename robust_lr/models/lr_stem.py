@@ -14,13 +14,13 @@ class LRNet(ResNet):
     """A ResNet with the stem of LR-Net, which runs as one operator where there is a kernel for that."""
 
     def stem(self, x: Tensor) -> Tensor:
+        if not covers(x):
+            return super().stem(x)
         conv, norm, activation, relation = (self.get_submodule(name) for name in self.stem_names[:4])
         assert isinstance(conv, nn.Conv2d)
         assert isinstance(relation, LocalRelation2d)
-        kept = type(norm) in (nn.BatchNorm2d, nn.Identity) and not any(
-            map(is_watched, (conv, norm, activation, relation))
-        )
-        if not kept or not covers(x):
+        layers = (conv, norm, activation, relation)
+        if type(norm) not in (nn.BatchNorm2d, nn.Identity) or any(map(is_watched, layers)):
             return super().stem(x)
         y = stem_relation(
             x,
