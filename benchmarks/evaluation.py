@@ -214,15 +214,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--resnet", type=Path, help="run folder of a trained ResNet-26; by default one is trained")
-    parser.add_argument("--images", type=int, default=256, help="for PGD")
+    parser.add_argument("--images", type=int, default=512, help="for PGD")
     parser.add_argument("--autoattack", type=int, default=0, metavar="N", help="images for AutoAttack; 0: none")
     parser.add_argument("--rows", type=int, default=8, help="rows of a pass of ours in AutoAttack")
-    parser.add_argument("--eps", type=float, default=16, help="of PGD, in 255ths")
+    parser.add_argument("--eps", type=float, nargs="+", default=[16.0, 32.0], help="of PGD, in 255ths")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     data = rlr.data.load("fashion-mnist-mini", "test")
-    protocol = PGD(eps=options.eps / 255, step_size=options.eps / 8 / 255, steps=20, start="clean", name="pgd-20")
+    protocols = [PGD(eps=eps / 255, step_size=eps / 8 / 255, steps=20, start="clean") for eps in options.eps]
     networks = {"LR-Net-26": rlr.load_model(), "ResNet-26": resnet26(options.resnet)}
     record: dict[str, Any] = {
         "device": device_name(torch.device("cpu")),
@@ -231,11 +231,14 @@ def main() -> None:
     }
     for name, model in networks.items():
         images = spread(data, options.images)
-        found: dict[str, Any] = {"pgd": pgd(model, images, protocol), "overhead": overhead(model, images, protocol)}
+        found: dict[str, Any] = {
+            "pgd": [pgd(model, images, protocol) for protocol in protocols],
+            "overhead": overhead(model, images, protocols[0]),
+        }
         if options.autoattack:
             found["autoattack"] = autoattack(model, spread(data, options.autoattack), options.rows)
         record["networks"][name] = found
-        print(name, found["pgd"]["speedup"], found["pgd"]["same_verdicts"], found["overhead"], flush=True)
+        print(name, [(run["speedup"], run["same_verdicts"]) for run in found["pgd"]], found["overhead"], flush=True)
         write_json(options.out, record)
 
 

@@ -23,6 +23,7 @@ from .ops import local_relation
 from .results import Result
 from .runs import train_run
 from .sources import load_source
+from .sweep import sweep
 from .targets import Targets, draw_targets, load_targets
 from .train import Metrics, adversarial_train
 
@@ -54,5 +55,6 @@ __all__ = [
     "merge",
     "protocols",
     "reference",
+    "sweep",
     "train_run",
 ]
