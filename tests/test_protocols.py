@@ -84,3 +84,63 @@ def test_named_protocols_have_the_published_values(name, eps, step_size, steps, 
 def test_an_unknown_name_lists_what_there_is():
     with pytest.raises(InputError, match=r"unknown protocol 'madry': .*lrnet-targeted.*madry-cifar10"):
         protocols.get("madry")
+
+
+@pytest.mark.parametrize(
+    ("name", "eps", "step_size", "steps", "extra"),
+    [
+        ("alp-release", 16, 1, 20, {"targeted": True, "target": "least-likely"}),
+        ("alp-untargeted-predicted", 16, 1, 20, {"targeted": False, "label": "predicted"}),
+        ("xie2019-targeted-10", 16, 1.6, 10, {"targeted": True}),
+        ("xie2019-targeted-100", 16, 1, 100, {"targeted": True}),
+        ("xie2019-targeted-1000", 16, 1, 1000, {"targeted": True, "record": (100, 1000)}),
+        ("madry-imagenet-20", 4, 0.5, 20, {"targeted": False}),
+        ("madry-imagenet-100", 4, 0.1, 100, {"targeted": False}),
+        ("mi-fgsm", 16, 1.6, 10, {"momentum": 1.0, "start": "clean"}),
+        ("sweep-steps", 16, 1, 1000, {"record": (1, 2, 5, 10, 16, 20, 50, 100, 200, 500, 1000)}),
+    ],
+)
+def test_presets_of_the_literature_have_their_values(name, eps, step_size, steps, extra):
+    protocol = protocols.pgd(name)
+    assert (protocol.eps, protocol.steps) == (eps / 255, steps)
+    assert protocol.step_size == pytest.approx(step_size / 255, rel=1e-12)
+    assert {key: getattr(protocol, key) for key in extra} == extra
+
+
+@pytest.mark.parametrize(
+    ("name", "eps", "norm", "first"),
+    [
+        ("autoattack-standard", 8 / 255, "linf", 0),
+        ("autoattack-standard-imagenet", 4 / 255, "linf", 0),
+        ("autoattack-standard-l2", 0.5, "l2", 0),
+        ("robustbench-imagenet-linf", 4 / 255, "linf", 5000),
+    ],
+)
+def test_autoattack_has_its_official_values(name, eps, norm, first):
+    cascade = protocols.get(name)
+    assert (cascade.eps, cascade.norm, cascade.first) == (eps, norm, first)
+    ce, targeted, fab, square = cascade.parts
+    assert (ce.steps, ce.restarts, ce.loss, ce.targets, ce.rho) == (100, 1, "cross-entropy", 0, 0.75)
+    assert (targeted.steps, targeted.restarts, targeted.loss, targeted.targets) == (100, 1, "dlr", 9)
+    assert (fab.options["steps"], fab.options["n_restarts"], fab.options["multi_targeted"]) == (100, 1, True)
+    if norm == "linf":
+        assert (square.queries, square.p, square.restarts) == (5000, 0.8, 1)
+    else:
+        values = {"n_queries": 5000, "p_init": 0.8, "n_restarts": 1, "resc_schedule": False, "eps": eps, "norm": "L2"}
+        assert dict(square.options) == values
+
+
+def test_every_protocol_and_sweep_prints_and_is_json():
+    for name, protocol in (protocols.PROTOCOLS | protocols.SWEEPS).items():
+        assert protocol.name == name
+        assert protocol.source != "user"
+        assert str(protocol)
+        assert json.loads(json.dumps(protocol.values())) == protocol.values()
+    assert [part.eps * 255 for part in protocols.SWEEPS["sweep-eps"].parts] == pytest.approx(
+        [0, 1, 2, 4, 8, 16, 32, 64, 128, 255]
+    )
+
+
+def test_training_takes_pgd_only():
+    with pytest.raises(InputError, match="'autoattack-standard' is no PGD"):
+        protocols.pgd("autoattack-standard")
