@@ -75,7 +75,7 @@ def evaluate(
         model: pixels [N, C, H, W] in [0, 1] -> logits [N, data.num_classes], on the device to use. It is evaluated in
             eval mode; mode, flags and gradients are afterwards as before.
         data: images, labels and ids.
-        protocol: a name of ``protocols.PROTOCOLS`` or a ``protocols.PGD``.
+        protocol: a name of ``protocols.PROTOCOLS``, or a PGD, APGD, Square, Library or Cascade of that module.
         seed: of starts and targets, 0 to 2^32 - 1.
         batch_size: images that are loaded at a time.
         compute_batch: rows of every pass of the model: images that are attacked, and written to the ledger, at a time.
