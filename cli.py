@@ -10,6 +10,7 @@ import click
 
 from .commands.adv_train import adv_train
 from .commands.attack import attack
+from .commands.check import check
 from .commands.compare import compare
 from .commands.figures import figure
 from .commands.kernels import build, doctor
@@ -64,6 +65,7 @@ def main() -> None:
 main.add_command(adv_train)
 main.add_command(attack)
 main.add_command(build)
+main.add_command(check)
 main.add_command(compare)
 main.add_command(doctor)
 main.add_command(figure)

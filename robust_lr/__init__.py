@@ -22,6 +22,7 @@ from .models import MODELS, build_model
 from .ops import local_relation
 from .results import Result
 from .runs import train_run
+from .sanity import sanity
 from .sources import load_source
 from .sweep import sweep
 from .targets import Targets, draw_targets, load_targets
@@ -55,6 +56,7 @@ __all__ = [
     "merge",
     "protocols",
     "reference",
+    "sanity",
     "sweep",
     "train_run",
 ]

@@ -11,6 +11,7 @@ from .provenance import versions
 from .results import Proportion, Result
 from .standard import Protocol
 from .targets import targets_hash as hash_of_pairs
+from .validity import validity
 
 
 def summarize(rows: Sequence[Row], protocol: Protocol, *, hashes: dict[str, str], **about: Any) -> Result:
@@ -34,6 +35,7 @@ def summarize(rows: Sequence[Row], protocol: Protocol, *, hashes: dict[str, str]
         seconds=sum(row.seconds for row in rows),
         forwards=sum(row.forwards for row in rows),
         backwards=sum(row.backwards for row in rows),
+        validity=validity(rows, protocol),
         **about,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from .errors import InputError
 from .results import Proportion, Result
 from .standard import Protocol
 from .sweep import Curve
+from .validity import Check
 
 LAST, SEEN, SUCCESS = "robust_accuracy_last", "robust_accuracy_worst_seen", "attack_success"
 
@@ -39,6 +41,17 @@ def result_table(result: Result, protocol: Protocol) -> RichTable:
     for name, count in result.broken_by.items():
         if len(result.broken_by) > 1:
             table.add_row(f"broken by {name}", "", "", str(count))
+    return table
+
+
+def check_table(title: str, checks: Sequence[Check]) -> RichTable:
+    """One line a check."""
+    table = RichTable(title=Text(title), box=box.SIMPLE, show_header=False, title_justify="left")
+    for options in ({"no_wrap": True}, {"no_wrap": True}, {"overflow": "fold"}):
+        table.add_column(**options)
+    for check in checks:
+        mark = Text("-") if check.passed is None else Text("pass") if check.passed else Text("FAIL", style="bold red")
+        table.add_row(mark, check.name, Text(check.found, style="dim"))
     return table
 
 

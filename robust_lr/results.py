@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .validity import Check
 
 Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 
@@ -74,6 +77,7 @@ class Result:
         agreement: of verdicts with those of an fp32 attack, on a sample, where the precision is lower.
         seconds: time of the attack, summed over images, without loading.
         forwards, backwards: images x passes of the model that were really made, padding left out.
+        validity: signs of a broken evaluation that were looked for in the rows.
     """
 
     model: str
@@ -100,6 +104,7 @@ class Result:
     seconds: float
     forwards: int
     backwards: int
+    validity: tuple[Check, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form; accuracies are fractions, intervals [low, high]."""
@@ -114,6 +119,7 @@ class Result:
         record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         for name in ("clean", "robust", "robust_last", "robust_worst_seen", "success", "agreement", "hashes"):
             del record[name]
+        record["validity"] = [dataclasses.asdict(check) for check in self.validity]
         record["curve"] = [{"steps": steps, **figures(point)} for steps, point in self.curve]
         return {
             "schema": 2,
@@ -138,16 +144,24 @@ def write_json(path: Path, record: Any) -> None:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Temporary file beside ``path``, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Temporary file beside ``path``, fsync, rename. The mode is that of the old file, else as the umask says.
+
+    Raises:
+        OSError: names ``path``.
+    """
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        if path.exists():
+            os.chmod(temporary, path.stat().st_mode & 0o777)
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
+    except OSError as error:
+        error.filename = str(path)
         raise
+    finally:
+        temporary.unlink(missing_ok=True)

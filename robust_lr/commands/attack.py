@@ -149,6 +149,7 @@ def attack(
     if not isinstance(settings, protocols.Sweep):
         curve = Curve(settings.name, settings.source, "steps", result.curve, [result])
         console.print(report.result_table(result, with_targets(settings, given)))
+        console.print(report.check_table("is it to be trusted?", result.validity))
     if curve.points:
         console.print(report.curve_table(curve))
     if figure is not None:

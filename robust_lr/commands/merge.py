@@ -20,8 +20,9 @@ def merge(runs: tuple[Path, ...], out: Path) -> None:
     from ..evaluate import RESULT
     from ..merge import merge as merge_runs
     from ..protocol_files import from_values
-    from ..report import result_table
+    from ..report import check_table, result_table
 
     result = merge_runs(runs, out)
     console.print(result_table(result, from_values(result.protocol)))
+    console.print(check_table("is it to be trusted?", result.validity))
     say(f"{len(runs)} shards joined; written to {out / RESULT}")
