@@ -161,7 +161,8 @@ def write_atomic(path: Path, content: bytes) -> None:
             os.chmod(temporary, path.stat().st_mode & 0o777)
         os.replace(temporary, path)
     except OSError as error:
-        error.filename = str(path)
+        if error.errno is not None:  # else the message stands alone
+            error.filename = str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
