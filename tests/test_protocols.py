@@ -14,6 +14,7 @@ GOOD = {"eps": 8 / 255, "step_size": 2 / 255, "steps": 10}
     ("values", "message"),
     [
         ({"eps": 8}, r"eps = 8 is outside \[0, 1\]: pixels are in \[0, 1\]; for 8 of 255 levels write 8/255"),
+        ({"eps": 300 / 255}, r"eps = 1\.17647 is outside \[0, 1\]: pixels are in \[0, 1\]$"),
         ({"eps": -1 / 255}, "eps = -0.0039"),
         ({"eps": float("nan")}, "eps = nan"),
         ({"eps": float("inf")}, "eps = inf"),
