@@ -18,7 +18,7 @@ from ..terminal import say, set_option, use_threads
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/CONFIG]")
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
 def adv_train(config: str, overrides: tuple[str, ...], out: Path | None, resume: bool) -> None:
-    """Train one network adversarially, as CONFIG says: a TOML file, or the name of one that ships.
+    """Train one network adversarially. CONFIG is a TOML file, or the name of one that ships.
 
     The run folder gets the config as resolved, metrics (JSON lines), weights (safetensors) and provenance.
 

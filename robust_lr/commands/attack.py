@@ -73,7 +73,7 @@ def attack(
     device: str,
     **where: Any,
 ) -> None:
-    """Attack a trained network, white-box, on the test images; print a table and write result.json.
+    """Attack a trained network on the test images. Prints a table and writes result.json.
 
     An interrupted evaluation goes on where it was when the same command runs again.
     """

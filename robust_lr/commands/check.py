@@ -25,7 +25,7 @@ SAMPLE = 64
 @of_work("--threads", type=int, default=0, help="CPU threads.  [default: PyTorch's choice]")
 @of_work("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 def check(protocol: str, seed: int, allow: tuple[str, ...], threads: int, **where: Any) -> None:
-    """Attack a sample in ways whose order of strength is known, and say what is not as it should be.
+    """Look for signs of a broken evaluation. A sample is attacked in ways whose order of strength is known.
 
     An attack must break every image at eps 255/255, be stronger than one step, than random noise and than a black-box
     attack, and gain nothing from more steps or restarts. Takes 64 images unless --limit says otherwise. Exit code 1 if

@@ -17,7 +17,7 @@ _CHECKPOINT = click.option(
 
 @click.group()
 def figure() -> None:
-    """Pictures of what an LR-Net has learnt (needs matplotlib: pip install 'robust-lr[figures]')."""
+    """Draw what an LR-Net has learnt. Needs matplotlib: pip install 'robust-lr[figures]'."""
 
 
 @figure.command()

@@ -42,7 +42,7 @@ def build(cuda: bool | None, arch: str | None) -> None:
 
 @click.command()
 def doctor() -> None:
-    """Say what was found (compiler, PyTorch, CUDA, cache) and what computes the local relation, and why."""
+    """What was found here, and what will be used. Compiler, PyTorch, CUDA, cache; and why."""
     from ..doctor import describe
 
     for name, value in describe().items():

@@ -13,7 +13,7 @@ from ..terminal import console, say
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the whole.")
 def merge(runs: tuple[Path, ...], out: Path) -> None:
-    """Join the shards of an evaluation: RUNS are the folders that `robust-lr attack --shard i/n` wrote.
+    """Join the shards of an evaluation. RUNS are the folders that `robust-lr attack --shard i/n` wrote.
 
     The result is that of a run over all images, row by row. Missing shards and images that appear twice are errors.
     """

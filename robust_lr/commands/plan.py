@@ -14,7 +14,7 @@ from ..terminal import say, set_option, use_threads
 @click.option("--images", type=int, default=0, help="Of a measured step.  [default: one process's share; 4 on a CPU]")
 @click.option("--steps", type=int, default=3, show_default=True, help="That are measured.")
 def plan(config: str, overrides: tuple[str, ...], processes: int, images: int, steps: int) -> None:
-    """Measure a few training steps of CONFIG on this machine, and say how long the whole run would take.
+    """How long would a training run take? A few steps of CONFIG are measured on this machine.
 
     Images are random, so the data need not be here. Run it on a machine with one of the GPUs that you will use.
     """

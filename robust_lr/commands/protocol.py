@@ -20,7 +20,7 @@ KINDS = ("models", "data", "protocols", "guards", "recipes", "configs")
 @click.command("list")
 @click.argument("kind", type=click.Choice(KINDS), required=False)
 def list_names(kind: str | None) -> None:
-    """Names of models, data sets, protocols, guards, recipes and configs; or of one KIND of them."""
+    """Models, data sets, protocols, ... by name. All of them, or one KIND."""
     for shown in [kind] if kind else KINDS:
         if kind is None:
             console.print(f"[bold]{'data sets' if shown == 'data' else shown}[/]")

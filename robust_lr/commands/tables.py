@@ -68,7 +68,7 @@ def table(
 @click.option("--config", default="table9", show_default=True, help="TOML file with the rows.")
 @of_tables
 def table9(config: str, overrides: tuple[str, ...], **options: Any) -> None:
-    """Train ResNet-26, ResNet-50 and LR-Net-26 regularly and adversarially, attack them, print the paper's Table 9.
+    """The paper's Table 9: train, attack, print. ResNet-26, ResNet-50 and LR-Net-26, regularly and adversarially.
 
     What is finished in the folder is not done again; an interrupted table goes on where it was.
     """
