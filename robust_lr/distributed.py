@@ -176,7 +176,9 @@ def average_buffers(model: nn.Module, group: Group) -> None:
 
     DDP would copy those of the first process (ours: the mean, which has seen all images).
     """
-    buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    # constants, such as the pixels' mean, are left alone: their mean over the group rounds otherwise
+    buffers = [b for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None]
     if group.size == 1 or not buffers:
         return
     flat = group.sum(torch.cat([buffer.flatten() for buffer in buffers])) / group.size

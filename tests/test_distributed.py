@@ -19,7 +19,7 @@ from torch import nn
 from robust_lr.checkpoint import WEIGHTS, read_tensors
 from robust_lr.config import ComputeConfig, Config, DataConfig, TrainConfig
 from robust_lr.data import from_arrays
-from robust_lr.distributed import Group, SyncedBatchNorm2d, joined, local_device, synchronized
+from robust_lr.distributed import Group, SyncedBatchNorm2d, average_buffers, joined, local_device, synchronized
 from robust_lr.errors import InputError, RunError
 from robust_lr.models import build_model
 from robust_lr.protocols import PGD, get
@@ -429,3 +429,19 @@ def test_a_killed_worker_ends_torchrun_and_what_was_saved_is_kept(words, tmp_pat
     assert process.returncode != 0
     assert "Signal 9 (SIGKILL)" in errors
     assert final(tmp_path / "run")
+
+
+def test_averaging_leaves_constants_alone():
+    """Seven times a number, divided by seven, need not be that number."""
+
+    class Alike(Group):
+        def sum(self, values):
+            return values.copy_(sum(values for _ in range(self.size)))
+
+    model = build_model("resnet18", num_classes=2, width=0.05)
+    model.bn1.running_mean.fill_(0.485)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    average_buffers(model, Alike(size=7))
+    assert not torch.equal(model.bn1.running_mean, before["bn1.running_mean"])  # this one is averaged
+    for name in ("normalize.mean", "normalize.std"):
+        assert torch.equal(model.get_buffer(name), before[name])
