@@ -51,13 +51,15 @@ def local_relation(
     Raises:
         InputError: for a shape, dtype, device or option that does not fit.
     """
-    if not has_kernels(x.device.type):
+    if not x.is_meta and not has_kernels(x.device.type):
         return reference.local_relation(
             x, q, k, geo, kernel_size=kernel_size, stride=stride, channels_per_group=channels_per_group,
             composability=composability, normalization=normalization, border=border,
         )  # fmt: skip
     shape = reference.check(x, q, k, geo, kernel_size, stride, channels_per_group, composability, normalization, border)
     dtype = reference.common_dtype(x, q, k)
+    if x.is_meta:  # the shape is all that there is, and nothing need be compiled to know it
+        return _empty_like(x, x.shape[1], shape.height, shape.width).to(dtype)
     wide = reference.accumulation_dtype(dtype)
     # The CPU kernels have no float16.
     computed = wide if dtype == torch.float16 and x.device.type == "cpu" else dtype

@@ -116,17 +116,10 @@ def composed(
     key: Tensor,
     geo: Tensor | None,
     *,
-    kernel_size: int | None = None,
     stride: int = 1,
-    channels_per_group: int = 8,
-    composability: Composability = "squared_difference",
-    normalization: Normalization = "softmax",
-    border: Border = "mask",
+    **options: Any,
 ) -> Tensor:
     """The same step by step: the oracle, and the path for gradients of gradients."""
     x = torch.relu(F.conv2d(image, transform[:, :-1, None, None], transform[:, -1]))
     q, k = F.conv2d(x, query[..., None, None], stride=stride), F.conv2d(x, key[..., None, None])
-    return ops.local_relation(
-        x, q, k, geo, kernel_size=kernel_size, stride=stride, channels_per_group=channels_per_group,
-        composability=composability, normalization=normalization, border=border,
-    )  # fmt: skip
+    return ops.local_relation(x, q, k, geo, stride=stride, **options)
