@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .errors import InputError
-from .kinds import PGD
-from .standard import APGD, Cascade, Library, Protocol, Square, Sweep
+from .kinds import PGD, Sweep
+from .standard import APGD, Cascade, Library, Protocol, Square
 from .text import choose
 
 __all__ = ["APGD", "PGD", "PROTOCOLS", "SWEEPS", "Cascade", "Library", "Protocol", "Square", "Sweep", "get", "pgd"]
@@ -114,7 +114,7 @@ PROTOCOLS: dict[str, Protocol] = {
             steps=10,
             targeted=True,
             target="least-likely",
-            source="Kannan et al. 2018 (ALP), released code: pgdll_16_2_10",
+            source=f"{_ALP}: pgdll_16_2_10",
         ),
         PGD(
             name="xie2019-train",

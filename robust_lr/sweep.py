@@ -13,10 +13,10 @@ from torch import nn
 from .counts import shares_at, within
 from .dataset import Dataset
 from .evaluate import LEDGER, evaluate
+from .kinds import Sweep
 from .ledger import read
 from .protocols import SWEEPS
 from .results import Proportion, Result, figures, write_json
-from .standard import Sweep
 from .text import choose
 
 CURVE = "curve.json"

@@ -115,6 +115,10 @@ def test_sweeps_that_make_no_sense_are_refused(axis, parts, message):
         Sweep(axis=axis, parts=parts, name="mine")
 
 
+def test_a_sweep_names_every_value_of_its_curve():
+    assert str(protocols.SWEEPS["xie2019-targeted"]).startswith("steps 10, 100, 1000; ")
+
+
 @pytest.mark.parametrize("record", [(3, 1), (1, 1), (11,), (-1,)])
 def test_steps_to_record_are_some_of_the_steps_in_order(record):
     with pytest.raises(InputError, match=r"record = .*: increasing numbers from 0 to 10 are needed"):
