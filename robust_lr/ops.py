@@ -51,14 +51,15 @@ def local_relation(
     Raises:
         InputError: for a shape, dtype, device or option that does not fit.
     """
-    if not x.is_meta and not has_kernels(x.device.type):
+    only_shape = x.is_meta and not torch.is_grad_enabled()  # no need to compile or to go through the window for that
+    if not only_shape and not has_kernels(x.device.type):
         return reference.local_relation(
             x, q, k, geo, kernel_size=kernel_size, stride=stride, channels_per_group=channels_per_group,
             composability=composability, normalization=normalization, border=border,
         )  # fmt: skip
     shape = reference.check(x, q, k, geo, kernel_size, stride, channels_per_group, composability, normalization, border)
     dtype = reference.common_dtype(x, q, k)
-    if x.is_meta:  # the shape is all that there is, and nothing need be compiled to know it
+    if only_shape:
         return _empty_like(x, x.shape[1], shape.height, shape.width).to(dtype)
     wide = reference.accumulation_dtype(dtype)
     # The CPU kernels have no float16.

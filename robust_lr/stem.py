@@ -98,8 +98,10 @@ class _StemRelation(torch.autograd.Function):
         *tensors, y, q, k, stats = ctx.saved_tensors
         wanted = ctx.needs_input_grad[: len(tensors)]
         if torch.is_grad_enabled():  # someone wants gradients of gradients
-            inputs = [tensor for tensor, needed in zip(tensors, wanted, strict=True) if needed]
-            found = iter(torch.autograd.grad(composed(*tensors, **ctx.options), inputs, dy, create_graph=True))
+            # In training the transform is made from the image: views keep that path out, which is not this operator's.
+            points: list[Any] = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
+            inputs = [point for point, needed in zip(points, wanted, strict=True) if needed]
+            found = iter(torch.autograd.grad(composed(*points, **ctx.options), inputs, dy, create_graph=True))
         else:
             needs_image, needs_weights = wanted[0], any(wanted[1:])
             gradients = torch.ops.robust_lr.stem_relation_backward.default(

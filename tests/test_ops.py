@@ -439,11 +439,14 @@ def test_wrong_arguments(change: dict[str, Any], words: str) -> None:
         assert "\n" not in str(caught.value)
 
 
+@torch.no_grad()
 def test_shapes_without_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On "meta" nothing is computed, and nothing compiled."""
-    monkeypatch.setattr(extension, "load", lambda device: pytest.fail("loaded"))
+    """On "meta" nothing is computed, and without gradients nothing compiled."""
     x = torch.empty(2, 12, 9, 8, dtype=torch.bfloat16, device="meta").contiguous(memory_format=torch.channels_last)
     q, k, geo = (torch.empty(shape, device="meta") for shape in ((2, 2, 5, 4), (2, 2, 9, 8), (2, 7, 7)))
+    with torch.enable_grad():
+        assert ops.local_relation(x.requires_grad_(), q, k, geo, stride=2).requires_grad
+    monkeypatch.setattr(ops, "has_kernels", lambda device: pytest.fail("compiled"))
     y = ops.local_relation(x, q, k, geo, stride=2)
     assert (y.shape, y.dtype) == ((2, 12, 5, 4), torch.float32)
     assert y.is_contiguous(memory_format=torch.channels_last)

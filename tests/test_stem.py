@@ -163,12 +163,13 @@ def networks(**options: Any) -> tuple[nn.Module, nn.Module]:
 
 
 @needs_kernels
+@pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("mode", ["train", "eval", "folded"])
 @pytest.mark.parametrize(("stem", "channels", "prior"), [("imagenet", 3, "network"), ("small", 1, "none")])
 def test_network_takes_it_and_computes_the_same(
-    mode: str, stem: str, channels: int, prior: str, monkeypatch: pytest.MonkeyPatch
+    mode: str, stem: str, channels: int, prior: str, create_graph: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Values, gradients and running statistics, in float64."""
+    """Values, gradients (also those that can be differentiated again) and running statistics, in float64."""
     calls: list[object] = []
     one = torch.ops.robust_lr.stem_relation.default
     monkeypatch.setattr(torch.ops.robust_lr.stem_relation, "default", lambda *a: (calls.append(a), one(*a))[1])
@@ -183,7 +184,7 @@ def test_network_takes_it_and_computes_the_same(
         y = network(x)
         wanted = [x, *(p for p in network.parameters() if p.requires_grad)]
         statistics = [b for name, b in network.named_buffers() if name.startswith("bn1")]
-        found.append([y, *torch.autograd.grad(y.square().sum(), wanted), *statistics])
+        found.append([y, *torch.autograd.grad(y.square().sum(), wanted, create_graph=create_graph), *statistics])
     assert len(calls) == 1
     for a, b in zip(*found, strict=True):
         assert float((a - b).detach().double().norm()) <= 1e-9 * max(float(b.detach().double().norm()), 1.0)
