@@ -7,7 +7,6 @@ same GPU.
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from robust_lr import ops
 from robust_lr.provenance import device_name, versions
+from robust_lr.results import write_json
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,7 @@ def main() -> None:
             name = f"{dtype} {layout}".replace("torch.", "")
             result[name] = {"total": total, "ratios": ratios, "layers": rows}
             print(name, {key: round(value, 2) for key, value in ratios.items()})
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(arguments.out, result)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def full_relation(
 
 
 @functools.lru_cache(maxsize=64)
-def offsets(size: int, stride: int, key_stride: int) -> tuple[Tensor, Tensor]:
+def offsets(size: int, stride: int, key_stride: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The distinct offsets from output pixels to keys along a side of ``size`` pixels, and which one is where.
 
     Output pixels sit at multiples of ``stride``, keys in the middle of the ``key_stride`` pixels that they stand for.
@@ -93,4 +93,4 @@ def offsets(size: int, stride: int, key_stride: int) -> tuple[Tensor, Tensor]:
     keys = F.avg_pool1d(line.view(1, 1, -1), key_stride, ceil_mode=True).flatten()
     distances = keys - line[::stride, None]
     distinct, index = torch.unique(distances, return_inverse=True)
-    return distinct / max(1, size - 1), index
+    return (distinct / max(1, size - 1)).to(device), index.to(device)

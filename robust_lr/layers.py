@@ -216,7 +216,7 @@ class FullRelation2d(LocalRelation2d):
     def forward(self, x: Tensor) -> Tensor:
         pooled = F.avg_pool2d(x, self.key_stride, ceil_mode=True) if self.key_stride > 1 else x
         (down, rows), (across, columns) = (
-            [part.to(x.device) for part in offsets(size, self.stride, self.key_stride)] for size in x.shape[2:]
+            offsets(size, self.stride, self.key_stride, x.device) for size in x.shape[2:]
         )
         geo: Tensor | None = self.prior.at(down, across)  # type: ignore[operator]
         y = full_relation(

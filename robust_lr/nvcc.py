@@ -7,6 +7,7 @@ The environment decides:
 - `NVCC_PREPEND_FLAGS`: flags that nvcc reads itself, e.g. `-ccbin g++-12` for another C++ compiler.
 """
 
+import functools
 import os
 import re
 import shlex
@@ -55,9 +56,11 @@ def find() -> Toolkit | None:
         RunError: for an nvcc that fails.
     """
     located = locate()
-    if located is None:
-        return None
-    nvcc, found_by = located
+    return _probe(*located) if located else None
+
+
+@functools.cache
+def _probe(nvcc: str, found_by: str) -> Toolkit:
     plan = _run(nvcc, "--dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull)
     line = re.search(r"^#\$ LIBRARIES=(.*)$", plan, re.MULTILINE)
     folders = [word[2:] for word in shlex.split(line[1]) if word.startswith("-L")] if line else []

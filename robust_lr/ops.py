@@ -69,14 +69,22 @@ def local_relation(
         q.to(computed),
         k.to(computed),
         None if geo is None else geo.to(wide).contiguous(),
-        shape.kernel_size,
-        stride,
-        channels_per_group,
-        get_args(Composability).index(composability),
-        normalization == "softmax",
-        border == "mask",
+        *numbers(shape.kernel_size, stride, channels_per_group, composability, normalization, border),
     )
     return y.to(dtype)
+
+
+def numbers(
+    kernel_size: int,
+    stride: int,
+    channels_per_group: int,
+    composability: Composability,
+    normalization: Normalization,
+    border: Border,
+) -> tuple[int, int, int, int, bool, bool]:
+    """The options as the operators in csrc/schema.h take them."""
+    phi = get_args(Composability).index(composability)
+    return kernel_size, stride, channels_per_group, phi, normalization == "softmax", border == "mask"
 
 
 def _apply(*arguments: Any) -> Tensor:

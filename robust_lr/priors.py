@@ -54,7 +54,6 @@ class TablePrior(nn.Module):
 
     def __init__(self, groups: int, kernel_size: int):
         super().__init__()
-        self.kernel_size = kernel_size
         self.values = nn.Parameter(torch.zeros(groups, kernel_size, kernel_size))
 
     def forward(self) -> Tensor:
@@ -71,7 +70,6 @@ class NoPrior(nn.Module):
 
     def __init__(self, groups: int, kernel_size: int):
         super().__init__()
-        self.kernel_size = kernel_size
 
     def forward(self) -> None:
         return None
@@ -87,7 +85,6 @@ class FixedPrior(nn.Module):
 
     def __init__(self, values: Tensor):
         super().__init__()
-        self.kernel_size = values.shape[-1]
         self.register_buffer("values", values.detach().clone())
 
     def forward(self) -> Tensor:

@@ -6,7 +6,7 @@ makes them from the image wherever it needs them, forward and backward.
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +65,7 @@ def stem_relation(
         key.contiguous(),
         None if geo is None else geo.to(image.dtype).contiguous(),
         {
-            "kernel_size": kernel_size,
+            "kernel_size": kernel_size if geo is None else geo.shape[-1],
             "stride": stride,
             "channels_per_group": channels_per_group,
             "composability": composability,
@@ -80,15 +80,7 @@ class _StemRelation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         *tensors, ctx.options = arguments
-        composability, normalization, border = (ctx.options[k] for k in ("composability", "normalization", "border"))
-        ctx.numbers = (
-            ctx.options["kernel_size"] if tensors[-1] is None else tensors[-1].shape[-1],
-            ctx.options["stride"],
-            ctx.options["channels_per_group"],
-            get_args(Composability).index(composability),
-            normalization == "softmax",
-            border == "mask",
-        )
+        ctx.numbers = ops.numbers(**ctx.options)
         y, *kept = torch.ops.robust_lr.stem_relation.default(*tensors, *ctx.numbers)
         ctx.save_for_backward(*tensors, y, *kept)
         return y  # type: ignore[no-any-return]

@@ -77,7 +77,7 @@ def test_coarse_keys_are_the_means_of_what_they_stand_for():
 
 @pytest.mark.parametrize(("size", "stride", "key_stride"), [(56, 1, 4), (56, 2, 4), (28, 1, 2), (7, 1, 3), (5, 2, 2)])
 def test_offsets_lie_between_output_pixels_and_the_middle_of_keys(size, stride, key_stride):
-    values, index = offsets(size, stride, key_stride)
+    values, index = offsets(size, stride, key_stride, torch.device("cpu"))
     blocks = torch.arange(size, dtype=torch.float64).split(key_stride)
     assert index.shape == (-(-size // stride), len(blocks))
     middles = torch.stack([block.mean() for block in blocks])

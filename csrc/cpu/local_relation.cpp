@@ -22,7 +22,7 @@ std::tuple<Tensor, Tensor> forward(const Problem& p, const Tensor& x, const Tens
                                    const std::optional<Tensor>& geo) {
   const bool narrow = x.scalar_type() == ScalarType::BFloat16;
   Tensor y = empty_like(x, p.channels, p.out_height, p.out_width);
-  Tensor stats = torch::stable::empty({Stats<A>::size(p, narrow)}, kWideType<A>, std::nullopt, x.device());
+  Tensor stats = empty<A>(x, {Stats<A>::size(p, narrow)});
   const Stats<A> s(stats, p, narrow);
   run_forward<A>({p, image<A>(x), image<A>(q), image<A>(k), image<A>(y), prior<A>(geo, p), s.shift, s.total, s.wide_y});
   return {y, stats};
@@ -40,14 +40,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Problem& p, const Tens
   Tensor dx = empty_like(x, p.channels, p.height, p.width);
   Tensor dq = empty_like(q, p.groups * p.components, p.out_height, p.out_width);
   Tensor dk = empty_like(k, p.groups * p.components, p.height, p.width);
-  Tensor dgeo = torch::stable::empty({needs_geo ? p.groups : 0, p.kernel, p.kernel}, kWideType<A>, std::nullopt,
-                                     x.device());
+  Tensor dgeo = empty<A>(x, {needs_geo ? p.groups : 0, p.kernel, p.kernel});
   const Index entries = p.groups * p.taps();
   std::vector<A> dprior(needs_geo ? p.batch * entries : 0);  // of each image
   run_backward<A>({p, image<A>(x), image<A>(dx), image<A>(dy), image<A>(q), image<A>(k),
                    narrow && p.softmax ? s.wide_y : image<A>(y), image<A>(dq), image<A>(dk), prior<A>(geo, p), s.shift, s.total,
                    needs_geo ? image(dprior.data(), p.groups, p.taps()) : Image<A>{}});
-  if (needs_geo) sum_parts(dprior.data(), p.batch, entries, static_cast<A*>(dgeo.data_ptr()));
+  if (needs_geo) sum_parts(dprior.data(), p.batch, entries, data<A>(dgeo));
   return {dx, dq, dk, dgeo};
 }
 

@@ -32,11 +32,6 @@ Problem describe_stem(const Tensor& image, const Tensor& transform, const Tensor
   return p;
 }
 
-template <class A>
-A* data(const Tensor& t) {
-  return static_cast<A*>(t.data_ptr());
-}
-
 // The weights [rows, channels] of a projection as it wants them.
 template <class A>
 std::vector<A> transposed(const Tensor& weights) {
@@ -45,11 +40,6 @@ std::vector<A> transposed(const Tensor& weights) {
   for (Index r = 0; r < rows; ++r)
     for (Index c = 0; c < channels; ++c) made[c * padded + r] = data<A>(weights)[r * channels + c];
   return made;
-}
-
-template <class A>
-Tensor empty(const Tensor& like, std::initializer_list<Index> sizes, MemoryFormat format = MemoryFormat::Contiguous) {
-  return torch::stable::empty(sizes, kWideType<A>, std::nullopt, like.device(), std::nullopt, format);
 }
 
 template <class A>

@@ -114,7 +114,7 @@ class StemPlanes {
   void store(Index first, Index count, const V* lanes) const {
     with_inputs(stem_.inputs, [&](auto inputs) {
       constexpr int kInputs = decltype(inputs)::value;
-      std::vector<V> sums(weights_.size());
+      std::vector<V> sums(stem_.dtransform != nullptr ? weights_.size() : 0);
       each_square<kInputs>(first, count, [&](Index begin, Index pixels, const V* image) {
         const V* gradient = lanes + (begin - first) * channels_;
         V squares[kInputs][L] = {};

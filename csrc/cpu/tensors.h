@@ -8,6 +8,17 @@
 
 namespace robust_lr {
 
+template <class A>
+A* data(const Tensor& t) {
+  return static_cast<A*>(t.data_ptr());
+}
+
+// In the type that sums are taken in, on the device of another tensor.
+template <class A>
+Tensor empty(const Tensor& like, std::initializer_list<Index> sizes, MemoryFormat format = MemoryFormat::Contiguous) {
+  return torch::stable::empty(sizes, kWideType<A>, std::nullopt, like.device(), std::nullopt, format);
+}
+
 // A tensor whose pixels have one stride: the same one, or a copy where its rows have gaps between them.
 inline Tensor with_joined_rows(const Tensor& t) {
   const bool joined = t.size(2) <= 1 || t.size(3) <= 1 || t.stride(2) == t.size(3) * t.stride(3);
@@ -45,10 +56,10 @@ struct Stats {
   Stats(const Tensor& stats, const Problem& p, bool narrow) {
     if (!p.softmax) return;
     const Index pixels = p.out_height * p.out_width, entries = p.batch * p.groups * pixels;
-    A* const data = static_cast<A*>(stats.data_ptr());
-    shift = image(data, p.groups, pixels);
-    total = image(data + entries, p.groups, pixels);
-    if (narrow) wide_y = image(data + 2 * entries, p.channels, pixels);
+    A* const begin = data<A>(stats);
+    shift = image(begin, p.groups, pixels);
+    total = image(begin + entries, p.groups, pixels);
+    if (narrow) wide_y = image(begin + 2 * entries, p.channels, pixels);
   }
 };
 
