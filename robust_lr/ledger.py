@@ -28,8 +28,8 @@ class Row:
         robust: right under the protocol's criterion: at the last iterate of every restart, or at every iterate seen.
         robust_worst_seen: right when clean and at every iterate of every restart.
         success: the attack reached its aim, under the same criterion; see ``Result.success`` for the denominator.
-        first_success: number of steps after which it was first reached, None if never.
-        first_wrong: number of steps after which the image was first misclassified (0: when clean or at the start).
+        first_success: number of steps after which it was first reached, None if never; the smallest over restarts.
+        first_wrong: the same for a misclassification (0: when clean or at the start).
         clean_loss: cross-entropy of the true class for the clean image.
         zero_gradients: number of steps, over all restarts, at which the gradient was zero everywhere.
         margin: the smallest seen of the true class's logit minus the best other one.

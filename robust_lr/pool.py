@@ -91,6 +91,7 @@ def begun(part: Stepped, attack: Stepwise, rows: Rows, seed: int) -> Rows:
         "toward": toward,
         "step": torch.zeros_like(rows["id"]),
         "final": rows["x"],
+        "before": rows["first_wrong"],
     }
 
 
@@ -109,6 +110,7 @@ def flown(part: Stepped, attack: Stepwise, objective: Objective, rows: Rows, ben
         now = undecided & reached
         noted["final"] = torch.where(now.view(-1, 1, 1, 1), state["query"], rows["final"])
         noted["decided"] = rows["decided"] | now
+        noted["before"] = torch.where(now, rows["first_wrong"], rows["before"])
     if attack.needs_gradient:
         noted["zero_gradients"] = rows["zero_gradients"] + undecided * (gradient == 0).flatten(1).all(1)
     noted["forwards"] = rows["forwards"] + undecided
@@ -133,12 +135,11 @@ def judged(part: Stepped, number: int, rows: Rows, bench: Bench) -> Rows:
     loss = F.cross_entropy(logits, rows["label"], reduction="none")
     unsure = rows["decided"] & ~reached
     broke = reached & ~rows["success"]
-    first_wrong = noted["first_wrong"]
     return {
         **rows,
         **noted,
         # what is not confirmed did not happen
-        "first_wrong": torch.where(unsure & (first_wrong == noted["first_success"]), -1, first_wrong),
+        "first_wrong": torch.where(unsure, rows["before"], noted["first_wrong"]),
         "first_success": torch.where(unsure, -1, noted["first_success"]),
         "decided": reached if part.criterion == "worst" else rows["decided"],
         "unsure": unsure,
@@ -160,7 +161,7 @@ def note(part: Stepped, rows: Rows, logits: Tensor, undecided: Tensor) -> tuple[
     reached = predictions == rows["target"] if part.targeted else ~right
 
     def since(column: Tensor, now: Tensor) -> Tensor:
-        return torch.where(undecided & now & (column < 0), step, column)
+        return torch.where(undecided & now & ((column < 0) | (step < column)), step, column)
 
     noted = {
         "margin": torch.where(undecided, torch.minimum(rows["margin"], lead(logits, rows["label"])), rows["margin"]),

@@ -144,8 +144,10 @@ def test_leaving_early_changes_no_verdict_and_saves_passes(tmp_path, data, model
         if at_aim_when_clean:
             assert (row["forwards"], row["backwards"]) == (1, 0)
             continue
-        assert row["first_success"] == other["first_success"]
-        assert row["success"] == (other["first_success"] is not None)
+        assert row["success"] == (other["first_success"] is not None) == (row["first_success"] is not None)
+        if row["success"]:  # a later restart, which the image did not stay for, may be quicker
+            assert other["first_success"] <= row["first_success"]
+            assert protocol.restarts > 1 or other["first_success"] == row["first_success"]
         if protocol.restarts == 1:
             steps = protocol.steps if row["first_success"] is None else min(protocol.steps, row["first_success"] + 1)
             assert row["backwards"] == steps
@@ -187,6 +189,31 @@ def test_a_success_that_the_model_does_not_confirm_goes_on(data, model, monkeypa
     doubted = rlr.evaluate(model, data, WORST, **QUICK)
     assert abs(doubted.robust.count - honest.robust.count) <= 3
     assert doubted.forwards > honest.forwards
+
+
+def test_what_was_wrong_before_an_unconfirmed_success_stays_wrong(tmp_path, data, model, monkeypatch):
+    room = __import__("importlib").import_module("robust_lr.evaluate")
+
+    class Liar(nn.Module):
+        """Every image is of class 0, and there is nowhere to go."""
+
+        def forward(self, x):
+            return F.one_hot(torch.zeros(len(x), dtype=torch.int64), 10) + 0 * x.flatten(1)[:, :10]
+
+    monkeypatch.setattr(room, "attackable", lambda _: Liar())
+    rlr.evaluate(model, data, dataclasses.replace(AIMED, start="clean"), out=tmp_path, **QUICK)
+    wrong = [row for row in table(tmp_path) if row["clean"] != row["label"]]
+    assert any(row["target"] == 0 for row in wrong)
+    assert {row["first_wrong"] for row in wrong} == {0}
+
+
+def test_with_restarts_the_worst_seen_is_never_above_the_last_at_any_step(data, model):
+    many = dataclasses.replace(AIMED, criterion="last", eps=16 / 255, restarts=3, record=tuple(range(9)))
+    curve = rlr.evaluate(model, data, many, **QUICK).curve
+    for step, shares in curve:
+        alone = rlr.evaluate(model, data, dataclasses.replace(many, steps=step, record=()), **QUICK)
+        assert shares["robust_accuracy_worst_seen"] == alone.robust_worst_seen
+        assert shares["robust_accuracy_worst_seen"].count <= shares["robust_accuracy_last"].count
 
 
 def test_images_wrong_when_clean_are_not_attacked_but_counted(data, model):
