@@ -18,8 +18,12 @@ from .states import State, newest_state
 
 CONFIG, METRICS, PROVENANCE = "config.toml", "metrics.jsonl", "provenance.json"
 
-#: keys that do not change the weights; they may differ when a run is resumed
-FREE = ("train.device", "train.threads", "data.workers", "data.root", "output.keep", "output.tensorboard")
+#: keys that say where and how to compute, not what to learn; they may differ when a run is resumed. Like the number of
+#: processes, `compute.micro_batch` says how many images batch norm sees: fewer processes keep that with more passes.
+FREE = (
+    *("train.device", "train.threads", "compute.micro_batch"),
+    *("data.workers", "data.root", "output.keep", "output.tensorboard"),
+)
 
 
 @contextmanager

@@ -250,6 +250,14 @@ def test_threads_workers_and_the_place_of_the_data_may_change(straight, config):
     assert list(train_run(other, straight[0], resume=True)) == []
 
 
+def test_a_run_goes_on_with_other_micro_batches(straight, config, tmp_path):
+    one_epoch(config, tmp_path / "run")
+    fewer = with_values(config, compute={"micro_batch": 4})
+    rest = list(train_run(fewer, tmp_path / "run", resume=True))
+    assert [step.step for step in rest] == list(range(7, STEPS + 1))
+    assert rest[0].loss != straight[1][6].loss  # batch norm sees 4 images at a time
+
+
 def test_other_images_under_the_same_name_are_refused(config, data, tmp_path):
     with np.load(data) as npz:
         arrays = dict(npz)
