@@ -25,6 +25,10 @@ Transform = Callable[["Image"], Tensor]
 """From a PIL image (mode RGB) to a float32 tensor [C, H, W] in [0, 1]; normalization belongs to the model."""
 
 
+class Unreadable(InputError):
+    """An image that cannot be read."""
+
+
 class Source(Protocol):
     """Encoded images by row number."""
 
@@ -98,7 +102,7 @@ class LazyDataset(Dataset):
 
 
 def decode(source: Source, row: int, transform: Transform | None) -> Tensor:
-    """Image float32 [C, H, W] in [0, 1]. Raises `InputError`, which names the image, if it cannot be read."""
+    """Image float32 [C, H, W] in [0, 1]. Raises `Unreadable`, which names the image, if it cannot be read."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -108,7 +112,7 @@ def decode(source: Source, row: int, transform: Transform | None) -> Tensor:
             image = file.convert("RGB")
     except Exception as error:  # PIL's decoders raise many types, SyntaxError and struct.error among them
         reason = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
-        raise InputError(
+        raise Unreadable(
             f"{source.describe(row)} cannot be read as an image ({reason}); replace or remove it"
         ) from error
     if transform is None:
@@ -138,10 +142,10 @@ def from_source(
     name: str,
     transform: Transform | None = None,
 ) -> LazyDataset:
-    """A data set of encoded images, decoded when asked for. Only the first is read here, to learn the shape."""
+    """A data set of encoded images, decoded when asked for. Only the first that can be is read here, for the shape."""
     if len(labels) == 0:
         raise InputError(f"{name}: the set is empty; it needs at least one image")
-    channels, height, width = decode(source, 0, transform).shape
+    channels, height, width = first_shape(source, len(labels), transform)
     return LazyDataset(
         name=name,
         num_classes=num_classes,
@@ -153,3 +157,14 @@ def from_source(
         rows=torch.arange(len(labels)),
         transform=transform,
     )
+
+
+def first_shape(source: Source, count: int, transform: Transform | None) -> torch.Size:
+    """Of the first of ``count`` images that can be read; what is wrong with the first one if none can."""
+    errors = []
+    for row in range(count):
+        try:
+            return decode(source, row, transform).shape
+        except Unreadable as error:
+            errors.append(error)
+    raise errors[0]

@@ -72,15 +72,24 @@ def stacked(items: Sequence[Item]) -> Batch:
 
 
 def batches(
-    data: Dataset, order: Sequence[Tensor], *, workers: int = 0, seed: int | None = None, epoch: int = 0
+    data: Dataset,
+    order: Sequence[Tensor],
+    *,
+    workers: int = 0,
+    seed: int | None = None,
+    epoch: int = 0,
+    skip: bool = False,
 ) -> Iterator[Batch]:
     """The batches of ``data`` at each of ``order`` (tensors of positions); ``workers`` processes make them ahead.
+
+    Args:
+        skip: as in ``stream``.
 
     Raises:
         InputError: an image cannot be read.
         RunError: a worker died.
     """
-    return stream(data, ((positions, epoch) for positions in order), workers=workers, seed=seed)
+    return stream(data, ((positions, epoch) for positions in order), workers=workers, seed=seed, skip=skip)
 
 
 def stream(
@@ -89,7 +98,8 @@ def stream(
     """The batches of ``data`` at ``orders``, which may go on over many epochs: workers stay, and stay ahead.
 
     Args:
-        skip: leave out images that cannot be read, with a warning that names them, instead of raising.
+        skip: leave out images that cannot be read, with a warning that names them, instead of raising; a batch must
+            have one that can.
 
     Raises:
         InputError, RunError: as in ``batches``.

@@ -122,7 +122,7 @@ def _train_run(config: Config, folder: Path, resume: bool, group: Group) -> Iter
         ):
             end_of_epoch = step.epoch == int(step.epoch)
             if end_of_epoch:
-                right = accuracy(kept, test_data, workers=config.data.workers, group=group)
+                right = accuracy(kept, test_data, **reading(config), group=group)
                 step = replace(step, test_accuracy=right)
             if validation_data is not None and due(step, config.validation.every):
                 step = validated(step, kept, validation_data, config, group)
@@ -154,9 +154,14 @@ def due(step: Metrics, every: int) -> bool:
 
 def validated(step: Metrics, model: nn.Module, data: Dataset, config: Config, group: Group) -> Metrics:
     """``step`` with the accuracies on the held-out images."""
-    clean = accuracy(model, data, workers=config.data.workers, group=group)
-    robust = accuracy(model, data, protocol(config), seed=config.seed, workers=config.data.workers, group=group)
+    clean = accuracy(model, data, **reading(config), group=group)
+    robust = accuracy(model, data, protocol(config), seed=config.seed, **reading(config), group=group)
     return replace(step, validation_accuracy=clean, robust_accuracy=robust)
+
+
+def reading(config: Config) -> dict[str, Any]:
+    """How ``accuracy`` loads images."""
+    return {"workers": config.data.workers, "skip": config.data.unreadable == "skip"}
 
 
 def collapsed(step: Metrics, before: float, now: float) -> RunError:

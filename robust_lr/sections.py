@@ -40,7 +40,8 @@ class DataConfig:
         augment: random transformation of training images, see ``augment.AUGMENTATIONS``.
         workers: processes that decode images, for each training process; 0 loads in the training process.
         limit: only so many images of the training split, evenly spaced; 0 means all.
-        unreadable: what a training image that cannot be read does: "fail", or "skip" it with a warning; both name it.
+        unreadable: what an image that cannot be read does to training and its accuracies: "fail", or "skip" it with a
+            warning; both name it.
     """
 
     name: str = "fashion-mnist-mini"

@@ -30,6 +30,7 @@ def accuracy(
     seed: int = 0,
     batch_size: int = 200,
     workers: int = 0,
+    skip: bool = False,
     group: Group | None = None,
 ) -> float:
     """Accuracy in eval mode, a fraction; each process of ``group`` takes its share of the images.
@@ -37,18 +38,21 @@ def accuracy(
     Args:
         model: pixels in [0, 1] -> logits; its mode and flags are afterwards as before.
         attack: in fp32, with starts and targets keyed by (seed, image id); by default the images are clean.
+        skip: leave out images that cannot be read, see ``loader.stream``; the fraction is of the others.
     """
     group = group or Group()
     device = next(model.parameters()).device
-    right = torch.zeros((), dtype=torch.int64, device=device)
+    counts = torch.zeros(2, dtype=torch.int64, device=device)  # right, seen
     order = torch.split(group.share(torch.arange(len(data))), batch_size)
     with frozen(model), torch.no_grad():
         attacked = model if attack is None else attackable(model)
-        for x, y, ids in batches(data, order, workers=workers):
+        for x, y, ids in batches(data, order, workers=workers, skip=skip):
             x, y, ids = x.to(device), y.to(device), ids.to(device)
             if attack is not None:
                 with fp32(device):
                     aims = goals(attack, attacked, x, y, ids, data.num_classes, seed=seed)
                     x = perturb(attack, attacked, x, y, aims, ids, seed=seed)
-            right += (model(x).argmax(1) == y).sum()
-    return int(group.sum(right)) / len(data)
+            counts[0] += (model(x).argmax(1) == y).sum()
+            counts[1] += len(y)
+    right, seen = group.sum(counts).tolist()
+    return float(right / seen)

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 from dataclasses import replace
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from robust_lr import config as config_room
+from robust_lr import data as data_room
 from robust_lr import runs
 from robust_lr.checkpoint import BEST, WEIGHTS, about, load_model, read_tensors
 from robust_lr.config import OutputConfig, ValidationConfig, to_toml
@@ -225,7 +227,7 @@ def test_an_unreadable_training_image_is_named_and_fatal(config, folder, tmp_pat
 
 @fork
 def test_an_unreadable_training_image_is_named_and_skipped(config, folder, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(runs, "accuracy", lambda *arguments, **options: 0.5)  # whole folder is the test split, too
+    monkeypatch.setattr(runs, "accuracy", lambda *arguments, **options: 0.5)  # the test split is the same folder
     config = reading(config, folder, unreadable="skip")
     steps = list(train_run(config, tmp_path / "run"))
     assert sum(step.images for step in steps) == 22
@@ -233,10 +235,46 @@ def test_an_unreadable_training_image_is_named_and_skipped(config, folder, tmp_p
     assert len(skipped) == 2
     assert {name for line in skipped for name in ("a/04.png", "b/09.png") if name in line} == {"a/04.png", "b/09.png"}
     caplog.clear()
-    monkeypatch.setattr(runs, "accuracy", lambda *arguments, **options: 0.5)
     workers = list(train_run(replace(config, data=replace(config.data, workers=1)), tmp_path / "workers"))
     assert [step.loss for step in workers] == [step.loss for step in steps]
     assert len([line for line in caplog.messages if line.startswith("skipped: ")]) == 2
+
+
+@fork
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_images_are_skipped_in_every_accuracy(config, folder, tmp_path, caplog, workers):
+    (folder / "a" / "00.png").write_bytes(b"no image")  # the first
+    config = reading(config, folder, unreadable="skip", workers=workers)
+    config = replace(config, validation=ValidationConfig(images=12))
+    *_, last = train_run(config, tmp_path / "run")
+    model, held = load_model(tmp_path / "run"), held_out(config)
+    bad = [
+        i for i, row in enumerate(held.rows.tolist()) if held.source.paths[row] in ("a/00.png", "a/04.png", "b/09.png")
+    ]
+    readable = held.subset([i for i in range(12) if i not in bad])
+    assert bad
+    assert last.validation_accuracy == accuracy(model, readable)
+    assert last.robust_accuracy == accuracy(model, readable, protocol(config), seed=5)
+    every = data_room.load(config.data.name, "test")
+    kept = [i for i in range(24) if every.source.paths[i] not in ("a/00.png", "a/04.png", "b/09.png")]
+    assert last.test_accuracy == accuracy(model, every.subset(kept))
+    assert any("00.png" in line for line in caplog.messages if line.startswith("skipped: "))
+
+
+def test_an_unreadable_first_image_is_named_at_its_step(config, folder, tmp_path):
+    for name in ("a/04.png", "b/09.png"):
+        shutil.copy(folder / "b" / "01.png", folder / name)
+    (folder / "a" / "00.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"a/00\.png cannot be read as an image .*; replace or remove it"):
+        list(train_run(reading(config, folder), tmp_path / "run"))
+    assert (tmp_path / "run" / METRICS).exists()  # training had begun
+
+
+def test_a_folder_without_a_readable_image_names_the_first(folder):
+    for file in folder.rglob("*.png"):
+        file.write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"a/00\.png cannot be read as an image"):
+        data_room.load(f"folder:{folder}")
 
 
 def test_a_batch_without_a_readable_image_is_an_error(config, folder, tmp_path):
