@@ -173,7 +173,7 @@ def evaluate(
                 bench, agreement = lowered(
                     bench, precision, device, lambda b: attack_all(sample, protocol, b, device, targets)
                 )
-            loaded = batches(data, torch.split(todo, batch_size) if len(todo) else [], workers=workers)
+            loaded = batches(data, torch.split(todo, batch_size), workers=workers)
             for group in attack_all(loaded, protocol, bench, device, targets):
                 ledger.add(ledger_rows(group, protocol, [part.name for part in parts]))
                 finished += size(group)

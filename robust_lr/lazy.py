@@ -161,10 +161,11 @@ def from_source(
 
 def first_shape(source: Source, count: int, transform: Transform | None) -> torch.Size:
     """Of the first of ``count`` images that can be read; what is wrong with the first one if none can."""
-    errors = []
+    first: Unreadable | None = None
     for row in range(count):
         try:
             return decode(source, row, transform).shape
         except Unreadable as error:
-            errors.append(error)
-    raise errors[0]
+            first = first or error
+    assert first is not None  # there is an image
+    raise first

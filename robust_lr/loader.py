@@ -52,18 +52,19 @@ class Batches(torch.utils.data.Dataset[Loaded | InputError]):
                 items.append(self.data[position])
         return stacked(items)
 
-    def _readable(self, positions: Tensor, epoch: int) -> Loaded | InputError:
-        """The batch without the images that cannot be read; the last error if there is none that can."""
+    def _readable(self, positions: Tensor, epoch: int) -> Loaded:
+        """The batch without the images that cannot be read."""
         single = Batches(self.data, self.seed)
-        items: list[Item] = []
-        errors = []
+        found, problems = [], []
         for position in torch.split(positions, 1):
             one = single[position, epoch]
             if isinstance(one, InputError):
-                errors.append(one)
+                problems.append(str(one))
             else:
-                items.append((one[0][0], int(one[1]), int(one[2])))
-        return (*stacked(items), [str(error) for error in errors]) if items else errors[-1]
+                found.append(one[:3])
+        none = torch.empty(0, *self.data.image_shape), self.data.labels[:0], self.data.ids[:0]
+        images, labels, ids = (torch.cat(parts) for parts in zip(none, *found, strict=True))
+        return images, labels, ids, problems
 
 
 def stacked(items: Sequence[Item]) -> Batch:
@@ -71,25 +72,19 @@ def stacked(items: Sequence[Item]) -> Batch:
     return torch.stack(images), torch.tensor(labels), torch.tensor(ids)
 
 
-def batches(
-    data: Dataset,
-    order: Sequence[Tensor],
-    *,
-    workers: int = 0,
-    seed: int | None = None,
-    epoch: int = 0,
-    skip: bool = False,
-) -> Iterator[Batch]:
-    """The batches of ``data`` at each of ``order`` (tensors of positions); ``workers`` processes make them ahead.
+def batches(data: Dataset, order: Sequence[Tensor], *, workers: int = 0, skip: bool = False) -> Iterator[Batch]:
+    """The batches of ``data`` at each of ``order`` (tensors of positions), without those that have no image.
 
     Args:
+        workers: processes that make them ahead; 0 for none.
         skip: as in ``stream``.
 
     Raises:
         InputError: an image cannot be read.
         RunError: a worker died.
     """
-    return stream(data, ((positions, epoch) for positions in order), workers=workers, seed=seed, skip=skip)
+    some = ((positions, 0) for positions in order if len(positions))  # images of files cannot be stacked without one
+    return (batch for batch in stream(data, some, workers=workers, skip=skip) if len(batch[1]))
 
 
 def stream(
@@ -98,8 +93,7 @@ def stream(
     """The batches of ``data`` at ``orders``, which may go on over many epochs: workers stay, and stay ahead.
 
     Args:
-        skip: leave out images that cannot be read, with a warning that names them, instead of raising; a batch must
-            have one that can.
+        skip: leave out images that cannot be read, with a warning that names them, instead of raising.
 
     Raises:
         InputError, RunError: as in ``batches``.

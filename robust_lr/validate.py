@@ -9,6 +9,7 @@ from .config import Config
 from .contexts import fp32, frozen
 from .dataset import Dataset
 from .distributed import Group
+from .errors import RunError
 from .loader import batches
 from .perturb import attackable, goals, perturb
 from .protocols import PGD, pgd
@@ -39,6 +40,10 @@ def accuracy(
         model: pixels in [0, 1] -> logits; its mode and flags are afterwards as before.
         attack: in fp32, with starts and targets keyed by (seed, image id); by default the images are clean.
         skip: leave out images that cannot be read, see ``loader.stream``; the fraction is of the others.
+
+    Raises:
+        InputError: an image cannot be read.
+        RunError: none can, or a worker died.
     """
     group = group or Group()
     device = next(model.parameters()).device
@@ -55,4 +60,6 @@ def accuracy(
             counts[0] += (model(x).argmax(1) == y).sum()
             counts[1] += len(y)
     right, seen = group.sum(counts).tolist()
+    if not seen:
+        raise group.one_voice(RunError(f"{data.name}: none of the {len(data)} images can be read"))
     return float(right / seen)

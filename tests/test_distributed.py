@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch import nn
 
 from robust_lr.checkpoint import WEIGHTS, read_tensors
 from robust_lr.config import ComputeConfig, Config, DataConfig, TrainConfig
-from robust_lr.data import from_arrays
+from robust_lr.data import from_arrays, load
 from robust_lr.distributed import Group, SyncedBatchNorm2d, average_buffers, joined, local_device, synchronized
 from robust_lr.errors import InputError, RunError
 from robust_lr.models import build_model
@@ -319,6 +320,22 @@ def test_accuracy_is_shared_out(group):
             return accuracy(model, data, seed=1, group=ours), accuracy(model, data, PGD2, seed=1, group=ours)
 
     assert group(2, work) == [(accuracy(model, data), alone)] * 2
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_process_without_an_image_has_its_say(group, tmp_path, workers):
+    """Two images for three processes, of files: these cannot be stacked where there are none."""
+    for name in ("a", "b"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        Image.new("RGB", (12, 12), {"a": "red", "b": "blue"}[name]).save(tmp_path / "pictures" / name / "0.png")
+    data = load(f"folder:{tmp_path / 'pictures'}")
+    model = build_model("resnet18", num_classes=2, width=1 / 16, stem="small").eval()
+
+    def work(rank):
+        with joined(CPU) as ours:
+            return accuracy(model, data, PGD2, seed=1, workers=workers, group=ours)
+
+    assert group(3, work) == [accuracy(model, data, PGD2, seed=1)] * 3
 
 
 def test_an_error_of_the_first_process_ends_all_and_is_told_once(group, tmp_path):

@@ -19,6 +19,7 @@ from robust_lr.checkpoint import BEST, WEIGHTS, about, load_model, read_tensors
 from robust_lr.config import OutputConfig, ValidationConfig, to_toml
 from robust_lr.errors import InputError, RunError
 from robust_lr.folder import in_use, locked
+from robust_lr.models import build_model
 from robust_lr.runs import METRICS, held_out, prepare, read_metrics, train_run
 from robust_lr.states import newest_state, read_state, save_state, states
 from robust_lr.validate import accuracy, protocol
@@ -277,12 +278,20 @@ def test_a_folder_without_a_readable_image_names_the_first(folder):
         data_room.load(f"folder:{folder}")
 
 
-def test_a_batch_without_a_readable_image_is_an_error(config, folder, tmp_path):
+def test_a_pass_without_a_readable_image_is_an_error(config, folder, tmp_path):
     for file in folder.rglob("*.png"):
-        if file.name != "00.png":  # the first tells the shape
+        if file.name != "00.png":  # tells the shape
             file.write_bytes(b"no image")
-    with pytest.raises(InputError, match="cannot be read as an image"):
+    with pytest.raises(RunError, match=r"no image of a pass in step 1 can be read: see the warnings before"):
         list(train_run(reading(config, folder, unreadable="skip"), tmp_path / "run"))
+
+
+def test_an_accuracy_goes_without_a_batch_that_cannot_be_read(folder):
+    data = data_room.load(f"folder:{folder}").subset([0, 1, 2])  # the third is a/04.png
+    model = build_model("resnet18", num_classes=2, width=0.0625, stem="small")
+    assert accuracy(model, data, batch_size=2, skip=True) == accuracy(model, data.subset([0, 1]))
+    with pytest.raises(RunError, match="none of the 1 images can be read"):
+        accuracy(model, data.subset([2]), skip=True)
 
 
 # Robust over-fitting

@@ -17,7 +17,7 @@ from robust_lr.augment import AUGMENTATIONS, TRANSFORMS
 from robust_lr.config import Config, DataConfig, TrainConfig
 from robust_lr.data import ArrayDataset, from_arrays
 from robust_lr.errors import InputError, RunError
-from robust_lr.loader import batches, shuffled
+from robust_lr.loader import batches, shuffled, stream
 from robust_lr.models import build_model
 from robust_lr.models.fold import fold
 from robust_lr.perturb import goals, perturb
@@ -191,17 +191,19 @@ def test_random_crops_belong_to_seed_epoch_and_id(folder):
     data = data_room.load(f"folder:{folder}", "train", transform=TRANSFORMS["imagenet"])
     order = list(torch.arange(12).split(4))
     state = torch.get_rng_state()
-    first = torch.cat([x for x, _, _ in batches(data, order, seed=3, epoch=1)])
+
+    def made(order, seed, epoch, workers=0):
+        return torch.cat([x for x, _, _ in stream(data, [(p, epoch) for p in order], seed=seed, workers=workers)])
+
+    first = made(order, 3, 1)
     assert torch.equal(torch.get_rng_state(), state)
     assert first.shape == (12, 3, 224, 224)
     assert first.min() >= 0
     assert first.max() <= 1
     turned = list(torch.arange(11, -1, -1).split(3))
-    again = torch.cat([x for x, _, _ in batches(data, turned, seed=3, epoch=1, workers=2)])
-    assert torch.equal(again.flip(0), first)
+    assert torch.equal(made(turned, 3, 1, workers=2).flip(0), first)
     for seed, epoch in ((3, 2), (4, 1)):
-        other = torch.cat([x for x, _, _ in batches(data, order, seed=seed, epoch=epoch)])
-        assert not (other == first).flatten(1).all(1).any()
+        assert not (made(order, seed, epoch) == first).flatten(1).all(1).any()
 
 
 @fork
@@ -210,7 +212,7 @@ def test_an_unreadable_image_in_a_worker_is_one_clear_line(folder, seed):
     data = data_room.load(f"folder:{folder}", "train", transform=TRANSFORMS["imagenet"])
     (folder / "b" / "3.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"3\.png cannot be read as an image") as caught:
-        list(batches(data, torch.arange(12).split(4), workers=2, seed=seed))
+        list(stream(data, [(positions, 0) for positions in torch.arange(12).split(4)], workers=2, seed=seed))
     assert "\n" not in str(caught.value)
 
 
