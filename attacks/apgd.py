@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .checks import check_attack, check_images, check_labels, check_start
 from .losses import Objective, cross_entropy
-from .stepwise import State, run
+from .stepwise import State, constant, run
 
 
 def apgd(
@@ -85,7 +85,7 @@ class AutoPGD:
         rises = state["rises"] + (~begins & (loss > state["previous_loss"]))
 
         # the checkpoints' conditions 1 and 2, then a new start from the best point
-        enough = torch.tensor(self.enough, device=x.device)[step]
+        enough = constant(self.enough, torch.float32, x.device)[step]
         checks = enough >= 0
         halve = checks & ((rises <= enough) | (~state["halved"] & (checked_loss >= best_loss)))
         step_size = torch.where(wide(halve), state["step_size"] / 2, state["step_size"])
@@ -106,7 +106,7 @@ class AutoPGD:
         }
 
     @cached_property
-    def enough(self) -> list[float]:
+    def enough(self) -> tuple[float, ...]:
         """By query: the number of rises since the last checkpoint that is too few, -1 where there is no checkpoint."""
         window, least, shrink = (max(int(share * self.steps), 1) for share in (0.22, 0.06, 0.03))
         enough, at = [-1.0] * (self.steps + 1), window
@@ -114,7 +114,7 @@ class AutoPGD:
             enough[at] = window * self.rho
             window = max(window - shrink, least)
             at += window
-        return enough
+        return tuple(enough)
 
 
 def linf_move(

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..rng import SEARCH, uniform
 from .checks import check_attack, check_images, check_labels
 from .losses import margin
-from .stepwise import State, run
+from .stepwise import State, constant, run
 
 
 def square(
@@ -88,7 +88,7 @@ class SquareSearch:
 
     def sides(self, step: Tensor, height: int, width: int) -> Tensor:
         """Of the squares, in pixels, [N]: their share of the image is halved at each of ``HALVINGS``."""
-        halvings = torch.bucketize(step, torch.tensor(HALVINGS, device=step.device))
+        halvings = torch.bucketize(step, constant(HALVINGS, step.dtype, step.device))
         side = (self.p / 2 ** halvings.double() * height * width).sqrt().round().long()
         return side.clamp(1, min(height, width))
 

@@ -6,6 +6,7 @@ That lets the harness give an image's place in the batch to another one as soon 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -30,6 +31,12 @@ class Stepwise(Protocol):
 
     def advance(self, x: Tensor, state: State, step: Tensor, loss: Tensor, gradient: Tensor) -> State:
         """The next state, after query ``step`` [N] gave ``loss`` [N] and its ``gradient`` (empty if not needed)."""
+
+
+@lru_cache(maxsize=64)
+def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``values`` on ``device``, not to be written to. Kept: each copy from the host would make a GPU wait in a step."""
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def look(

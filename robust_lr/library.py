@@ -38,7 +38,8 @@ def attack_library(part: Library, number: int, source: Iterator[Rows], bench: Be
     waiting: Rows = {}
     rows = bench.rows if part.together else 1
     for group in source:
-        done, todo = split(group, group["decided"].cpu())
+        began, mask = time.perf_counter(), group["decided"].cpu()
+        done, todo = split(timed(group, began), mask)
         if done:
             yield done
         waiting = join([waiting, todo])

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .attacks.losses import Objective, lead
-from .attacks.stepwise import Stepwise, look
+from .attacks.stepwise import Stepwise, constant, look
 from .bench import Bench, verified
 from .perturb import aims, attempts, starts, stepwise
 from .rows import Rows, first, join, size, split
@@ -43,26 +43,31 @@ def attack_pool(part: Stepped, number: int, source: Iterator[Rows], bench: Bench
         while size(landed) < bench.rows and size(flying) + size(returning) + size(queue) < bench.rows:
             if (group := next(source, None)) is None:
                 break
-            columns = list(group)
-            done, todo = split(group, group["decided"].cpu())
+            began = time.perf_counter()
+            columns, mask = list(group), group["decided"].cpu()
+            done, todo = split(timed(group, began), mask)
             queue = join([queue, {**todo, "draw": torch.zeros_like(todo["id"])} if todo else {}])
             if done:
                 yield done
         began = time.perf_counter()
         back, returning = first(returning, bench.rows - size(flying))
         fresh, queue = first(queue, bench.rows - size(flying) - size(back))
-        for rows in (back, begun(part, attack, fresh, bench.seed) if fresh else {}):
+        fresh = timed(begun(part, attack, fresh, bench.seed), began) if fresh else {}
+        began = time.perf_counter()
+        for rows in (back, fresh):
             if rows:
                 flying = join([flying, rows])
                 due = torch.cat([due, turn + attack.steps - rows["step"].cpu()])
         if size(landed) >= bench.rows or (landed and not flying):
             verdicts, landed = first(landed, bench.rows)
-            verdicts = timed(judged(part, number, verdicts, bench), began)
-            unsure, sure = split(verdicts, verdicts.pop("unsure").cpu())
+            verdicts = judged(part, number, verdicts, bench)
+            doubted = verdicts.pop("unsure").cpu()
+            over = (verdicts["decided"] | (verdicts["draw"] >= attempts(part, bench.num_classes))).cpu()
+            unsure, sure = split(timed(verdicts, began), doubted)
             returning = join([returning, unsure])
             if sure:
                 sure = {name: sure[name] for name in columns}
-                done, again = split(sure, (sure["decided"] | (sure["draw"] >= attempts(part, bench.num_classes))).cpu())
+                done, again = split(sure, over[~doubted])
                 queue = join([queue, again])
                 if done:
                     yield done
@@ -73,7 +78,7 @@ def attack_pool(part: Stepped, number: int, source: Iterator[Rows], bench: Bench
         if early and turn % bench.patience == 0:
             landing |= flying["decided"].cpu()
         if landing.any():
-            down, flying = split(flying, landing)
+            down, flying = split(timed(flying, began), landing)  # on a GPU, the look at them waited for their steps
             landed, due = join([landed, down]), due[~landing]
         else:
             flying, turn = timed(flown(part, attack, objective, flying, bench), began), turn + 1
@@ -168,8 +173,8 @@ def note(part: Stepped, rows: Rows, logits: Tensor, undecided: Tensor) -> tuple[
         "first_wrong": since(rows["first_wrong"], ~right),
         "first_success": since(rows["first_success"], reached),
     }
-    if part.record:
-        elsewhere = step[:, None] != torch.tensor(part.record, device=step.device)
+    if part.record and part.criterion == "last":
+        elsewhere = step[:, None] != constant(part.record, step.dtype, step.device)
         noted["kept"] = rows["kept"] & (right[:, None] | elsewhere)
         noted["hit"] = rows["hit"] | (reached[:, None] & ~elsewhere)
     return noted, reached

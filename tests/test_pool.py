@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import sqlite3
+import time
 from contextlib import closing
 
 import pytest
@@ -125,6 +126,61 @@ def test_a_row_of_a_pass_does_not_depend_on_its_place_or_neighbors(data, rows):
     other_logits, other_gradient = look(strangers)
     assert torch.equal(other_logits[0], logits[0])
     assert torch.equal(other_gradient[0], gradient[0])
+
+
+# the cost of a step
+
+
+def test_steps_copy_nothing_from_the_host(data, model, monkeypatch):
+    """Each copy would make a GPU wait. Attacks of more steps make no more tensors out of numbers."""
+    make, made = torch.tensor, []
+    monkeypatch.setattr(torch, "tensor", lambda *values, **options: made.append(values) or make(*values, **options))
+
+    def copies(protocol):
+        made.clear()
+        rlr.evaluate(model, data.take(16), protocol, **QUICK)
+        return len(made)
+
+    curved = dataclasses.replace(WORST, criterion="last")
+    for few, more in (
+        [dataclasses.replace(curved, steps=steps, record=(0, steps)) for steps in (4, 12)],
+        [APGD(eps=1e-6, steps=steps) for steps in (4, 12)],
+        [Square(eps=1e-6, queries=queries) for queries in (4, 12)],
+    ):
+        copies(few)  # what is kept is made once
+        copies(more)
+        assert copies(few) == copies(more)
+
+
+@pytest.mark.parametrize("protocol", ["last", "worst", "cascade", "library"])
+def test_the_seconds_of_all_images_are_those_of_the_run(data, model, monkeypatch, protocol):
+    """By a clock that goes on where time is spent: in the model, and where the host waits for the device."""
+    now = [0.0]
+    cpu = torch.Tensor.cpu
+
+    def pass_on(seconds):
+        now[0] += seconds
+
+    def waits(tensor):
+        pass_on(1.0)
+        return cpu(tensor)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(torch.Tensor, "cpu", waits)
+    room = __import__("importlib").import_module("robust_lr.evaluate")
+    attack_all, spent = room.attack_all, []
+
+    def clocked(batches, *arguments):
+        loaded = list(batches)  # loading does not count
+        began = now[0]
+        groups = list(attack_all(loaded, *arguments))
+        spent.append(now[0] - began)
+        return iter(groups)
+
+    monkeypatch.setattr(room, "attack_all", clocked)
+    model.register_forward_hook(lambda *_: pass_on(10.0))
+    result = rlr.evaluate(model, data, KEYED[protocol], **QUICK)
+    assert result.seconds == pytest.approx(spent[0])
 
 
 # decided images leave
