@@ -8,4 +8,5 @@ STABLE_TORCH_LIBRARY(robust_lr, m) {
   m.def(robust_lr::kBackwardSchema);
   m.def(robust_lr::kStemForwardSchema);
   m.def(robust_lr::kStemBackwardSchema);
+  m.def(robust_lr::kImageGradientSchema);
 }

@@ -24,4 +24,8 @@ constexpr const char* kStemBackwardSchema =
     "bool softmax, bool mask, bool needs_image, bool needs_weights) "
     "-> (Tensor dimage, Tensor dtransform, Tensor dquery, Tensor dkey, Tensor dgeo)";
 
+// Of a convolution of an image [N, inputs, height, width] with `weight` [C, inputs, K, K]: dy is [N, H, W, C].
+constexpr const char* kImageGradientSchema =
+    "image_gradient(Tensor dy, Tensor weight, int height, int width, int stride, int padding) -> Tensor";
+
 }  // namespace robust_lr

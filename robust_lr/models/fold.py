@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from ..image_conv import ImageConv2d, takes
 from ..layers import FullRelation2d, LocalRelation2d
 from ..non_local import NonLocal2d
 from ..priors import FixedPrior, NoPrior
@@ -33,6 +34,10 @@ def fold(model: ResNet) -> ResNet:
     for name in relations(model):
         layer = submodule(folded, name, LocalRelation2d)
         layer.prior = FixedPrior(layer.prior())
+    first = model.stem_names[0]
+    conv = submodule(folded, first, nn.Conv2d)
+    if takes(conv):
+        folded.set_submodule(first, image_conv(conv))
     folded.load_state_dict(folded_state(model))
     return folded.eval().requires_grad_(False)
 
@@ -60,6 +65,13 @@ def folded_state(model: ResNet) -> dict[str, Tensor]:
             del state[key]
         state[f"{name}.prior.values"] = submodule(model, name, LocalRelation2d).prior()
     return state
+
+
+def image_conv(conv: nn.Conv2d) -> ImageConv2d:
+    """Like ``conv``, with weights that are still to be loaded."""
+    size, stride, padding = (int(pair[0]) for pair in (conv.kernel_size, conv.stride, conv.padding))
+    made = ImageConv2d(conv.in_channels, conv.out_channels, size, stride, padding, bias=conv.bias is not None)
+    return made.to(conv.weight).to(memory_format=torch.channels_last)
 
 
 def foldable(model: ResNet) -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <random>
 
+#include "../../csrc/cpu/image_gradient.h"
 #include "../../csrc/cpu/stem_kernels.h"
 
 namespace robust_lr {
@@ -84,10 +85,20 @@ void run(const Problem& p) {
                            query, key, gradients.data());
 }
 
+void run_gradient() {
+  ImageConvolution<float> c{draw({0, 1, 3}), draw({1, 3}), draw({1, 8, 17}), draw({1, 5, 33}), draw({1, 6, 16})};
+  c.kernel = draw({3, 7}), c.stride = draw({1, 2, 5}), c.padding = c.kernel / 2;
+  c.out_height = (c.height + c.stride - 1) / c.stride, c.out_width = (c.width + c.stride - 1) / c.stride;
+  const Owned dy(c.batch, c.outputs, c.out_height * c.out_width), weights(c.outputs, c.channels, c.kernel * c.kernel);
+  Owned dimage(c.batch, c.channels, c.height * c.width);
+  c.dy = dy.wide.data(), c.weights = weights.wide.data(), c.dimage = dimage.wide.data();
+  robust_lr::run_image_gradient(c);
+}
+
 }  // namespace
 }  // namespace robust_lr
 
 int main() {
-  for (int i = 0; i < 400; ++i) robust_lr::run(robust_lr::random_problem());
+  for (int i = 0; i < 400; ++i) robust_lr::run(robust_lr::random_problem()), robust_lr::run_gradient();
   std::puts("400 problems");
 }
