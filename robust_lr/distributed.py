@@ -93,7 +93,7 @@ def joined(device: torch.device) -> Iterator[Group]:
     Raises:
         RunError: another process ended, so that this one cannot go on.
     """
-    ours = not dist.is_initialized() and "TORCHELASTIC_RUN_ID" in os.environ
+    ours = not dist.is_initialized() and under_torchrun()
     if ours:
         nccl = device.type == "cuda"
         dist.init_process_group("nccl" if nccl else "gloo", device_id=device if nccl else None)
@@ -113,13 +113,18 @@ def joined(device: torch.device) -> Iterator[Group]:
             dist.destroy_process_group()
 
 
+def under_torchrun() -> bool:
+    """Whether torchrun has started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def local_device(device: torch.device) -> torch.device:
     """``device``, or among several GPUs the one that torchrun gives to this process.
 
     Raises:
         InputError: more processes than GPUs.
     """
-    number = int(os.environ.get("LOCAL_RANK", 0)) if "TORCHELASTIC_RUN_ID" in os.environ else 0
+    number = int(os.environ.get("LOCAL_RANK", 0)) if under_torchrun() else 0
     if device.type != "cuda" or device.index is not None:
         return device
     if number >= torch.cuda.device_count():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from .dataset import Batch, Dataset, Item
 from .errors import InputError, RunError
 from .rng import AUGMENT, ORDER, words
+from .signals import STOPPING
 
 log = logging.getLogger(__name__)
 
@@ -116,11 +118,20 @@ def from_workers(source: Batches, orders: Iterable[Order], workers: int) -> Iter
     pin = torch.cuda.is_available()
     try:
         yield from torch.utils.data.DataLoader(
-            source, batch_size=None, sampler=orders, num_workers=workers, pin_memory=pin
+            source, batch_size=None, sampler=orders, num_workers=workers, pin_memory=pin, worker_init_fn=deaf
         )
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise RunError(f"a process that loads images failed, out of memory or killed: {reason}") from error
+
+
+def deaf(worker: int) -> None:
+    """Let a worker go on when its process group is told to stop, as torchrun and Ctrl-C do: a step still needs it.
+
+    It ends with the process that it works for.
+    """
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def shuffled(data: Dataset, batch_size: int, *, seed: int, epoch: int) -> list[Tensor]:

@@ -10,11 +10,9 @@ states/               the last states (network, momentum, average, step), to res
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +33,7 @@ from .models import build_model
 from .provenance import device_name, versions
 from .record import Record, restore, state_of, summary_writer
 from .rng import HELD_OUT, words
+from .signals import Interrupted, heeded
 from .states import State
 from .train import Metrics, adversarial_train, averaged, check, passes, sgd
 from .validate import accuracy, protocol
@@ -55,21 +54,11 @@ __all__ = [
 SAVE_SECONDS = 300.0
 
 
-class Interrupted(RunError):
-    """A run that was told to stop, saved its state and did."""
-
-    def __init__(self, number: int, step: int, steps: int, folder: Path):
-        self.signal = signal.Signals(number)
-        super().__init__(
-            f"stopped by {self.signal.name} after step {step} of {steps}; {folder} is saved, --resume goes on"
-        )
-
-
 def train_run(config: Config, folder: str | Path, *, resume: bool = False) -> Iterator[Metrics]:
     """Train as ``config`` says and keep everything in ``folder``; yields after every step.
 
-    Under torchrun all its processes train together, and the first writes. SIGINT and SIGTERM are heeded between
-    steps: the state is saved, then ``Interrupted`` raised.
+    Under torchrun all its processes train together, and the first writes. SIGINT, SIGTERM and SIGHUP are heeded
+    between steps: the state is saved, then ``Interrupted`` raised.
 
     Raises:
         InputError: ``folder`` holds a run and ``resume`` is off, holds one of another config, or another process
@@ -116,7 +105,7 @@ def _train_run(config: Config, folder: Path, resume: bool, group: Group) -> Iter
         record = None
         if group.rank == 0:
             record = stack.enter_context(Record(config, folder, spec, provenance).opened(start, robust))
-        received = stack.enter_context(signals())
+        received = stack.enter_context(heeded())
         for step in adversarial_train(
             model, train_data, config, optimizer=optimizer, start_step=start, average=average, group=group
         ):
@@ -231,27 +220,3 @@ def pick_device(name: str) -> torch.device:
             f"device {name!r} is not available here: use 'auto' or 'cpu', or 'cuda' on a GPU machine"
         ) from None
     return device
-
-
-@contextmanager
-def signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; a second one has its usual effect."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # only the main thread may handle signals
-        return
-    both = (signal.SIGINT, signal.SIGTERM)
-    before = {n: handler for n in both if (handler := signal.getsignal(n)) != signal.SIG_IGN}
-
-    def handle(number: int, frame: object) -> None:
-        received.append(number)
-        for n, handler in before.items():
-            signal.signal(n, handler)
-
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -401,17 +401,22 @@ def test_each_process_of_a_machine_has_its_own_gpu(monkeypatch):
         local_device(torch.device("cuda"))
 
 
-def torchrun(*words, **options):
+def torchrun(*words, program=("-m", "robust_lr"), **options):
     """``torchrun -m robust_lr adv-train`` with two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [*command, "-m", "robust_lr", "adv-train", *words],
+        [*command, *program, "adv-train", *words],
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
         **options,
     )
+
+
+def children(process):
+    found = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, text=True, check=True)
+    return [int(number) for number in found.stdout.split()]
 
 
 @pytest.fixture
@@ -440,12 +445,53 @@ def test_a_killed_worker_ends_torchrun_and_what_was_saved_is_kept(words, tmp_pat
     process = torchrun(*words, "--set", "train.epochs=2000", "--set", "train.milestones=[]")
     while process.poll() is None and not (states(tmp_path / "run") if (tmp_path / "run").exists() else []):
         time.sleep(0.05)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
-    os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
+    os.kill(children(process.pid)[-1], signal.SIGKILL)
     _, errors = process.communicate(timeout=180)
     assert process.returncode != 0
     assert "Signal 9 (SIGKILL)" in errors
     assert final(tmp_path / "run")
+
+
+#: the command line in a process that leaves its exit code in the folder
+PROGRAM = """
+import os, pathlib, sys
+from robust_lr import cli
+try:
+    cli.main()
+except SystemExit as stop:
+    (pathlib.Path(sys.argv[0]).parent / ("code" + os.environ["RANK"])).write_text(str(stop.code))
+"""
+
+
+def told_by_torchrun(process):
+    """A job system: it signals torchrun, which hands that on to the process groups of its processes, and these, too."""
+    for worker in children(process.pid):
+        os.kill(worker, signal.SIGTERM)
+    process.terminate()
+
+
+def interrupted_by_hand(process):
+    """Ctrl-C."""
+    os.killpg(process.pid, signal.SIGINT)
+
+
+@pytest.mark.parametrize(("stop", "number"), [(told_by_torchrun, signal.SIGTERM), (interrupted_by_hand, signal.SIGINT)])
+def test_torchrun_hands_signals_on_and_everything_is_saved(words, tmp_path, stop, number):
+    """The processes that load images are signaled, too."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    more = [word for key in ("epochs=20000", "milestones=[]") for word in ("--set", f"train.{key}")]
+    process = torchrun(
+        *words, *more, "--set", "data.workers=1", program=(str(tmp_path / "program.py"),), start_new_session=True
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and len(metrics.read_bytes().splitlines()) > 5):
+        time.sleep(0.02)
+    stop(process)
+    _, errors = process.communicate(timeout=180)
+    assert [(tmp_path / f"code{rank}").read_text() for rank in (0, 1)] == [str(128 + number)] * 2, errors
+    assert errors.count(f"robust-lr: stopped by {number.name} after step ") == 1
+    assert "loads images" not in errors
+    assert final(tmp_path / "run")[1] == str(len(read_metrics(tmp_path / "run")))
 
 
 def test_averaging_leaves_constants_alone():

@@ -16,6 +16,7 @@ from robust_lr import runs
 from robust_lr.checkpoint import WEIGHTS, about, load_model, read_tensors, weights_hash
 from robust_lr.errors import InputError, RunError
 from robust_lr.runs import CONFIG, METRICS, PROVENANCE, Interrupted, read_metrics, spread, train_run
+from robust_lr.signals import heeded
 from robust_lr.states import STATES, states
 
 STEPS = 18  # 3 epochs of 6
@@ -124,7 +125,7 @@ def test_a_run_belongs_to_its_seed(straight, config, tmp_path):
     assert first.loss != straight[1][0].loss
 
 
-@pytest.mark.parametrize(("number", "stop"), [(signal.SIGINT, 1), (signal.SIGTERM, 6), (signal.SIGINT, 17)])
+@pytest.mark.parametrize(("number", "stop"), [(signal.SIGINT, 1), (signal.SIGTERM, 6), (signal.SIGHUP, 17)])
 def test_a_signal_saves_the_state_and_resuming_is_exact_to_the_bit(straight, config, tmp_path, number, stop):
     def until_told_to_stop():
         for step in train_run(config, tmp_path / "run"):
@@ -169,6 +170,15 @@ def test_a_second_signal_has_its_usual_effect(config, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
     run.close()
+
+
+def test_under_torchrun_a_second_signal_is_heeded_too(monkeypatch):
+    """torchrun hands on what a job system has told its processes already."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with heeded() as received:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+        assert received == [signal.SIGTERM, signal.SIGTERM, signal.SIGHUP]
 
 
 def test_a_long_epoch_is_saved_now_and_then(config, tmp_path, monkeypatch):
