@@ -233,7 +233,7 @@ def checkpoints(arguments: argparse.Namespace) -> dict[str, Any]:
                 step=1, steps=2, epoch=1.0, loss=1.0, accuracy=0.0, lr=0.1, seconds=1.0, waited=0.0, images=1
             )
             seconds = []
-            with saver.opened(0, []):
+            with saver.opened(0):
                 for number in range(1, arguments.repeats + 1):
                     began = time.perf_counter()
                     saver.save(replace(step, step=number, steps=99), state_of(model, optimizer, None), model)

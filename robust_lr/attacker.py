@@ -72,10 +72,6 @@ class Attacker:
 
 @contextmanager
 def precision(device: torch.device, name: str) -> Iterator[None]:
-    """Arithmetic of the attack: exact "fp32", or "bf16" by autocast."""
-    if name == "fp32":
-        with fp32(device):
-            yield
-    else:
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            yield
+    """Arithmetic of the attack: exact "fp32", or "bf16" by autocast; the same in every run."""
+    with fp32(device), torch.autocast(device.type, dtype=torch.bfloat16, enabled=name == "bf16"):
+        yield

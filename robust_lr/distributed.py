@@ -5,12 +5,12 @@ The engine is torch.distributed: gloo on CPUs, NCCL on GPUs. A process alone is 
 
 from __future__ import annotations
 
-import copy
 import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -19,10 +19,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .errors import InputError, RunError
+from .sync_batchnorm import synchronized
 
 Result = TypeVar("Result")
 
 CPU = torch.device("cpu")
+
+#: for the slowest of the processes: the first one hashes the data, or builds kernels, before training begins
+PATIENCE = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -60,30 +64,41 @@ class Group:
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return int(found)
 
-    def first(self, work: Callable[[], Result]) -> Result:
-        """What the first process makes of ``work``, for all; if it fails, all end, and only the first says why."""
+    def each(self, work: Callable[[], Result]) -> Result:
+        """What ``work`` gives in this process; if it fails in any, all end, and the first that failed says why.
+
+        The others would wait for it, with NCCL and several machines for long.
+        """
         if self.size == 1:
             return work()
-        box: list[Any] = [None, None]
-        if self.rank == 0:
-            try:
-                box[0] = work()
-            except (InputError, RunError) as error:
-                box[1] = error
-        dist.broadcast_object_list(box, device=self.device)
-        if box[1] is not None:
-            raise self.one_voice(box[1], 2 if isinstance(box[1], InputError) else 1)
+        failure: Exception | None = None
+        try:
+            result = work()
+        except (InputError, RunError) as error:
+            failure = error
+        code = 0 if failure is None else 2 if isinstance(failure, InputError) else 1
+        worst = self.largest((self.size - self.rank) * 4 + code if code else 0)
+        if not worst:
+            return result
+        told = failure is not None and worst // 4 == self.size - self.rank
+        raise failure if failure is not None and told else SystemExit(worst % 4)
+
+    def first(self, work: Callable[[], Result]) -> Result:
+        """What the first process makes of ``work``, for all; if it fails, all end, and only the first says why."""
+        box: list[Any] = [self.each(lambda: work() if self.rank == 0 else None)]
+        if self.size > 1:
+            dist.broadcast_object_list(box, device=self.device)
         result: Result = box[0]
         return result
+
+    def alike(self, digest: str) -> bool:
+        """Whether all processes have the same ``digest``, in hex."""
+        number = int(digest[:15], 16)  # 60 bits
+        return self.largest(number) == -self.largest(-number)
 
     def one_voice(self, error: Exception, code: int = 1) -> BaseException:
         """``error`` in the first process, a silent exit with ``code`` in the others: all met the same one."""
         return error if self.rank == 0 else SystemExit(code)
-
-    def wait(self) -> None:
-        """Until every process is here."""
-        if self.size > 1:
-            dist.barrier()
 
 
 @contextmanager
@@ -96,20 +111,24 @@ def joined(device: torch.device) -> Iterator[Group]:
     ours = not dist.is_initialized() and under_torchrun()
     if ours:
         nccl = device.type == "cuda"
-        dist.init_process_group("nccl" if nccl else "gloo", device_id=device if nccl else None)
+        dist.init_process_group("nccl" if nccl else "gloo", device_id=device if nccl else None, timeout=PATIENCE)
     group = Group(dist.get_rank(), dist.get_world_size(), device) if dist.is_initialized() else Group(device=device)
+    together = True  # errors on purpose are those of all: leaving NCCL alone would wait for the others for ever
     try:
         yield group
-    except RuntimeError as error:
-        lost = isinstance(error, dist.DistError) or "gloo" in str(error)
-        if group.size == 1 or isinstance(error, RunError) or not lost:
+    except (InputError, RunError, SystemExit):
+        raise
+    except BaseException as error:
+        together = False
+        lost = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+        if group.size == 1 or not lost:
             raise
         raise RunError(
             f"process {group.rank} of {group.size} lost the others: one of them died or was killed; "
             "what the run had saved is kept, --resume goes on"
         ) from error
     finally:
-        if ours:
+        if ours and together:
             dist.destroy_process_group()
 
 
@@ -118,22 +137,28 @@ def under_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def local_device(device: torch.device) -> torch.device:
-    """``device``, or among several GPUs the one that torchrun gives to this process.
+def own_device(name: str) -> str:
+    """``name`` of a device, or among several GPUs the one that torchrun gives to this process.
+
+    It becomes the current one before any is used: every process would take memory of the first.
 
     Raises:
-        InputError: more processes than GPUs.
+        InputError: more processes than GPUs, or one GPU for several processes.
     """
-    number = int(os.environ.get("LOCAL_RANK", 0)) if under_torchrun() else 0
-    if device.type != "cuda" or device.index is not None:
-        return device
-    if number >= torch.cuda.device_count():
+    if not under_torchrun() or not torch.cuda.is_available() or not name.startswith(("auto", "cuda")):
+        return name
+    number, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if ":" in name and int(os.environ["LOCAL_WORLD_SIZE"]) > 1:
+        raise InputError(f"device {name!r} cannot be that of {os.environ['LOCAL_WORLD_SIZE']} processes: take 'cuda'")
+    if ":" in name:
+        return name
+    if number >= count:
         raise InputError(
-            f"--nproc-per-node: process {number} of this machine has no GPU of its own, there are "
-            f"{torch.cuda.device_count()}; start one process a GPU"
+            f"--nproc-per-node: process {number} of this machine has no GPU of its own, there are {count}; "
+            "start one process a GPU"
         )
     torch.cuda.set_device(number)
-    return torch.device("cuda", number)
+    return f"cuda:{number}"
 
 
 def parallel(model: nn.Module, group: Group, *, synchronize: bool, compiled: str = "off") -> nn.Module:
@@ -189,54 +214,3 @@ def average_buffers(model: nn.Module, group: Group) -> None:
     flat = group.sum(torch.cat([buffer.flatten() for buffer in buffers])) / group.size
     for buffer, mean in zip(buffers, torch.split(flat, [b.numel() for b in buffers]), strict=True):
         buffer.copy_(mean.view_as(buffer))
-
-
-def synchronized(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` with synchronized batch norms; parameters and buffers are the same objects."""
-    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    twin = copy.deepcopy(model, shared)
-    if next(model.parameters()).device.type == "cuda":
-        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(twin)  # type: ignore[no-untyped-call]
-        return converted
-    for module in twin.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.__class__ = SyncedBatchNorm2d
-    return twin
-
-
-class SyncedBatchNorm2d(nn.BatchNorm2d):
-    """nn.SyncBatchNorm, which PyTorch has for GPUs only, in plain operations."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)
-        shape, axes = (1, -1, 1, 1), (0, 2, 3)
-        ones = x.new_full((1,), x.numel() / x.shape[1])
-        total = _Sum.apply(torch.cat([x.sum(axes), ones]))
-        mean, count = total[:-1] / total[-1], total[-1]
-        centered = x - mean.view(shape)
-        variance: Tensor = _Sum.apply((centered * centered).sum(axes)) / count
-        with torch.no_grad():
-            kept = dict(self.named_buffers())
-            kept["running_mean"].lerp_(mean, self.momentum)  # type: ignore[arg-type]
-            kept["running_var"].lerp_(variance * count / (count - 1), self.momentum)  # type: ignore[arg-type]
-            kept["num_batches_tracked"].add_(1)
-        scale = self.weight * (variance + self.eps).rsqrt()
-        out: Tensor = centered * scale.view(shape) + self.bias.view(shape)
-        return out
-
-
-class _Sum(torch.autograd.Function):
-    """The sum over all processes, with its gradient: the sum of theirs."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total

@@ -61,11 +61,11 @@ class Event:
 
 def check(job: Job) -> None:
     """InputError if the job cannot run: better now than when the others have trained."""
-    _, test_data, spec = prepare(job.config)
+    ready = prepare(job.config)
     if job.limit:
-        spread(test_data, job.limit)
+        spread(ready.test, job.limit)
     with torch.device("meta"):
-        build_model(**spec)
+        build_model(**ready.spec)
 
 
 def run_job(number: int, job: Job, tell: Callable[[Event], None]) -> None:

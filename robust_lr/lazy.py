@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
 
 import numpy as np
 import torch
@@ -81,6 +81,10 @@ class LazyDataset(Dataset):
     rows: Tensor = field(repr=False)  # int64 [N]: where in the source each image lies
     transform: Transform | None = None
 
+    def transformed(self, transform: Transform) -> Self:
+        """The same images through another transform. Raises `InputError` as `decode` does."""
+        return replace(self, transform=transform, image_shape=shape(self.source, self.rows.tolist(), transform))
+
     def _image(self, index: int) -> Tensor:
         row = int(self.rows[index])
         image = decode(self.source, row, self.transform)
@@ -145,11 +149,10 @@ def from_source(
     """A data set of encoded images, decoded when asked for. Only the first that can be is read here, for the shape."""
     if len(labels) == 0:
         raise InputError(f"{name}: the set is empty; it needs at least one image")
-    channels, height, width = first_shape(source, len(labels), transform)
     return LazyDataset(
         name=name,
         num_classes=num_classes,
-        image_shape=(channels, height, width),
+        image_shape=shape(source, range(len(labels)), transform),
         classes=classes,
         labels=torch.from_numpy(labels),
         ids=torch.arange(len(labels)) if ids is None else torch.from_numpy(ids),
@@ -159,13 +162,16 @@ def from_source(
     )
 
 
-def first_shape(source: Source, count: int, transform: Transform | None) -> torch.Size:
-    """Of the first of ``count`` images that can be read; what is wrong with the first one if none can."""
+def shape(source: Source, rows: Iterable[int], transform: Transform | None) -> tuple[int, int, int]:
+    """Of the first of the images that can be read; what is wrong with the first one if none can."""
     first: Unreadable | None = None
-    for row in range(count):
+    for row in rows:
         try:
-            return decode(source, row, transform).shape
+            with torch.random.fork_rng(devices=[]):  # a random transform is not to be noticed
+                channels, height, width = decode(source, row, transform).shape
         except Unreadable as error:
             first = first or error
+        else:
+            return channels, height, width
     assert first is not None  # there is an image
     raise first

@@ -125,7 +125,7 @@ def plan(config: Config, *, processes: int = 1, images: int = 0, steps: int = 3)
 def size(config: Config) -> tuple[int, int, tuple[int, int, int], str | None]:
     """Training images, classes and image shape; of ImageNet also where it is not, and then what is assumed."""
     try:
-        data: Dataset = prepare(config)[0]
+        data: Dataset = prepare(config).train
     except InputError:
         if config.data.name != "imagenet":
             raise

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from io import FileIO
@@ -34,7 +34,6 @@ class Record:
 
     Attributes:
         saved: when the last state was saved, or the record opened; seconds of the monotonic clock.
-        robust: robust accuracies of all validations so far, of which the best weights are kept.
     """
 
     def __init__(self, config: Config, folder: Path, spec: Mapping[str, Any], provenance: Mapping[str, Any]):
@@ -43,9 +42,9 @@ class Record:
         self.board: Any = None
 
     @contextmanager
-    def opened(self, step: int, robust: Sequence[float]) -> Iterator[Record]:
-        """From ``step`` on, after validations that gave ``robust``."""
-        self.last_saved, self.robust = step, list(robust)
+    def opened(self, step: int) -> Iterator[Record]:
+        """From ``step`` on."""
+        self.last_saved = step
         with ExitStack() as stack:
             with self.writing(step):
                 # unbuffered: a line that found no room must not come back when the file is closed
@@ -56,8 +55,8 @@ class Record:
             self.saved = time.monotonic()
             yield self
 
-    def add(self, step: Metrics, kept: nn.Module) -> None:
-        """The metrics of a step; with the best robust accuracy so far, also the weights."""
+    def add(self, step: Metrics, best: nn.Module | None = None) -> None:
+        """The metrics of a step, and the network if it is the ``best`` so far."""
         values = {key: value for key, value in asdict(step).items() if value is not None}
         with self.writing(step.step):
             line = (json.dumps(values) + "\n").encode()
@@ -67,11 +66,9 @@ class Record:
                 for name in CURVES:
                     if name in values:
                         self.board.add_scalar(name, values[name], step.step)
-            if step.robust_accuracy is not None:
-                if step.robust_accuracy > max(self.robust, default=-1.0):
-                    about = {**self.about, "epoch": step.epoch, "robust_accuracy": step.robust_accuracy}
-                    save_weights(self.folder / BEST, kept, self.spec, about)
-                self.robust.append(step.robust_accuracy)
+            if best is not None:
+                about = {**self.about, "epoch": step.epoch, "robust_accuracy": step.robust_accuracy}
+                save_weights(self.folder / BEST, best, self.spec, about)
 
     def save(self, step: Metrics, state: Mapping[str, Tensor], kept: nn.Module) -> None:
         """Weights, provenance and ``state``; RunError, with nothing written, if a value is not finite."""

@@ -11,9 +11,10 @@ states/               the last states (network, momentum, average, step), to res
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ from .augment import TRANSFORMS
 from .checkpoint import BEST
 from .config import Config
 from .dataset import Dataset, content_hash
-from .distributed import Group, joined, local_device
+from .distributed import Group, joined, own_device
 from .errors import InputError, RunError
 from .folder import CONFIG, METRICS, PROVENANCE, locked, open_folder, read_metrics, robust_accuracies
-from .lazy import Transform
+from .lazy import LazyDataset
 from .models import build_model
 from .provenance import device_name, versions
 from .record import Record, restore, state_of, summary_writer
@@ -66,79 +67,81 @@ def train_run(config: Config, folder: str | Path, *, resume: bool = False) -> It
         RunError: the loss or a weight is not finite, robust accuracy collapsed, or the disk is full; the last saved
             state stays.
     """
-    device = local_device(pick_device(config.train.device))
+    device = pick_device(own_device(config.train.device))
     with joined(device) as group:
         yield from _train_run(config, Path(folder), resume, group)
 
 
 def _train_run(config: Config, folder: Path, resume: bool, group: Group) -> Iterator[Metrics]:
-    train_data, test_data, spec = prepare(config)
-    validation_data = held_out(config)
-    passes(config, group.size)
-    if config.output.tensorboard:
-        summary_writer()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model: nn.Module = build_model(**spec)
-    model = model.to(group.device)
+    ready = group.each(partial(prepare, config, group.size))
+    if not group.alike(content_hash(ready.train, images=False)):
+        raise group.one_voice(InputError(f"{config.data.name}: the machines do not have the same training images"), 2)
+    model = group.each(partial(fresh, ready.spec, config.seed)).to(group.device)
     optimizer, average = sgd(model, config.train), averaged(model, config.train)
     kept = model if average is None else average.module
-    data_hash = content_hash(train_data)
-    provenance = {
-        "versions": versions(),
-        "device": device_name(group.device),
-        "processes": group.size,
-        "precision": {"training": config.compute.precision, "attack": config.compute.attack_precision},
-        "model": spec,
-        "data_sha256": data_hash,
-        "test_data_sha256": content_hash(test_data),
-    }
     with ExitStack() as stack:
 
-        def begin() -> tuple[State | None, list[float]]:
+        def begin() -> tuple[State | None, list[float], dict[str, str]]:
             stack.enter_context(locked(folder))
-            found = open_folder(config, folder, data_hash, resume=resume)
-            return found, [] if found is None else robust_accuracies(folder)
+            hashes = {"data_sha256": content_hash(ready.train), "test_data_sha256": content_hash(ready.test)}
+            found = open_folder(config, folder, hashes["data_sha256"], resume=resume)
+            return found, [] if found is None else robust_accuracies(folder), hashes
 
-        state, robust = group.first(begin)
+        state, robust, hashes = group.first(begin)
         start = restore(state, model, optimizer, average, folder)
-        record = None
-        if group.rank == 0:
-            record = stack.enter_context(Record(config, folder, spec, provenance).opened(start, robust))
+        provenance = {
+            "versions": versions(),
+            "device": device_name(group.device),
+            "processes": group.size,
+            "precision": {"training": config.compute.precision, "attack": config.compute.attack_precision},
+            "model": ready.spec,
+            **hashes,
+        }
+        record = Record(config, folder, ready.spec, provenance) if group.rank == 0 else None
+        group.each(partial(stack.enter_context, nullcontext() if record is None else record.opened(start)))
+
+        def save(step: Metrics) -> None:
+            if record is not None:
+                record.save(step, state_of(model, optimizer, average), kept)
+
+        def write(step: Metrics, best: bool, fallen: bool) -> None:
+            if record is not None:
+                record.add(step, kept if best else None)
+                if not fallen and (step.ends_epoch or time.monotonic() - record.saved > SAVE_SECONDS):
+                    save(step)
+
         received = stack.enter_context(heeded())
         for step in adversarial_train(
-            model, train_data, config, optimizer=optimizer, start_step=start, average=average, group=group
+            model, ready.train, config, optimizer=optimizer, start_step=start, average=average, group=group
         ):
-            end_of_epoch = step.epoch == int(step.epoch)
-            if end_of_epoch:
-                right = accuracy(kept, test_data, **reading(config), group=group)
+            if step.ends_epoch:
+                right = accuracy(kept, ready.test, **reading(config), group=group)
                 step = replace(step, test_accuracy=right)
-            if validation_data is not None and due(step, config.validation.every):
-                step = validated(step, kept, validation_data, config, group)
-            if record is not None:
-                record.add(step, kept)
-            if step.robust_accuracy is not None:
-                if (
-                    robust
-                    and config.validation.max_drop
-                    and step.robust_accuracy < robust[-1] - config.validation.max_drop
-                ):
-                    raise group.one_voice(collapsed(step, robust[-1], step.robust_accuracy))
-                robust.append(step.robust_accuracy)
-            if record is not None and (end_of_epoch or time.monotonic() - record.saved > SAVE_SECONDS):
-                record.save(step, state_of(model, optimizer, average), kept)
+            if ready.validation is not None and due(step, config.validation.every):
+                step = validated(step, kept, ready.validation, config, group)
+            fallen = collapse(step, robust, config.validation.max_drop)
+            best = step.robust_accuracy is not None and step.robust_accuracy > max(robust, default=-1.0)
+            group.each(partial(write, step, best, fallen is not None))
+            if fallen is not None:
+                raise group.one_voice(fallen)
+            robust += [] if step.robust_accuracy is None else [step.robust_accuracy]
             yield step
             stop = group.largest(received[0] if received else 0)
             if stop and step.step < step.steps:
-                if record is not None:
-                    record.save(step, state_of(model, optimizer, average), kept)
-                group.wait()
+                group.each(partial(save, step))
                 raise group.one_voice(Interrupted(stop, step.step, step.steps, folder), 128 + stop)
+
+
+def fresh(spec: Mapping[str, Any], seed: int) -> nn.Module:
+    """A network with the weights that ``seed`` gives it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_model(**spec)
 
 
 def due(step: Metrics, every: int) -> bool:
     """Whether a validation follows this step: the last of every ``every``-th epoch, and of the run."""
-    return step.epoch == int(step.epoch) and (int(step.epoch) % every == 0 or step.step == step.steps)
+    return step.ends_epoch and (int(step.epoch) % every == 0 or step.step == step.steps)
 
 
 def validated(step: Metrics, model: nn.Module, data: Dataset, config: Config, group: Group) -> Metrics:
@@ -153,34 +156,45 @@ def reading(config: Config) -> dict[str, Any]:
     return {"workers": config.data.workers, "skip": config.data.unreadable == "skip"}
 
 
-def collapsed(step: Metrics, before: float, now: float) -> RunError:
+def collapse(step: Metrics, before: Sequence[float], most: float) -> RunError | None:
+    """What to say of robust accuracy that fell by more than ``most``, if not 0, since the validation before."""
+    now = step.robust_accuracy
+    if now is None or not before or not most or now >= before[-1] - most:
+        return None
     return RunError(
-        f"robust accuracy on the held-out images fell from {100 * before:.1f} % to {100 * now:.1f} % by epoch "
+        f"robust accuracy on the held-out images fell from {100 * before[-1]:.1f} % to {100 * now:.1f} % by epoch "
         f"{step.epoch:g}: catastrophic over-fitting (validation.max_drop); {BEST} has the best weights; take more "
         "attack steps, a smaller attack.step_size or a smaller train.lr"
     )
 
 
-def prepare(config: Config) -> tuple[Dataset, Dataset, dict[str, Any]]:
-    """Training data, which have been checked, test data and the arguments of ``build_model``."""
+@dataclass(frozen=True)
+class Ready:
+    """What a run needs, checked: images to train on, to test and to validate with, the arguments of ``build_model``."""
+
+    train: Dataset
+    test: Dataset
+    validation: Dataset | None
+    spec: dict[str, Any]
+
+
+def prepare(config: Config, processes: int = 1) -> Ready:
+    """Load the data of ``config`` and check that it can be run."""
     c = config.data
-    train_data = limited(config, TRANSFORMS.get(c.augment))
-    test_data = data_room.load(c.name, "test", c.root)
+    train, validation = data_room.load(c.name, "train", c.root), None
+    train = spread(train, c.limit) if c.limit else train
     if config.validation.images:
-        kept = torch.ones(len(train_data), dtype=torch.bool)
-        kept[validation_rows(config, train_data)] = False
-        train_data = train_data.subset(kept.nonzero()[:, 0])
-    check(train_data, config)
-    shape = train_data.image_shape
-    return train_data, test_data, {**config.model, "num_classes": train_data.num_classes, "in_channels": shape[0]}
-
-
-def held_out(config: Config) -> Dataset | None:
-    """The training images that are only validated on, without random transformations."""
-    if not config.validation.images:
-        return None
-    data = limited(config, None)
-    return data.subset(validation_rows(config, data))
+        held = torch.zeros(len(train), dtype=torch.bool)
+        held[validation_rows(config, train)] = True
+        train, validation = (train.subset(rows.nonzero()[:, 0]) for rows in (~held, held))
+    check(train, config)
+    passes(config, processes)
+    if c.augment in TRANSFORMS and isinstance(train, LazyDataset):
+        train = train.transformed(TRANSFORMS[c.augment])
+    if config.output.tensorboard:
+        summary_writer()
+    spec = {**config.model, "num_classes": train.num_classes, "in_channels": train.image_shape[0]}
+    return Ready(train, data_room.load(c.name, "test", c.root), validation, spec)
 
 
 def validation_rows(config: Config, data: Dataset) -> Tensor:
@@ -191,14 +205,7 @@ def validation_rows(config: Config, data: Dataset) -> Tensor:
             f"validation.images = {images}: of {n} training images at least train.batch_size = {batch_size} must "
             "be left to learn from"
         )
-    return words(0, HELD_OUT, data.ids, 1)[:, 0].argsort(stable=True)[:images].sort().values
-
-
-def limited(config: Config, transform: Transform | None) -> Dataset:
-    """The training split, or ``data.limit`` images of it."""
-    c = config.data
-    data = data_room.load(c.name, "train", c.root, transform=transform)
-    return spread(data, c.limit) if c.limit else data
+    return words(0, HELD_OUT, data.ids, 1)[:, 0].argsort(stable=True)[:images]
 
 
 def spread(data: Dataset, n: int) -> Dataset:

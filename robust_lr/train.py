@@ -21,11 +21,13 @@ from .attacker import Attacker
 from .attacks.targets import check_classes
 from .augment import AUGMENTATIONS, TRANSFORMS
 from .config import Config, TrainConfig
-from .dataset import Dataset
+from .contexts import device_of, fp32
+from .dataset import Batch, Dataset
 from .distributed import Group, average_buffers, parallel, settle, unsynchronized
 from .errors import InputError, RunError
 from .lazy import LazyDataset
 from .loader import Order, shuffled, stream
+from .schedule import attack_scale, learning_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,24 +60,10 @@ class Metrics:
     validation_accuracy: float | None = None
     robust_accuracy: float | None = None
 
-
-def peak_rate(train: TrainConfig) -> float:
-    """The highest learning rate of the schedule, scaled to the batch if asked for."""
-    return train.lr * train.batch_size / train.lr_images if train.lr_images else train.lr
-
-
-def learning_rate(train: TrainConfig, step: int, per_epoch: int) -> float:
-    """Linear warm-up, then a tenth after each milestone (paper appendix); ``step`` counts from 0."""
-    warmup = train.warmup_epochs * per_epoch
-    if step + 1 < warmup:
-        return peak_rate(train) * (step + 1) / warmup
-    return peak_rate(train) * 0.1 ** sum(step >= milestone * per_epoch for milestone in train.milestones)
-
-
-def attack_scale(train: TrainConfig, step: int, per_epoch: int) -> float:
-    """What eps and step size are multiplied with: linear up to 1; ``step`` counts from 0."""
-    warmup = train.eps_warmup_epochs * per_epoch
-    return (step + 1) / warmup if step + 1 < warmup else 1.0
+    @property
+    def ends_epoch(self) -> bool:
+        """Whether an epoch is done."""
+        return self.epoch == int(self.epoch)
 
 
 def sgd(model: nn.Module, train: TrainConfig) -> torch.optim.SGD:
@@ -153,7 +141,7 @@ def adversarial_train(
     optimizer = optimizer or sgd(model, train)
     per_epoch = len(data) // train.batch_size
     steps = train.epochs * per_epoch
-    device = next(model.parameters()).device
+    device = device_of(model)
     attack = Attacker(model, config, data.num_classes)
     network = parallel(model, group, synchronize=config.compute.sync_batchnorm, compiled=config.compute.compile)
     settle(network, model, torch.zeros(train.batch_size // group.size // parts, *data.image_shape, device=device))
@@ -167,7 +155,7 @@ def adversarial_train(
         skip=config.data.unreadable == "skip",
     )
     ready = time.perf_counter()
-    for step, (images, labels, ids) in enumerate(loaded, start=start_step):
+    for step, (images, labels, ids) in enumerate(together(loaded, group, parts, start_step), start=start_step):
         began = time.perf_counter()
         epoch, scale = step // per_epoch, attack_scale(train, step, per_epoch)
         lr = learning_rate(train, step, per_epoch)
@@ -180,8 +168,6 @@ def adversarial_train(
         optimizer.zero_grad()
         split = (tensor.tensor_split(parts) for tensor in (x, y, ids, clean[: len(ids)]))
         for part, (some, labels, keys, spared) in enumerate(zip(*split, strict=True), start=1):
-            if not len(some):
-                raise RunError(f"no image of a pass in step {step + 1} can be read: see the warnings before")
             weight = len(some) / count
             if train.mix:
                 x_adv = some.clone()
@@ -189,7 +175,7 @@ def adversarial_train(
             else:
                 x_adv = attack(some, labels, keys, epoch, scale)
             network.train()
-            with unsynchronized(network, part < parts):
+            with unsynchronized(network, part < parts), fp32(device):
                 loss, logits = objective(network, some, x_adv, labels, data.num_classes, config)
                 torch.autograd.backward(loss * (weight * group.size))  # DDP takes the mean over processes
             right = (logits.detach().argmax(1) == labels).double().mean()
@@ -214,6 +200,20 @@ def adversarial_train(
             images=count,
         )
         ready = time.perf_counter()
+
+
+def together(loaded: Iterator[Batch], group: Group, parts: int, step: int) -> Iterator[Batch]:
+    """``loaded`` from ``step`` on, each to be split in ``parts``; if one process has no images, all end."""
+
+    def load() -> Batch | None:
+        batch = next(loaded, None)
+        if batch is not None and len(batch[1]) < parts:
+            raise RunError(f"no image of a pass in step {step + 1} can be read: see the warnings before")
+        return batch
+
+    while (batch := group.each(load)) is not None:
+        yield batch
+        step += 1
 
 
 def left_clean(train: TrainConfig) -> Tensor:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import count
 
@@ -17,15 +18,20 @@ import torch.distributed as dist
 from PIL import Image
 from torch import nn
 
+from robust_lr import runs
 from robust_lr.checkpoint import WEIGHTS, read_tensors
-from robust_lr.config import ComputeConfig, Config, DataConfig, TrainConfig
+from robust_lr.config import ComputeConfig, Config, DataConfig, TrainConfig, ValidationConfig
 from robust_lr.data import from_arrays, load
-from robust_lr.distributed import Group, SyncedBatchNorm2d, average_buffers, joined, local_device, synchronized
+from robust_lr.distributed import Group, average_buffers, joined, own_device
 from robust_lr.errors import InputError, RunError
+from robust_lr.lazy import Unreadable
+from robust_lr.loader import shuffled
 from robust_lr.models import build_model
 from robust_lr.protocols import PGD, get
-from robust_lr.runs import Interrupted, read_metrics, train_run
+from robust_lr.record import Record
+from robust_lr.runs import Interrupted, prepare, read_metrics, train_run
 from robust_lr.states import read_state, states
+from robust_lr.sync_batchnorm import SyncedBatchNorm2d, synchronized
 from robust_lr.train import adversarial_train, passes
 from robust_lr.validate import accuracy
 
@@ -183,7 +189,6 @@ def test_running_statistics_are_those_of_all_processes(group):
     two, _ = group(2, trained(config))[0]
     model, data = network(), pictures()
     from robust_lr.augment import AUGMENTATIONS
-    from robust_lr.loader import shuffled
 
     x, _, ids = data.batch(shuffled(data, 24, seed=3, epoch=0)[0])
     x = AUGMENTATIONS["flip-crop"](x, ids, 3, 0)
@@ -348,6 +353,100 @@ def test_an_error_of_the_first_process_ends_all_and_is_told_once(group, tmp_path
     assert (second.kind, second.code) == (SystemExit, 2)
 
 
+def test_an_error_of_another_process_ends_all_and_is_told_once(group):
+    def failing(kind, *ranks):
+        def work(rank):
+            def fail():
+                if rank in ranks:
+                    raise kind(f"told by {rank}")
+                return rank
+
+            with joined(CPU) as ours:
+                return ours.each(fail)
+
+        return work
+
+    assert group(3, failing(InputError)) == [0, 1, 2]
+    first, second, third = group(3, failing(InputError, 1, 2))
+    assert (second.kind, second.words) == (InputError, "told by 1")
+    assert (first.kind, first.code) == (third.kind, third.code) == (SystemExit, 2)
+    first, second, _ = group(3, failing(RunError, 0))
+    assert (first.kind, first.words) == (RunError, "told by 0")
+    assert (second.kind, second.code) == (SystemExit, 1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_one_process_cannot_read_ends_all(group, tmp_path, workers):
+    generator = np.random.default_rng(0)
+    for i in range(8):
+        (tmp_path / "pictures" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 256, (12, 12, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / "ab"[i % 2] / f"{i}.png")
+    config = settings(epochs=1, milestones=())
+    config = replace(config, data=DataConfig(name=f"folder:{tmp_path / 'pictures'}", workers=workers))
+    data = prepare(config).train
+    bad = shuffled(data, 8, seed=3, epoch=0)[0][7]
+    (tmp_path / "pictures" / data.source.paths[bad]).write_bytes(b"no image")
+    first, second = group(2, run(config, tmp_path / "run"))
+    assert (first.kind, first.code) == (SystemExit, 2)
+    assert second.kind is Unreadable
+    assert data.source.paths[bad] in second.words
+
+
+def test_a_first_process_that_cannot_write_ends_all(group, tmp_path, monkeypatch):
+    def full(self, step, best=None):
+        with self.writing(step.step):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Record, "add", full)
+    first, second = group(2, run(run_settings(tmp_path), tmp_path / "run"))
+    assert first.kind is RunError
+    assert "No space left on device, at step 1" in first.words
+    assert (second.kind, second.code) == (SystemExit, 1)
+
+
+def test_machines_with_other_images_are_refused(group, tmp_path):
+    config = run_settings(tmp_path)
+
+    def work(rank):
+        fewer = replace(config, data=replace(config.data, limit=24 - rank))
+        return list(train_run(fewer, tmp_path / "run"))
+
+    first, second = group(2, work)
+    assert first.kind is InputError
+    assert "the machines do not have the same training images" in first.words
+    assert (second.kind, second.code) == (SystemExit, 2)
+
+
+def test_only_the_first_process_hashes_and_each_looks_once_for_its_images(group, tmp_path, monkeypatch):
+    calls = []
+    load_once, hash_once = runs.data_room.load, runs.content_hash
+    monkeypatch.setattr(runs.data_room, "load", lambda name, split, root: calls.append(split) or load_once(name, split))
+    monkeypatch.setattr(
+        runs, "content_hash", lambda data, images=True: calls.append(images) or hash_once(data, images=images)
+    )
+    config = replace(run_settings(tmp_path), validation=ValidationConfig(images=4))
+
+    def work(rank):
+        next(train_run(config, tmp_path / "run"))
+        return calls
+
+    assert group(2, work) == [["train", "test", False, True, True], ["train", "test", False]]
+
+
+def test_a_process_that_fails_alone_leaves_without_the_others(monkeypatch):
+    """NCCL would wait for them."""
+    left = []
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setattr(dist, "init_process_group", lambda *arguments, **options: None)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: left.append(True))
+    for error, expected in ((None, 1), (InputError("all"), 2), (SystemExit(1), 3), (ValueError("alone"), 3)):
+        with nullcontext() if error is None else pytest.raises(type(error)), joined(CPU):
+            if error is not None:
+                raise error
+        assert len(left) == expected
+
+
 def test_a_loss_that_is_not_finite_in_one_process_ends_all(group):
     def work(rank):
         model = network()
@@ -367,7 +466,7 @@ def test_a_loss_that_is_not_finite_in_one_process_ends_all(group):
 def test_a_process_that_dies_leaves_the_other_a_clear_error(group):
     def work(rank):
         with joined(CPU) as ours:
-            ours.wait()
+            dist.barrier()
             if rank == 1:
                 return "gone"
             time.sleep(0.5)
@@ -388,17 +487,20 @@ def test_one_process_is_a_group_of_one():
 
 def test_each_process_of_a_machine_has_its_own_gpu(monkeypatch):
     taken = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
-    assert local_device(torch.device("cuda")) == torch.device("cuda", 0)
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert local_device(torch.device("cuda")) == torch.device("cuda", 1)
-    assert local_device(CPU) == CPU
-    assert taken == [0, 1]
+    names = ("auto", "cuda", "cuda:1", "cpu")
+    assert [own_device(name) for name in names] == list(names)
+    for key, value in {"TORCHELASTIC_RUN_ID": "none", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(key, value)
+    assert [own_device(name) for name in ("auto", "cuda", "cpu")] == ["cuda:1", "cuda:1", "cpu"]
+    assert taken == [1, 1]
+    with pytest.raises(InputError, match="device 'cuda:1' cannot be that of 2 processes: take 'cuda'"):
+        own_device("cuda:1")
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(InputError, match="process 2 of this machine has no GPU of its own, there are 2"):
-        local_device(torch.device("cuda"))
+        own_device("cuda")
 
 
 def torchrun(*words, program=("-m", "robust_lr"), **options):

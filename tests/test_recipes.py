@@ -13,7 +13,8 @@ from robust_lr.errors import InputError
 from robust_lr.protocols import PGD, get
 from robust_lr.recipes import RECIPES
 from robust_lr.rng import CHOICE, START, integers, normal, uniform
-from robust_lr.train import adversarial_train, attack_scale, left_clean, peak_rate
+from robust_lr.schedule import attack_scale, peak_rate
+from robust_lr.train import adversarial_train, left_clean
 
 CLASSES, N = 4, 8
 

@@ -308,7 +308,7 @@ def test_weights_that_are_not_finite_are_never_saved(config, tmp_path):
         ({"train": {"batch_size": 49}}, "train.batch_size = 49: there are only 48 training images"),
         ({"data": {"limit": 49}}, "limit = 49: .* has 48 images"),
         ({"data": {"name": "cifar11"}}, "unknown data set 'cifar11'"),
-        ({"data": {"augment": "imagenet"}}, "takes no transform"),
+        ({"data": {"augment": "imagenet"}}, "is for image files, .* is held in memory"),
         ({"train": {"device": "gpu"}}, "device 'gpu' is not available"),
         ({"train": {"device": "meta"}}, "device 'meta' is not available"),
     ],

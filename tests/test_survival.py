@@ -20,7 +20,7 @@ from robust_lr.config import OutputConfig, ValidationConfig, to_toml
 from robust_lr.errors import InputError, RunError
 from robust_lr.folder import in_use, locked
 from robust_lr.models import build_model
-from robust_lr.runs import METRICS, held_out, prepare, read_metrics, train_run
+from robust_lr.runs import METRICS, prepare, read_metrics, train_run
 from robust_lr.states import newest_state, read_state, save_state, states
 from robust_lr.validate import accuracy, protocol
 
@@ -248,7 +248,7 @@ def test_unreadable_images_are_skipped_in_every_accuracy(config, folder, tmp_pat
     config = reading(config, folder, unreadable="skip", workers=workers)
     config = replace(config, validation=ValidationConfig(images=12))
     *_, last = train_run(config, tmp_path / "run")
-    model, held = load_model(tmp_path / "run"), held_out(config)
+    model, held = load_model(tmp_path / "run"), prepare(config).validation
     bad = [
         i for i, row in enumerate(held.rows.tolist()) if held.source.paths[row] in ("a/00.png", "a/04.png", "b/09.png")
     ]
@@ -304,12 +304,12 @@ def validating(config, **values):
 
 
 def test_held_out_images_are_not_learned_from(config):
-    train, _, _ = prepare(validating(config))
-    held = held_out(validating(config))
+    ready = prepare(validating(config))
+    train, held = ready.train, ready.validation
     assert (len(train), len(held)) == (32, 16)
     assert set(train.ids.tolist()) & set(held.ids.tolist()) == set()
     assert set(held.labels.tolist()) == {0, 1, 2}
-    assert held_out(config) is None
+    assert prepare(config).validation is None
     with pytest.raises(
         InputError, match=r"validation.images = 41: of 48 training images at least train.batch_size = 8"
     ):
@@ -342,7 +342,7 @@ def test_a_validation_is_the_attack_on_the_held_out_images(config, tmp_path):
     list(train_run(config, tmp_path / "run"))
     lines = read_metrics(tmp_path / "run")
     assert [line["epoch"] for line in lines if "robust_accuracy" in line] == [3, 4]
-    model, held, attack = load_model(tmp_path / "run"), held_out(config), protocol(config)
+    model, held, attack = load_model(tmp_path / "run"), prepare(config).validation, protocol(config)
     assert (attack.steps, attack.targeted, attack.eps, attack.step_size) == (10, False, 16 / 255, 4 / 255)
     assert lines[-1]["robust_accuracy"] == accuracy(model, held, attack, seed=5)
     assert lines[-1]["validation_accuracy"] == accuracy(model, held)
@@ -398,4 +398,4 @@ def test_averaged_weights_are_kept_and_tested(config, tmp_path):
             assert torch.allclose(tensor, mean[name], atol=1e-6), name
     assert not torch.allclose(saved["fc.weight"], plain["fc.weight"], atol=1e-4)
     last = read_metrics(tmp_path / "run")[-1]
-    assert last["test_accuracy"] == accuracy(load_model(tmp_path / "run"), prepare(config)[1])
+    assert last["test_accuracy"] == accuracy(load_model(tmp_path / "run"), prepare(config).test)

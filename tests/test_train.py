@@ -23,7 +23,8 @@ from robust_lr.models.fold import fold
 from robust_lr.perturb import goals, perturb
 from robust_lr.protocols import PGD, get
 from robust_lr.rng import START, uniform
-from robust_lr.train import adversarial_train, learning_rate, sgd
+from robust_lr.schedule import learning_rate
+from robust_lr.train import adversarial_train, sgd
 
 PGD3 = PGD(eps=16 / 255, step_size=4 / 255, steps=3, targeted=True)
 fork = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # how workers start is PyTorch's business
