@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ import torch
 from torch import nn
 
 from .checkpoint import weights_hash
-from .contexts import fp32, frozen
+from .contexts import device_of
 from .dataset import Dataset, content_hash
-from .loader import batches
 from .models.cost import profile
 from .provenance import device_name, versions
 from .results import Proportion, write_json
+from .validate import top_k
 
 ACCURACY = "accuracy.json"
 
@@ -60,7 +59,7 @@ class Accuracy:
 
 def measure(model: nn.Module, data: Dataset, folder: Path | None = None, *, workers: int = 0) -> Accuracy:
     """Top-1 and top-5 accuracy of ``model`` on ``data``; ``folder`` gets an ``accuracy.json``."""
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     about: dict[str, Any] = {
         "data": data.name,
         "hashes": {"weights": weights_hash(model), "images": content_hash(data)},
@@ -75,17 +74,3 @@ def measure(model: nn.Module, data: Dataset, folder: Path | None = None, *, work
     if folder is not None:
         write_json(folder / ACCURACY, result.to_dict())
     return result
-
-
-def top_k(
-    model: nn.Module, data: Dataset, ks: Sequence[int], *, batch_size: int = 200, workers: int = 0
-) -> list[Proportion]:
-    """For each k, the share of clean images whose label is among the k largest logits; in eval mode and fp32."""
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    counts = torch.zeros(len(ks), dtype=torch.int64, device=device)
-    order = torch.split(torch.arange(len(data)), batch_size)
-    with frozen(model), fp32(device), torch.no_grad():
-        for x, y, _ in batches(data, order, workers=workers):
-            best = model(x.to(device)).topk(max(ks)).indices == y.to(device)[:, None]
-            counts += torch.stack([best[:, :k].sum() for k in ks])
-    return [Proportion(count, len(data)) for count in counts.tolist()]

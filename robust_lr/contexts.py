@@ -1,4 +1,4 @@
-"""States that are put back as they were: a model while it is attacked, precision while it is evaluated."""
+"""Where a model is, and states that are put back: its own while it is attacked, precision while it is evaluated."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Of its parameters; the CPU if it has none."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 @contextmanager

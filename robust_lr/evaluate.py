@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .attacks.targets import check_classes
 from .bench import Bench
 from .checkpoint import weights_hash
-from .contexts import fp32, frozen
+from .contexts import device_of, fp32, frozen
 from .counts import summarize
 from .dataset import Batch, Dataset, content_hash
 from .errors import InputError
@@ -107,7 +107,7 @@ def evaluate(
     for option, value, least in (("batch_size", batch_size, 1), ("compute_batch", compute_batch or 0, 0)):
         if value < least:
             raise InputError(f"{option} = {value}: must be at least {least}")
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     if compute_batch is None:
         compute_batch = COMPUTE_BATCH if device.type == "cpu" else 0
     parts = parts_of(protocol)

@@ -1,18 +1,22 @@
-"""Accuracy while a network trains: on clean images, and on attacked ones that were held out."""
+"""Accuracy: on clean images, and on attacked ones that were held out while a network trains."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .config import Config
-from .contexts import fp32, frozen
+from .contexts import device_of, fp32, frozen
 from .dataset import Dataset
 from .distributed import Group
 from .errors import RunError
 from .loader import batches
 from .perturb import attackable, goals, perturb
 from .protocols import PGD, pgd
+from .results import Proportion
 
 
 def protocol(config: Config) -> PGD:
@@ -23,9 +27,17 @@ def protocol(config: Config) -> PGD:
     return PGD(name="validation", eps=eps, step_size=eps / 4, steps=10 if eps else 0, source="ours, see the config")
 
 
-def accuracy(
+def accuracy(model: nn.Module, data: Dataset, attack: PGD | None = None, **options: Any) -> float:
+    """The first figure of ``top_k``, a fraction."""
+    share = top_k(model, data, (1,), attack, **options)[0].value
+    assert share is not None
+    return share
+
+
+def top_k(
     model: nn.Module,
     data: Dataset,
+    ks: Sequence[int],
     attack: PGD | None = None,
     *,
     seed: int = 0,
@@ -33,33 +45,36 @@ def accuracy(
     workers: int = 0,
     skip: bool = False,
     group: Group | None = None,
-) -> float:
-    """Accuracy in eval mode, a fraction; each process of ``group`` takes its share of the images.
+) -> list[Proportion]:
+    """For each k, the share of images whose label is among the k largest logits; in eval mode and fp32.
 
     Args:
         model: pixels in [0, 1] -> logits; its mode and flags are afterwards as before.
-        attack: in fp32, with starts and targets keyed by (seed, image id); by default the images are clean.
-        skip: leave out images that cannot be read, see ``loader.stream``; the fraction is of the others.
+        attack: starts and targets are keyed by (seed, image id); by default the images are clean.
+        skip: leave out images that cannot be read, see ``loader.stream``; the shares are of the others.
+        group: each process takes its share of the images.
 
     Raises:
         InputError: an image cannot be read.
         RunError: none can, or a worker died.
     """
-    group = group or Group()
-    device = next(model.parameters()).device
-    counts = torch.zeros(2, dtype=torch.int64, device=device)  # right, seen
+    group, device = group or Group(), device_of(model)
     order = torch.split(group.share(torch.arange(len(data))), batch_size)
-    with frozen(model), torch.no_grad():
+
+    def counted() -> Tensor:
+        counts = torch.zeros(1 + len(ks), dtype=torch.int64, device=device)
         attacked = model if attack is None else attackable(model)
         for x, y, ids in batches(data, order, workers=workers, skip=skip):
             x, y, ids = x.to(device), y.to(device), ids.to(device)
             if attack is not None:
-                with fp32(device):
-                    aims = goals(attack, attacked, x, y, ids, data.num_classes, seed=seed)
-                    x = perturb(attack, attacked, x, y, aims, ids, seed=seed)
-            counts[0] += (model(x).argmax(1) == y).sum()
-            counts[1] += len(y)
-    right, seen = group.sum(counts).tolist()
+                aims = goals(attack, attacked, x, y, ids, data.num_classes, seed=seed)
+                x = perturb(attack, attacked, x, y, aims, ids, seed=seed)
+            hits = model(x).topk(max(ks)).indices == y[:, None]
+            counts += torch.stack([y.new_tensor(len(y)), *(hits[:, :k].sum() for k in ks)])
+        return counts
+
+    with frozen(model), fp32(device), torch.no_grad():
+        seen, *right = group.sum(group.each(counted)).tolist()
     if not seen:
         raise group.one_voice(RunError(f"{data.name}: none of the {len(data)} images can be read"))
-    return float(right / seen)
+    return [Proportion(count, seen) for count in right]

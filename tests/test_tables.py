@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from torch.nn import functional as F
 
 from robust_lr import tables
-from robust_lr.accuracy import measure, top_k
+from robust_lr.accuracy import measure
 from robust_lr.checkpoint import load_model, weights_hash
 from robust_lr.cli import main
 from robust_lr.config import from_dict, read_toml
@@ -16,6 +16,7 @@ from robust_lr.dataset import content_hash
 from robust_lr.errors import InputError
 from robust_lr.models import MODELS, build_model
 from robust_lr.models.cost import paper_size, profile
+from robust_lr.validate import top_k
 
 SHIPPED = {number: tables.read(f"table{number}") for number in range(2, 10)}
 DISTINCT = {tuple(row.options.items()): f"{n}: {row.label}" for n, table in SHIPPED.items() for row in table.rows}
