@@ -17,32 +17,34 @@ from typing import Any
 
 import torch
 
-from robust_lr import build_model, config, data, evaluate, load_model, train_run
-from robust_lr.config import Config
-from robust_lr.folder import CONFIG
+from robust_lr import build_model, config
+from robust_lr.jobs import Event, Job, run_job
 from robust_lr.models import profile
 from robust_lr.provenance import device_name, versions
 from robust_lr.results import Result, write_json
-from robust_lr.runs import prepare
+from robust_lr.runs import pick_device, prepare
 
 NETWORKS = {"ResNet-26": "resnet26", "LR-Net-26": "lrnet26"}
 ATTACKS = ("lrnet-targeted", "lrnet-untargeted")
 BASE = "lrnet26_fashion_mnist_mini"
 
 
-def one(settings: Config, folder: Path, label: str) -> dict[str, Any]:
+def one(job: Job) -> dict[str, Any]:
     """Train and attack one network; its record."""
-    for step in train_run(settings, folder, resume=(folder / CONFIG).exists()):
-        if step.test_accuracy is not None:
-            print(f"{folder.name}: epoch {step.epoch:g}, clean {100 * step.test_accuracy:.1f} %", flush=True)
-    test = data.load(settings.data.name, "test", settings.data.root)
-    results = {
-        name: evaluate(load_model(folder), test, name, seed=settings.seed, out=folder / name, resume=True, name=label)
-        for name in ATTACKS
-    }
+    results: dict[str, Result] = {}
+
+    def tell(event: Event) -> None:
+        if event.kind == "result":
+            name, result = event.detail
+            results[name] = result
+        elif event.kind == "train" and event.detail.test_accuracy is not None:
+            step = event.detail
+            print(f"{job.folder.name}: epoch {step.epoch:g}, clean {100 * step.test_accuracy:.1f} %", flush=True)
+
+    run_job(0, job, tell)
     return {
-        "label": label,
-        "seed": settings.seed,
+        "label": job.label,
+        "seed": job.config.seed,
         "accuracy": accuracies(results),
         "results": {name: result.to_dict() for name, result in results.items()},
     }
@@ -83,9 +85,10 @@ def main() -> None:
         records = []
         for seed in arguments.seeds:
             settings = config.load(BASE, ["recipe=lrnet", f"model.name={name}", f"seed={seed}", *arguments.set])
-            records.append(one(settings, arguments.runs / f"{name}-{seed}", label))
-        train, _, spec = prepare(settings)
-        costs[label] = asdict(profile(build_model(**spec), torch.zeros(1, *train.image_shape)))
+            folder = arguments.runs / f"{name}-{seed}"
+            records.append(one(Job(label, "adversarial", settings, ATTACKS, limit=0, folder=folder)))
+        ready = prepare(settings)
+        costs[label] = asdict(profile(build_model(**ready.spec), torch.zeros(1, *ready.train.image_shape)))
         table[label] = {"runs": records, "over_seeds": over_seeds(records)}
     columns = ["clean", *ATTACKS]
     print(f"\n| network | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
@@ -98,7 +101,7 @@ def main() -> None:
         "seeds": arguments.seeds,
         "costs": costs,
         "networks": table,
-        "device": device_name(torch.device("cpu")),
+        "device": device_name(pick_device(settings.train.device)),
         "versions": versions(),
     }
     write_json(arguments.out, record)

@@ -3,8 +3,8 @@
     python benchmarks/training.py --out FILE [--device cuda] [--only NAME ...] [--data npz:PATH]
 
 Parts, each a ratio measured in one run, with the candidates taking turns:
-  step        an adversarial step (16 attack steps and one of training) against a regular one of the same network
-  straight    the straightforward loop (`.backward()` in the attack, NCHW, nothing folded) against ours
+  step        an adversarial step (16 attack steps and one of training) against a regular one of the same network, and
+              the straightforward loop (`.backward()` in the attack, NCHW, nothing folded) against ours
   processes   two processes under torchrun against one with two threads, the same batch; CPU only
   loading     the share of the time that training at 224 pixels waits for images, JPEGs decoded by workers
   checkpoint  the pause of one save, against an epoch of 10 minutes
@@ -58,7 +58,8 @@ def settings(arguments: argparse.Namespace, protocol: str, *more: str) -> Config
 def pictures(arguments: argparse.Namespace) -> Dataset:
     generator = torch.Generator().manual_seed(0)
     shape = (arguments.batch, arguments.channels, arguments.size, arguments.size)
-    return data.from_arrays(torch.rand(shape, generator=generator), torch.arange(arguments.batch) % 10)
+    labels = torch.arange(arguments.batch) % 10
+    return data.from_arrays(torch.rand(shape, generator=generator), labels, num_classes=10)
 
 
 def network(arguments: argparse.Namespace, name: str) -> nn.Module:
@@ -114,7 +115,7 @@ def straightforward(arguments: argparse.Namespace, name: str) -> Callable[[], ob
 
 
 def steps(arguments: argparse.Namespace) -> dict[str, Any]:
-    """`step` and `straight`: medians of seconds, and ratios."""
+    """Medians of seconds, and ratios."""
     record = {}
     for label, name in NETWORKS.items():
         candidates = {

@@ -1,4 +1,4 @@
-"""The scripts that time kernels and networks run, small, and write what they promise."""
+"""The scripts that measure run, small, and write what they promise."""
 
 import importlib.util
 import json
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -33,6 +34,41 @@ def test_networks(options: list[str], tmp_path: Path) -> None:
     assert record["settings"]["stepwise_stem"] == bool(options)
     one = "robust_lr::stem_relation" in found["folded_attack_operator_seconds"]["LR-Net-26"]
     assert one == (not options and record["kernels"]["uses"] == "compiled kernels")
+
+
+def test_seeds(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 12, 12), np.uint8)
+    np.savez(tmp_path / "small.npz", images=pixels, labels=np.arange(24) % 10)
+    values = [f"data.name=npz:{tmp_path / 'small.npz'}", "model.width=0.0625", "attack.steps=1", "train.epochs=1"]
+    values += ["train.batch_size=8", "train.milestones=[]", "train.warmup_epochs=0", "train.device=cpu"]
+    options = [
+        "--seeds",
+        "0",
+        "1",
+        "--runs",
+        str(tmp_path / "runs"),
+        *(w for value in values for w in ("--set", value)),
+    ]
+    done = run("seeds.py", "--out", str(tmp_path / "seeds.json"), *options)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "seeds.json").read_text())
+    assert record["device"].startswith("cpu: ")
+    for row in record["networks"].values():
+        for name in ("clean", "lrnet-targeted", "lrnet-untargeted"):
+            found = [each["accuracy"][name] for each in row["runs"]]
+            assert row["over_seeds"][name]["mean"] == pytest.approx(sum(found) / 2)
+        results = [each["results"]["lrnet-targeted"] for each in row["runs"]]
+        assert [(result["n"], result["seed"]) for result in results] == [(24, 0), (24, 1)]
+
+
+def test_training(tmp_path: Path) -> None:
+    small = ["--size", "12", "--width", "0.1", "--batch", "4", "--repeats", "1", "--threads", "1"]
+    done = run("training.py", "--only", "step", "loading", *small, "--out", str(tmp_path / "training.json"))
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "training.json").read_text())
+    assert all(row["adversarial_over_regular"] > 1 for row in record["step"].values())
+    assert len(record["loading"]) == 4
+    assert all(0 <= row["waiting_share"] < 1 for row in record["loading"].values())
 
 
 def test_gpu_check_has_all_its_steps(tmp_path: Path) -> None:
