@@ -118,13 +118,20 @@ def read_record(metadata: Mapping[str, str], key: str, file: Path) -> dict[str, 
     return record
 
 
+def is_pickle(path: Path) -> bool:
+    """Whether a file begins like those of torch.save, or another pickle, and not like safetensors."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    # safetensors: the length of the header, of which any byte may come first, and the header, a JSON object
+    return head[8:] != b"{" and (head[:4] == b"PK\x03\x04" or head[:1] == b"\x80")
+
+
 def _why_unreadable(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            head = file.read(4)
+        pickled = is_pickle(path)
     except OSError:
         return "cannot be read"
-    if head == b"PK\x03\x04" or head[:1] == b"\x80":
+    if pickled:
         return "this is a pickled PyTorch file, which could run code when loaded; convert it to safetensors"
     return "not a safetensors file, or a truncated one"
 

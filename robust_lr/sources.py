@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import read_tensors
+from .checkpoint import is_pickle, read_tensors
 from .errors import InputError, RunError
 from .layers import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from .models import MODELS, build_model
@@ -252,17 +252,11 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     """
     if not file.is_file():
         raise InputError(f"weights {str(file)!r}: no such file")
-    tensors = dict(_unpickled(file)) if _is_pickle(file) else read_tensors(file)[0]
+    tensors = dict(_unpickled(file)) if is_pickle(file) else read_tensors(file)[0]
     for prefix in _PREFIXES:
         if tensors and all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
-
-
-def _is_pickle(file: Path) -> bool:
-    with file.open("rb") as opened:
-        head = opened.read(4)
-    return head == b"PK\x03\x04" or head[:1] == b"\x80"
 
 
 def _unpickled(file: Path) -> Mapping[str, Tensor]:

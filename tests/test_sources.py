@@ -10,6 +10,7 @@ from torch import nn
 
 import robust_lr as rlr
 from robust_lr import sources
+from robust_lr.checkpoint import is_pickle
 from robust_lr.errors import InputError, RunError
 from robust_lr.layers import Normalize
 from robust_lr.sources import PRESETS, load_source, read_weights, source_name
@@ -249,6 +250,16 @@ def test_what_training_scripts_save_is_read(here, wrap, prefix):
     assert {name: tensor.tolist() for name, tensor in read_weights(here / "w.pt").items()} == {
         name: tensor.tolist() for name, tensor in state.items()
     }
+
+
+def test_safetensors_are_no_pickles_whatever_the_length_of_their_header(here):
+    firsts = set()
+    for length in range(0, 256, 8):  # the header's length comes first in the file, its lowest byte before the others
+        safetensors.torch.save_file({"w": torch.ones(2)}, here / "w.safetensors", {"padding": length * "x"})
+        firsts.add((here / "w.safetensors").read_bytes()[0])
+        assert not is_pickle(here / "w.safetensors")
+        assert list(read_weights(here / "w.safetensors")) == ["w"]
+    assert 0x80 in firsts  # as of a pickle
 
 
 def test_a_pickle_runs_no_code(here, capsys):
