@@ -33,10 +33,19 @@ def test_mcnemar_is_exact_for_many_pairs():
     assert mcnemar(0, 5000) == 0.0  # below the smallest float
 
 
-def test_intervals_of_differences_are_the_published_ones():
-    # Fagerland, Lydersen and Laake 2014, airway hyper-responsiveness, Newcombe's square-and-add
-    estimate, low, high = difference(1, 1, 7, 12)
-    assert (round(estimate, 3), round(low, 3), round(high, 3)) == (-0.286, -0.507, -0.026)
+@pytest.mark.parametrize(
+    ("counts", "published"),
+    [
+        # airway hyper-responsiveness (Bentur et al. 2009)
+        ((1, 1, 7, 12), (-0.2857, -0.507, -0.026)),
+        # complete response (Cavo et al. 2012)
+        ((59, 6, 16, 80), (-0.0621, -0.1186, -0.0046)),
+    ],
+)
+def test_intervals_of_differences_are_the_published_ones(counts, published):
+    """Newcombe's square-and-add: Fagerland, Lydersen and Laake 2014, and the tests of their contingencytables (CRAN)."""
+    for value, expected in zip(difference(*counts), published, strict=True):
+        assert value == pytest.approx(expected, abs=0.5 * 10.0 ** -len(str(expected).partition(".")[2]))
 
 
 def test_intervals_of_differences_are_symmetric_and_stay_in_range():
