@@ -9,6 +9,9 @@ from torch import Tensor
 
 from ..errors import InputError
 
+#: that libraries may take for rounding of x + delta, in pixels of [0, 1]
+TOLERANCE = 1e-6
+
 
 def check_attack(*, eps: float, step_size: float, steps: int, norm: str = "linf") -> None:
     """Pixels are in [0, 1]: in L-infinity, an eps or a step above 1 was meant in 0..255."""
@@ -31,6 +34,12 @@ def check_labels(x: Tensor, labels: Tensor) -> None:
         )
     if (labels < 0).any():  # cross-entropy leaves label -100 out in silence
         raise InputError(f"labels: {int(labels.min())} is no class; classes are numbered from 0")
+
+
+def within(x: Tensor, y: Tensor, eps: float, norm: str) -> tuple[Tensor, Tensor]:
+    """Distances of y from x, [N], and whether they are at most eps but for rounding, [N] bool; NaN is not."""
+    distance = distances(x, y, norm)
+    return distance, distance <= eps + max(TOLERANCE, rounding(x, eps, norm))
 
 
 def check_start(x: Tensor, start: Tensor, eps: float, norm: str = "linf") -> None:
@@ -57,12 +66,22 @@ def rounding(x: Tensor, eps: float, norm: str) -> float:
     return unit if norm == "linf" else unit * (x[0].numel() ** 0.5 + eps)
 
 
-def check_images(x: Tensor) -> None:
-    """[N, C, H, W] float pixels in [0, 1]. Looks at every pixel, so it belongs before an attack, not in a step."""
+def check_images(x: Tensor, ids: Tensor | None = None) -> None:
+    """[N, C, H, W] float pixels in [0, 1]; the error names the image where ids [N] are given.
+
+    Looks at every pixel, so it belongs before an attack, not in a step.
+    """
     if x.ndim != 4 or not x.is_floating_point():
         raise InputError(f"images {tuple(x.shape)} {x.dtype}: [N, C, H, W] float pixels in [0, 1] are needed")
-    if len(x) and not (x.min() >= 0 and x.max() <= 1):  # written so that NaN fails too
-        low, high = float(x.min()), float(x.max())
+    if not x.numel():
+        return
+    low, high = x.flatten(1).aminmax(dim=1)
+    outside = ~((low >= 0) & (high <= 1))  # so that NaN is outside too
+    if outside.any():
+        which = "images span"
+        if ids is not None:
+            which, low, high = f"image {int(ids[outside][0])} spans", low[outside][0], high[outside][0]
         raise InputError(
-            f"images span [{low:.3g}, {high:.3g}]: pixels must be in [0, 1]; normalization belongs inside the model"
+            f"{which} [{float(low.min()):.3g}, {float(high.max()):.3g}]: pixels must be in [0, 1]; "
+            "normalization belongs inside the model"
         )

@@ -62,9 +62,9 @@ def look(
     with torch.enable_grad():
         logits = model(query)
         loss = objective(logits, labels, targets)
-        if not loss.requires_grad:
+        gradient = torch.autograd.grad(loss.sum(), query, allow_unused=True)[0] if loss.requires_grad else None
+        if gradient is None:
             raise InputError("the model's logits carry no gradient: it detaches its input or runs under no_grad")
-        (gradient,) = torch.autograd.grad(loss.sum(), query)
     return logits.detach(), loss.detach(), gradient
 
 

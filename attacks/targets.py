@@ -39,24 +39,27 @@ def least_likely(model: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor) -
     return logits.scatter(1, labels.view(-1, 1), torch.inf).argmin(dim=1)
 
 
-def given(targets: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+def given(targets: Tensor, labels: Tensor, num_classes: int, *, ids: Tensor | None = None) -> Tensor:
     """``targets`` itself, once it is sure that each is a class and none the true one.
+
+    Args:
+        targets, labels: [N] int64.
+        ids: [N], to name images by; otherwise they are numbered.
 
     Raises:
         InputError: wrong shape or dtype, a target outside the classes, or equal to the true class.
     """
+    ids = torch.arange(len(targets)) if ids is None else ids.cpu()
     if targets.shape != labels.shape or targets.dtype != torch.int64:
         raise InputError(
             f"targets {tuple(targets.shape)} {targets.dtype}: {len(labels)} int64 class indices are needed"
         )
-    outside = (targets < 0) | (targets >= num_classes)
-    if outside.any():
-        raise InputError(f"target {int(targets[outside][0])}: classes are 0 to {num_classes - 1}")
-    same = (targets == labels).nonzero()
-    if len(same):
-        raise InputError(
-            f"target {int(targets[same[0]])} of image number {int(same[0])} is its true class: choose another"
-        )
+    for wrong, why in (
+        ((targets < 0) | (targets >= num_classes), f"is no class: classes are 0 to {num_classes - 1}"),
+        (targets == labels, "is its true class: choose another"),
+    ):
+        if wrong.any():
+            raise InputError(f"target {int(targets[wrong][0])} of image {int(ids[wrong.cpu()][0])} {why}")
     return targets
 
 

@@ -15,13 +15,10 @@ from torch import Tensor, nn
 from ..contexts import frozen
 from ..errors import InputError, RunError
 from ..text import choose
-from .checks import check_images, check_labels, distances, rounding
+from .checks import check_images, check_labels, within
 
 if TYPE_CHECKING:
     from torchattacks.attack import Attack
-
-#: rounding of x + delta in fp32, in pixels of [0, 1]
-TOLERANCE = 1e-6
 
 
 def torchattack(
@@ -81,6 +78,6 @@ def _verify(name: str, x: Tensor, x_adv: Tensor, eps: float | None, norm: str) -
         raise RunError(f"torchattacks' {name} returned images that are not like its input, finite and in [0, 1]")
     if eps is None:
         return
-    distance = float(distances(x, x_adv, norm).max())
-    if distance > eps + max(TOLERANCE, rounding(x, eps, norm)):
-        raise RunError(f"torchattacks' {name} left the ball: distance {distance:.6g}, eps {eps:.6g}")
+    distance, near = within(x, x_adv, eps, norm)
+    if not near.all():
+        raise RunError(f"torchattacks' {name} left the ball: distance {float(distance.max()):.6g}, eps {eps:.6g}")

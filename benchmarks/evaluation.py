@@ -1,6 +1,6 @@
 """The harness against torchattacks: the same model, images, steps and start, in one run.
 
-    python benchmarks/evaluation.py --out FILE [--resnet RUN] [--images N] [--autoattack N]
+    python benchmarks/evaluation.py --out FILE [--device cuda] [--resnet RUN] [--images N] [--autoattack N]
 
 Without --resnet, a ResNet-26 is trained first as the shipped LR-Net-26 was. For each network, 20 steps of PGD from the
 clean images runs three ways that take turns: torchattacks' PGD with predictions for clean and finished images (a
@@ -35,7 +35,7 @@ from robust_lr.ledger import Ledger, read
 from robust_lr.protocols import PGD, get
 from robust_lr.provenance import device_name, versions
 from robust_lr.results import write_json
-from robust_lr.runs import spread
+from robust_lr.runs import pick_device, spread
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -71,8 +71,9 @@ def theirs(model: nn.Module, data: Dataset, protocol: PGD) -> tuple[Verdicts, Ve
         recorder, eps=protocol.eps, alpha=protocol.step_size, steps=protocol.steps, random_start=False
     )
     last, seen = {}, {}
+    device = next(model.parameters()).device
     for rows in torch.arange(len(data)).split(BATCH):
-        x, y, ids = data.batch(rows)
+        x, y, ids = (column.to(device) for column in data.batch(rows))
         recorder.watch(y)
         with torch.no_grad():
             recorder(x)
@@ -92,9 +93,17 @@ def ours(model: nn.Module, data: Dataset, protocol: PGD, **options: Any) -> Verd
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds and what it returned, a GPU's work included."""
+    wait()
     began = time.perf_counter()
     found = run()
+    wait()
     return time.perf_counter() - began, found
+
+
+def wait() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def pgd(model: nn.Module, data: Dataset, protocol: PGD) -> dict[str, Any]:
@@ -148,7 +157,7 @@ def clocked(owner: Any, name: str, spent: list[float]) -> Iterator[None]:
 
 def overhead(model: nn.Module, data: Dataset, protocol: PGD) -> dict[str, float]:
     """Shares of an evaluation's time that guards, hashes of the input and ledger take, by their own clocks."""
-    room, images = importlib.import_module("robust_lr.evaluate"), importlib.import_module("robust_lr.images")
+    room, images = (importlib.import_module(f"robust_lr.{name}") for name in ("prepared", "images"))
     spent: dict[str, list[float]] = {"guards": [], "ledger": [], "hashes": []}
     with (
         clocked(room, "guard", spent["guards"]),
@@ -166,7 +175,8 @@ def overhead(model: nn.Module, data: Dataset, protocol: PGD) -> dict[str, float]
 def autoattack(model: nn.Module, data: Dataset, rows: int) -> dict[str, Any]:
     """AutoAttack "standard" in full, ours and torchattacks' with the official values."""
     protocol = get("autoattack-standard")
-    eps, (x, y, _) = protocol.eps, data.batch(torch.arange(len(data)))
+    device = next(model.parameters()).device
+    eps, (x, y, _) = protocol.eps, (column.to(device) for column in data.batch(torch.arange(len(data))))
     ball = {"norm": "Linf", "eps": eps, "seed": 0, "n_restarts": 1}
     model.eval()
     cascade = torchattacks.MultiAttack(
@@ -219,13 +229,15 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8, help="rows of a pass of ours in AutoAttack")
     parser.add_argument("--eps", type=float, nargs="+", default=[16.0, 32.0], help="of PGD, in 255ths")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     data = rlr.data.load("fashion-mnist-mini", "test")
     protocols = [PGD(eps=eps / 255, step_size=eps / 8 / 255, steps=20, start="clean") for eps in options.eps]
-    networks = {"LR-Net-26": rlr.load_model(), "ResNet-26": resnet26(options.resnet)}
+    device = pick_device(options.device)
+    networks = {"LR-Net-26": rlr.load_model().to(device), "ResNet-26": resnet26(options.resnet).to(device)}
     record: dict[str, Any] = {
-        "device": device_name(torch.device("cpu")),
+        "device": device_name(device),
         "versions": {**versions(), "torchattacks": metadata.version("torchattacks")},
         "networks": {},
     }

@@ -1,9 +1,9 @@
 """Everything that a GPU can say about the CUDA kernels, in one command: `make gpu-check`.
 
 Builds them, runs their tests, runs all of them under compute-sanitizer (memcheck and racecheck, where it is installed),
-times layers and whole networks, also against the authors' operator where --authors names it (make gpu-check
-AUTHORS=PATH), and writes what each step said, and summary.json, into a folder. Exits with 1 where a step fails, and
-with 2 where there is no GPU.
+times layers, whole networks and evaluations, also against the authors' operator where --authors names it (make
+gpu-check AUTHORS=PATH), and writes what each step said, and summary.json, into a folder. Exits with 1 where a step
+fails, and with 2 where there is no GPU.
 """
 
 import argparse
@@ -81,8 +81,8 @@ def later_steps(out: Path, authors: Path | None) -> dict[str, list[str]]:
     for check in ("memcheck", "racecheck"):
         exercise = [sys.executable, str(Path(__file__).resolve()), "--exercise"]
         commands[check] = [tool, "--tool", check, "--error-exitcode", "1", *exercise] if tool else []
-    for name in ("cuda_layers", "networks"):
-        device = ["--device", "cuda"] if name == "networks" else []
+    for name in ("cuda_layers", "networks", "evaluation"):
+        device = [] if name == "cuda_layers" else ["--device", "cuda"]
         commands[name] = [sys.executable, f"benchmarks/{name}.py", *device, "--out", str(out / f"{name}.json")]
     if authors is not None:
         compare = [

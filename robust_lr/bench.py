@@ -9,14 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .attacks.checks import distances, rounding
+from .attacks.checks import within
 from .errors import InputError, RunError
 from .guards import check_finite
 
 Model = Callable[[Tensor], Tensor]
-
-#: rounding of x + delta in fp32, in pixels of [0, 1]
-TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -75,9 +72,9 @@ def verified(x: Tensor, x_adv: Tensor, ids: Tensor, eps: float, norm: str) -> Te
     Raises:
         RunError: one does; names the image.
     """
-    distance = distances(x, x_adv, norm)
-    inside = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1)  # False for NaN too
-    wrong = ~inside | ~(distance <= eps + max(TOLERANCE, rounding(x, eps, norm)))
+    distance, near = within(x, x_adv, eps, norm)
+    low, high = x_adv.flatten(1).aminmax(dim=1)
+    wrong = ~((low >= 0) & (high <= 1) & near)  # so that NaN is wrong too
     if wrong.any():
         raise RunError(
             f"the attack left its bounds on image {int(ids[wrong][0])}: distance {float(distance[wrong][0]):.6g}, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,11 @@ from torch import nn
 
 from .dataset import Dataset
 from .errors import InputError
-from .evaluate import evaluate
-from .protocols import PGD
-from .protocols import get as get_protocol
+from .evaluate import evaluated, resolved
+from .prepared import prepare
 from .results import Result
+from .standard import Protocol
+from .targets import Targets
 
 
 @dataclass(frozen=True)
@@ -33,24 +34,31 @@ class BenchmarkResult:
 def benchmark(
     models: Mapping[str, nn.Module],
     data: Dataset,
-    protocols: Sequence[str | PGD] = ("none", "lrnet-targeted", "lrnet-untargeted"),
+    protocols: Sequence[str | Protocol] = ("none", "lrnet-targeted", "lrnet-untargeted"),
     *,
     out: str | Path | None = None,
+    resume: bool = False,
+    fresh: bool = False,
+    targets: Targets | None = None,
+    progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> BenchmarkResult:
-    """``evaluate`` for each model and protocol; ``out`` gets a folder a pair, ``options`` go to ``evaluate``.
+    """``evaluate`` for each model and protocol, with its arguments; ``out`` gets a folder a pair.
 
     Raises:
         InputError: as ``evaluate``; an unknown protocol, or two of one name, before any work is done.
     """
-    chosen = [get_protocol(entry) if isinstance(entry, str) else entry for entry in protocols]
+    chosen = [resolved(entry, targets) for entry in protocols]
     names = [protocol.name for protocol in chosen]
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"protocol {name!r} is given twice: give custom protocols a name each")
     results = {}
     for model_name, model in models.items():
+        ready = prepare(model, data, chosen, name=model_name, **options)
         for protocol in chosen:
             folder = None if out is None else Path(out) / model_name / protocol.name
-            results[model_name, protocol.name] = evaluate(model, data, protocol, out=folder, name=model_name, **options)
+            results[model_name, protocol.name], _ = evaluated(
+                ready, protocol, out=folder, resume=resume, fresh=fresh, targets=targets, progress=progress
+            )
     return BenchmarkResult(results)

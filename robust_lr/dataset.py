@@ -179,6 +179,12 @@ def content_hash(dataset: Dataset, *, images: bool = True) -> str:
     return digest.hexdigest()
 
 
+def spaced(count: int, n: int) -> Tensor:
+    """Positions of ``n`` of ``count`` images (all if they are fewer), evenly spaced: folders are sorted by class."""
+    n = min(n, count)
+    return torch.arange(n) * count // n
+
+
 def as_integers(values: Tensor | Array | Sequence[int], what: str) -> npt.NDArray[np.int64]:
     """A fresh int64 array [N]. Raises `InputError`, which begins with `what`, unless these are integers [N]."""
     array = _numpy(values)

@@ -4,44 +4,37 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .attacks.targets import check_classes
+from .attacks.targets import given
 from .bench import Bench
-from .checkpoint import weights_hash
-from .contexts import device_of, fp32, frozen
+from .contexts import fp32, frozen
 from .counts import summarize
-from .dataset import Batch, Dataset, content_hash
+from .dataset import Batch, Dataset, spaced
 from .errors import InputError
-from .guards import SAMPLE, check_pixels, guard
+from .guards import SAMPLE
 from .images import known, ledger_rows
 from .kinds import PGD
-from .ledger import Ledger, remove
+from .ledger import Ledger, Row, remove
 from .library import attack_stream, keyed
 from .loader import batches
-from .perturb import attackable
-from .precision import check_precision, lowered
+from .precision import agreed, lowered
+from .prepared import Prepared, prepare
 from .protocols import get as get_protocol
 from .provenance import device_name, versions
-from .results import Result, write_json
+from .results import Proportion, Result, write_json
 from .rows import Rows, size
 from .standard import Cascade, Part, Protocol
 from .targets import Targets, targets_hash
 
-#: rows of every forward pass on a CPU, where libraries round differently for other batch shapes
-COMPUTE_BATCH = 64
-
-#: steps between looks at which images are decided, on devices where a look makes the host wait
-PATIENCE = 4
-
 #: of the ledger's columns
-SCHEMA = 2
+SCHEMA = 3
 
 LEDGER, RESULT = "ledger.sqlite", "result.json"
 
@@ -98,57 +91,41 @@ def evaluate(
         RunError: predictions that are not finite, an attack that left the ball or [0, 1], or a precision whose verdicts
             differ too much from those of fp32.
     """
-    protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
-    if protocol.targeted:
-        check_classes(data.num_classes)
-    protocol = with_targets(protocol, targets)
-    if not 0 <= seed < 2**32:
-        raise InputError(f"seed = {seed}: must be between 0 and 2^32 - 1")
-    for option, value, least in (("batch_size", batch_size, 1), ("compute_batch", compute_batch or 0, 0)):
-        if value < least:
-            raise InputError(f"{option} = {value}: must be at least {least}")
-    device = device_of(model)
-    if compute_batch is None:
-        compute_batch = COMPUTE_BATCH if device.type == "cpu" else 0
-    parts = parts_of(protocol)
-    check_precision(precision, device)
-    positions = _sharded(_chosen(data, protocol), shard)
-    name = name or type(model).__name__
-    hashes = {"weights": weights_hash(model), "images": content_hash(data)}
-    configuration: dict[str, Any] = {
-        "schema": SCHEMA,
-        "model": name,
-        "data": data.name,
-        "classes": data.num_classes,
-        "architecture": hashlib.sha256(repr(model).encode()).hexdigest(),
-        "device": device.type,
-        **{f"version of {key}": value for key, value in versions().items()},
-        **{f"protocol.{key}": value for key, value in protocol.values().items() if key != "source"},
-        "seed": seed,
-        "images": len(positions),
-        "shard": None if shard is None else f"{shard[0]}/{shard[1]}",
-        "compute_batch": compute_batch,
-        "precision": precision,
-        **{f"{key}_sha256": value for key, value in hashes.items()},
-    }
-    if targets is not None:
-        chosen = targets.of(data.ids, data.labels)  # all of them: shards of one evaluation agree
-        configuration["targets_sha256"] = targets_hash(zip(data.ids.tolist(), chosen.tolist(), strict=True))
-    with frozen(model), fp32(device):  # a model that does not fit is refused before anything is written
-        images, labels, ids = data.batch(spaced(positions, min(SAMPLE, compute_batch or batch_size)))
-        check_pixels(images, ids)
-        num_classes = guard(
-            model,
-            *(t.to(device) for t in (images, labels, ids)),
-            num_classes=data.num_classes,
-            most=int(data.labels.max()),
-            gradients=protocol.steps > 0,
-            allow=allow,
-        )
+    protocol = resolved(protocol, targets)
+    ready = prepare(
+        model,
+        data,
+        [protocol],
+        seed=seed,
+        batch_size=batch_size,
+        compute_batch=compute_batch,
+        shard=shard,
+        name=name,
+        workers=workers,
+        precision=precision,
+        allow=allow,
+    )
+    return evaluated(ready, protocol, out=out, resume=resume, fresh=fresh, targets=targets, progress=progress)[0]
+
+
+def evaluated(
+    ready: Prepared,
+    protocol: Protocol,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    fresh: bool = False,
+    targets: Targets | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Result, list[Row]]:
+    """One of the evaluations that ``ready`` is for: its result, and its rows by id; arguments as in ``evaluate``."""
+    bench, data, device = ready.bench, ready.data, ready.device
+    positions, parts = ready.positions(protocol), parts_of(protocol)
+    about = configuration(ready, protocol, targets)
     folder = None if out is None else Path(out)
     if folder is not None and fresh:
         remove(folder / LEDGER)
-    with closing(Ledger(None if folder is None else folder / LEDGER, configuration, resume=resume)) as ledger:
+    with closing(Ledger(None if folder is None else folder / LEDGER, about, resume=resume)) as ledger:
         done = ledger.ids()
         todo = positions[[id_ not in done for id_ in data.ids[positions].tolist()]]
         finished = len(done)
@@ -156,24 +133,18 @@ def evaluate(
             (folder / RESULT).unlink(missing_ok=True)  # it was another evaluation's
         if progress is not None:
             progress(finished, len(positions))
-        with frozen(model), fp32(device):
-            bench = Bench(
-                model=model,
-                attacked=attackable(model),
-                num_classes=num_classes,
-                seed=seed,
-                rows=compute_batch or batch_size,
-                fixed=bool(compute_batch),
-                patience=1 if device.type == "cpu" else PATIENCE,
-                precision=nullcontext,
-            )
-            agreement = None
-            if precision != "fp32":
-                sample = [data.batch(spaced(positions, SAMPLE))]
-                bench, agreement = lowered(
-                    bench, precision, device, lambda b: attack_all(sample, protocol, b, device, targets)
-                )
-            loaded = batches(data, torch.split(todo, batch_size), workers=workers)
+        agreement = None
+        with frozen(ready.model), fp32(device):
+            if ready.precision != "fp32":
+                sample = [data.batch(positions[spaced(len(positions), SAMPLE)])]
+                low = lowered(bench, ready.precision, device)
+                if (counted := ledger.recall("agreement")) is None:
+                    counted = agreed(
+                        bench, ready.precision, low, lambda b: attack_all(sample, protocol, b, device, targets)
+                    )
+                    ledger.remember("agreement", counted)
+                bench, agreement = low, Proportion(*counted)
+            loaded = batches(data, torch.split(todo, ready.batch_size), workers=ready.workers)
             for group in attack_all(loaded, protocol, bench, device, targets):
                 ledger.add(ledger_rows(group, protocol, [part.name for part in parts]))
                 finished += size(group)
@@ -183,19 +154,44 @@ def evaluate(
     result = summarize(
         rows,
         protocol,
-        model=name,
+        model=ready.name,
         data=data.name,
-        seed=seed,
-        shard=configuration["shard"],
-        batch_invariant=bool(compute_batch) and all(keyed(part) for part in parts),
-        hashes=hashes,
+        seed=bench.seed,
+        shard=about["shard"],
+        batch_invariant=bench.fixed and all(keyed(part) for part in parts),
+        hashes=ready.hashes,
         device=device_name(device),
-        precision=precision,
+        precision=ready.precision,
         agreement=agreement,
     )
     if folder is not None:
         write_json(folder / RESULT, result.to_dict())
-    return result
+    return result, rows
+
+
+def configuration(ready: Prepared, protocol: Protocol, targets: Targets | None) -> dict[str, Any]:
+    """All that the rows depend on; InputError for targets that do not fit."""
+    bench, data = ready.bench, ready.data
+    about: dict[str, Any] = {
+        "schema": SCHEMA,
+        "model": ready.name,
+        "data": data.name,
+        "classes": bench.num_classes,
+        "architecture": hashlib.sha256(repr(ready.model).encode()).hexdigest(),
+        "device": ready.device.type,
+        **{f"version of {key}": value for key, value in versions().items()},
+        **{f"protocol.{key}": value for key, value in protocol.values().items() if key != "source"},
+        "seed": bench.seed,
+        "images": len(ready.positions(protocol)),
+        "shard": None if ready.shard is None else f"{ready.shard[0]}/{ready.shard[1]}",
+        "compute_batch": bench.rows if bench.fixed else 0,
+        "precision": ready.precision,
+        **{f"{key}_sha256": value for key, value in ready.hashes.items()},
+    }
+    if targets is not None:  # all of them: shards of one evaluation agree
+        chosen = given(targets.of(data.ids, data.labels), data.labels, bench.num_classes, ids=data.ids)
+        about["targets_sha256"] = targets_hash(zip(data.ids.tolist(), chosen.tolist(), strict=True))
+    return about
 
 
 def attack_all(
@@ -212,24 +208,9 @@ def parts_of(protocol: Protocol) -> tuple[Part, ...]:
     return protocol.parts if isinstance(protocol, Cascade) else (protocol,)
 
 
-def _chosen(data: Dataset, protocol: Protocol) -> Tensor:
-    """Positions of the images that the protocol is for: all, or those with the smallest ids."""
-    first = protocol.first if isinstance(protocol, Cascade) else 0
-    return data.ids.argsort()[:first].sort().values if first else torch.arange(len(data))
-
-
-def _sharded(positions: Tensor, shard: tuple[int, int] | None) -> Tensor:
-    index, count = shard or (1, 1)
-    n = len(positions)
-    if not 1 <= index <= count <= n:
-        raise InputError(f"shard {index}/{count}: i/n with 1 <= i <= n <= {n} (the number of images) is needed")
-    return positions[index - 1 :: count]
-
-
-def spaced(positions: Tensor, n: int) -> Tensor:
-    """At most ``n`` of the positions, evenly spaced: folders are sorted by class."""
-    n = min(n, len(positions))
-    return positions[torch.arange(n) * len(positions) // n]
+def resolved(protocol: str | Protocol, targets: Targets | None = None) -> Protocol:
+    """A protocol, by name or itself, that says whether its targets are given; InputError as ``with_targets``."""
+    return with_targets(get_protocol(protocol) if isinstance(protocol, str) else protocol, targets)
 
 
 def with_targets(protocol: Protocol, targets: Targets | None) -> Protocol:

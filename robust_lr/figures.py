@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .dataset import spaced
 from .errors import InputError
 from .inspection import Composition
 from .results import write_atomic
@@ -53,7 +54,7 @@ def draw_priors(priors: Mapping[str, Tensor], title: str) -> Figure:
     figure = empty(1.2 + 0.85 * columns, 0.6 + 1.05 * len(priors))
     grid = figure.subplots(len(priors), columns, squeeze=False)
     for row, (stage, values) in zip(grid, priors.items(), strict=True):
-        shown = spread(len(values), columns)
+        shown = spaced(len(values), columns).tolist()
         highest = float(values[shown].max())
         for axes in row:
             axes.set_axis_off()
@@ -130,9 +131,3 @@ def overlay(
 def label(axes: Any, words: str) -> None:
     """A label left of axes that are switched off."""
     axes.text(-0.15, 0.5, words, transform=axes.transAxes, ha="right", va="center", fontsize=8)
-
-
-def spread(n: int, wanted: int) -> list[int]:
-    """Up to ``wanted`` of n indices, evenly spaced."""
-    count = min(n, wanted)
-    return [index * n // count for index in range(count)]

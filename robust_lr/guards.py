@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attacks.checks import check_images
+from .attacks.losses import cross_entropy
+from .attacks.stepwise import look
 from .errors import InputError, RunError
 from .paired import mcnemar
 from .sources import PRESETS
@@ -109,19 +109,6 @@ def guard(
     return logits.shape[1]
 
 
-def check_pixels(x: Tensor, ids: Tensor) -> None:
-    """InputError, which names the image, unless ``x`` is [N, C, H, W] float with pixels in [0, 1]."""
-    inside = ((x >= 0) & (x <= 1)).flatten(1).all(1) if x.ndim > 1 else torch.ones(len(x), dtype=torch.bool)
-    if inside.all():
-        check_images(x)
-        return
-    wrong = x[~inside][0]
-    raise InputError(
-        f"image {int(ids[~inside][0])} spans [{float(wrong.min()):.3g}, {float(wrong.max()):.3g}]: "
-        "pixels must be in [0, 1]; normalization belongs inside the model"
-    )
-
-
 def check_finite(logits: Tensor, ids: Tensor) -> None:
     """RunError, which names the image, unless every logit [N, classes] is finite."""
     broken = ~logits.isfinite().all(dim=1)
@@ -180,12 +167,8 @@ def gradients(s: Sample) -> str | None:
     """The loss has a gradient by the image that is finite, and not zero everywhere for half of the images or more."""
     if not s.gradients:
         return None
-    x = s.x[:FEW].detach().clone().requires_grad_()
-    with torch.enable_grad():
-        loss = F.cross_entropy(s.model(x), s.labels[:FEW], reduction="sum")
-    gradient = torch.autograd.grad(loss, x, allow_unused=True)[0] if loss.requires_grad else None
-    if gradient is None:
-        raise InputError("the model's logits carry no gradient: it detaches its input or runs under no_grad")
+    x = s.x[:FEW]
+    _, _, gradient = look(s.model, x, s.labels[:FEW], None, cross_entropy)
     broken = ~gradient.isfinite().flatten(1).all(1)
     if broken.any():
         return f"the gradient for image {int(s.ids[:FEW][broken][0])} is not finite"
@@ -237,12 +220,12 @@ def first_layer(s: Sample) -> Tensor | None:
     """What the first convolution or linear layer that is called receives, None if there is none."""
     seen: list[Tensor] = []
 
-    def look(module: nn.Module, arguments: tuple[object, ...]) -> None:
+    def receive(module: nn.Module, arguments: tuple[object, ...]) -> None:
         if not seen and arguments and isinstance(arguments[0], Tensor):
             seen.append(arguments[0].detach())
 
     layers = [m for m in s.model.modules() if isinstance(m, nn.modules.conv._ConvNd | nn.Linear)]
-    handles = [layer.register_forward_pre_hook(look) for layer in layers]
+    handles = [layer.register_forward_pre_hook(receive) for layer in layers]
     try:
         s.ask(s.x[:FEW])
     finally:

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .attacks.checks import check_images
 from .attacks.losses import lead
 from .bench import Bench
 from .dataset import Batch
-from .guards import check_pixels
 from .kinds import PGD
 from .ledger import Row
 from .perturb import goals
@@ -33,7 +33,7 @@ def known(
     run on mistakes.
     """
     for images, labels, ids in regrouped(batches, bench.rows if bench.fixed else None):
-        check_pixels(images, ids)
+        check_images(images, ids)
         began = time.perf_counter()
         x, label, id_ = (column.to(device, non_blocking=True) for column in (images, labels, ids))
         logits = bench.logits(x, id_)

@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .attacks.checks import check_attack
+from .attacks.losses import LOSSES
 from .errors import InputError
 from .text import check_name
 
 NORMS = ("linf", "l2")
-LOSSES = ("cross-entropy", "margin", "dlr")
 STARTS = ("uniform", "clean", "normal")
 TARGETS = ("uniform", "least-likely", "given")
 LABELS = ("true", "predicted")
@@ -87,6 +87,11 @@ class PGD:
     def aimed(self) -> bool:
         """Whether the loss takes a target."""
         return self.targeted
+
+    @property
+    def by_gradients(self) -> bool:
+        """Whether the attack follows gradients of the model."""
+        return self.steps > 0
 
     def values(self) -> dict[str, Any]:
         """Every value that changes a number, and its source; ``target`` or ``label`` where it plays a part."""

@@ -140,6 +140,7 @@ class Ledger:
         try:
             self.connection.execute("CREATE TABLE IF NOT EXISTS configuration (json TEXT NOT NULL)")
             self.connection.execute(f"CREATE TABLE IF NOT EXISTS images ({_COLUMNS}, PRIMARY KEY (id))")
+            self.connection.execute("CREATE TABLE IF NOT EXISTS findings (name TEXT PRIMARY KEY, json TEXT NOT NULL)")
             self._agree(configuration)
         except sqlite3.Error as error:
             self.close()
@@ -170,6 +171,19 @@ class Ledger:
                 self.connection.executemany(f"INSERT INTO images VALUES ({_HOLES})", [astuple(row) for row in rows])
         except sqlite3.Error as error:
             raise RunError(f"{self.path}: {error}; rows written before are safe, resume to go on") from None
+
+    def remember(self, name: str, value: Any) -> None:
+        """Keep what was found for all images together, as JSON, for when the evaluation goes on."""
+        try:
+            with self.connection:
+                self.connection.execute("INSERT INTO findings VALUES (?, ?)", (name, json.dumps(value)))
+        except sqlite3.Error as error:
+            raise RunError(f"{self.path}: {error}") from None
+
+    def recall(self, name: str) -> Any:
+        """What was remembered, None if nothing was."""
+        kept = self.connection.execute("SELECT json FROM findings WHERE name = ?", (name,)).fetchone()
+        return None if kept is None else json.loads(kept[0])
 
     def rows(self) -> list[Row]:
         """All rows, by id."""

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attacks.checks import distances, rounding
+from .attacks.checks import within
 from .attacks.losses import lead
 from .attacks.torchattacks_adapter import torchattack
-from .bench import TOLERANCE, Bench
+from .bench import Bench
 from .errors import InputError, RunError
 from .pool import attack_pool, timed
 from .rng import SEARCH, words
@@ -70,8 +70,7 @@ def attacked(part: Library, number: int, rows: Rows, bench: Bench) -> Rows:
         except Exception as error:  # whatever a library raises: an attack that fails must not count as robustness
             raise RunError(f"torchattacks' {part.attack} failed on image {int(rows['id'][0])}: {error}") from error
     # an attack for the smallest distance may end outside the ball
-    distance = distances(x, x_adv, part.norm)
-    near = distance <= part.eps + max(TOLERANCE, rounding(x, part.eps, part.norm))
+    distance, near = within(x, x_adv, part.eps, part.norm)
     x_adv = torch.where(near.view(-1, 1, 1, 1), x_adv, x)
     logits = bench.logits(x_adv, rows["id"])
     reached = logits.argmax(1) != labels

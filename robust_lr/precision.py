@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from .bench import Bench
 from .contexts import tf32
 from .errors import InputError, RunError
-from .results import Proportion
 from .rows import Rows, join
 from .text import check_name
 
@@ -27,30 +26,32 @@ def check_precision(precision: str, device: torch.device) -> None:
         raise InputError(f"precision = 'tf32' is a format of CUDA devices, not of {device.type!r}: use fp32 or bf16")
 
 
-def lowered(
-    bench: Bench, precision: str, device: torch.device, attack: Callable[[Bench], Iterator[Rows]]
-) -> tuple[Bench, Proportion]:
-    """``bench`` in that precision, and the share of a sample on which it gave the verdicts of fp32.
+def lowered(bench: Bench, precision: str, device: torch.device) -> Bench:
+    """``bench`` with the passes of the attack in that precision."""
+    return replace(
+        bench,
+        precision=tf32 if precision == "tf32" else bench.precision,
+        attacked=InBfloat16(bench.attacked, device).eval() if precision == "bf16" else bench.attacked,
+    )
+
+
+def agreed(bench: Bench, precision: str, low: Bench, attack: Callable[[Bench], Iterator[Rows]]) -> tuple[int, int]:
+    """On how many images of a sample a lower precision gives the verdicts of fp32, and of how many.
 
     Args:
+        bench: in fp32; ``low`` is in that precision.
         attack: attacks the sample and yields its rows.
 
     Raises:
         RunError: the verdicts differ on more than 5 % of the sample.
     """
-    low = replace(
-        bench,
-        precision=tf32 if precision == "tf32" else bench.precision,
-        attacked=InBfloat16(bench.attacked, device).eval() if precision == "bf16" else bench.attacked,
-    )
     before, after = (verdicts(join(list(attack(each)))) for each in (bench, low))
-    agreement = Proportion(sum(before[id_] == after[id_] for id_ in before), len(before))
-    if agreement.count < LEAST_AGREEMENT * agreement.n:
+    same, n = sum(before[id_] == after[id_] for id_ in before), len(before)
+    if same < LEAST_AGREEMENT * n:
         raise RunError(
-            f"precision = {precision!r} gives other verdicts than fp32 on {agreement.n - agreement.count} of "
-            f"{agreement.n} images: use fp32"
+            f"precision = {precision!r} gives other verdicts than fp32 on {n - same} of {n} images: use fp32"
         )
-    return low, agreement
+    return same, n
 
 
 def verdicts(rows: Rows) -> dict[int, tuple[bool, bool]]:

@@ -25,7 +25,7 @@ from . import data as data_room
 from .augment import TRANSFORMS
 from .checkpoint import BEST
 from .config import Config
-from .dataset import Dataset, content_hash
+from .dataset import Dataset, content_hash, spaced
 from .distributed import Group, joined, own_device
 from .errors import InputError, RunError
 from .folder import CONFIG, METRICS, PROVENANCE, locked, open_folder, read_metrics, robust_accuracies
@@ -209,10 +209,10 @@ def validation_rows(config: Config, data: Dataset) -> Tensor:
 
 
 def spread(data: Dataset, n: int) -> Dataset:
-    """``n`` images, evenly spaced in the order of ``data``: folders are sorted by class, the first n would be one."""
+    """``n`` images, evenly spaced in the order of ``data``; InputError if there are not so many."""
     if not 1 <= n <= len(data):
         raise InputError(f"limit = {n}: {data.name} has {len(data)} images")
-    return data.subset(torch.arange(n) * len(data) // n)
+    return data.subset(spaced(len(data), n))
 
 
 def pick_device(name: str) -> torch.device:

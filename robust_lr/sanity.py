@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import nn
 
 from .dataset import Dataset
 from .errors import InputError
-from .evaluate import LEDGER, evaluate
+from .evaluate import evaluated
 from .kinds import PGD
-from .ledger import read
+from .prepared import prepare
 from .protocols import get
 from .standard import Protocol, Square
 from .validity import NOISE, Check
@@ -39,7 +37,7 @@ def sanity(
         model, data: as for ``evaluate``.
         protocol: whose attack is looked at; PGD, or an attack whose eps PGD takes, with 20 steps of 2.5 eps / 20.
         progress: called as ``progress(done, total)`` after each attack.
-        options: of ``evaluate``, e.g. seed and allow.
+        options: of ``prepared.prepare``, e.g. seed and allow.
 
     Raises:
         InputError, RunError: as ``evaluate``; InputError also for eps = 0.
@@ -60,14 +58,13 @@ def sanity(
     }
     if base.norm == "linf":
         attacks["black box"] = Square(eps=eps, queries=QUERIES)
+    ready = prepare(model, data, list(attacks.values()), **options)
     broken: dict[str, set[int]] = {}
-    with TemporaryDirectory() as scratch:
-        for done, (name, attack) in enumerate(attacks.items()):
-            folder = Path(scratch) / str(done)
-            evaluate(model, data, attack, out=folder, **options)
-            broken[name] = {row.id for row in read(folder / LEDGER) if not row.robust_worst_seen}
-            if progress is not None:
-                progress(done + 1, len(attacks))
+    for done, (name, attack) in enumerate(attacks.items()):
+        _, rows = evaluated(ready, attack)
+        broken[name] = {row.id for row in rows if not row.robust_worst_seen}
+        if progress is not None:
+            progress(done + 1, len(attacks))
     return judged(broken, len(data))
 
 

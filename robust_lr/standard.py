@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
 from .attacks.checks import check_attack
+from .attacks.losses import LOSSES
 from .errors import InputError
-from .kinds import LOSSES, NORMS, PGD, check_whole, length
+from .kinds import NORMS, PGD, check_whole, length
 from .text import check_name
 
 
@@ -41,6 +42,8 @@ class APGD(Standing):
     Raises:
         InputError: a value out of range.
     """
+
+    by_gradients: ClassVar[bool] = True
 
     eps: float
     norm: str = "linf"
@@ -93,6 +96,7 @@ class Square(Standing):
 
     norm: ClassVar[str] = "linf"
     aimed: ClassVar[bool] = False
+    by_gradients: ClassVar[bool] = False
 
     eps: float
     queries: int = 5000
@@ -153,6 +157,11 @@ class Library(Standing):
         check_name("norm", self.norm, NORMS)
         check_attack(eps=self.eps, step_size=self.eps, steps=1, norm=self.norm)
 
+    @property
+    def by_gradients(self) -> bool:
+        """Whether the attack follows gradients of the model."""
+        return self.attack not in BLACK_BOX
+
     def values(self) -> dict[str, Any]:
         """Every value that changes a number, and its source."""
         values = {key: value for key, value in asdict(self).items() if key not in ("attack", "options")}
@@ -166,6 +175,10 @@ class Library(Standing):
     def __str__(self) -> str:
         options = "".join(f", {key} {value}" for key, value in self.options.items() if key not in ("eps", "norm"))
         return f"torchattacks' {self.attack}, eps {length(self.eps, self.norm)}{options}"
+
+
+#: classes of torchattacks that ask the model for nothing but its logits, if for anything
+BLACK_BOX = ("GN", "OnePixel", "Pixle", "SPSA", "Square", "VANILA")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +221,11 @@ class Cascade(Standing):
     @property
     def steps(self) -> int:
         return sum(part.steps for part in self.parts)
+
+    @property
+    def by_gradients(self) -> bool:
+        """Whether any of them follows gradients of the model."""
+        return any(part.by_gradients for part in self.parts)
 
     def values(self) -> dict[str, Any]:
         """Every value that changes a number, and its source."""

@@ -41,13 +41,12 @@ class Targets:
     def __post_init__(self) -> None:
         if not self.rows:
             raise InputError("targets: there are none; give (id, label, target) for each image")
-        for id_, label, target in self.rows:
-            if target == label:
-                raise InputError(f"target {target} of image {id_} is its label: choose another class")
-            if not (0 <= target < self.num_classes and 0 <= label < self.num_classes and id_ >= 0):
+        ids, labels, chosen = torch.tensor(self.rows).unbind(1)
+        drawn.given(chosen, labels, self.num_classes, ids=ids)
+        for id_, label, _ in self.rows:
+            if not (0 <= label < self.num_classes and id_ >= 0):
                 raise InputError(
-                    f"target {target} of image {id_} with label {label}: classes are 0 to {self.num_classes - 1}, "
-                    "ids 0 or more"
+                    f"label {label} of image {id_}: classes are 0 to {self.num_classes - 1}, ids 0 or more"
                 )
         if len({row[0] for row in self.rows}) < len(self.rows):
             raise InputError("targets: an id appears twice")
@@ -145,6 +144,6 @@ def load_targets(path: str | Path) -> Targets:
 
 
 def _whole(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{value!r} is no whole number")
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**63:
+        raise TypeError(f"{value!r} is no whole number of 64 bits")
     return value

@@ -167,7 +167,7 @@ def test_targets_are_saved_and_aimed_at_by_another_model(here):
     saved["targets"] = saved["targets"][:20]
     (here / "few.json").write_text(json.dumps({**saved, "targets_sha256": None} | {"targets": saved["targets"][:3]}))
     for arguments, words in [
-        (["--targets", "equal.json"], "is its label"),
+        (["--targets", "equal.json"], "is its true class"),
         (["--targets", "few.json"], "was changed after it was saved"),
         (["--targets", "gone.json"], "'gone.json' cannot be read"),
         (["--set", "target=given"], "target = 'given': give the targets as well (--targets FILE)"),

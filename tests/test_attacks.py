@@ -291,9 +291,9 @@ def test_given_targets_are_passed_through_once_they_are_sure():
     [
         (torch.tensor([1, 2]), r"targets \(2,\) torch.int64: 3 int64 class indices are needed"),
         (torch.tensor([1.0, 2.0, 0.0]), "torch.float32"),
-        (torch.tensor([1, 2, 3]), "target 3: classes are 0 to 2"),
-        (torch.tensor([1, -1, 0]), "target -1: classes are 0 to 2"),
-        (torch.tensor([1, 2, 1]), "target 1 of image number 2 is its true class"),
+        (torch.tensor([1, 2, 3]), "target 3 of image 2 is no class: classes are 0 to 2"),
+        (torch.tensor([1, -1, 0]), "target -1 of image 1 is no class: classes are 0 to 2"),
+        (torch.tensor([1, 2, 1]), "target 1 of image 2 is its true class"),
     ],
 )
 def test_given_targets_that_are_none_are_refused(aims, message):

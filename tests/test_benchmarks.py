@@ -78,8 +78,8 @@ def test_gpu_check_has_all_its_steps(tmp_path: Path) -> None:
     gpu_check = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(gpu_check)
     steps = gpu_check.later_steps(tmp_path, tmp_path / "local_relation")
-    assert list(steps) == ["tests", "memcheck", "racecheck", "cuda_layers", "networks", "authors_op"]
-    for name in ("cuda_layers", "networks", "authors_op"):
+    assert list(steps) == ["tests", "memcheck", "racecheck", "cuda_layers", "networks", "evaluation", "authors_op"]
+    for name in ("cuda_layers", "networks", "evaluation", "authors_op"):
         script = BENCHMARKS.parent / steps[name][1]
         assert script.exists()
         assert str(tmp_path / f"{name}.json") in steps[name]

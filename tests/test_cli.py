@@ -299,7 +299,7 @@ def test_the_same_command_again_resumes_and_fresh_starts_anew(tmp_path, attack, 
         return ledger_rows(*arguments, **options)
 
     monkeypatch.setattr(room, "ledger_rows", counted)
-    monkeypatch.setattr(room, "COMPUTE_BATCH", 10)
+    monkeypatch.setattr(importlib.import_module("robust_lr.prepared"), "COMPUTE_BATCH", 10)
     stopped = attack("--untargeted", "--batch-size", 10)
     assert stopped.exit_code == 130
     assert stopped.stderr.splitlines()[-1].startswith("robust-lr: stopped by SIGINT")

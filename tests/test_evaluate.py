@@ -203,7 +203,7 @@ def test_every_row_is_consistent(tmp_path, data, cnn, protocol):
         assert row["success"] <= (not row["robust"])
         assert row["success"] <= (row["first_success"] is not None)
         assert 0 < row["distance"] <= protocol.eps + 1e-6
-    assert {row["first_success"] for row in rows.values()} == {None, 0, 1, 2, 3, 4}
+    assert {None, 0, 1, 2, 3} <= {row["first_success"] for row in rows.values()} <= {None, *range(5)}
 
 
 def test_least_likely_targets_come_from_the_clean_image(tmp_path, data, cnn):

@@ -1,4 +1,5 @@
 import copy
+import functools
 
 import pytest
 import torch
@@ -6,12 +7,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import robust_lr as rlr
-from robust_lr import guards, rng
+from robust_lr import guards, prepared, rng
 from robust_lr.contexts import frozen
 from robust_lr.errors import InputError, RunError
 from robust_lr.guards import GUARDS
 from robust_lr.layers import Normalize
-from robust_lr.protocols import PGD
+from robust_lr.protocols import APGD, PGD, Cascade, Library, Square, Sweep
 from robust_lr.sources import PRESETS
 
 WEAK = PGD(eps=4 / 255, step_size=2 / 255, steps=2)
@@ -151,6 +152,57 @@ def test_gradients_that_mislead(good, data, change, words):
 
 def test_gradients_of_an_attack_that_takes_none_are_not_asked_for(good, data):
     assert rlr.evaluate(Around(good, lambda z: 1e6 * z), data.take(64), "none").n == 64
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        Square(eps=4 / 255, queries=3),
+        Cascade(parts=(Square(eps=4 / 255, queries=3),)),
+        Library(attack="Square", eps=4 / 255, options={"eps": 4 / 255, "n_queries": 2}),
+    ],
+)
+def test_black_box_attacks_need_no_gradients(good, data, protocol):
+    assert rlr.evaluate(Around(good, lambda z: z.detach()), data.take(32), protocol).n == 32
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        APGD(eps=4 / 255, steps=2),
+        Cascade(parts=(Square(eps=4 / 255, queries=3), APGD(eps=4 / 255, steps=2))),
+        Library(attack="FGSM", eps=4 / 255, options={"eps": 4 / 255}),
+    ],
+)
+def test_attacks_by_gradients_need_some(good, data, protocol):
+    with pytest.raises(InputError, match="carry no gradient"):
+        rlr.evaluate(Around(good, lambda z: z.detach()), data.take(32), protocol)
+
+
+def test_constant_logits_carry_no_gradient_either(good, data):
+    model = Around(good, lambda z: z.detach() + torch.zeros(10, requires_grad=True))
+    assert "carry no gradient" in complaint(model, data, allow=tuple(GUARDS))
+
+
+@pytest.mark.parametrize("many", ["sweep", "sanity", "benchmark"])
+def test_several_evaluations_of_one_model_ask_and_hash_once(good, data, monkeypatch, many):
+    calls = []
+
+    def counted(function, *arguments, **options):
+        calls.append(function.__name__)
+        return function(*arguments, **options)
+
+    for name in ("guard", "weights_hash", "content_hash"):
+        monkeypatch.setattr(prepared, name, functools.partial(counted, getattr(prepared, name)))
+    parts = tuple(PGD(eps=eps, step_size=eps, steps=1, name=str(eps)) for eps in (0.01, 0.02))
+    data = data.take(32)
+    if many == "sweep":
+        assert len(rlr.sweep(good, data, Sweep(axis="eps", parts=parts, name="mine")).points) == 2
+    elif many == "sanity":
+        rlr.sanity(good, data, PGD(eps=1.0, step_size=1.0, steps=1, norm="l2"))
+    else:
+        assert len(rlr.benchmark({"one": good}, data, parts).results) == 2
+    assert sorted(calls) == ["content_hash", "guard", "weights_hash"]
 
 
 def test_detached_logits_cannot_be_allowed(good, data):

@@ -43,7 +43,7 @@ def test_mcnemar_is_exact_for_many_pairs():
     ],
 )
 def test_intervals_of_differences_are_the_published_ones(counts, published):
-    """Newcombe's square-and-add: Fagerland, Lydersen and Laake 2014, and the tests of their contingencytables (CRAN)."""
+    """Newcombe's square-and-add: Fagerland, Lydersen and Laake 2014; tests of their R package contingencytables."""
     for value, expected in zip(difference(*counts), published, strict=True):
         assert value == pytest.approx(expected, abs=0.5 * 10.0 ** -len(str(expected).partition(".")[2]))
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import importlib
 import sqlite3
 import time
 from contextlib import closing
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import robust_lr as rlr
-from robust_lr import rng
+from robust_lr import prepared, rng
 from robust_lr.errors import InputError, RunError
 from robust_lr.guards import GUARDS
 from robust_lr.protocols import APGD, PGD, Cascade, Library, Square
@@ -167,7 +168,7 @@ def test_the_seconds_of_all_images_are_those_of_the_run(data, model, monkeypatch
 
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(torch.Tensor, "cpu", waits)
-    room = __import__("importlib").import_module("robust_lr.evaluate")
+    room = importlib.import_module("robust_lr.evaluate")  # the package's own name is the function
     attack_all, spent = room.attack_all, []
 
     def clocked(batches, *arguments):
@@ -232,7 +233,6 @@ def test_places_are_filled_again_so_that_passes_stay_full(data, model):
 
 def test_a_success_that_the_model_does_not_confirm_goes_on(data, model, monkeypatch):
     """Gradients come from a copy that is too pessimistic: what it calls a success is mostly none."""
-    room = __import__("importlib").import_module("robust_lr.evaluate")
 
     class Pessimist(nn.Module):
         def forward(self, x):
@@ -241,22 +241,20 @@ def test_a_success_that_the_model_does_not_confirm_goes_on(data, model, monkeypa
             return logits.scatter(1, rank[:, :1], logits.gather(1, rank[:, :1]) - 1.0)
 
     honest = rlr.evaluate(model, data, WORST, **QUICK)
-    monkeypatch.setattr(room, "attackable", lambda _: Pessimist().eval())
+    monkeypatch.setattr(prepared, "attackable", lambda _: Pessimist().eval())
     doubted = rlr.evaluate(model, data, WORST, **QUICK)
     assert abs(doubted.robust.count - honest.robust.count) <= 3
     assert doubted.forwards > honest.forwards
 
 
 def test_what_was_wrong_before_an_unconfirmed_success_stays_wrong(tmp_path, data, model, monkeypatch):
-    room = __import__("importlib").import_module("robust_lr.evaluate")
-
     class Liar(nn.Module):
         """Every image is of class 0, and there is nowhere to go."""
 
         def forward(self, x):
             return F.one_hot(torch.zeros(len(x), dtype=torch.int64), 10) + 0 * x.flatten(1)[:, :10]
 
-    monkeypatch.setattr(room, "attackable", lambda _: Liar())
+    monkeypatch.setattr(prepared, "attackable", lambda _: Liar())
     rlr.evaluate(model, data, dataclasses.replace(AIMED, start="clean"), out=tmp_path, **QUICK)
     wrong = [row for row in table(tmp_path) if row["clean"] != row["label"]]
     assert any(row["target"] == 0 for row in wrong)

@@ -1,6 +1,7 @@
 """Curves by steps and by eps, and lower precision."""
 
 import dataclasses
+import importlib
 import json
 import sys
 
@@ -179,6 +180,26 @@ def test_bf16_is_reported_with_its_agreement(tmp_path, data, model):
     assert (plain.precision, plain.agreement) == ("fp32", None)
     with pytest.raises(InputError, match="precision was 'bf16' and is 'fp32'"):
         rlr.evaluate(Spy(), data, protocol, out=tmp_path, resume=True, **QUICK)
+
+
+def test_a_precision_is_compared_with_fp32_once(tmp_path, data, model, monkeypatch):
+    room = importlib.import_module("robust_lr.evaluate")  # the package's own name is the function
+    agreed, asked = room.agreed, []
+    monkeypatch.setattr(room, "agreed", lambda *values: asked.append(1) or agreed(*values))
+    options = {"precision": "bf16", "out": tmp_path, "batch_size": 16, **QUICK}
+    protocol = PGD(eps=8 / 255, step_size=2 / 255, steps=4)
+
+    def stop(done, total):
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rlr.evaluate(model, data, protocol, progress=stop, **options)
+    assert 0 < len(read(tmp_path / "ledger.sqlite")) < len(data)
+    results = [rlr.evaluate(model, data, protocol, resume=True, **options) for _ in range(2)]
+    assert asked == [1]
+    assert results[0].agreement == results[1].agreement
+    assert results[0].agreement.n == len(data)
 
 
 def test_a_precision_that_changes_verdicts_is_refused(tmp_path, data, model):

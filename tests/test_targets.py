@@ -3,9 +3,12 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
 import robust_lr as rlr
 from robust_lr.errors import InputError
+from robust_lr.evaluations import read_evaluation
+from robust_lr.guards import GUARDS
 from robust_lr.targets import Targets, draw_targets, load_targets
 
 GOOD = {"num_classes": 4, "data": "some", "images_sha256": "ab", "seed": None}
@@ -47,10 +50,10 @@ def test_targets_of_other_images_are_refused(data):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([(5, 2, 2)], "target 2 of image 5 is its label"),
-        ([(5, 2, 4)], "target 4 of image 5 .*classes are 0 to 3"),
+        ([(5, 2, 2)], "target 2 of image 5 is its true class"),
+        ([(5, 2, 4)], "target 4 of image 5 is no class: classes are 0 to 3"),
         ([(5, 2, -1)], "target -1 of image 5"),
-        ([(5, 4, 2)], "with label 4"),
+        ([(5, 4, 2)], "label 4 of image 5: classes are 0 to 3"),
         ([(-5, 1, 2)], "image -5"),
         ([(5, 1, 2), (5, 1, 3)], "an id appears twice"),
         ([], "there are none"),
@@ -62,6 +65,40 @@ def test_targets_that_cannot_be_are_refused_also_from_a_file(rows, words, tmp_pa
     (tmp_path / "targets.json").write_text(json.dumps({**GOOD, "targets": rows}))
     with pytest.raises(InputError, match=rf"targets\.json: .*{words}"):
         load_targets(tmp_path / "targets.json")
+
+
+class Bright(nn.Module):
+    """Of as many classes as one likes, by brightness."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.places = torch.linspace(0, 1, classes)
+
+    def forward(self, x):
+        return -50 * (x.mean((1, 2, 3))[:, None] - self.places).square()
+
+
+AIMED = rlr.protocols.PGD(eps=0.1, step_size=0.05, steps=2, targeted=True)
+
+
+@pytest.mark.parametrize(("classes", "target"), [(20, 15), (10, 9)])
+def test_targets_outside_the_model_s_classes_are_refused_before_anything_is_written(data, tmp_path, classes, target):
+    rows = [(*row[:2], target if row[1] != target else 0) for row in draw_targets(data).rows]
+    targets = dataclasses.replace(draw_targets(data), rows=tuple(rows), num_classes=classes)
+    few = data.subset([i for i in range(50) if data.labels[i] < 7])
+    id_ = int(few.ids[0])
+    with pytest.raises(InputError, match=rf"target {target} of image {id_} is no class: classes are 0 to 6"):
+        rlr.evaluate(Bright(7), few, AIMED, targets=targets, out=tmp_path / "new", allow=GUARDS)
+    assert not (tmp_path / "new").exists()
+
+
+def test_targets_among_more_classes_than_the_images_have_can_be_saved(data, tmp_path):
+    rlr.evaluate(Bright(40), data, AIMED, out=tmp_path, allow=GUARDS)
+    targets = read_evaluation(tmp_path).targets()
+    assert targets.num_classes == 40
+    assert max(target for _, _, target in targets.rows) >= 10
+    again = rlr.evaluate(Bright(40), data, AIMED, targets=targets, allow=GUARDS)
+    assert again.hashes["targets"] == targets.sha256
 
 
 @pytest.mark.parametrize(
@@ -76,6 +113,7 @@ def test_targets_that_cannot_be_are_refused_also_from_a_file(rows, words, tmp_pa
         ({"targets": [[1, True, 3]]}, "True is no whole number"),
         ({"targets": [[1, "2", 3]]}, "'2' is no whole number"),
         ({"targets": 3}, "holds no targets"),
+        ({"targets": [[1, 2, 10**30]]}, "0 is no whole number of 64 bits"),
         ({"targets": [[1, 2, 3]], "targets_sha256": "00"}, "was changed after it was saved"),
     ],
 )
