@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..image_conv import ImageConv2d, takes
@@ -70,7 +71,9 @@ def folded_state(model: ResNet) -> dict[str, Tensor]:
 def image_conv(conv: nn.Conv2d) -> ImageConv2d:
     """Like ``conv``, with weights that are still to be loaded."""
     size, stride, padding = (int(pair[0]) for pair in (conv.kernel_size, conv.stride, conv.padding))
-    made = ImageConv2d(conv.in_channels, conv.out_channels, size, stride, padding, bias=conv.bias is not None)
+    made: ImageConv2d = skip_init(  # type: ignore[no-untyped-call]  # draws no random numbers
+        ImageConv2d, conv.in_channels, conv.out_channels, size, stride, padding, bias=conv.bias is not None
+    )
     return made.to(conv.weight).to(memory_format=torch.channels_last)
 
 
