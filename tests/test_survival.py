@@ -1,10 +1,12 @@
 """What a run must survive, or end with in one clear line: kill -9, damaged files, a full disk, a second process."""
 
+import json
 import os
 import random
 import shutil
 import signal
 import subprocess
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +18,7 @@ from robust_lr import config as config_room
 from robust_lr import data as data_room
 from robust_lr import runs
 from robust_lr.checkpoint import BEST, WEIGHTS, about, load_model, read_tensors
-from robust_lr.config import OutputConfig, ValidationConfig, to_toml
+from robust_lr.config import OutputConfig, ValidationConfig
 from robust_lr.errors import InputError, RunError
 from robust_lr.folder import in_use, locked
 from robust_lr.models import build_model
@@ -76,21 +78,29 @@ def until(config, folder, step):
 # kill -9
 
 
-def test_killed_five_times_at_random_steps_a_run_ends_with_the_same_bits(straight, config, tmp_path, monkeypatch):
-    (tmp_path / "config.toml").write_text(to_toml(config))
-    monkeypatch.setattr(runs, "SAVE_SECONDS", 0.0)
-    steps = sorted(random.Random(0).sample(range(1, STEPS), 5))
-    for number in steps:
+def test_killed_five_times_at_random_moments_a_run_ends_with_the_same_bits(straight, config, tmp_path, monkeypatch):
+    """From outside, in the middle of whatever it does: an attack, a step, a save."""
+    monkeypatch.setattr(runs, "SAVE_SECONDS", 0.02)
+    metrics, moments = tmp_path / "run" / METRICS, random.Random(0)
+    for number in range(5):
         child = os.fork()
-        if not child:  # a process of its own, killed in the middle of whatever it does
-            for step in train_run(config, tmp_path / "run", resume=True):
-                if step.step == number:
-                    os.kill(os.getpid(), signal.SIGKILL)
-            os._exit(1)
+        if not child:
+            try:
+                list(train_run(config, tmp_path / "run", resume=True))
+            finally:
+                os._exit(1)
+        while not (metrics.exists() and len(metrics.read_bytes().splitlines()) > 3 * number):
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 3) * json.loads(metrics.read_bytes().splitlines()[0])["seconds"])
+        os.kill(child, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-        assert int(newest_state(tmp_path / "run")[1]["step"]) == number
-    assert [step.step for step in train_run(config, tmp_path / "run", resume=True)] == list(range(steps[-1] + 1, 19))
+    saved = newest_state(tmp_path / "run")
+    before = 0 if saved is None else int(saved[1]["step"])
+    rest = [step.step for step in train_run(config, tmp_path / "run", resume=True)]
+    assert rest == list(range(before + 1, STEPS + 1))
+    assert len(rest) > 1
     assert_finished_like(tmp_path / "run", straight)
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == list(range(1, STEPS + 1))
 
 
 # Two runs in one folder
