@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .lazy import Transform
+from .lazy import Transform, pixels
 from .rng import AUGMENT, integers, uniform
 
 if TYPE_CHECKING:
@@ -39,10 +40,11 @@ def flip_crop(images: Tensor, ids: Tensor, seed: int, epoch: int) -> Tensor:
     top = (shifts[:, 0] * (2 * pad_h + 1)).long()
     left = (shifts[:, 1] * (2 * pad_w + 1)).long()
     padded = F.pad(images, (pad_w, pad_w, pad_h, pad_h))
-    rows = (top[:, None] + torch.arange(height)).view(n, 1, height, 1)
-    columns = (left[:, None] + torch.arange(width)).view(n, 1, 1, width)
-    channels = torch.arange(images.shape[1]).view(1, -1, 1, 1)
-    return padded[torch.arange(n).view(n, 1, 1, 1), channels, rows, columns]
+    count = partial(torch.arange, device=images.device)
+    rows = (top[:, None] + count(height)).view(n, 1, height, 1)
+    columns = (left[:, None] + count(width)).view(n, 1, 1, width)
+    channels = count(images.shape[1]).view(1, -1, 1, 1)
+    return padded[count(n).view(n, 1, 1, 1), channels, rows, columns]
 
 
 #: by name; "imagenet" has done its work when the batch arrives, see TRANSFORMS
@@ -50,13 +52,11 @@ AUGMENTATIONS: dict[str, Augmentation] = {"none": none, "flip": flip, "flip-crop
 
 
 def random_resized_crop(image: Image) -> Tensor:
-    """The paper's regular augmentation: random scale and aspect, 224 x 224, mirrored or not. Float32 [3, 224, 224]."""
+    """The paper's regular augmentation: random scale and aspect, 224 x 224, mirrored or not. uint8 [3, 224, 224]."""
     from torchvision.transforms import v2
 
     size, probability = 224, 0.5
-    steps = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(probability), v2.ToImage()]
-    out: Tensor = v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True)])(image)
-    return out.as_subclass(Tensor)
+    return pixels(v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(probability)])(image))
 
 
 #: augmentations of a file while it is decoded; data in memory cannot have them

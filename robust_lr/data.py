@@ -10,19 +10,15 @@ import zipfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from .dataset import Array, ArrayDataset, Dataset, as_integers, content_hash, from_arrays
 from .errors import InputError, RunError
-from .lazy import IMAGE_SUFFIXES, BlobSource, FileSource, LazyDataset, Transform, from_source, pixels
+from .lazy import IMAGE_SUFFIXES, BlobSource, FileSource, LazyDataset, Transform, center_crop, from_source
 from .tars import load_tars
 from .text import check_name
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 __all__ = [
     "DATASETS",
@@ -68,7 +64,7 @@ def load(
         KEY.cls. Without train and test, both splits are all of them.
     split: "train" or "test".
     root: where the files lie; relative paths in `name` start from it. The embedded set has no use for it.
-    transform: what to make of a decoded file or JPEG: PIL image (RGB) -> float32 tensor [C, H, W] in [0, 1].
+    transform: what to make of a decoded file or JPEG: PIL image (RGB) -> tensor [C, H, W], float32 in [0, 1] or uint8.
 
     Raises `InputError` for an unknown name or split, missing or unreadable files, and data that break the rules above.
     """
@@ -107,7 +103,7 @@ def _torchvision(
 
 
 def _imagenet(name: str, path: Path, split: str, transform: Transform | None) -> Dataset:
-    return _class_folders(name, {"train": path / "train", "test": path / "val"}, split, transform or _center_crop)
+    return _class_folders(name, {"train": path / "train", "test": path / "val"}, split, transform or center_crop)
 
 
 def _folder(name: str, path: Path, split: str, transform: Transform | None) -> Dataset:
@@ -151,14 +147,6 @@ def _image_paths(folder: Path) -> list[str]:
             prefix = Path(parent).relative_to(folder).as_posix()
             found += [f"{prefix}/{f}" for f in files if f.lower().endswith(IMAGE_SUFFIXES) and not f.startswith(".")]
     return found
-
-
-def _center_crop(image: Image) -> Tensor:
-    """The usual ImageNet evaluation: shorter side to 256, central 224 x 224. Float32 [3, 224, 224] in [0, 1]."""
-    from torchvision.transforms import functional
-
-    cropped = functional.center_crop(functional.resize(image, [256]), [224, 224])
-    return pixels(cropped)
 
 
 def _npz(

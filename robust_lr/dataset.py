@@ -67,12 +67,17 @@ class Dataset(torch.utils.data.Dataset[Item], ABC):
     def __getitem__(self, index: int) -> Item:
         """Image float32 [C, H, W] in [0, 1], label, id. Raises `InputError` if a lazy image cannot be read."""
         label, id_ = int(self.labels[index]), int(self.ids[index])  # first: out of range is an IndexError here
-        return self._image(index), label, id_
+        return unit(self._pixels(torch.tensor([index]))[0]), label, id_
 
     def batch(self, indices: Tensor) -> Batch:
         """Images float32 [n, C, H, W] in [0, 1], labels int64 [n], ids int64 [n] for positions `indices`, int64 [n]."""
+        pixels, labels, ids = self.raw(indices)
+        return unit(pixels), labels, ids
+
+    def raw(self, indices: Tensor) -> Batch:
+        """The same, but images are uint8 where they are levels of 255; `unit` makes them what `batch` gives."""
         indices = _positions(indices)
-        return self._images(indices), self.labels[indices], self.ids[indices]
+        return self._pixels(indices), self.labels[indices], self.ids[indices]
 
     def subset(self, indices: Tensor | Sequence[int]) -> Self:
         """The images at these positions, in this order; each keeps its id. Raises `InputError` on repeats or none."""
@@ -86,10 +91,8 @@ class Dataset(torch.utils.data.Dataset[Item], ABC):
         return self.subset(torch.arange(n))
 
     @abstractmethod
-    def _image(self, index: int) -> Tensor: ...
-
-    @abstractmethod
-    def _images(self, indices: Tensor) -> Tensor: ...
+    def _pixels(self, indices: Tensor) -> Tensor:
+        """Images [n, C, H, W], uint8 levels of 255 or float32 in [0, 1]."""
 
     @abstractmethod
     def _rows(self, indices: Tensor) -> dict[str, Any]:
@@ -106,11 +109,8 @@ class ArrayDataset(Dataset):
 
     images: Tensor = field(repr=False)
 
-    def _image(self, index: int) -> Tensor:
-        return _to_float(self.images[index])
-
-    def _images(self, indices: Tensor) -> Tensor:
-        return _to_float(self.images[indices])
+    def _pixels(self, indices: Tensor) -> Tensor:
+        return self.images[indices]
 
     def _rows(self, indices: Tensor) -> dict[str, Any]:
         return {"images": self.images[indices]}
@@ -202,8 +202,12 @@ def _positions(indices: Tensor | Sequence[int]) -> Tensor:
     return torch.from_numpy(as_integers(indices, "indices"))
 
 
-def _to_float(pixels: Tensor) -> Tensor:
-    return pixels.clone() if pixels.is_floating_point() else pixels.to(torch.float32).div_(255)
+def unit(pixels: Tensor) -> Tensor:
+    """Levels of 255, uint8, as float32 in [0, 1], the same bits on every device; float32 as it is."""
+    if pixels.is_floating_point():
+        return pixels
+    # by a tensor of its device: on CUDA, a number's rounded inverse is multiplied with
+    return pixels.to(torch.float32).div_(torch.full((), 255.0, device=pixels.device))
 
 
 def in_unit_range(pixels: Array) -> bool:

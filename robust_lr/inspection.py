@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +14,11 @@ from torch import Tensor, nn
 from torchvision.transforms import functional
 
 from .contexts import frozen
+from .dataset import unit
 from .errors import InputError
 from .layers import FullRelation2d, LocalRelation2d
-from .lazy import FileSource, decode, pixels
+from .lazy import FileSource, center_crop, decode
 from .reference import similarity
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 STAGES = {"res2": "layer1", "res3": "layer2", "res4": "layer3", "res5": "layer4"}
 
@@ -64,12 +61,9 @@ def read_image(file: Path, channels: int, size: int | None = None) -> Tensor:
     if channels not in (1, 3):
         raise InputError(f"this network takes images of {channels} channels: a file gives 1 or 3")
     source = FileSource(file.parent, [file.name])
-    image = decode(source, 0, None if size is None else partial(crop, size=size))
-    return image if channels == 3 else functional.rgb_to_grayscale(image)
-
-
-def crop(image: Image, size: int) -> Tensor:
-    return pixels(functional.center_crop(functional.resize(image, [size]), [size, size]))
+    image = unit(decode(source, 0, None if size is None else partial(center_crop, short=size, side=size)))
+    gray: Tensor = functional.rgb_to_grayscale(image)
+    return image if channels == 3 else gray
 
 
 def last_layers(model: nn.Module) -> dict[str, LocalRelation2d]:

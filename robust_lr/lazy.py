@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .dataset import Array, Dataset, in_unit_range
+from .dataset import Array, Dataset, in_unit_range, unit
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
 
 Transform = Callable[["Image"], Tensor]
-"""From a PIL image (mode RGB) to a float32 tensor [C, H, W] in [0, 1]; normalization belongs to the model."""
+"""From a PIL image (mode RGB) to a tensor [C, H, W], float32 in [0, 1] or uint8, which stands for levels of 255.
+
+Normalization belongs to the model.
+"""
 
 
 class Unreadable(InputError):
@@ -85,8 +88,7 @@ class LazyDataset(Dataset):
         """The same images through another transform. Raises `InputError` as `decode` does."""
         return replace(self, transform=transform, image_shape=shape(self.source, self.rows.tolist(), transform))
 
-    def _image(self, index: int) -> Tensor:
-        row = int(self.rows[index])
+    def _image(self, row: int) -> Tensor:
         image = decode(self.source, row, self.transform)
         if image.shape != self.image_shape:
             raise InputError(
@@ -95,8 +97,8 @@ class LazyDataset(Dataset):
             )
         return image
 
-    def _images(self, indices: Tensor) -> Tensor:
-        return torch.from_numpy(np.stack([self._image(i).numpy() for i in indices.tolist()]))
+    def _pixels(self, indices: Tensor) -> Tensor:
+        return stacked([self._image(row) for row in self.rows[indices].tolist()])
 
     def _rows(self, indices: Tensor) -> dict[str, Any]:
         return {"rows": self.rows[indices]}
@@ -106,7 +108,7 @@ class LazyDataset(Dataset):
 
 
 def decode(source: Source, row: int, transform: Transform | None) -> Tensor:
-    """Image float32 [C, H, W] in [0, 1]. Raises `Unreadable`, which names the image, if it cannot be read."""
+    """Image [C, H, W], float32 in [0, 1] or uint8. Raises `Unreadable`, which names the image, if it cannot be read."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -122,18 +124,36 @@ def decode(source: Source, row: int, transform: Transform | None) -> Tensor:
     if transform is None:
         return pixels(image)
     out = transform(image)
-    if not isinstance(out, Tensor) or out.dtype != torch.float32 or out.ndim != 3 or not in_unit_range(out.numpy()):
+    if (
+        not isinstance(out, Tensor)
+        or out.ndim != 3
+        or not (out.dtype == torch.uint8 or (out.dtype == torch.float32 and in_unit_range(out.numpy())))
+    ):
         raise InputError(
-            f"the transform gave a wrong image for {source.describe(row)}; it must return a float32 tensor [C, H, W] "
-            "with pixels in [0, 1] (normalization belongs to the model)"
+            f"the transform gave a wrong image for {source.describe(row)}; it must return a tensor [C, H, W], float32 "
+            "with pixels in [0, 1] or uint8 (normalization belongs to the model)"
         )
     return out
 
 
 def pixels(image: Image) -> Tensor:
-    """A PIL image of 8-bit channels, mode RGB, as float32 [3, H, W] in [0, 1]."""
-    # NumPy here and where images are stacked: torch would start threads for each image, far slower on busy cores.
-    return torch.from_numpy(np.divide(np.asarray(image).transpose(2, 0, 1), 255, dtype=np.float32, order="C"))
+    """A PIL image of 8-bit channels, mode RGB, as uint8 [3, H, W]."""
+    return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
+
+
+def center_crop(image: Image, short: int = 256, side: int = 224) -> Tensor:
+    """Shorter side to `short`, central `side` x `side`; by default the usual ImageNet evaluation. uint8 [3, H, W]."""
+    from torchvision.transforms import functional
+
+    return pixels(functional.center_crop(functional.resize(image, [short]), [side, side]))
+
+
+def stacked(images: Sequence[Tensor]) -> Tensor:
+    """As one tensor, uint8 if all are."""
+    if len({image.dtype for image in images}) > 1:
+        images = [unit(image) for image in images]
+    # NumPy: torch would start threads for small images, far slower on busy cores
+    return torch.from_numpy(np.stack([image.numpy() for image in images]))
 
 
 def from_source(

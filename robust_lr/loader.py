@@ -11,8 +11,10 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
-from .dataset import Batch, Dataset, Item
+from .dataset import Batch, Dataset, unit
+from .distributed import CPU
 from .errors import InputError, RunError
+from .lazy import stacked
 from .rng import AUGMENT, ORDER, words
 from .signals import STOPPING
 
@@ -26,7 +28,7 @@ Loaded = tuple[Tensor, Tensor, Tensor, list[str]]
 
 @dataclass(frozen=True, eq=False)
 class Batches(torch.utils.data.Dataset[Loaded | InputError]):
-    """Items are the batches of ``data`` at given positions.
+    """Items are the batches of ``data`` at given positions, raw: uint8 is a quarter of what would have to be sent.
 
     An image that cannot be read gives the error instead of a batch: raised in a worker, it would arrive wrapped in a
     traceback. With ``skip`` the batch goes without it. With ``seed``, PyTorch's generator is set for each image from
@@ -41,7 +43,7 @@ class Batches(torch.utils.data.Dataset[Loaded | InputError]):
     def __getitem__(self, item: Order) -> Loaded | InputError:
         positions, epoch = item
         try:
-            return *(self.data.batch(positions) if self.seed is None else self._keyed(positions, epoch, self.seed)), []
+            return *(self.data.raw(positions) if self.seed is None else self._keyed(positions, epoch, self.seed)), []
         except InputError as error:
             return self._readable(positions, epoch) if self.skip else error
 
@@ -49,76 +51,95 @@ class Batches(torch.utils.data.Dataset[Loaded | InputError]):
         keys = words(seed, AUGMENT, self.data.ids[positions], 1, draw=epoch)[:, 0].tolist()
         items = []
         with torch.random.fork_rng(devices=[]):
-            for position, key in zip(positions.tolist(), keys, strict=True):
+            for position, key in zip(torch.split(positions, 1), keys, strict=True):
                 torch.manual_seed(key)
-                items.append(self.data[position])
-        return stacked(items)
+                items.append(self.data.raw(position))
+        return joined(items, self.data)
 
     def _readable(self, positions: Tensor, epoch: int) -> Loaded:
         """The batch without the images that cannot be read."""
         single = Batches(self.data, self.seed)
-        found, problems = [], []
+        found: list[Batch] = []
+        problems = []
         for position in torch.split(positions, 1):
             one = single[position, epoch]
             if isinstance(one, InputError):
                 problems.append(str(one))
             else:
                 found.append(one[:3])
-        none = torch.empty(0, *self.data.image_shape), self.data.labels[:0], self.data.ids[:0]
-        images, labels, ids = (torch.cat(parts) for parts in zip(none, *found, strict=True))
-        return images, labels, ids, problems
+        return *joined(found, self.data), problems
 
 
-def stacked(items: Sequence[Item]) -> Batch:
+def joined(items: Sequence[Batch], data: Dataset) -> Batch:
+    """Batches of one image each as one, which may be empty."""
+    if not items:
+        return torch.empty(0, *data.image_shape), data.labels[:0], data.ids[:0]
     images, labels, ids = zip(*items, strict=True)
-    return torch.stack(images), torch.tensor(labels), torch.tensor(ids)
+    return stacked([image[0] for image in images]), torch.cat(labels), torch.cat(ids)
 
 
-def batches(data: Dataset, order: Sequence[Tensor], *, workers: int = 0, skip: bool = False) -> Iterator[Batch]:
+def batches(
+    data: Dataset, order: Sequence[Tensor], *, workers: int = 0, skip: bool = False, device: torch.device = CPU
+) -> Iterator[Batch]:
     """The batches of ``data`` at each of ``order`` (tensors of positions), without those that have no image.
 
     Args:
         workers: processes that make them ahead; 0 for none.
-        skip: as in ``stream``.
+        skip, device: as in ``stream``.
 
     Raises:
         InputError: an image cannot be read.
         RunError: a worker died.
     """
     some = ((positions, 0) for positions in order if len(positions))  # images of files cannot be stacked without one
-    return (batch for batch in stream(data, some, workers=workers, skip=skip) if len(batch[1]))
+    return (batch for batch in stream(data, some, workers=workers, skip=skip, device=device) if len(batch[1]))
 
 
 def stream(
-    data: Dataset, orders: Iterable[Order], *, workers: int = 0, seed: int | None = None, skip: bool = False
+    data: Dataset,
+    orders: Iterable[Order],
+    *,
+    workers: int = 0,
+    seed: int | None = None,
+    skip: bool = False,
+    device: torch.device = CPU,
 ) -> Iterator[Batch]:
     """The batches of ``data`` at ``orders``, which may go on over many epochs: workers stay, and stay ahead.
 
     Args:
         skip: leave out images that cannot be read, with a warning that names them, instead of raising.
+        device: where the batches are wanted; pixels become float32 there.
 
     Raises:
         InputError, RunError: as in ``batches``.
     """
     source = Batches(data, seed, skip)
     made: Iterable[Loaded | InputError] = (source[item] for item in orders)
-    for batch in from_workers(source, orders, workers) if workers else made:
+    for batch in from_workers(source, orders, workers, device) if workers else made:
         if isinstance(batch, InputError):
             raise batch
         *found, problems = batch
         for problem in problems:
             log.warning("skipped: %s", problem)
-        yield found[0], found[1], found[2]
+        images, labels, ids = (column.to(device, non_blocking=True) for column in found)
+        yield unit(images), labels, ids
 
 
-def from_workers(source: Batches, orders: Iterable[Order], workers: int) -> Iterator[Loaded | InputError]:
-    """The items of ``source`` at ``orders``, made ahead by ``workers`` processes."""
+def from_workers(
+    source: Batches, orders: Iterable[Order], workers: int, device: torch.device
+) -> Iterator[Loaded | InputError]:
+    """The items of ``source`` at ``orders``, made ahead by ``workers`` processes; pinned for a GPU."""
     if workers < 0:
         raise InputError(f"workers = {workers}: must be at least 0")
-    pin = torch.cuda.is_available()
     try:
         yield from torch.utils.data.DataLoader(
-            source, batch_size=None, sampler=orders, num_workers=workers, pin_memory=pin, worker_init_fn=deaf
+            source,
+            batch_size=None,
+            sampler=orders,
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=deaf,
+            generator=torch.Generator(),  # draws a seed for the workers, which need none
         )
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]

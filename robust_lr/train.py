@@ -153,16 +153,16 @@ def adversarial_train(
         workers=config.data.workers,
         seed=config.seed if config.data.augment in TRANSFORMS else None,
         skip=config.data.unreadable == "skip",
+        device=device,
     )
     ready = time.perf_counter()
-    for step, (images, labels, ids) in enumerate(together(loaded, group, parts, start_step), start=start_step):
+    for step, (x, y, ids) in enumerate(together(loaded, group, parts, start_step), start=start_step):
         began = time.perf_counter()
         epoch, scale = step // per_epoch, attack_scale(train, step, per_epoch)
         lr = learning_rate(train, step, per_epoch)
         for parameters in optimizer.param_groups:
             parameters["lr"] = lr
-        x = augment(images, ids, config.seed, epoch).to(device, non_blocking=True)
-        y, ids = labels.to(device, non_blocking=True), ids.to(device, non_blocking=True)
+        x = augment(x, ids, config.seed, epoch)
         count = group.total(len(ids)) if config.data.unreadable == "skip" else train.batch_size
         totals = torch.zeros(2, dtype=torch.float64, device=device)  # loss and accuracy, summed over parts
         optimizer.zero_grad()

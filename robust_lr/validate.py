@@ -64,8 +64,7 @@ def top_k(
     def counted() -> Tensor:
         counts = torch.zeros(1 + len(ks), dtype=torch.int64, device=device)
         attacked = model if attack is None else attackable(model)
-        for x, y, ids in batches(data, order, workers=workers, skip=skip):
-            x, y, ids = x.to(device), y.to(device), ids.to(device)
+        for x, y, ids in batches(data, order, workers=workers, skip=skip, device=device):
             if attack is not None:
                 aims = goals(attack, attacked, x, y, ids, data.num_classes, seed=seed)
                 x = perturb(attack, attacked, x, y, aims, ids, seed=seed)

@@ -423,6 +423,24 @@ def test_transform_must_return_pixels(tree, result):
         data.load(f"folder:{tree}", transform=lambda image: result)
 
 
+def test_levels_are_the_same_whoever_divides(tree):
+    """A transform may give uint8; every level is the float32 nearest to its 255th."""
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
+    dataset = data.load(f"folder:{tree}", transform=lambda image: levels)
+    assert dataset.raw(torch.arange(2))[0].dtype == torch.uint8
+    expected = torch.from_numpy(np.arange(256) / 255).float().view(1, 16, 16)
+    for image in (dataset[0][0], dataset.batch(torch.arange(1))[0][0], data.from_arrays(levels, [0])[0][0]):
+        assert torch.equal(image, expected)
+    heights = []
+
+    def mixed(image):  # float32 for one image, uint8 for the others
+        heights.append(image)
+        return levels / 255 if len(heights) == 3 else levels
+
+    dataset = data.load(f"folder:{tree}", transform=mixed)
+    assert torch.equal(dataset.batch(torch.arange(3))[0], expected.expand(3, 1, 16, 16))
+
+
 def test_transform_is_for_decoded_images_only(npz):
     for name in ("fashion-mnist-mini", "mnist", npz(**pixel_arrays())):
         with pytest.raises(InputError, match="is held in memory and takes no transform"):

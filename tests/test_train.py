@@ -17,7 +17,8 @@ from robust_lr.augment import AUGMENTATIONS, TRANSFORMS
 from robust_lr.config import Config, DataConfig, TrainConfig
 from robust_lr.data import ArrayDataset, from_arrays
 from robust_lr.errors import InputError, RunError
-from robust_lr.loader import batches, shuffled, stream
+from robust_lr.lazy import pixels
+from robust_lr.loader import Batches, batches, shuffled, stream
 from robust_lr.models import build_model
 from robust_lr.models.fold import fold
 from robust_lr.perturb import goals, perturb
@@ -188,6 +189,40 @@ def test_workers_make_the_same_batches():
 
 
 @fork
+def test_images_travel_as_bytes(folder):
+    files = data_room.load(f"folder:{folder}", transform=TRANSFORMS["imagenet"])
+    memory = from_arrays(files.batch(torch.arange(12))[0], files.labels)
+    sent = [Batches(data, seed)[torch.arange(3), 0][0] for data, seed in ((files, None), (files, 1), (memory, None))]
+    assert [images.dtype for images in sent] == [torch.uint8, torch.uint8, torch.float32]
+
+
+@fork
+@pytest.mark.parametrize("workers", [0, 1])
+def test_files_and_memory_train_to_the_same_bits(folder, workers):
+    files = data_room.load(f"folder:{folder}", transform=lambda image: pixels(image.resize((12, 12))))
+    memory = from_arrays(files.batch(torch.arange(12))[0], files.labels)
+    results = []
+    for data in (memory, files):
+        config = settings(epochs=1, batch_size=4, augment="flip-crop")
+        config = replace(config, data=replace(config.data, workers=workers if data is files else 0))
+        torch.manual_seed(0)
+        model = build_model("resnet18", num_classes=files.num_classes, width=1 / 16, stem="small")
+        state = torch.get_rng_state()
+        losses = [step.loss for step in adversarial_train(model, data, config)]
+        assert torch.equal(torch.get_rng_state(), state)  # of whatever the loader draws
+        results.append((losses, model.state_dict()))
+    (losses, mine), (others, theirs) = results
+    assert losses == others
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_the_first_random_crop_is_not_noticed(folder):
+    state = torch.get_rng_state()
+    data_room.load(f"folder:{folder}", transform=TRANSFORMS["imagenet"])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@fork
 def test_random_crops_belong_to_seed_epoch_and_id(folder):
     data = data_room.load(f"folder:{folder}", "train", transform=TRANSFORMS["imagenet"])
     order = list(torch.arange(12).split(4))
@@ -218,7 +253,7 @@ def test_an_unreadable_image_in_a_worker_is_one_clear_line(folder, seed):
 
 
 class Deadly(ArrayDataset):
-    def _images(self, indices):
+    def _pixels(self, indices):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
