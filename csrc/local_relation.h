@@ -11,6 +11,9 @@ using Index = std::int64_t;
 // In the order of `Composability` in robust_lr/reference.py.
 enum class Composability : Index { squared_difference, absolute_difference, product };
 
+// The most channels of an image that the stem's kernels take.
+inline constexpr int kMostInputs = 4;
+
 struct Problem {
   Index batch, channels, height, width;  // of x
   Index groups, components;              // q and k have groups * components channels

@@ -1,7 +1,7 @@
 """The LR-Net stem as one operator: local relation of values that are never in memory.
 
-At full resolution the stem's 64 channels are 20 times as large as the image that they are made from. The CPU kernel
-makes them from the image wherever it needs them, forward and backward.
+At full resolution the stem's 64 channels are 20 times as large as the image that they are made from. The kernels make
+them from the image wherever they need them, forward and backward.
 """
 
 from __future__ import annotations
@@ -12,25 +12,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import ops
+from . import ops, reference
 from .reference import Border, Composability, Normalization
 
 #: channels of an image that the kernels take
 MOST_INPUTS = 4
 
+#: of the results that there are kernels for
+PRECISIONS = {
+    "cpu": (torch.float32, torch.float64),
+    "cuda": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
+}
+
 
 def covers(image: Tensor) -> bool:
     """Whether there is a kernel for images of this kind, here and now."""
+    device = image.device.type
     return (
         not torch.compiler.is_compiling()
-        and image.device.type == "cpu"
-        and image.dtype in (torch.float32, torch.float64)
+        and _precision(image) in PRECISIONS.get(device, ())
         and 1 <= image.shape[1] <= MOST_INPUTS
         and image.numel() > image.shape[1]  # more than one pixel, which training takes statistics of
-        and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()
-        and ops.has_kernels("cpu")
+        and ops.has_kernels(device)
     )
+
+
+def _precision(image: Tensor) -> torch.dtype:
+    """What a convolution of the image would give here and now."""
+    device = image.device.type
+    lowered = torch.is_autocast_enabled(device) and image.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if lowered else image.dtype
 
 
 def stem_relation(
@@ -56,14 +68,17 @@ def stem_relation(
         geo: [G, K, K]; or None, with `kernel_size` given.
 
     Returns:
-        y [N, C, ceil(H / stride), ceil(W / stride)], channels-last.
+        y [N, C, ceil(H / stride), ceil(W / stride)], channels-last, in the image's dtype, or the one of autocast.
+        Values are rounded to that; before, and in logits and sums, all is float32, or float64 for float64 images.
     """
+    dtype = _precision(image)
+    wide = reference.accumulation_dtype(dtype)
     y: Tensor = _StemRelation.apply(
-        image.contiguous(),
-        transform.contiguous(),
-        query.contiguous(),
-        key.contiguous(),
-        None if geo is None else geo.to(image.dtype).contiguous(),
+        image.to(wide).contiguous(),
+        transform.to(wide).contiguous(),
+        query.to(dtype).contiguous(),
+        key.to(dtype).contiguous(),
+        None if geo is None else geo.to(wide).contiguous(),
         {
             "kernel_size": kernel_size if geo is None else geo.shape[-1],
             "stride": stride,
@@ -115,5 +130,5 @@ def composed(
 ) -> Tensor:
     """The same step by step: the oracle, and the path for gradients of gradients."""
     x = torch.relu(F.conv2d(image, transform[:, :-1, None, None], transform[:, -1]))
-    q, k = F.conv2d(x, query[..., None, None], stride=stride), F.conv2d(x, key[..., None, None])
-    return ops.local_relation(x, q, k, geo, stride=stride, **options)
+    q, k = (F.conv2d(x, w.to(x.dtype)[..., None, None], stride=s) for w, s in ((query, stride), (key, 1)))
+    return ops.local_relation(x, q, k, geo, stride=stride, **options).to(query.dtype)

@@ -1,7 +1,9 @@
+import shutil
 import signal
 
 import pytest
 import torch
+from cuda_sources import build_shim
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -19,3 +21,13 @@ def interruptible():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session")
+def shim(pytestconfig):
+    """The CUDA operators for CPU tensors."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no g++ to build the CUDA shim with")
+    torch.ops.load_library(str(build_shim(compiler, pytestconfig.cache.mkdir("cuda_shim"))))
+    return torch.ops.robust_lr_shim

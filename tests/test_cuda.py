@@ -4,19 +4,16 @@ The shim (tests/cuda_shim) compiles the same sources with the C++ compiler and r
 What only nvcc can tell, that every kernel compiles and keeps its values in registers, is tested where there is an nvcc.
 """
 
-import hashlib
 import itertools
 import os
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
+from cuda_sources import SOURCES, digest, run_all
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_ops import BORDER, COMPOSABILITY, NORMALIZATION, VARIANTS, Inputs, gradients, make, relative_error
@@ -24,8 +21,6 @@ from torch import Tensor
 
 from robust_lr import nvcc, ops, reference
 
-SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
-SHIM = Path(__file__).parent / "cuda_shim"
 # Largest relative error (in the 2-norm) of the result and of each gradient, against the oracle in float64.
 TOLERANCE = {
     torch.float32: (1e-6, 5e-6),
@@ -35,52 +30,6 @@ TOLERANCE = {
 }
 
 Operator = Callable[..., Tensor]
-
-
-def digest(*parts: str) -> str:
-    """A name for what is made of the CUDA sources and `parts`."""
-    found = hashlib.sha256("\0".join(parts).encode())
-    for path in sorted([*SOURCES.parent.glob("*.h"), *SOURCES.iterdir(), *SHIM.iterdir()]):
-        found.update(path.name.encode() + b"\0" + path.read_bytes())
-    return found.hexdigest()[:16]
-
-
-def run_all(commands: list[list[str]]) -> str:
-    """Run commands, one a processor at a time, and return what they printed; fail with the first that fails."""
-
-    def run(command: list[str]) -> str:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
-        return done.stdout + done.stderr
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return "".join(pool.map(run, commands))
-
-
-@pytest.fixture(scope="session")
-def shim(pytestconfig: pytest.Config) -> Operator:
-    """The operator with the CUDA kernels, for CPU tensors."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no g++ to build the CUDA shim with")
-    folder = Path(pytestconfig.cache.mkdir("cuda_shim")) / digest(torch.__version__)
-    library = folder / "shim.so"
-    if not library.exists():
-        folder.mkdir(exist_ok=True)
-        torch_folder = Path(torch.__file__).parent
-        flags = ["-O1", "-std=c++20", "-fPIC", "-fno-strict-aliasing", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
-        flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{SHIM}", f"-I{torch_folder / 'include'}"]
-        sources = [*sorted(SOURCES.glob("*.cu")), SOURCES / "operators.cpp", SHIM / "shim.cpp"]
-        objects = [str(folder / f"{source.stem}.o") for source in sources]
-        run_all([
-            [compiler, *flags, "-x", "c++", "-c", str(source), "-o", made]
-            for source, made in zip(sources, objects, strict=True)
-        ])  # fmt: skip
-        link = [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10"]
-        run_all([[compiler, "-shared", *objects, *link, "-o", f"{library}.part"]])
-        os.replace(f"{library}.part", library)
-    torch.ops.load_library(str(library))
-    return run_on_shim
 
 
 class ShimFunction(torch.autograd.Function):
@@ -121,8 +70,8 @@ def run_on_gpu(*inputs: Tensor | None, **options: Any) -> Tensor:
 @pytest.fixture(params=["shim", "gpu"])
 def operator(request: pytest.FixtureRequest) -> Operator:
     if request.param == "shim":
-        found: Operator = request.getfixturevalue("shim")
-        return found
+        request.getfixturevalue("shim")
+        return run_on_shim
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
     return run_on_gpu
@@ -343,6 +292,7 @@ STRIPS = {"forward_strips", "backward_queries", "backward_keys", "sum_parts"}
 GENERAL = {"forward_general", "dq_general", "dk_general", "dx_general", "dgeo_general", "sum_parts"}
 
 
+@pytest.mark.usefixtures("shim")
 @pytest.mark.parametrize(
     ("wanted", "dtype", "size", "stride", "m", "d", "options"),
     [
@@ -366,11 +316,11 @@ GENERAL = {"forward_general", "dq_general", "dk_general", "dx_general", "dgeo_ge
 )  # fmt: skip
 def test_specialized_kernels_are_taken_where_they_cover(
     wanted: set[str], dtype: torch.dtype, size: int, stride: int, m: int, d: int, options: dict[str, Any],
-    shim: Operator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("CUDA_SHIM_LOG", str(tmp_path / "log"))
     inputs = make(1, 16, 6, 7, m, d, size, stride, dtype=dtype)
-    all_results(shim, inputs, stride=stride, channels_per_group=m, **options)
+    all_results(run_on_shim, inputs, stride=stride, channels_per_group=m, **options)
     launched = (tmp_path / "log").read_text().split()
     assert {name for symbol in launched for name in STRIPS | GENERAL if name in symbol} == wanted
     assert all(any(name in symbol for name in wanted) for symbol in launched)
@@ -479,7 +429,10 @@ def kernels(log: str) -> dict[str, tuple[int, int]]:
 
 
 # Some of the kernels for each architecture; ROBUST_LR_TEST_CUDA=all compiles all of them for both, which takes minutes.
-COMPILED = {"sm_80": ["float"], "sm_90": ["bfloat16"]}
+COMPILED = {
+    "sm_80": ["sum", "forward_float", "backward_float"],
+    "sm_90": ["forward_bfloat16", "backward_bfloat16", "stem_bfloat16"],
+}
 
 
 @pytest.mark.parametrize("arch", COMPILED)
@@ -487,11 +440,9 @@ def test_kernels_compile_without_spills(arch: str, pytestconfig: pytest.Config) 
     toolkit = nvcc.find()
     if toolkit is None:
         pytest.skip("no nvcc to compile the CUDA kernels with")
-    types = COMPILED[arch]
-    if os.environ.get("ROBUST_LR_TEST_CUDA") == "all":
-        types = ["float", "half", "bfloat16", "double"]
-    sources = [SOURCES / f"{direction}_{name}.cu" for name in types for direction in ("forward", "backward")]
-    key = f"cuda_kernels/{arch}-{digest(toolkit.version, *types)}"
+    every = os.environ.get("ROBUST_LR_TEST_CUDA") == "all"
+    sources = sorted(SOURCES.glob("*.cu")) if every else [SOURCES / f"{name}.cu" for name in COMPILED[arch]]
+    key = f"cuda_kernels/{arch}-{digest(toolkit.version, *map(str, sources))}"
     log = pytestconfig.cache.get(key, None)
     if log is None:
         flags = [*nvcc.FLAGS, f"-arch={arch}", "-Xptxas", "-v", "-cubin"]

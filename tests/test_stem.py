@@ -43,9 +43,11 @@ def results(operator: Any, tensors: list[Tensor], stride: int, **options: Any) -
     return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
 
 
-def assert_matches_oracle(tensors: list[Tensor], stride: int, **options: Any) -> None:
-    tolerance, gradient_tolerance = TOLERANCE[tensors[0].dtype]
-    y, *gradients = results(stem_relation, tensors, stride, **options)
+def assert_matches_oracle(
+    tensors: list[Tensor], stride: int, operator: Any = stem_relation, tolerances: Any = TOLERANCE, **options: Any
+) -> None:
+    tolerance, gradient_tolerance = tolerances[tensors[0].dtype]
+    y, *gradients = results(operator, tensors, stride, **options)
     wanted, *wanted_gradients = results(composed, [t.double() for t in tensors], stride, **options)
     _, *plain_gradients = results(composed, tensors, stride, **options)
     assert relative_error(y, wanted) <= tolerance

@@ -3,34 +3,12 @@
 
 #include <tuple>
 
+#include "../stem_operators.h"
 #include "stem_kernels.h"
 #include "tensors.h"
 
 namespace robust_lr {
 namespace {
-
-struct Options {
-  Index kernel, stride, shared, composability;
-  bool softmax, mask;
-};
-
-Problem describe_stem(const Tensor& image, const Tensor& transform, const Tensor& query, const Tensor& key,
-                      const std::optional<Tensor>& geo, const Options& o) {
-  STD_TORCH_CHECK(image.dim() == 4 && image.size(1) >= 1 && image.size(1) <= kMostInputs && image.is_contiguous(),
-                  "stem_relation: image must be contiguous, with 1 to 4 channels");
-  STD_TORCH_CHECK(transform.dim() == 2 && transform.size(1) == image.size(1) + 1 && transform.is_contiguous(),
-                  "stem_relation: transform must be contiguous [channels, inputs + 1]");
-  const Index channels = transform.size(0);
-  for (const Tensor* weights : {&query, &key})
-    STD_TORCH_CHECK(weights->dim() == 2 && weights->size(1) == channels && weights->size(0) == query.size(0) &&
-                        weights->is_contiguous(),
-                    "stem_relation: query and key must be contiguous [groups * d, channels]");
-  const Problem p = describe(image.size(0), channels, image.size(2), image.size(3), query.size(0), geo, o.kernel,
-                             o.stride, o.shared, o.composability, o.softmax, o.mask);
-  STD_TORCH_CHECK(p.components >= 1 && query.size(0) == p.groups * p.components,
-                  "stem_relation: query and key must have a multiple of the groups");
-  return p;
-}
 
 // The weights [rows, channels] of a projection as it wants them.
 template <class A>
@@ -127,8 +105,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stem_relation_backward(
   const Problem p = describe_stem(image, transform, query, key, geo, {kernel, stride, shared, composability, softmax, mask});
   check_results(p, {&dy, &y});
   check_types(image, {&transform, &query, &key, &y, &dy, &q, &k, &stats}, geo);
-  STD_TORCH_CHECK(q.is_contiguous() && has_shape(q, p.batch, query.size(0), p.out_height, p.out_width) &&
-                      k.is_contiguous() && has_shape(k, p.batch, query.size(0), p.height, p.width),
+  check_projections(p, query, q, k);
+  STD_TORCH_CHECK(q.is_contiguous() && k.is_contiguous(),
                   "stem_relation_backward: q and k must be what stem_relation returned");
   return with_type(image, [&](auto zero) {
     return backward<decltype(zero)>(p, with_joined_rows(dy), image, transform, query, key, geo, with_joined_rows(y), q, k,

@@ -23,8 +23,6 @@ struct Stem {
   A* dtransform;  // of each image, [N, channels, inputs + 1]: what is here is added to
 };
 
-inline constexpr int kMostInputs = 4;
-
 // Calls f with the number of inputs as a constant.
 template <class F>
 void with_inputs(Index inputs, F f) {

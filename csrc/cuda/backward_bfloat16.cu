@@ -2,5 +2,5 @@
 
 namespace robust_lr::cuda {
 template void run_backward(const BackwardArguments<BFloat16>&, Stream);
-template Index dgeo_parts(const BackwardArguments<BFloat16>&);
+template Parts parts_of(const BackwardArguments<BFloat16>&);
 }

@@ -2,5 +2,5 @@
 
 namespace robust_lr::cuda {
 template void run_backward(const BackwardArguments<double>&, Stream);
-template Index dgeo_parts(const BackwardArguments<double>&);
+template Parts parts_of(const BackwardArguments<double>&);
 }

@@ -2,5 +2,5 @@
 
 namespace robust_lr::cuda {
 template void run_backward(const BackwardArguments<float>&, Stream);
-template Index dgeo_parts(const BackwardArguments<float>&);
+template Parts parts_of(const BackwardArguments<float>&);
 }

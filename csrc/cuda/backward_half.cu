@@ -2,5 +2,5 @@
 
 namespace robust_lr::cuda {
 template void run_backward(const BackwardArguments<Half>&, Stream);
-template Index dgeo_parts(const BackwardArguments<Half>&);
+template Parts parts_of(const BackwardArguments<Half>&);
 }

@@ -5,26 +5,27 @@
 #pragma once
 
 #include "strips.h"
+#include "stem_gradient.h"
 
 namespace robust_lr::cuda {
 
 constexpr int kKeyStrip = 4;
 
-// What a block keeps of its query pixels, and each warp's part of the prior's gradient.
-template <class T>
+// What a block keeps of its query pixels, and each warp's part of the gradients that are sums.
+template <class T, class X>
 struct QueryMemory {
   Piece<T>* dy;
-  float *queries, *lse, *excess, *mean, *prior, *dprior;
+  float *queries, *lse, *excess, *mean, *prior, *dprior, *dvalues;
 
   __device__ QueryMemory(int size, int entries) {
     dy = reinterpret_cast<Piece<T>*>(shared_memory);
     queries = reinterpret_cast<float*>(dy + Piece<T>::kCount * size);
     lse = queries + size, excess = lse + size, mean = excess + size;
-    prior = mean + size, dprior = prior + entries;
+    prior = mean + size, dprior = prior + entries, dvalues = dprior + kWarps * entries;
   }
   static size_t bytes(const Tile& tile, int taps) {
-    const int warps = kThreads / 32;
-    return tile.size() * (sizeof(T) * kChannels + 4 * sizeof(float)) + (1 + warps) * taps * tile.groups * sizeof(float);
+    const int sums = taps + kWarps * (taps + kDelivered<X>);  // of a group
+    return tile.size() * (sizeof(T) * kChannels + 4 * sizeof(float)) + sums * tile.groups * sizeof(float);
   }
 };
 
@@ -33,8 +34,8 @@ __host__ __device__ inline int key_lead(const Problem& p) {
   return (int(p.padding) + kKeyStrip - 1) / kKeyStrip * kKeyStrip;
 }
 
-template <class T, class O>
-__global__ void __launch_bounds__(kThreads, kResident) backward_keys(BackwardArguments<T> a, Blocking b) {
+template <class T, class X, class O>
+__global__ void __launch_bounds__(kThreads, kResident) backward_keys(BackwardArguments<T, X> a, Blocking b) {
   constexpr int S = kKeyStrip, K = O::kSize;
   using Window = QueryWindow<O, S>;
   const Problem& p = a.p;
@@ -43,7 +44,7 @@ __global__ void __launch_bounds__(kThreads, kResident) backward_keys(BackwardArg
   const Place place(b);
   const Tile tile = Window::tile(b, place, lead);
   const int entries = K * K * b.groups;
-  const QueryMemory<T> memory(tile.size(), entries);
+  const QueryMemory<T, X> memory(tile.size(), entries);
   load_vectors(tile, a.dy, p, out_height, out_width, memory.dy);
   load_scalars(tile, a.q, groups, out_height, out_width, memory.queries);
   if (O::kSoftmax) {
@@ -62,16 +63,16 @@ __global__ void __launch_bounds__(kThreads, kResident) backward_keys(BackwardArg
   finish_loading();
 
   const int first = place.strip * S - lead, column = place.column - lead;
-  const int present = present_channels(p, place.group);
   const bool active = place.inside && place.group < groups && column >= -pad && column < width + pad;
-  auto inside = [&](int s) { return column >= 0 && column < width && first + s >= 0 && first + s < height; };
+  auto inside = [&](int s) {
+    return active && column >= 0 && column < width && first + s >= 0 && first + s < height;
+  };
   auto takes_part = [&](int s) { return first + s >= -pad && first + s < height + pad; };
   float x[S][kChannels], dx[S][kChannels], k[S], dk[S];
+  read_strip<T>(a.x, p, place.n, place.group, first, column, inside, x);
 #pragma unroll
   for (int s = 0; s < S; ++s) {
-    const bool held = active && inside(s);
-    k[s] = held ? widen(*address(a.k, place.n, place.group, first + s, column)) : 0.f;
-    read_channels(a.x, address(a.x, place.n, place.group * int(p.shared), first + s, column), held ? present : 0, x[s]);
+    k[s] = inside(s) ? widen(*address(a.k, place.n, place.group, first + s, column)) : 0.f;
     dk[s] = 0;
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) dx[s][c] = 0;
@@ -129,19 +130,15 @@ __global__ void __launch_bounds__(kThreads, kResident) backward_keys(BackwardArg
 
 #pragma unroll
   for (int s = 0; s < S; ++s) {
-    if (!active || !inside(s)) continue;
-    narrow(O::Phi::kKeyFactor * dk[s], address(a.dk, place.n, place.group, first + s, column));
-    write_channels(a.dx, address(a.dx, place.n, place.group * int(p.shared), first + s, column), present, dx[s]);
+    if (inside(s)) narrow(O::Phi::kKeyFactor * dk[s], address(a.dk, place.n, place.group, first + s, column));
   }
+  deliver(a.dx, a.x, p, b, place, first, column, inside, x, dx, memory.dvalues);
   if (a.dgeo != nullptr) {
-    __syncthreads();
     float* const part = a.dgeo_partial + blockIdx.x / b.group_blocks * p.groups * K * K;
-    for (int i = threadIdx.x; i < entries; i += blockDim.x) {
+    sum_warps(memory.dprior, entries, [&](int i, float sum) {
       const int group = place.first_group + i % b.groups;
-      float sum = 0;
-      for (int warp = 0; warp < int(blockDim.x / 32); ++warp) sum += memory.dprior[warp * entries + i];
       if (group < groups) part[group * K * K + i / b.groups] = sum;
-    }
+    });
   }
 }
 

@@ -15,8 +15,8 @@ namespace robust_lr::cuda {
 
 constexpr int kQueryStrip = 4;
 
-template <class T, class O>
-__global__ void __launch_bounds__(kThreads, kResident) backward_queries(BackwardArguments<T> a, Blocking b) {
+template <class T, class X, class O>
+__global__ void __launch_bounds__(kThreads, kResident) backward_queries(BackwardArguments<T, X> a, Blocking b) {
   constexpr int S = kQueryStrip, K = O::kSize;
   using Window = KeyWindow<O, S>;
   const Problem& p = a.p;

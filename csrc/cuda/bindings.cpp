@@ -41,10 +41,28 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor dy, Tensor x, Tensor 
                                  softmax, mask, needs_geo);
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> stem_forward(Tensor image, Tensor transform, Tensor query, Tensor key,
+                                                        std::optional<Tensor> geo, Index kernel, Index stride,
+                                                        Index shared, Index composability, bool softmax, bool mask) {
+  const Device device(image, {&transform, &query, &key, geo ? &*geo : &image});
+  return stem_relation(device.stream(), image, transform, query, key, geo, kernel, stride, shared, composability, softmax, mask);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stem_backward(
+    Tensor dy, Tensor image, Tensor transform, Tensor query, Tensor key, std::optional<Tensor> geo, Tensor y, Tensor q,
+    Tensor k, Tensor stats, Index kernel, Index stride, Index shared, Index composability, bool softmax, bool mask,
+    bool needs_image, bool needs_weights) {
+  const Device device(image, {&dy, &transform, &query, &key, &y, &q, &k, &stats, geo ? &*geo : &image});
+  return stem_relation_backward(device.stream(), dy, image, transform, query, key, geo, y, q, k, stats, kernel, stride,
+                                shared, composability, softmax, mask, needs_image, needs_weights);
+}
+
 }  // namespace
 }  // namespace robust_lr::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(robust_lr, CUDA, m) {
   m.impl("local_relation", TORCH_BOX(&robust_lr::cuda::forward));
   m.impl("local_relation_backward", TORCH_BOX(&robust_lr::cuda::backward));
+  m.impl("stem_relation", TORCH_BOX(&robust_lr::cuda::stem_forward));
+  m.impl("stem_relation_backward", TORCH_BOX(&robust_lr::cuda::stem_backward));
 }

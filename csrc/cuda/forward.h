@@ -12,8 +12,8 @@ template <class O>
 constexpr int kForwardStrip = O::kStride == 1 ? 7 : 4;
 
 // One output again, with the exact maximum of its logits, where the bound let all weights underflow.
-template <class T, class O>
-__device__ void redo_output(const ForwardArguments<T>& a, const Tile& tile, const KeyMemory<T>& memory, int g,
+template <class T, class X, class O>
+__device__ void redo_output(const ForwardArguments<T, X>& a, const Tile& tile, const KeyMemory<T>& memory, int g,
                             float q, int row, int column, float (&sum)[kChannels], float* lse) {
   const int pad = int(a.p.padding), height = int(a.p.height), width = int(a.p.width);
   auto each_logit = [&](auto f) {
@@ -46,8 +46,8 @@ __device__ void redo_output(const ForwardArguments<T>& a, const Tile& tile, cons
   *lse = top + logf(total);
 }
 
-template <class T, class O>
-__global__ void __launch_bounds__(kThreads, kResident) forward_strips(ForwardArguments<T> a, Blocking b) {
+template <class T, class X, class O>
+__global__ void __launch_bounds__(kThreads, kResident) forward_strips(ForwardArguments<T, X> a, Blocking b) {
   constexpr int S = kForwardStrip<O>, K = O::kSize;
   using Window = KeyWindow<O, S>;
   const Problem& p = a.p;
@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kThreads, kResident) forward_strips(ForwardArg
     for (int s = 0; again != 0; ++s, again >>= 1) {
       if (!(again & 1)) continue;
       const float query = widen(*address(a.q, place.n, place.group, first + s, column));
-      redo_output<T, O>(a, tile, memory, place.g, query, first + s, column, sum[0], &a.lse[lse + s * p.out_width]);
+      redo_output<T, X, O>(a, tile, memory, place.g, query, first + s, column, sum[0], &a.lse[lse + s * p.out_width]);
       write_channels(a.y, address(a.y, place.n, place.group * int(p.shared), first + s, column), present, sum[0]);
     }
   }

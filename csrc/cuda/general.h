@@ -35,13 +35,13 @@ struct Item {
   }
 };
 
-template <class T>
-__global__ void __launch_bounds__(kGeneralThreads, kGeneralResident) forward_general(ForwardArguments<T> a) {
+template <class T, class X>
+__global__ void __launch_bounds__(kGeneralThreads, kGeneralResident) forward_general(ForwardArguments<T, X> a) {
   using A = WideOf<T>;
   const Problem& p = a.p;
   const Item item(p, a.y, parts(p.shared), p.out_height, p.out_width);
   if (!item.inside) return;
-  Pair<ForwardArguments<T>> pair{a, item.n, item.group, item.row, item.column};
+  Pair<ForwardArguments<T, X>> pair{a, item.n, item.group, item.row, item.column};
   const int first = item.part * kChannels, channel = item.group * int(p.shared) + first;
   const int count = min(kChannels, present_channels(p, item.group) - first);
 
@@ -60,13 +60,13 @@ __global__ void __launch_bounds__(kGeneralThreads, kGeneralResident) forward_gen
   if (p.softmax && item.part == 0) a.lse[pair.statistic()] = top + log(total);
 }
 
-template <class T>
-__global__ void __launch_bounds__(kGeneralThreads, kGeneralResident) dq_general(BackwardArguments<T> a) {
+template <class T, class X>
+__global__ void __launch_bounds__(kGeneralThreads, kGeneralResident) dq_general(BackwardArguments<T, X> a) {
   using A = WideOf<T>;
   const Problem& p = a.p;
   const Item item(p, a.dq, parts(p.components), p.out_height, p.out_width);
   if (!item.inside) return;
-  Pair<BackwardArguments<T>> pair{a, item.n, item.group, item.row, item.column};
+  Pair<BackwardArguments<T, X>> pair{a, item.n, item.group, item.row, item.column};
   const int first = item.part * kChannels, count = min(kChannels, int(p.components) - first);
 
   // As in backward_queries.h.
@@ -98,13 +98,13 @@ __global__ void __launch_bounds__(kGeneralThreads, kGeneralResident) dq_general(
   }
 }
 
-template <class T>
-__global__ void __launch_bounds__(kGeneralThreads, kGeneralResident) dk_general(BackwardArguments<T> a) {
+template <class T, class X>
+__global__ void __launch_bounds__(kGeneralThreads, kGeneralResident) dk_general(BackwardArguments<T, X> a) {
   using A = WideOf<T>;
   const Problem& p = a.p;
   const Item item(p, a.dk, parts(p.components), p.height, p.width);
   if (!item.inside) return;
-  Pair<BackwardArguments<T>> pair{a, item.n, item.group, 0, 0, item.row, item.column};
+  Pair<BackwardArguments<T, X>> pair{a, item.n, item.group, 0, 0, item.row, item.column};
   const int first = item.part * kChannels, count = min(kChannels, int(p.components) - first);
 
   A sum[kChannels] = {};
@@ -125,13 +125,14 @@ __global__ void __launch_bounds__(kGeneralThreads, kGeneralResident) dk_general(
   }
 }
 
-template <class T>
-__global__ void __launch_bounds__(kGeneralThreads, kGeneralResident) dx_general(BackwardArguments<T> a) {
+template <class T, class X>
+__global__ void __launch_bounds__(kGeneralThreads, kGeneralResident) dx_general(BackwardArguments<T, X> a) {
   using A = WideOf<T>;
   const Problem& p = a.p;
-  const Item item(p, a.dx, parts(p.shared), p.height, p.width);
+  const auto& dx = in_memory(a.dx);
+  const Item item(p, dx, parts(p.shared), p.height, p.width);
   if (!item.inside) return;
-  Pair<BackwardArguments<T>> pair{a, item.n, item.group, 0, 0, item.row, item.column};
+  Pair<BackwardArguments<T, X>> pair{a, item.n, item.group, 0, 0, item.row, item.column};
   const int first = item.part * kChannels, channel = item.group * int(p.shared) + first;
   const int count = min(kChannels, present_channels(p, item.group) - first);
 
@@ -144,17 +145,17 @@ __global__ void __launch_bounds__(kGeneralThreads, kGeneralResident) dx_general(
   });
 #pragma unroll
   for (int c = 0; c < kChannels; ++c)
-    if (c < count) narrow(sum[c], address(a.dx, item.n, channel + c, item.row, item.column));
+    if (c < count) narrow(sum[c], address(dx, item.n, channel + c, item.row, item.column));
 }
 
 // The part of one image in the gradient of one value of the prior, a block each.
-template <class T>
-__global__ void __launch_bounds__(kGeneralThreads, kGeneralResident) dgeo_general(BackwardArguments<T> a) {
+template <class T, class X>
+__global__ void __launch_bounds__(kGeneralThreads, kGeneralResident) dgeo_general(BackwardArguments<T, X> a) {
   using A = WideOf<T>;
   const Problem& p = a.p;
   const int size = int(p.kernel), stride = int(p.stride), pad = int(p.padding), taps = size * size;
   const int entry = blockIdx.x % (p.groups * taps), n = int(blockIdx.x / (p.groups * taps));
-  Pair<BackwardArguments<T>> pair{a, n, entry / taps};
+  Pair<BackwardArguments<T, X>> pair{a, n, entry / taps};
   A sum = 0;
   for (int pixel = threadIdx.x; pixel < p.out_height * p.out_width; pixel += kGeneralThreads) {
     pair.row = pixel / int(p.out_width), pair.column = pixel % int(p.out_width);

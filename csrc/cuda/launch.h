@@ -32,18 +32,28 @@ void launch(void (*kernel)(Parameters...), Index blocks, int threads, size_t sha
   check(cudaLaunchKernelEx(&config, kernel, arguments...));
 }
 
-inline int ceil_div(Index a, Index b) { return int((a + b - 1) / b); }
+inline Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
+
+// How many groups of a pixel neighboring threads work on, at first: they should be neighbors in memory.
+template <class T>
+int neighbors(const Image<T>& x) {
+  return x.channel == 1 ? 4 : 1;
+}
+template <class A>
+int neighbors(const Stem<A>&) {
+  return 8;  // all of the paper's stem, as the gradient of the image is a sum over groups
+}
 
 // Divides an image of `rows` x `columns` pixels into blocks of strips. `bytes` tells the shared memory that a blocking
 // takes. Nothing here changes a result, only its speed.
 template <class Bytes>
-Blocking divide(const Problem& p, Index rows, Index columns, int strip, bool channels_last, Bytes bytes) {
+Blocking divide(const Problem& p, Index rows, Index columns, int strip, int groups, Bytes bytes) {
   Blocking b{};
-  // Neighboring threads are neighbors in memory: groups of a pixel where channels are last, else pixels of a row.
-  b.groups = channels_last ? 4 : 1;
-  b.columns = ceil_div(columns, ceil_div(columns, channels_last ? 16 : 64));
-  b.columns = ceil_div(b.columns, p.stride) * int(p.stride);  // strips.h and the lanes of backward_keys.h count on it
-  b.strips = std::max(1, std::min(ceil_div(rows, strip), kThreads / (b.groups * b.columns)));
+  b.groups = groups;
+  auto whole = [&](Index columns) { return int(ceil_div(columns, p.stride) * p.stride); };  // strips.h counts on it
+  b.columns = whole(ceil_div(columns, ceil_div(columns, groups > 1 ? 16 : 64)));
+  const int strips = int(ceil_div(rows, strip));  // of a column
+  b.strips = std::max(1, std::min(strips, kThreads / (b.groups * b.columns)));
   const int most_groups = 32 / int(p.stride);  // lanes that have the same group and tap must be in one warp
   auto threads = [&] { return b.groups * b.columns * b.strips; };
   while (2 * threads() <= kThreads && 2 * b.groups <= most_groups && b.groups < p.groups) b.groups *= 2;
@@ -53,19 +63,19 @@ Blocking divide(const Problem& p, Index rows, Index columns, int strip, bool cha
     } else if (b.strips > 1) {
       b.strips = (b.strips + 1) / 2;
     } else if (b.columns > 8) {
-      b.columns = ceil_div(b.columns / 2, p.stride) * int(p.stride);
+      b.columns = whole(b.columns / 2);
     } else {
       b.groups = 1;
       break;
     }
   }
-  b.group_blocks = ceil_div(p.groups, b.groups);
-  b.column_blocks = ceil_div(columns, b.columns);
-  b.strip_blocks = ceil_div(ceil_div(rows, strip), b.strips);
+  b.group_blocks = int(ceil_div(p.groups, b.groups));
+  b.column_blocks = int(ceil_div(columns, b.columns));
+  b.strip_blocks = int(ceil_div(strips, b.strips));
   return b;
 }
 
-inline int threads(const Blocking& b) { return ceil_div(b.groups * b.columns * b.strips, 32) * 32; }
+inline int threads(const Blocking& b) { return int(ceil_div(b.groups * b.columns * b.strips, 32) * 32); }
 
 // Calls f with the Options that strip kernels are compiled for and returns true; false where they do not cover `p`.
 template <class F>

@@ -1,38 +1,10 @@
 // The operators on CUDA: arguments for the kernels, and memory for their results.
 #include "operators.h"
 
+#include "tensors.h"
+
 namespace robust_lr::cuda {
 namespace {
-
-template <class T>
-constexpr Index kElementBytes = std::is_same_v<T, WideOf<T>> ? sizeof(WideOf<T>) : 2;
-
-// `shared` is the number of channels in a group.
-template <class T>
-Image<T> image(const Tensor& t, Index shared = 1) {
-  using Element = std::remove_const_t<T>;
-  Image<T> image{static_cast<T*>(t.data_ptr()), t.stride(0), t.stride(1), t.stride(2), t.stride(3),
-                 int(kElementBytes<Element>)};
-  for (const Index bytes : {8, 16}) {
-    const Index elements = bytes / kElementBytes<Element>;
-    bool aligned = image.channel == 1 && reinterpret_cast<std::uintptr_t>(image.data) % bytes == 0;
-    for (const Index count : {image.batch, image.row, image.column, shared, t.size(1)})
-      aligned = aligned && count % elements == 0;
-    if (elements > 1 && aligned) image.bytes = int(bytes);
-  }
-  return image;
-}
-
-Tensor empty(const Tensor& like, ScalarType type, Index size) {
-  return torch::stable::empty({size}, type, std::nullopt, like.device());
-}
-
-template <class A>
-A* data(const std::optional<Tensor>& t) {
-  return t && t->numel() > 0 ? static_cast<A*>(t->data_ptr()) : nullptr;
-}
-
-Index windows(const Problem& p) { return p.batch * p.groups * p.out_height * p.out_width; }
 
 template <class T>
 std::tuple<Tensor, Tensor> forward(const Problem& p, Stream stream, const Tensor& x, const Tensor& q, const Tensor& k,
@@ -40,9 +12,10 @@ std::tuple<Tensor, Tensor> forward(const Problem& p, Stream stream, const Tensor
   using A = WideOf<T>;
   Tensor y = empty_like(x, p.channels, p.out_height, p.out_width);
   Tensor lse = empty(x, kWideType<T>, p.softmax ? windows(p) : 0);
-  run_forward<T>({p, image<const T>(x, p.shared), image<const T>(q), image<const T>(k), data<const A>(geo),
-                  image<T>(y, p.shared), data<A>(lse)},
-                 stream);
+  const ForwardArguments<T> arguments{
+      p, image<const T>(x, p.shared), image<const T>(q), image<const T>(k), data<const A>(geo), image<T>(y, p.shared),
+      data<A>(lse)};
+  run_forward(arguments, stream);
   return {y, lse};
 }
 
@@ -75,23 +48,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Problem& p, Stream str
                                  data<A>(mean),
                                  data<A>(excess),
                                  nullptr};
-  const Index parts = needs_geo ? dgeo_parts(arguments) : 0;
+  const Index parts = needs_geo ? parts_of(arguments).pixels : 0;
   const Tensor partial = empty(x, kWideType<T>, parts * p.groups * p.taps());
   arguments.dgeo_partial = data<A>(partial);
   run_backward(arguments, stream);
   return {dx, dq, dk, dgeo};
-}
-
-// Calls f with a null pointer to x's type.
-template <class F>
-auto with_type(const Tensor& x, F f) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return f(static_cast<float*>(nullptr));
-    case ScalarType::Double: return f(static_cast<double*>(nullptr));
-    case ScalarType::Half: return f(static_cast<Half*>(nullptr));
-    case ScalarType::BFloat16: return f(static_cast<BFloat16*>(nullptr));
-    default: STD_TORCH_CHECK(false, "local_relation: x must be float32, float64, float16 or bfloat16 on CUDA");
-  }
 }
 
 }  // namespace

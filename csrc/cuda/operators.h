@@ -19,4 +19,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> local_relation_backward(Stream stream
                                                                    Index composability, bool softmax, bool mask,
                                                                    bool needs_geo);
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> stem_relation(Stream stream, Tensor image, Tensor transform, Tensor query,
+                                                         Tensor key, std::optional<Tensor> geo, Index kernel,
+                                                         Index stride, Index shared, Index composability, bool softmax,
+                                                         bool mask);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stem_relation_backward(
+    Stream stream, Tensor dy, Tensor image, Tensor transform, Tensor query, Tensor key, std::optional<Tensor> geo,
+    Tensor y, Tensor q, Tensor k, Tensor stats, Index kernel, Index stride, Index shared, Index composability,
+    bool softmax, bool mask, bool needs_image, bool needs_weights);
+
 }  // namespace robust_lr::cuda

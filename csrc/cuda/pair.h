@@ -1,7 +1,7 @@
 // What one query and one key of a group give, for any type, Phi and number of components, from global memory.
 #pragma once
 
-#include "tile.h"
+#include "stem.h"
 #include "weights.h"
 
 namespace robust_lr::cuda {
@@ -25,7 +25,7 @@ struct Pair {
     return key_inside() ? widen(*address(a.k, n, group * int(a.p.components) + component, key_row, key_column)) : A(0);
   }
   __device__ A value(int channel) const {
-    return key_inside() ? widen(*address(a.x, n, channel, key_row, key_column)) : A(0);
+    return key_inside() ? value_at(a.x, a.p, n, channel, key_row, key_column) : A(0);
   }
   __device__ A gradient(int channel) const { return widen(*address(a.dy, n, channel, row, column)); }
 

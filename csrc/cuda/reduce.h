@@ -1,27 +1,19 @@
-// The sum of parts in a fixed order, so that it is the same every time.
+// Sums over the warps of a block in a fixed order, so that they are the same every time.
 #pragma once
 
 #include "tile.h"
 
 namespace robust_lr::cuda {
 
-constexpr int kSumColumns = 32, kSumRows = 16;
-
-// sums[i] = the sum of parts[.][i], a block for kSumColumns of them.
-template <class A>
-__global__ void __launch_bounds__(kSumColumns * kSumRows) sum_parts(const A* parts, int count, Index entries, A* sums) {
-  auto rows = reinterpret_cast<double(*)[kSumColumns]>(shared_memory);  // [kSumRows]
-  const int row = threadIdx.x / kSumColumns, column = threadIdx.x % kSumColumns;
-  const Index entry = blockIdx.x * Index(kSumColumns) + column;
-  double sum = 0;
-  if (entry < entries) {
-    for (int part = row; part < count; part += kSumRows) sum += parts[part * entries + entry];
-  }
-  rows[row][column] = sum;
+// Calls f(entry, sum) with the sums of [warps of the block, entries] in shared memory.
+template <class A, class F>
+__device__ void sum_warps(const A* parts, int entries, F f) {
   __syncthreads();
-  if (row > 0 || entry >= entries) return;
-  for (int r = 1; r < kSumRows; ++r) sum += rows[r][column];
-  sums[entry] = A(sum);
+  for (int i = threadIdx.x; i < entries; i += blockDim.x) {
+    A sum = 0;
+    for (int warp = 0; warp < int(blockDim.x / 32); ++warp) sum += parts[warp * entries + i];
+    f(i, sum);
+  }
 }
 
 }  // namespace robust_lr::cuda

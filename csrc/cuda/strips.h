@@ -4,12 +4,13 @@
 // A value read from the tile serves every pixel of the strip whose window holds it.
 #pragma once
 
-#include "tile.h"
+#include "stem.h"
 #include "weights.h"
 
 namespace robust_lr::cuda {
 
 constexpr int kThreads = 128;  // in a block, at most
+constexpr int kWarps = kThreads / 32;
 constexpr int kResident = 3;   // blocks at once on a multiprocessor, at least: leaves 168 registers to a thread
 
 // What a strip kernel is compiled for.

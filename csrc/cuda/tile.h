@@ -30,6 +30,17 @@ __device__ T* address(const Image<T>& image, int n, int channel, int row, int co
   return image.data + n * image.batch + channel * image.channel + row * image.row + column * image.column;
 }
 
+// The gradient of the values in memory.
+template <class T>
+__device__ const Image<T>& in_memory(const Image<T>& gradient) {
+  return gradient;
+}
+
+template <class T>
+__device__ auto value_at(const Image<T>& x, const Problem&, int n, int channel, int row, int column) {
+  return widen(*address(x, n, channel, row, column));
+}
+
 // Calls load(row, column, group) for every place of the tile, InFlight of them before their store(place, value), so that
 // a thread waits for several at a time.
 template <int InFlight, class Load, class Store>
@@ -136,8 +147,8 @@ __device__ void read_channels(const Piece<T>* tile, int size, int place, float (
 }
 
 // The channels of a group at one pixel, from and to global memory; those past `present` are zero, or not written.
-template <class T>
-__device__ void read_channels(const Image<const T>& image, const T* from, int present, float (&to)[kChannels]) {
+template <class I, class T>
+__device__ void read_channels(const I& image, const T* from, int present, WideOf<T> (&to)[kChannels]) {
   alignas(16) T elements[kChannels];
   if (image.bytes == 16) {
 #pragma unroll
@@ -152,8 +163,18 @@ __device__ void read_channels(const Image<const T>& image, const T* from, int pr
   for (int c = 0; c < kChannels; ++c) to[c] = widen(elements[c]);
 }
 
+// The channels of a group at the pixels of a strip, zeros where `inside(s)` is false.
+template <class T, int S, class Inside>
+__device__ void read_strip(const Image<const T>& image, const Problem& p, int n, int group, int first, int column,
+                           Inside inside, float (&to)[S][kChannels]) {
+  const int present = present_channels(p, group);
+#pragma unroll
+  for (int s = 0; s < S; ++s)
+    read_channels(image, address(image, n, group * int(p.shared), first + s, column), inside(s) ? present : 0, to[s]);
+}
+
 template <class T>
-__device__ void write_channels(const Image<T>& image, T* to, int present, const float (&from)[kChannels]) {
+__device__ void write_channels(const Image<T>& image, T* to, int present, const WideOf<T> (&from)[kChannels]) {
   alignas(16) T elements[kChannels];
 #pragma unroll
   for (int c = 0; c < kChannels; ++c) narrow(from[c], elements + c);
@@ -161,7 +182,7 @@ __device__ void write_channels(const Image<T>& image, T* to, int present, const 
 #pragma unroll
     for (int c = 0; c < kChannels; c += Piece<T>::kElements)
       if (c < present) *reinterpret_cast<float4*>(to + c) = *reinterpret_cast<const float4*>(elements + c);
-  } else if (image.bytes == 8) {
+  } else if (image.bytes == 8 && sizeof(T) < 8) {
     constexpr int kUnit = 8 / sizeof(T);
 #pragma unroll
     for (int c = 0; c < kChannels; c += kUnit)

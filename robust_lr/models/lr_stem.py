@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import LocalRelation2d
+from ..reference import accumulation_dtype
 from ..stem import covers, stem_relation
 from .resnet import ResNet
 
@@ -51,10 +52,11 @@ def is_watched(module: nn.Module) -> bool:
 
 def stem_transform(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
     """A 1x1 convolution of `x` and its batch norm as one transform [channels, inputs + 1], the bias last."""
-    weight = conv.weight.flatten(1)
-    bias = torch.zeros_like(weight[:, 0]) if conv.bias is None else conv.bias
+    wide = accumulation_dtype(x.dtype)
+    weight = conv.weight.flatten(1).to(wide)
+    bias = torch.zeros_like(weight[:, 0]) if conv.bias is None else conv.bias.to(wide)
     if isinstance(norm, nn.BatchNorm2d):
-        mean, variance = statistics(x, weight, bias, norm)
+        mean, variance = (statistic.to(wide) for statistic in statistics(x, weight, bias, norm))
         scale = norm.weight * torch.rsqrt(variance + norm.eps)
         weight, bias = weight * scale[:, None], norm.bias + (bias - mean) * scale
     return torch.cat([weight, bias[:, None]], dim=1)
@@ -75,12 +77,12 @@ def statistics(x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d) ->
     centered = (pixels - average[:, None, None]).unbind(1)
     covariance = torch.stack([torch.stack([(a * b).mean() for b in centered]) for a in centered])
     wide = weight.double()
-    mean = (wide @ average + bias).to(x.dtype)
-    variance = ((wide @ covariance) * wide).sum(1).to(x.dtype)
+    mean = (wide @ average + bias).to(bias.dtype)
+    variance = ((wide @ covariance) * wide).sum(1).to(bias.dtype)
     with torch.no_grad():
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.add_(1)
         share = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
-        norm.running_mean.lerp_(mean, share)
-        norm.running_var.lerp_(variance * (count / (count - 1)), share)
+        for running, found in ((norm.running_mean, mean), (norm.running_var, variance * (count / (count - 1)))):
+            running.lerp_(found.to(running.dtype), share)
     return mean, variance

@@ -171,15 +171,33 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor dy, Tensor x, Tensor 
                                  mask, needs_geo);
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> stem_forward(Tensor image, Tensor transform, Tensor query, Tensor key,
+                                                        std::optional<Tensor> geo, Index kernel, Index stride,
+                                                        Index shared, Index composability, bool softmax, bool mask) {
+  return stem_relation(nullptr, image, transform, query, key, geo, kernel, stride, shared, composability, softmax, mask);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stem_backward(
+    Tensor dy, Tensor image, Tensor transform, Tensor query, Tensor key, std::optional<Tensor> geo, Tensor y, Tensor q,
+    Tensor k, Tensor stats, Index kernel, Index stride, Index shared, Index composability, bool softmax, bool mask,
+    bool needs_image, bool needs_weights) {
+  return stem_relation_backward(nullptr, dy, image, transform, query, key, geo, y, q, k, stats, kernel, stride,
+                                shared, composability, softmax, mask, needs_image, needs_weights);
+}
+
 }  // namespace
 }  // namespace robust_lr::cuda
 
 STABLE_TORCH_LIBRARY(robust_lr_shim, m) {
   m.def(robust_lr::kForwardSchema);
   m.def(robust_lr::kBackwardSchema);
+  m.def(robust_lr::kStemForwardSchema);
+  m.def(robust_lr::kStemBackwardSchema);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(robust_lr_shim, CPU, m) {
   m.impl("local_relation", TORCH_BOX(&robust_lr::cuda::forward));
   m.impl("local_relation_backward", TORCH_BOX(&robust_lr::cuda::backward));
+  m.impl("stem_relation", TORCH_BOX(&robust_lr::cuda::stem_forward));
+  m.impl("stem_relation_backward", TORCH_BOX(&robust_lr::cuda::stem_backward));
 }
