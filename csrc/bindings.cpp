@@ -9,4 +9,7 @@ STABLE_TORCH_LIBRARY(robust_lr, m) {
   m.def(robust_lr::kStemForwardSchema);
   m.def(robust_lr::kStemBackwardSchema);
   m.def(robust_lr::kImageGradientSchema);
+  m.def(robust_lr::kPackSchema);
+  m.def(robust_lr::kConvolutionSchema);
+  m.def(robust_lr::kConvolutionGradientSchema);
 }

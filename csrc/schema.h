@@ -28,4 +28,14 @@ constexpr const char* kStemBackwardSchema =
 constexpr const char* kImageGradientSchema =
     "image_gradient(Tensor dy, Tensor weight, int height, int width, int stride, int padding) -> Tensor";
 
+// relu(convolution of x + bias + shortcut) of channels-last tensors, and the gradient by x of the convolution alone. The
+// weights [outputs, inputs, K, K] are packed by the first, transposed for the gradient.
+constexpr const char* kPackSchema = "pack_convolution(Tensor weight, bool transposed) -> Tensor";
+constexpr const char* kConvolutionSchema =
+    "convolution(Tensor x, Tensor packed, Tensor? bias, Tensor? shortcut, int outputs, int kernel_size, int stride, "
+    "int padding, bool relu) -> Tensor";
+constexpr const char* kConvolutionGradientSchema =
+    "convolution_gradient(Tensor dy, Tensor packed, int inputs, int height, int width, int kernel_size, int stride, "
+    "int padding) -> Tensor";
+
 }  // namespace robust_lr

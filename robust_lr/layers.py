@@ -150,11 +150,14 @@ class LocalRelation2d(nn.Module):
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={getattr(self, name)}" for name in self.shown)
 
+    def queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.stride > 1:
+            return self.query(x), self.key(x)
+        q, k = F.conv2d(x, torch.cat([self.query.weight, self.key.weight])).chunk(2, dim=1)  # one pass over the pixels
+        return q, k
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.stride == 1:  # both read the same pixels: one pass over them
-            q, k = F.conv2d(x, torch.cat([self.query.weight, self.key.weight])).chunk(2, dim=1)
-        else:
-            q, k = self.query(x), self.key(x)
+        q, k = self.queries_and_keys(x)
         y = local_relation(
             x,
             q,

@@ -5,18 +5,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from ..fused import FusedConv2d
 from ..image_conv import ImageConv2d, takes
 from ..layers import FullRelation2d, LocalRelation2d
 from ..non_local import NonLocal2d
 from ..priors import FixedPrior, NoPrior
-from .resnet import ResNet
+from .resnet import Block, ResNet
 
 Kind = TypeVar("Kind", bound=nn.Module)
 
@@ -28,17 +30,21 @@ def fold(model: ResNet) -> ResNet:
     While ``model`` trains, ``folded.load_state_dict(folded_state(model))`` brings the copy up to date.
     """
     folded = copy.deepcopy(model)
-    for conv_name, norm_name in foldable(model):
-        conv = submodule(folded, conv_name, nn.Conv2d)
-        conv.register_parameter("bias", nn.Parameter(torch.zeros_like(conv.weight[:, 0, 0, 0])))
-        folded.set_submodule(norm_name, nn.Identity())
+    norms = dict(foldable(model))
+    for name, conv in model.named_modules():
+        if isinstance(conv, nn.Conv2d):
+            kind = ImageConv2d if name == model.stem_names[0] and takes(conv) else FusedConv2d
+            folded.set_submodule(name, remade(conv, kind, bias=name in norms or conv.bias is not None))
+    for name in norms.values():
+        folded.set_submodule(name, nn.Identity())
     for name in relations(model):
         layer = submodule(folded, name, LocalRelation2d)
         layer.prior = FixedPrior(layer.prior())
-    first = model.stem_names[0]
-    conv = submodule(folded, first, nn.Conv2d)
-    if takes(conv):
-        folded.set_submodule(first, image_conv(conv))
+    for name in joined(model):
+        folded.set_submodule(name, JoinedRelation2d(submodule(folded, name, LocalRelation2d)))
+    for name, block in list(folded.named_modules()):
+        if isinstance(block, Block):
+            folded.set_submodule(name, FoldedBlock(block))
     folded.load_state_dict(folded_state(model))
     return folded.eval().requires_grad_(False)
 
@@ -65,16 +71,56 @@ def folded_state(model: ResNet) -> dict[str, Tensor]:
         for key in [key for key in state if key.startswith(f"{name}.prior.")]:
             del state[key]
         state[f"{name}.prior.values"] = submodule(model, name, LocalRelation2d).prior()
+    for name in joined(model):
+        state[f"{name}.both.weight"] = torch.cat([state.pop(f"{name}.{part}.weight") for part in ("query", "key")])
     return state
 
 
-def image_conv(conv: nn.Conv2d) -> ImageConv2d:
-    """Like ``conv``, with weights that are still to be loaded."""
-    size, stride, padding = (int(pair[0]) for pair in (conv.kernel_size, conv.stride, conv.padding))
-    made: ImageConv2d = skip_init(  # type: ignore[no-untyped-call]  # draws no random numbers
-        ImageConv2d, conv.in_channels, conv.out_channels, size, stride, padding, bias=conv.bias is not None
-    )
+def remade(conv: nn.Conv2d, kind: type[FusedConv2d] | type[ImageConv2d], *, bias: bool) -> nn.Conv2d:
+    """A convolution of the same sizes, whose weights are still to be loaded."""
+    sizes: Any = {name: getattr(conv, name) for name in ("kernel_size", "stride", "padding", "dilation", "groups")}
+    made = skip_init(kind, conv.in_channels, conv.out_channels, **sizes, bias=bias)  # draws no random numbers
     return made.to(conv.weight).to(memory_format=torch.channels_last)
+
+
+class JoinedRelation2d(LocalRelation2d):
+    """A local relation layer at stride 1 whose queries and keys come from one convolution."""
+
+    def __init__(self, layer: LocalRelation2d):
+        super(LocalRelation2d, self).__init__()
+        for name in self.shown:
+            setattr(self, name, getattr(layer, name))
+        self.prior, self.transform = layer.prior, layer.transform
+        outputs = layer.query.out_channels + layer.key.out_channels
+        both = skip_init(FusedConv2d, layer.query.in_channels, outputs, 1, bias=False)
+        self.both = both.to(layer.query.weight).to(memory_format=torch.channels_last)
+
+    def queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        q, k = self.both(x).chunk(2, dim=1)
+        return q, k
+
+
+class FoldedBlock(nn.Module):
+    """A residual block whose ReLUs, and if possible its sum, are part of its convolutions."""
+
+    def __init__(self, block: Block):
+        super().__init__()
+        self.downsample = block.downsample
+        self.names = [name for name, _ in block.named_children() if name.startswith("conv")]
+        for name in self.names:
+            layer = block.get_submodule(name)
+            self.add_module(name, layer)
+            last = layer.transform if isinstance(layer, LocalRelation2d | NonLocal2d) else layer
+            assert isinstance(last, FusedConv2d)
+            last.relu = name != self.names[-1] or last is layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        *inner, last = (self.get_submodule(name) for name in self.names)
+        for layer in inner:
+            x = layer(x)
+        y: Tensor = last(x, shortcut) if isinstance(last, FusedConv2d) else F.relu(last(x) + shortcut, inplace=True)
+        return y
 
 
 def foldable(model: ResNet) -> Iterator[tuple[str, str]]:
@@ -96,6 +142,13 @@ def relations(model: ResNet) -> Iterator[str]:
     for name, module in model.named_modules():
         windowed = isinstance(module, LocalRelation2d) and not isinstance(module, FullRelation2d)
         if windowed and not isinstance(module.prior, NoPrior):
+            yield name
+
+
+def joined(model: ResNet) -> Iterator[str]:
+    """Names of the layers with one convolution for queries and keys; the stem's is one operator as it is."""
+    for name, module in model.named_modules():
+        if type(module) is LocalRelation2d and module.stride == 1 and name not in model.stem_names:
             yield name
 
 

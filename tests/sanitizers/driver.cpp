@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <random>
 
+#include "../../csrc/cpu/convolution.h"
 #include "../../csrc/cpu/image_gradient.h"
 #include "../../csrc/cpu/stem_kernels.h"
 
@@ -92,13 +93,32 @@ void run_gradient() {
   const Owned dy(c.batch, c.outputs, c.out_height * c.out_width), weights(c.outputs, c.channels, c.kernel * c.kernel);
   Owned dimage(c.batch, c.channels, c.height * c.width);
   c.dy = dy.wide.data(), c.weights = weights.wide.data(), c.dimage = dimage.wide.data();
-  robust_lr::run_image_gradient(c);
+  run_image_gradient(c);
+}
+
+void run_products() {
+  const Window window{draw({1, 3}), draw({1, 2}), draw({0, 1})};
+  const Index n = draw({0, 1, 3}), inputs = draw({1, 5, 40}), outputs = draw({1, 16, 50, 100});
+  const Index height = draw({3, 8}), width = draw({4, 9}), reach = 2 * window.padding - window.size;
+  const Index down = (height + reach) / window.stride + 1, across = (width + reach) / window.stride + 1;
+  Owned x(n, inputs, height * width), y(n, outputs, down * across), bias(1, outputs, 1), shortcut = y;
+  const Owned weight(outputs, inputs, window.taps());
+  for (const bool transposed : {false, true}) {
+    const Index rows = transposed ? outputs : inputs, columns = transposed ? inputs : outputs;
+    std::vector<float> packed(Panels<float>(columns).vectors * kLanes<float> * rows * window.taps());
+    pack(weight.wide.data(), outputs, inputs, window.taps(), transposed, packed.data());
+    const Pixels<float> from{x.wide.data(), n, height, width, inputs}, to{y.wide.data(), n, down, across, outputs};
+    if (transposed) run_convolution_gradient<float>(window, {to.data, n, down, across, outputs}, packed.data(), from);
+    else
+      run_convolution<float>(window, {from.data, n, height, width, inputs}, packed.data(), to,
+                             {bias.wide.data(), shortcut.wide.data(), true});
+  }
 }
 
 }  // namespace
 }  // namespace robust_lr
 
 int main() {
-  for (int i = 0; i < 400; ++i) robust_lr::run(robust_lr::random_problem()), robust_lr::run_gradient();
+  for (int i = 0; i < 400; ++i) robust_lr::run(robust_lr::random_problem()), robust_lr::run_gradient(), robust_lr::run_products();
   std::puts("400 problems");
 }
