@@ -21,6 +21,7 @@ from ..priors import FixedPrior, NoPrior
 from .resnet import Block, ResNet
 
 Kind = TypeVar("Kind", bound=nn.Module)
+Conv = TypeVar("Conv", bound=nn.Conv2d)
 
 
 def fold(model: ResNet) -> ResNet:
@@ -33,7 +34,7 @@ def fold(model: ResNet) -> ResNet:
     norms = dict(foldable(model))
     for name, conv in model.named_modules():
         if isinstance(conv, nn.Conv2d):
-            kind = ImageConv2d if name == model.stem_names[0] and takes(conv) else FusedConv2d
+            kind: type[nn.Conv2d] = ImageConv2d if name == model.stem_names[0] and takes(conv) else FusedConv2d
             folded.set_submodule(name, remade(conv, kind, bias=name in norms or conv.bias is not None))
     for name in norms.values():
         folded.set_submodule(name, nn.Identity())
@@ -76,10 +77,11 @@ def folded_state(model: ResNet) -> dict[str, Tensor]:
     return state
 
 
-def remade(conv: nn.Conv2d, kind: type[FusedConv2d] | type[ImageConv2d], *, bias: bool) -> nn.Conv2d:
-    """A convolution of the same sizes, whose weights are still to be loaded."""
-    sizes: Any = {name: getattr(conv, name) for name in ("kernel_size", "stride", "padding", "dilation", "groups")}
-    made = skip_init(kind, conv.in_channels, conv.out_channels, **sizes, bias=bias)  # draws no random numbers
+def remade(conv: nn.Conv2d, kind: type[Conv], **changes: Any) -> Conv:
+    """A convolution of the same sizes but for ``changes``, whose weights are still to be loaded."""
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+    sizes = {name: getattr(conv, name) for name in names}
+    made: Conv = skip_init(kind, **sizes | changes)  # type: ignore[no-untyped-call]  # draws no random numbers
     return made.to(conv.weight).to(memory_format=torch.channels_last)
 
 
@@ -92,8 +94,7 @@ class JoinedRelation2d(LocalRelation2d):
             setattr(self, name, getattr(layer, name))
         self.prior, self.transform = layer.prior, layer.transform
         outputs = layer.query.out_channels + layer.key.out_channels
-        both = skip_init(FusedConv2d, layer.query.in_channels, outputs, 1, bias=False)
-        self.both = both.to(layer.query.weight).to(memory_format=torch.channels_last)
+        self.both = remade(layer.query, FusedConv2d, out_channels=outputs, bias=False)
 
     def queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
         q, k = self.both(x).chunk(2, dim=1)
