@@ -11,7 +11,7 @@ from typing import Any
 
 from .errors import InputError
 from .evaluations import Evaluation, read_evaluation
-from .ledger import Row
+from .ledger import Row, first_difference
 from .paired import difference, holm, mcnemar
 from .results import Proportion
 
@@ -23,7 +23,7 @@ FIGURES: dict[str, Callable[[Row], bool]] = {
 }
 
 #: values of a result that must agree, beside the protocol
-_SAME = ("data", "seed", "precision", "images_sha256", "targets_sha256")
+_SAME = ("n", "shard", "data", "seed", "precision", "images_sha256", "targets_sha256")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,21 +116,21 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
 
 def comparable(first: Evaluation, second: Evaluation) -> None:
     """InputError, with the first difference, unless both are of the same protocol, seed, images and targets."""
-    kept = [
+    one, other = (
         {
             **{f"protocol.{key}": value for key, value in run.protocol.items()},
             **{key: run.record.get(key) for key in _SAME},
         }
         for run in (first, second)
-    ]
-    for key in [*kept[0], *kept[1]]:
-        one, other = (values.get(key) for values in kept)
-        # targets are compared themselves, however they were chosen
-        if one != other and key not in ("protocol.name", "protocol.source", "protocol.target"):
-            raise InputError(
-                f"{first.folder} and {second.folder} cannot be compared: {key} is {one!r} in the first, {other!r} in "
-                f"the second{_ADVICE.get(key, '')}"
-            )
+    )
+    # targets are compared themselves, however they were chosen
+    found = first_difference(one, other, but=("protocol.name", "protocol.source", "protocol.target"))
+    if found is not None:
+        key, its, theirs = found
+        raise InputError(
+            f"{first.folder} and {second.folder} cannot be compared: {key} is {its!r} in the first, {theirs!r} in the "
+            f"second{_ADVICE.get(key, '')}"
+        )
     for row, theirs in zip(first.rows, second.rows, strict=True):
         for name in ("id", "label", "target"):
             one, other = getattr(row, name), getattr(theirs, name)

@@ -71,6 +71,7 @@ def known(
             "draw": torch.zeros_like(label),
             "kept": yes[:, None].expand(recorded),
             "hit": no[:, None].expand(recorded),
+            "unconfirmed": torch.zeros_like(label),
             "forwards": torch.ones_like(label),
             "backwards": torch.zeros_like(label),
             "seconds": torch.zeros_like(label, dtype=torch.float64),
@@ -134,6 +135,7 @@ def ledger_rows(rows: Rows, protocol: Protocol, parts: Sequence[str]) -> list[Ro
                 for kept, hit in zip(row["kept"], row["hit"], strict=True)
                 if last
             ),
+            unconfirmed=row["unconfirmed"],
             forwards=row["forwards"],
             backwards=row["backwards"],
             seconds=row["seconds"],

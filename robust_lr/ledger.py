@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -37,6 +37,7 @@ class Row:
         distance: |x_adv - x| in the protocol's norm, the largest over restarts.
         broken_by: the attack of a cascade that broke the image; None if none did, or it was wrong when clean.
         record: at each of the protocol's recorded steps, "r" right in every restart, "t" the target, "w" else wrong.
+        unconfirmed: number of successes that the model did not confirm in a pass of its own; the attack then went on.
         forwards, backwards: passes of the model that were spent on the image, those of the padding left out.
         seconds: its share of the time.
     """
@@ -59,6 +60,7 @@ class Row:
     distance: float
     broken_by: str | None
     record: str
+    unconfirmed: int
     forwards: int
     backwards: int
     seconds: float
@@ -70,10 +72,25 @@ _COLUMNS = ", ".join(_NAMES)
 _HOLES = ", ".join("?" for _ in _NAMES)
 
 
+def first_difference(
+    one: Mapping[str, Any], other: Mapping[str, Any], but: Collection[str] = ()
+) -> tuple[str, Any, Any] | None:
+    """The first key, of none of ``but``, whose values differ, and both values; None for one that is not there."""
+    for key in [*one, *other]:
+        if one.get(key) != other.get(key) and key not in but:
+            return key, one.get(key), other.get(key)
+    return None
+
+
 def remove(path: Path) -> None:
     """Delete a ledger, and the journal that an interrupted transaction left: SQLite would play it into the next."""
-    for file in (path, path.with_name(f"{path.name}-journal")):
+    for file in (path, journal(path)):
         file.unlink(missing_ok=True)
+
+
+def journal(path: Path) -> Path:
+    """Where SQLite keeps what a transaction overwrites."""
+    return path.with_name(f"{path.name}-journal")
 
 
 def read(path: Path) -> list[Row]:
@@ -156,13 +173,12 @@ class Ledger:
             with self.connection:
                 self.connection.execute("INSERT INTO configuration VALUES (?)", (json.dumps(configuration),))
             return
-        before, now = json.loads(kept[0]), json.loads(json.dumps(configuration))
-        for key in [*now, *before]:
-            if before.get(key) != now.get(key):
-                raise InputError(
-                    f"{self.path} holds another evaluation: {key} was {before.get(key)!r} and is {now.get(key)!r}; "
-                    "start afresh (--fresh), or choose another folder (--out)"
-                )
+        if (found := first_difference(json.loads(json.dumps(configuration)), json.loads(kept[0]))) is not None:
+            key, now, before = found
+            raise InputError(
+                f"{self.path} holds another evaluation: {key} was {before!r} and is {now!r}; "
+                "start afresh (--fresh), or choose another folder (--out)"
+            )
 
     def add(self, rows: Iterable[Row]) -> None:
         """Add rows in one transaction: all of them or none."""

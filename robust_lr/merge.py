@@ -13,7 +13,7 @@ from .counts import summarize
 from .errors import InputError
 from .evaluate import LEDGER, RESULT
 from .evaluations import Evaluation, read_evaluation
-from .ledger import Ledger
+from .ledger import Ledger, first_difference, journal, remove
 from .protocol_files import from_values
 from .results import Proportion, Result, write_json
 
@@ -59,9 +59,12 @@ def merge(folders: Sequence[str | Path], out: str | Path, *, fresh: bool = False
     try:
         with closing(Ledger(partial, configuration)) as ledger:
             ledger.add(rows)
+            if result.agreement is not None:
+                ledger.remember("agreement", (result.agreement.count, result.agreement.n))
+        journal(out / LEDGER).unlink(missing_ok=True)  # else an old one would be played into the new ledger
         os.replace(partial, out / LEDGER)
     finally:
-        partial.unlink(missing_ok=True)
+        remove(partial)
     write_json(out / RESULT, result.to_dict())
     return result
 
@@ -97,13 +100,12 @@ def same(shards: Sequence[Evaluation]) -> None:
     first = shards[0]
     owner: dict[int, Path] = {}
     for shard in shards:
-        for key in [*first.configuration, *shard.configuration]:
-            before, now = first.configuration.get(key), shard.configuration.get(key)
-            if before != now and key not in ("shard", "images"):
-                raise InputError(
-                    f"{first.folder} and {shard.folder} are of different evaluations: {key} is {before!r} in the "
-                    f"first, {now!r} in the second"
-                )
+        if (found := first_difference(first.configuration, shard.configuration, but=("shard", "images"))) is not None:
+            key, one, other = found
+            raise InputError(
+                f"{first.folder} and {shard.folder} are of different evaluations: {key} is {one!r} in the first, "
+                f"{other!r} in the second"
+            )
         for row in shard.rows:
             if row.id in owner:
                 raise InputError(f"image {row.id} is in {owner[row.id]} and in {shard.folder}")

@@ -148,6 +148,7 @@ def judged(part: Stepped, number: int, rows: Rows, bench: Bench) -> Rows:
         "first_success": torch.where(unsure, -1, noted["first_success"]),
         "decided": reached if part.criterion == "worst" else rows["decided"],
         "unsure": unsure,
+        "unconfirmed": rows["unconfirmed"] + unsure,
         "adversarial": torch.where(rows["held"], logits.argmax(1), rows["adversarial"]),
         "loss": torch.where(rows["held"], loss, rows["loss"]),
         "held": rows["held"] & (right | unsure),

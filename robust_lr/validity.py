@@ -76,13 +76,15 @@ def kept(rows: Sequence[Row], protocol: Protocol) -> Finding:
     return lost <= NOISE * len(rows), f"{lost} of {len(rows)} images are right at the last iterate, wrong on the way"
 
 
-def verdicts(rows: Sequence[Row], protocol: Protocol) -> Finding:
-    """Verdicts come from a pass of their own on the finished images; they and the recorded predictions agree."""
-    if protocol.criterion != "last":
-        disagree = sum(row.robust != (row.first_wrong is None) for row in rows)
-    else:
-        disagree = sum(row.robust != (row.adversarial == row.label) for row in rows)
-    return disagree == 0, f"{disagree} of {len(rows)} recorded predictions disagree with the verdict"
+def confirmed(rows: Sequence[Row], protocol: Protocol) -> Finding:
+    """What the attacked model (folded, in lower precision) calls a success, the model itself does in another pass."""
+    if protocol.criterion == "last":
+        return None, "no success ends the attack"
+    doubted = sum(row.unconfirmed > 0 for row in rows)
+    return (
+        doubted <= NOISE * len(rows),
+        f"the model did not confirm a success of the attack for {doubted} of {len(rows)} images",
+    )
 
 
 CHECKS: dict[str, Callable[[Sequence[Row], Protocol], Finding]] = {
@@ -91,5 +93,5 @@ CHECKS: dict[str, Callable[[Sequence[Row], Protocol], Finding]] = {
     "the loss rises": loss,
     "the attack has converged": converged,
     "successes are kept": kept,
-    "verdicts agree": verdicts,
+    "successes are confirmed": confirmed,
 }

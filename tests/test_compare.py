@@ -76,16 +76,26 @@ def test_pairs_are_counted_image_by_image(runs):
         ({"protocol": dataclasses.replace(AIMED, targeted=False)}, r"protocol\.targeted is True in the first, False"),
         ({"protocol": dataclasses.replace(AIMED, restarts=2)}, r"protocol\.restarts is 1 in the first, 2"),
         ({"seed": 1}, "seed is 0 in the first, 1 in the second"),
-        ({"images": slice(0, 100)}, "images_sha256 is '"),
+        ({"images": slice(0, 100)}, "n is 120 in the first, 100 in the second"),
+        ({"images": [*range(119), 150]}, "images_sha256 is '"),
         ({"protocol": dataclasses.replace(AIMED, target="least-likely")}, "targets_sha256 is .*--save-targets"),
     ],
 )
 def test_runs_that_cannot_be_compared_are_refused_with_the_difference(runs, data, tmp_path, changes, words):
     options = {"protocol": AIMED, **changes}
-    some = data.subset(range(120)[options.pop("images", slice(None))])
+    images = options.pop("images", slice(None))
+    everything = rlr.data.load("fashion-mnist-mini", "test")
+    some = everything.subset(range(120)[images] if isinstance(images, slice) else images)
     rlr.evaluate(linear(1), some, out=tmp_path / "other", **options)
     with pytest.raises(InputError, match=f"cannot be compared: {words}"):
         rlr.compare([runs / "a", tmp_path / "other"])
+
+
+def test_different_shards_cannot_be_compared(data, tmp_path):
+    for index in (1, 2):
+        rlr.evaluate(linear(1), data, AIMED, out=tmp_path / str(index), shard=(index, 2))
+    with pytest.raises(InputError, match="shard is '1/2' in the first, '2/2' in the second"):
+        rlr.compare([tmp_path / "1", tmp_path / "2"])
 
 
 def test_names_of_protocols_and_how_targets_were_chosen_do_not_matter(runs, data, tmp_path):
@@ -141,5 +151,8 @@ def test_the_command_prints_both_tables_and_writes_all_figures(runs, tmp_path):
     for figures in comparison.accuracies.values():
         assert str(figures["robust"]) in result.output
     assert max(len(line) for line in result.output.splitlines()) <= 80
+    result = CliRunner().invoke(main, [*arguments[:-2], "--figure", "robusd"])
+    assert "unknown figure 'robusd': did you mean 'robust'? choose one of clean, robust, worst-seen" in result.stderr
+    assert result.exit_code == 2
     result = CliRunner().invoke(main, ["compare", str(runs / "a")])
     assert (result.exit_code, result.stderr) == (2, "robust-lr: a comparison needs two evaluations or more\n")

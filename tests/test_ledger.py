@@ -10,7 +10,7 @@ from robust_lr.ledger import Ledger, Row
 ROW = Row(
     id=5, input_hash="0f", label=1, target=2, clean=1, adversarial=2, robust=False, robust_worst_seen=False,
     success=True, first_success=None, first_wrong=3, clean_loss=0.3, zero_gradients=0,
-    margin=-0.5, loss=1.5, distance=0.1, broken_by=None, record="rw",
+    margin=-0.5, loss=1.5, distance=0.1, broken_by=None, record="rw", unconfirmed=1,
     forwards=4, backwards=2, seconds=0.5,
 )  # fmt: skip
 ROWS = [dataclasses.replace(ROW, id=id_) for id_ in (7, 2**40, 0)]

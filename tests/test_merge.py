@@ -106,6 +106,36 @@ def test_an_evaluation_is_not_overwritten(shards, tmp_path):
     assert timeless(tmp_path / "out") == timeless(shards / "whole")
 
 
+def test_what_an_interrupted_transaction_left_does_not_reach_the_new_ledger(shards, tmp_path):
+    """A journal beside a database that is gone: SQLite would play it into the one that takes its place."""
+    out = tmp_path / "out"
+    shutil.copytree(shards / "whole", out)
+    code = f"""
+import os, sqlite3
+connection = sqlite3.connect({str(out / "ledger.sqlite")!r})
+connection.execute("PRAGMA cache_size = 1")
+connection.execute("BEGIN")
+connection.execute("UPDATE images SET label = 7, input_hash = hex(randomblob(500))")
+os._exit(0)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    journal = out / "ledger.sqlite-journal"
+    assert journal.stat().st_size > 512
+    rlr.merge([shards / name for name in "123"], out, fresh=True)
+    assert timeless(out) == timeless(shards / "whole")
+    assert not journal.exists()
+
+
+def test_the_agreement_of_a_lower_precision_is_joined_and_kept(data, model, tmp_path):
+    options = {"precision": "bf16", "name": "net"}
+    for i in (1, 2):
+        rlr.evaluate(model, data, AIMED, out=tmp_path / str(i), shard=(i, 2), **options)
+    joined = rlr.merge([tmp_path / "1", tmp_path / "2"], tmp_path / "out")
+    assert joined.agreement.n == 100
+    again = rlr.evaluate(model, data, AIMED, out=tmp_path / "out", resume=True, **options)
+    assert again.agreement == joined.agreement
+
+
 # torchrun
 
 

@@ -15,13 +15,15 @@ from ..terminal import console, say
 if TYPE_CHECKING:
     from ..compare import Comparison
 
-FIGURES = ("robust", "worst-seen", "clean")
-
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--figure", type=click.Choice(FIGURES), default="robust", show_default=True, help="Accuracy that is tested."
+    "--figure",
+    default="robust",
+    show_default=True,
+    metavar="NAME",
+    help="Accuracy that is tested: clean, robust or worst-seen.",
 )
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write every figure to this file.")
 def compare(runs: tuple[Path, ...], figure: str, json_file: Path | None) -> None:
@@ -30,9 +32,12 @@ def compare(runs: tuple[Path, ...], figure: str, json_file: Path | None) -> None
     RUNS are folders that `robust-lr attack` wrote. Each pair gets the difference of accuracies with a 95 % interval
     (Newcombe 1998, method 10) and the p-value of McNemar's exact test, corrected for the number of pairs (Holm 1979).
     """
+    from ..compare import FIGURES
     from ..compare import compare as compare_runs
     from ..results import write_json
+    from ..text import check_name
 
+    check_name("figure", figure, FIGURES)
     comparison = compare_runs(runs)
     console.print(accuracy_table(comparison))
     console.print(pair_table(comparison, figure))
@@ -43,14 +48,15 @@ def compare(runs: tuple[Path, ...], figure: str, json_file: Path | None) -> None
 
 def accuracy_table(comparison: Comparison) -> Table:
     """One line a model."""
-    n = next(iter(comparison.accuracies.values()))["clean"].n
+    shares = next(iter(comparison.accuracies.values()))
+    n = shares["clean"].n
     title = Text(f"{comparison.protocol['name']} on {comparison.data}, {n} images: accuracy in %")
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("model", overflow="fold")
-    for figure in ("clean", "robust", "worst-seen"):
+    for figure in shares:
         table.add_column(figure, justify="right", no_wrap=True)
     for name, figures in comparison.accuracies.items():
-        table.add_row(Text(name), *(Text(str(figures[figure])) for figure in ("clean", "robust", "worst-seen")))
+        table.add_row(Text(name), *(Text(str(figures[figure])) for figure in shares))
     return table
 
 
