@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from helpers import noise
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -37,18 +37,11 @@ def test_networks(options: list[str], tmp_path: Path) -> None:
 
 
 def test_seeds(tmp_path: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (24, 12, 12), np.uint8)
-    np.savez(tmp_path / "small.npz", images=pixels, labels=np.arange(24) % 10)
-    values = [f"data.name=npz:{tmp_path / 'small.npz'}", "model.width=0.0625", "attack.steps=1", "train.epochs=1"]
+    data = noise(tmp_path / "small.npz", 12, 10, both=24)
+    values = [f"data.name=npz:{data}", "model.width=0.0625", "attack.steps=1", "train.epochs=1"]
     values += ["train.batch_size=8", "train.milestones=[]", "train.warmup_epochs=0", "train.device=cpu"]
-    options = [
-        "--seeds",
-        "0",
-        "1",
-        "--runs",
-        str(tmp_path / "runs"),
-        *(w for value in values for w in ("--set", value)),
-    ]
+    options = ["--seeds", "0", "1", "--runs", str(tmp_path / "runs")]
+    options += [word for value in values for word in ("--set", value)]
     done = run("seeds.py", "--out", str(tmp_path / "seeds.json"), *options)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "seeds.json").read_text())

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from helpers import noise
 from PIL import Image
 from torch import nn
 
@@ -262,11 +263,7 @@ def test_a_synchronized_twin_shares_everything_with_its_model():
 def run_settings(tmp_path, sync_batchnorm=True, **train):
     file = tmp_path / "small.npz"
     if not file.exists():
-        generator = np.random.default_rng(0)
-        images = {
-            f"{s}_images": generator.integers(0, 256, (n, 12, 12), np.uint8) for s, n in (("train", 24), ("test", 9))
-        }
-        np.savez(file, **images, train_labels=np.arange(24) % 3, test_labels=np.arange(9) % 3)
+        noise(file, 12, 3, train=24, test=9)
     config = settings(sync_batchnorm=sync_batchnorm, **train)
     return replace(config, data=replace(config.data, name=f"npz:{file}"))
 

@@ -13,10 +13,7 @@ from robust_lr.errors import InputError
 from robust_lr.inspection import compositions, last_layers, learnt_priors, read_image
 from robust_lr.models import build_model
 
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 @pytest.fixture

@@ -1,8 +1,7 @@
 import pytest
 import torch
+from helpers import Largest
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from robust_lr import full_image
 from robust_lr.errors import InputError
@@ -19,9 +18,7 @@ VARIANTS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def outcome(layer, x):
@@ -93,18 +90,6 @@ def test_chunks_change_nothing(monkeypatch, options):
     whole = outcome(layer, x)
     monkeypatch.setattr(full_image, "CHUNK", 7 * 3 * 2 * 4 * 5)  # a few pixels at a time, and a rest
     close(outcome(layer, x), whole)
-
-
-class Largest(TorchDispatchMode):
-    """The most values that any tensor holds."""
-
-    values = 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        result = function(*arguments, **(options or {}))
-        found = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        self.values = max(self.values, *found, 0)
-        return result
 
 
 def test_weights_are_never_held_at_once(monkeypatch):

@@ -14,11 +14,7 @@ from robust_lr.models.resnet import Block
 from robust_lr.non_local import NonLocalBlock
 from robust_lr.priors import FixedPrior, GeometricPrior, TablePrior
 
-
-@pytest.fixture(autouse=True)
-def seeded():
-    """Of some starts, all of the few channels of a tiny network's stem are dead."""
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def with_random_statistics(model):

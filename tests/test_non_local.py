@@ -1,16 +1,12 @@
 import pytest
 import torch
+from helpers import Largest
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from robust_lr.errors import InputError
 from robust_lr.non_local import NonLocal2d, NonLocalBlock
 
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 @pytest.mark.parametrize(("stride", "key_stride"), [(1, 1), (2, 2), (1, 3)])
@@ -24,18 +20,6 @@ def test_every_pixel_is_a_mean_of_all_keys_weighed_by_similarity(stride, key_str
     expected = layer.transform(torch.einsum("nhwk,nck->nchw", weights, g))
     assert layer(x).shape == (2, 4, -(-7 // stride), -(-5 // stride))
     torch.testing.assert_close(layer(x), expected)
-
-
-class Largest(TorchDispatchMode):
-    """The most values that any tensor holds."""
-
-    values = 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        result = function(*arguments, **(options or {}))
-        found = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        self.values = max(self.values, *found, 0)
-        return result
 
 
 def test_weights_are_never_held_at_once():

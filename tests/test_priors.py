@@ -5,10 +5,7 @@ from robust_lr.errors import InputError
 from robust_lr.layers import FullRelation2d, LocalRelation2d
 from robust_lr.priors import GeometricPrior, TablePrior
 
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def copied(layer, **options):

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers import assert_finished_like, noise, small_run, until
 
 import robust_lr as rlr
 from robust_lr import config as config_room
@@ -24,27 +25,12 @@ STEPS = 18  # 3 epochs of 6
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A data set of 48 small pictures to train on and 20 to test with."""
-    file = tmp_path_factory.mktemp("data") / "small.npz"
-    generator = np.random.default_rng(0)
-    arrays = {}
-    for split, n in (("train", 48), ("test", 20)):
-        arrays[f"{split}_images"] = generator.integers(0, 256, (n, 12, 12), np.uint8)
-        arrays[f"{split}_labels"] = np.arange(n) % 3
-    np.savez(file, **arrays)
-    return file
-
-
-def overrides(data):
-    values = ["model.name=resnet18", "model.width=0.0625", "model.stem=small", f"data.name=npz:{data}", "seed=5"]
-    values += ["data.augment=flip-crop", "attack.steps=2", "attack.step_size=8/255", "train.threads=1"]
-    values += ["train.epochs=3", "train.batch_size=8", "train.lr=0.05", "train.warmup_epochs=1"]
-    return [*values, "train.milestones=[2]", "train.device=cpu"]
+    return noise(tmp_path_factory.mktemp("data") / "small.npz", 12, 3, train=48, test=20)
 
 
 @pytest.fixture(scope="module")
 def config(data):
-    return config_room.load(None, overrides(data))
+    return config_room.load(None, small_run(data))
 
 
 def with_values(config, **sections):
@@ -61,33 +47,6 @@ def straight(config, tmp_path_factory):
 
 def contents(folder):
     return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-
-
-def newest(folder):
-    return states(folder)[0]
-
-
-def one_epoch(config, folder):
-    run = train_run(config, folder)
-    while next(run).epoch < 1:
-        pass
-    run.close()
-
-
-def untimed(folder):
-    return [
-        {key: value for key, value in line.items() if key not in ("seconds", "waited")} for line in read_metrics(folder)
-    ]
-
-
-def assert_finished_like(folder, straight):
-    """Weights and momentum to the bit, and one line for each step."""
-    for file in (lambda folder: folder / WEIGHTS, newest):
-        (ours, about_ours), (theirs, about_theirs) = (read_tensors(file(path)) for path in (folder, straight))
-        assert about_ours == about_theirs
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    assert untimed(folder) == untimed(straight)
 
 
 def test_a_run_folder_holds_all_that_is_needed(straight, config, data):
@@ -185,7 +144,7 @@ def test_a_long_epoch_is_saved_now_and_then(config, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "SAVE_SECONDS", 0.0)
     run = train_run(config, tmp_path / "run")
     next(run), next(run)
-    assert read_tensors(newest(tmp_path / "run"))[1]["step"] == "2"
+    assert read_tensors(states(tmp_path / "run")[0])[1]["step"] == "2"
     run.close()
 
 
@@ -261,7 +220,7 @@ def test_threads_workers_and_the_place_of_the_data_may_change(straight, config):
 
 
 def test_a_run_goes_on_with_other_micro_batches(straight, config, tmp_path):
-    one_epoch(config, tmp_path / "run")
+    until(config, tmp_path / "run", 6)
     fewer = with_values(config, compute={"micro_batch": 4})
     rest = list(train_run(fewer, tmp_path / "run", resume=True))
     assert [step.step for step in rest] == list(range(7, STEPS + 1))
@@ -273,7 +232,7 @@ def test_other_images_under_the_same_name_are_refused(config, data, tmp_path):
         arrays = dict(npz)
     moved = with_values(config, data={"name": "npz:mine.npz", "root": str(tmp_path)})
     np.savez(tmp_path / "mine.npz", **arrays)
-    one_epoch(moved, tmp_path / "run")
+    until(moved, tmp_path / "run", 6)
     arrays["train_images"][3, 4, 5] ^= 1
     np.savez(tmp_path / "mine.npz", **arrays)
     with pytest.raises(InputError, match="holds a run on other images"):
@@ -285,7 +244,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(config, tmp_path):
     wild = with_values(config, train={"epochs": 2, "lr": 1e30, "warmup_epochs": 0})
     # the next epochs of the same run, at a rate that breaks it
     (tmp_path / "run" / CONFIG).write_text(config_room.to_toml(wild))
-    files = tmp_path / "run" / WEIGHTS, newest(tmp_path / "run")
+    files = tmp_path / "run" / WEIGHTS, states(tmp_path / "run")[0]
     before = [file.read_bytes() for file in files]
     with pytest.raises(RunError, match=r"the loss became (nan|inf) at step \d+ of 12: try a learning rate below"):
         list(train_run(wild, tmp_path / "run", resume=True))
@@ -365,7 +324,7 @@ def test_the_command_can_be_stopped_and_resumed(straight, config, data, tmp_path
     folder = tmp_path / "run"
     (tmp_path / "empty.toml").touch()
     command = [sys.executable, "-c", COMMAND.format(number=int(number)), "adv-train", str(tmp_path / "empty.toml")]
-    command += ["--out", str(folder), *(word for value in overrides(data) for word in ("--set", value))]
+    command += ["--out", str(folder), *(word for value in small_run(data) for word in ("--set", value))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     stopped = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert stopped.returncode == code, stopped.stderr
@@ -374,7 +333,7 @@ def test_the_command_can_be_stopped_and_resumed(straight, config, data, tmp_path
         assert last.startswith(f"robust-lr: stopped by {number.name} after step 9 of 18; {folder} is saved")
         assert "Traceback" not in stopped.stderr
     assert load_model(folder)
-    assert read_tensors(newest(folder))[1]["step"] == str(done)
+    assert read_tensors(states(folder)[0])[1]["step"] == str(done)
     rest = list(train_run(config, folder, resume=True))
     assert [step.step for step in rest] == list(range(done + 1, STEPS + 1))
     assert_finished_like(folder, straight[0])

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers import assert_finished_like, noise, small_run, until
 from PIL import Image
 
 from robust_lr import config as config_room
@@ -32,47 +33,20 @@ STEPS = 18
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    file = tmp_path_factory.mktemp("data") / "small.npz"
-    generator = np.random.default_rng(0)
-    arrays = {}
-    for split, n in (("train", 48), ("test", 20)):
-        arrays[f"{split}_images"] = generator.integers(0, 256, (n, 12, 12), np.uint8)
-        arrays[f"{split}_labels"] = np.arange(n) % 3
-    np.savez(file, **arrays)
-    return file
+    return noise(tmp_path_factory.mktemp("data") / "small.npz", 12, 3, train=48, test=20)
 
 
 @pytest.fixture(scope="module")
 def config(data):
-    values = ["model.name=resnet18", "model.width=0.0625", "model.stem=small", f"data.name=npz:{data}", "seed=5"]
-    values += ["data.augment=flip-crop", "attack.steps=2", "attack.step_size=8/255", "train.threads=1", "train.ema=0.9"]
-    values += ["train.epochs=3", "train.batch_size=8", "train.lr=0.05", "train.warmup_epochs=1"]
-    return config_room.load(None, [*values, "train.milestones=[2]", "train.device=cpu"])
+    return config_room.load(None, small_run(data, "train.ema=0.9"))
 
 
 @pytest.fixture(scope="module")
 def straight(config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "straight"
     list(train_run(config, folder))
+    assert any(name.startswith("average/") for name in newest_state(folder)[0])
     return folder
-
-
-def assert_finished_like(folder, straight):
-    (ours, said), (theirs, expected) = (read_state(states(path)[0]) for path in (folder, straight))
-    assert said == expected
-    assert ours.keys() == theirs.keys()
-    assert any(name.startswith("average/") for name in ours)
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    weights = [read_tensors(path / WEIGHTS)[0] for path in (folder, straight)]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
-
-
-def until(config, folder, step):
-    """A run that dies after ``step``, without a word."""
-    run = train_run(config, folder)
-    while next(run).step < step:
-        pass
-    run.close()
 
 
 # kill -9

@@ -7,9 +7,9 @@ import sys
 import time
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
+from helpers import noise
 
 from robust_lr import config as config_room
 from robust_lr import jobs as jobs_room
@@ -62,9 +62,7 @@ model = {{ name = "lrnet26", kernel_size = 3 }}
 def toml(tmp_path_factory):
     """A table of two small networks on 24 small pictures."""
     folder = tmp_path_factory.mktemp("table")
-    images = np.random.default_rng(0).integers(0, 256, (24, 8, 8), np.uint8)
-    np.savez(folder / "small.npz", images=images, labels=np.arange(24) % 3)
-    (folder / "small.toml").write_text(TABLE.format(data=folder / "small.npz"))
+    (folder / "small.toml").write_text(TABLE.format(data=noise(folder / "small.npz", 8, 3, both=24)))
     return folder / "small.toml"
 
 

@@ -1,9 +1,9 @@
 import json
 
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from helpers import noise
 from torch.nn import functional as F
 
 from robust_lr import tables
@@ -54,9 +54,7 @@ size = {{ params = 17.3 }}
 
 
 def small(folder, classes):
-    images = np.random.default_rng(0).integers(0, 256, (24, 8, 8), np.uint8)
-    np.savez(folder / "small.npz", images=images, labels=np.arange(24) % classes)
-    (folder / "small.toml").write_text(TABLE.format(data=folder / "small.npz"))
+    (folder / "small.toml").write_text(TABLE.format(data=noise(folder / "small.npz", 8, classes, both=24)))
     return folder / "small.toml"
 
 

@@ -8,6 +8,7 @@ import click
 
 from ..errors import InputError
 from ..terminal import say
+from .choice import checkpoint_name
 
 _PATH = click.Path(path_type=Path)
 _CHECKPOINT = click.option(
@@ -29,7 +30,7 @@ def priors(checkpoint: Path | None, out: Path) -> None:
     from ..figures import draw_priors, save
     from ..inspection import learnt_priors
 
-    save(draw_priors(learnt_priors(load_model(checkpoint)), title(checkpoint)), out)
+    save(draw_priors(learnt_priors(load_model(checkpoint)), checkpoint_name(checkpoint)), out)
     say(f"Written to {out}")
 
 
@@ -52,12 +53,8 @@ def composability(
     x = read_image(image, len(model.normalize.mean), size)
     at = (x.shape[1] // 2, x.shape[2] // 2) if pixel is None else parse(pixel)
     found = compositions(model, x, at, None if group is None else [group] * len(STAGES))
-    save(draw_compositions(x, at, found, title(checkpoint)), out)
+    save(draw_compositions(x, at, found, checkpoint_name(checkpoint)), out)
     say(f"Written to {out}")
-
-
-def title(checkpoint: Path | None) -> str:
-    return "lrnet26-shipped" if checkpoint is None else checkpoint.resolve().name
 
 
 def parse(pixel: str) -> tuple[int, int]:
