@@ -100,6 +100,8 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
         InputError: missing or malformed file, unknown key, value of the wrong type or out of range.
     """
     table = {} if path is None else read_toml(find(path))
+    if "rows" in table:
+        raise InputError(f"{path} holds the [[rows]] of a table, not one training run: give it to robust-lr table")
     for override in overrides:
         set_value(table, override)
     return from_dict(table)
@@ -135,7 +137,7 @@ def from_dict(table: Mapping[str, Any]) -> Config:
         if not isinstance(section, Mapping):
             raise InputError(f"{name} = {section!r}: a [{name}] table is needed")
         sections[name] = section
-    top = make(Config, table, "top level")
+    top = make(Config, table, "")
     model = {key: tuple(v) if isinstance(v, list) else v for key, v in sections["model"].items()}
     return replace(
         top,
@@ -198,12 +200,15 @@ def named(name: str) -> protocols.Protocol:
 
 
 def make(kind: type[Record], table: Mapping[str, Any], section: str, base: Record | None = None) -> Record:
-    """``kind(**table)``, or ``base`` with those values replaced, once names and types have been checked."""
+    """``kind(**table)``, or ``base`` with those values replaced, once names and types have been checked.
+
+    ``section`` is what errors call the table; "" is the top level.
+    """
     hints = typing.get_type_hints(kind)
     values = {}
     for key, value in table.items():
-        check_name(f"key in [{section}]", key, [f.name for f in fields(kind)])
-        values[key] = typed(hints[key], value, f"{section}.{key}")
+        check_name(f"key in [{section}]" if section else "key", key, [f.name for f in fields(kind)])
+        values[key] = typed(hints[key], value, f"{section}.{key}" if section else key)
     return kind(**values) if base is None else replace(base, **values)
 
 

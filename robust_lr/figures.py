@@ -33,7 +33,7 @@ def empty(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise InputError("a picture needs matplotlib: pip install 'robust-lr[figures]'") from None
+        raise InputError("a picture needs matplotlib: pip install matplotlib") from None
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -98,7 +98,8 @@ def guard(
         what = f"{tuple(logits.shape)} {logits.dtype}" if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(f"the model returns {what} for {len(x)} images: logits [{len(x)}, classes] are needed")
     if logits.shape[1] <= most:
-        raise InputError(f"the model has {logits.shape[1]} classes, but the data set has labels up to {most}")
+        words = f"the model has {logits.shape[1]} classes, but the data set has labels up to {most}"
+        raise InputError(f"{words}: give images of its classes")
     check_finite(logits, ids)
     sample = Sample(
         model=model, x=x, labels=labels, ids=ids, num_classes=num_classes, logits=logits, gradients=gradients

@@ -152,7 +152,9 @@ class Ledger:
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
             self.connection = sqlite3.connect(path or ":memory:", timeout=5)
-        except (OSError, sqlite3.Error) as error:
+        except OSError as error:
+            raise InputError(f"{error.filename} cannot be a folder: {error.strerror}; choose another (--out)") from None
+        except sqlite3.Error as error:
             raise InputError(f"{path} cannot be used as a ledger: {error}") from None
         try:
             self.connection.execute("CREATE TABLE IF NOT EXISTS configuration (json TEXT NOT NULL)")

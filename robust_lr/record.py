@@ -134,7 +134,6 @@ def summary_writer() -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise InputError(
-            "output.tensorboard = true: the package tensorboard is missing; pip install 'robust-lr[tensorboard]', "
-            "or leave it off"
+            "output.tensorboard = true: the package tensorboard is missing; pip install tensorboard, or leave it off"
         ) from None
     return SummaryWriter

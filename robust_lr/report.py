@@ -97,7 +97,7 @@ def figure_class() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise InputError("a picture needs matplotlib: pip install 'robust-lr[figures]'") from None
+        raise InputError("a picture needs matplotlib: pip install matplotlib") from None
     return Figure
 
 

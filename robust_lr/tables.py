@@ -9,7 +9,7 @@ from typing import Any
 
 from . import protocols
 from .accuracy import Accuracy
-from .config import Config, at_least, find, from_dict, read_toml, set_value
+from .config import RECORDS, Config, at_least, find, from_dict, read_toml, set_value
 from .config import to_dict as config_to_dict
 from .errors import InputError
 from .jobs import CLEAN, Job
@@ -84,7 +84,12 @@ def read(name: str | Path, overrides: Sequence[str] = (), limit: int = 0) -> Tab
     table = read_toml(find(name))
     for override in overrides:
         set_value(table, override)
+    if "rows" not in table:
+        raise InputError(f"{name}: a table needs [[rows]]; one network is trained by robust-lr adv-train")
     for key in table:
+        if key in ("attack", *RECORDS) and key != "data":
+            words = " or ".join(f"{regime}.{key}" for regime in REGIMES)
+            raise InputError(f"{key}: networks of a table are trained in two ways, say for which: {words}")
         check_name("key of a table", key, ["title", "seed", "protocols", "model", "data", "rows", *REGIMES])
     title = typed(str, table.pop("title", Path(name).stem), "title")
     names, rows = table.pop("protocols", []), table.pop("rows", [])

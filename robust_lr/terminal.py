@@ -27,9 +27,9 @@ def use_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def set_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    help_text = "Change one value of the config, e.g. train.epochs=3; may be repeated."
-    return click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help=help_text)(command)
+def set_option(example: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    help_text = f"Change one value of the config, e.g. {example}; may be repeated."
+    return click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help=help_text)
 
 
 class GroupedOption(click.Option):

@@ -95,12 +95,13 @@ def test_files_that_are_no_toml_are_named(tmp_path, content):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("modle.name=x", r"unknown key in \[top level\] 'modle': did you mean 'model'"),
+        ("seed=x", "^seed = 'x': a whole number"),
+        ("modle.name=x", r"unknown key 'modle': did you mean 'model'"),
         ("data.nmae=x", r"unknown key in \[data\] 'nmae': did you mean 'name'"),
         ("attack.epss=0.1", r"unknown key in \[attack\] 'epss': did you mean 'eps'"),
         ("attack.protocl=none", r"unknown key in \[attack\] 'protocl': did you mean 'protocol'"),
         ("train.epoch=1", r"unknown key in \[train\] 'epoch': did you mean 'epochs'"),
-        ("rows=1", r"unknown key in \[top level\] 'rows': choose one of seed, model, data, attack, train, valid"),
+        ("rows=1", r"unknown key 'rows': choose one of seed, model, data, attack, train, valid"),
     ],
 )
 def test_unknown_keys_are_named_with_the_nearest_one(override, words):

@@ -242,7 +242,7 @@ def test_more_classes_than_the_data_set_has(good, data):
 
 def test_fewer_classes_than_labels_cannot_be_allowed(good, data):
     text = complaint(Around(good, lambda z: z[:, :7]), data, allow=("classes",))
-    assert text == "the model has 7 classes, but the data set has labels up to 9"
+    assert text == "the model has 7 classes, but the data set has labels up to 9: give images of its classes"
 
 
 @pytest.mark.parametrize(

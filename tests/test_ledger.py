@@ -82,7 +82,9 @@ def test_a_file_that_exists_is_not_used_unless_resumed(tmp_path):
 def test_what_cannot_be_a_ledger_is_refused(tmp_path):
     file = tmp_path / "file"
     file.write_text("some other file, long enough to be told from an empty database" * 20)
-    for path in (file, tmp_path, file / "ledger"):
+    for path in (file, tmp_path):
         with pytest.raises(InputError, match="cannot be used as a ledger"):
             Ledger(path, {}, resume=True)
+    with pytest.raises(InputError, match=r"file cannot be a folder: File exists; choose another \(--out\)"):
+        Ledger(file / "ledger", {}, resume=True)
     assert file.read_text().startswith("some other file")

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import robust_lr as rlr
 from robust_lr.errors import InputError
@@ -183,9 +184,9 @@ def test_default_statistics_are_imagenet_s_for_color_only():
         ({"num_classes": "ten"}, "num_classes = 'ten': a whole number is needed"),
         ({"in_channels": 0}, "in_channels = 0.*at least 1"),
         ({"in_channels": "x"}, "in_channels = 'x': a whole number is needed"),
-        ({"width": 0}, "width = 0.*between 0 and 100"),
-        ({"width": -1}, "width = -1.*between 0 and 100"),
-        ({"width": float("nan")}, "width = nan.*between 0 and 100"),
+        ({"width": 0}, "width = 0.*above 0 and below 100"),
+        ({"width": -1}, "width = -1.*above 0 and below 100"),
+        ({"width": float("nan")}, "width = nan.*above 0 and below 100"),
         ({"width": "big"}, "width = 'big': a number is needed"),
         ({"width": True}, "width = True: a number is needed"),
         ({"mean": (0.5,)}, r"mean = \(0.5,\): one value for each of 3 channels"),
@@ -309,13 +310,29 @@ def test_keys_have_one_grid_in_all_layers_of_a_stage_that_sees_the_full_image(na
         assert [block.conv2.transform.stride for block in stage] == [(1, 1), (1, 1)]
 
 
-@pytest.mark.parametrize("name", ["nl26", "lrnet26", "resnet18"])
-def test_strided_transforms_of_few_channels_train_with_intact_memory(name):
-    # PyTorch's strided 1x1 convolution writes where it must not for fewer than 16 channels, see Pointwise2d
-    model = build_model(name, num_classes=3, width=0.1)
-    for module in model.modules():
-        strided = isinstance(module, nn.Conv2d) and module.stride != (1, 1) and module.kernel_size == (1, 1)
-        assert not strided or isinstance(module, Pointwise2d)
+class WeightGradients(TorchDispatchMode):
+    """Kernel sizes and strides of the convolutions whose weight gradients are taken."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if operator is torch.ops.aten.convolution_backward.default and args[10][1]:
+            self.seen.append((tuple(args[2].shape[2:]), tuple(args[4])))
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_training_takes_no_weight_gradient_that_corrupts_memory(name):
+    # of a 1x1 convolution with a stride, see Pointwise2d
+    with WeightGradients() as gradients:
+        tiny(name).train()(torch.rand(2, 3, 32, 32)).sum().backward()
+    assert ((1, 1), (1, 1)) in gradients.seen
+    assert not any(kernel == (1, 1) and stride != (1, 1) for kernel, stride in gradients.seen)
+
+
+def test_taking_pixels_first_is_a_strided_convolution():
     layer = Pointwise2d(6, 5, 2).double()
     plain = nn.Conv2d(6, 5, 1, stride=2, bias=False).double()
     plain.load_state_dict(layer.state_dict())

@@ -6,7 +6,7 @@ from click.testing import CliRunner
 from helpers import noise
 from torch.nn import functional as F
 
-from robust_lr import tables
+from robust_lr import config, tables
 from robust_lr.accuracy import measure
 from robust_lr.checkpoint import load_model, weights_hash
 from robust_lr.cli import main
@@ -236,6 +236,7 @@ def test_tables_without_networks_are_refused(number):
     [
         ("titel='x'", "unknown key of a table 'titel': did you mean 'title'"),
         ("title=3", "title = 3: a string is needed"),
+        ("train.epochs=3", r"train: .* say for which: regular\.train or adversarial\.train"),
         ("rows=[{label = 'x', model = {name = 'nl26'}, size = {parms = 3}}]", "'parms': did you mean 'params'"),
         ("rows=[{label = 'x', model = {name = 'nl26'}, paper = {clean = 3}}]", "'clean'"),
         ("rows=[{label = 'x', model = {name = 'nl26'}, size = 3}]", "size = 3"),
@@ -244,6 +245,13 @@ def test_tables_without_networks_are_refused(number):
 def test_mistakes_in_a_table_are_named(toml, override, words):
     with pytest.raises(InputError, match=words):
         tables.read(toml, [override])
+
+
+def test_a_config_of_one_network_is_no_table_and_a_table_is_none_of_those(tmp_path):
+    with pytest.raises(InputError, match=r"mini: a table needs \[\[rows\]\]; one network .* adv-train"):
+        tables.read("lrnet26_fashion_mnist_mini")
+    with pytest.raises(InputError, match=r"table9 holds the \[\[rows\]\] of a table.* give it to robust-lr table"):
+        config.load("table9")
 
 
 def test_attacks_need_a_training(tmp_path):

@@ -14,7 +14,7 @@ from ..terminal import say, set_option, use_threads
 
 @click.command("adv-train")
 @click.argument("config", default="lrnet26_fashion_mnist_mini")
-@set_option
+@set_option("train.epochs=3")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/CONFIG]")
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
 def adv_train(config: str, overrides: tuple[str, ...], out: Path | None, resume: bool) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write every figure to this file.")
 def compare(runs: tuple[Path, ...], figure: str, json_file: Path | None) -> None:
-    """Is one model more robust than another? Paired, on the same images and targets.
+    """Whether one model is more robust than another. Paired, on the same images and targets.
 
     RUNS are folders that `robust-lr attack` wrote. Each pair gets the difference of accuracies with a 95 % interval
     (Newcombe 1998, method 10) and the p-value of McNemar's exact test, corrected for the number of pairs (Holm 1979).

@@ -18,7 +18,7 @@ _CHECKPOINT = click.option(
 
 @click.group()
 def figure() -> None:
-    """Draw what an LR-Net has learnt. Needs matplotlib: pip install 'robust-lr[figures]'."""
+    """Draw what an LR-Net has learnt. Needs matplotlib: pip install matplotlib."""
 
 
 @figure.command()

@@ -9,12 +9,12 @@ from ..terminal import say, set_option, use_threads
 
 @click.command()
 @click.argument("config", default="imagenet/lrnet26_adv")
-@set_option
+@set_option("train.epochs=3")
 @click.option("--processes", type=int, default=1, show_default=True, help="Of the run that is planned, one a GPU.")
 @click.option("--images", type=int, default=0, help="Of a measured step.  [default: one process's share; 4 on a CPU]")
 @click.option("--steps", type=int, default=3, show_default=True, help="That are measured.")
 def plan(config: str, overrides: tuple[str, ...], processes: int, images: int, steps: int) -> None:
-    """How long would a training run take? A few steps of CONFIG are measured on this machine.
+    """How long a training run would take. A few steps of CONFIG are measured on this machine.
 
     Images are random, so the data need not be here. Run it on a machine with one of the GPUs that you will use.
     """

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _PATH = click.Path(path_type=Path)
 
 _OPTIONS = (
-    set_option,
+    set_option("model.width=0.5 or adversarial.train.epochs=8"),
     click.option("--limit", type=int, default=0, help="Only so many test images.  [default: all]"),
     click.option("--out", type=_PATH, help="Folder of the runs.  [default: runs/tableN]"),
     click.option("--json", "json_file", type=_PATH, help="File for the results.  [default: tableN.json]"),

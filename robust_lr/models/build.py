@@ -82,7 +82,7 @@ def build_model(
     if values["num_classes"] < 1 or in_channels < 1 or not 0 < values["width"] < 100:
         raise InputError(
             f"num_classes = {num_classes}, in_channels = {in_channels}, width = {width}: "
-            "the first two must be at least 1, the width between 0 and 100"
+            "the first two must be at least 1, the width above 0 and below 100"
         )
     if len(values["mean"]) != in_channels:
         raise InputError(f"mean = {values['mean']}: one value for each of {in_channels} channels is needed")
