@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers import noise, small_run, until
 from torch import nn
 from torch.nn import functional as F
 
@@ -142,6 +143,21 @@ def test_tensorboard_gets_the_metrics(tmp_path, monkeypatch):
         for name in ("loss", "accuracy", "lr", "test_accuracy", "validation_accuracy", "robust_accuracy"):
             assert scalars.get((name, line["step"])) == line.get(name)
     assert ("robust_accuracy", len(lines)) in scalars
+
+
+def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path):
+    """Read back with TensorBoard itself, where it is installed."""
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    values = ["output.tensorboard=true", "validation.images=8"]
+    config = load(None, small_run(noise(tmp_path / "small.npz", 12, 3, train=48, test=20), *values))
+    until(config, tmp_path / "run", 8)
+    list(train_run(config, tmp_path / "run", resume=True))
+    board = events.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    lines = read_metrics(tmp_path / "run")
+    for name in record.CURVES:
+        wanted = {line["step"]: line[name] for line in lines if name in line}
+        assert {event.step: event.value for event in board.Scalars(name)} == pytest.approx(wanted)
+        assert len(board.Scalars(name)) == len(wanted)
 
 
 def test_tensorboard_that_is_missing_is_named_before_anything_is_written(tmp_path, monkeypatch):
