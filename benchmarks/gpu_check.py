@@ -1,69 +1,71 @@
 """Everything that a GPU can say about the CUDA kernels, in one command: `make gpu-check`.
 
-Builds them, runs their tests, runs all of them under compute-sanitizer (memcheck and racecheck, where it is installed),
-times layers, whole networks and evaluations, also against the authors' operator where --authors names it (make
-gpu-check AUTHORS=PATH), and writes what each step said, and summary.json, into a folder. Exits with 1 where a step
-fails, and with 2 where there is no GPU.
+Builds them, runs their tests, runs all of them under compute-sanitizer (memcheck, racecheck and synccheck, where it is
+installed), times layers and whole networks, with the stem as one operator and layer by layer, and the authors' operator
+where --authors names it (make gpu-check AUTHORS=PATH). Writes what each step said to log.txt, its figures to a file of
+its own, and after each step summary.json, which a later call for other steps (--only tests networks) adds to. A step
+that fails or takes too long is no reason not to run the next. Exits with 1 where a step fails, and with 2 where there
+is no GPU.
 """
 
+from __future__ import annotations
+
 import argparse
-import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from robust_lr import doctor, nvcc, ops
+from robust_lr import doctor, nvcc
 from robust_lr.provenance import device_name, versions
-from robust_lr.reference import Border
+from robust_lr.results import write_json
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = os.environ | {"ROBUST_LR_EXTENSION": "require"}
+SANITIZED = ("memcheck", "racecheck", "synccheck")
 
 
-def exercise() -> None:
-    """Run every kernel once on small images, for compute-sanitizer to watch."""
-    kinds = itertools.product(
-        (torch.float32, torch.float16, torch.bfloat16, torch.float64),
-        (3, 5, 7, 9, 11),
-        (1, 2, 3),
-        ("squared_difference", "absolute_difference", "product"),
-        ("softmax", "none"),
+@dataclass(frozen=True)
+class Step:
+    """A command, how long it may take, and what it wants of the environment."""
+
+    command: list[str]
+    seconds: int
+    environment: dict[str, str] = field(default_factory=dict)
+    skipped: str | None = None  # why it is not run
+
+
+def steps(out: Path, authors: Path | None) -> dict[str, Step]:
+    """All steps by name, in their order; what follows the build needs it."""
+
+    def benchmark(name: str, seconds: int, *arguments: str, script: str | None = None) -> Step:
+        command = [sys.executable, f"benchmarks/{script or name}.py", *arguments, "--out", str(out / f"{name}.json")]
+        return Step(command, seconds)
+
+    load = "from robust_lr import extension; print(extension.load('cuda'), extension.build('cuda'))"
+    tests = ["-m", "pytest", "tests/test_cuda.py", "tests/test_cuda_stem.py", "-k", "not shim", "-rs", "--durations=10"]
+    found = {"build": Step([sys.executable, "-c", load], 420), "tests": Step([sys.executable, *tests], 480)}
+    tool = sanitizer()
+    for check in SANITIZED:
+        watched = ["--kernel-name", "kns=robust_lr", "--error-exitcode", "1"]
+        command = [tool or "compute-sanitizer", "--tool", check, *watched, sys.executable, "benchmarks/exercise.py"]
+        # An allocation for each tensor: beyond the end of one is then nothing, and not the next one.
+        alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        found[check] = Step(command, 300, alone, None if tool else "compute-sanitizer is not installed")
+    found["cuda_layers"] = benchmark("cuda_layers", 180)
+    found["networks"] = benchmark("networks", 240, "--device", "cuda")
+    found["networks_stepwise"] = benchmark(
+        "networks_stepwise", 240, "--device", "cuda", "--stepwise-stem", script="networks"
     )
-    for dtype, size, stride, composability, normalization in kinds:
-        layouts: tuple[tuple[Border, torch.memory_format], ...]
-        layouts = ("mask", torch.channels_last), ("zero", torch.contiguous_format)
-        for border, layout in layouts:
-            x, q, k = (
-                torch.randn(2, c, -(-13 // s), -(-17 // s), device="cuda")
-                .to(dtype)
-                .contiguous(memory_format=layout)
-                .requires_grad_()
-                for c, s in ((20, 1), (3, stride), (3, 1))
-            )
-            wide = torch.float64 if dtype == torch.float64 else torch.float32
-            geo = torch.randn(3, size, size, device="cuda", dtype=wide, requires_grad=True)
-            options: dict[str, Any] = {"composability": composability, "normalization": normalization}
-            y = ops.local_relation(x, q, k, geo, stride=stride, border=border, **options)
-            torch.autograd.grad(y.sum(), [x, q, k, geo])
-    torch.cuda.synchronize()
-
-
-def run(name: str, command: list[str], out: Path) -> dict[str, object]:
-    """Run a step with its output in a file."""
-    print(f"{name} ...", flush=True)
-    start = time.monotonic()
-    with open(out / f"{name}.log", "w") as log:
-        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=ENVIRONMENT, cwd=ROOT, check=False)
-    state = "passed" if code.returncode == 0 else f"failed with exit code {code.returncode}"
-    print(f"{name}: {state}, see {out / f'{name}.log'}", flush=True)
-    return {"state": state, "seconds": round(time.monotonic() - start, 1), "command": command}
+    if authors is not None:
+        found["authors_op"] = benchmark("authors_op", 180, "--source", str(authors.resolve()))
+    return found
 
 
 def sanitizer() -> str | None:
@@ -73,61 +75,69 @@ def sanitizer() -> str | None:
     return shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=beside)
 
 
-def later_steps(out: Path, authors: Path | None) -> dict[str, list[str]]:
-    """The commands that follow the build, by name; an empty one where compute-sanitizer is missing."""
-    tests = ["-m", "pytest", "tests/test_cuda.py", "-v", f"--junitxml={out / 'tests.xml'}"]
-    commands = {"tests": [sys.executable, *tests]}
-    tool = sanitizer()
-    for check in ("memcheck", "racecheck"):
-        exercise = [sys.executable, str(Path(__file__).resolve()), "--exercise"]
-        commands[check] = [tool, "--tool", check, "--error-exitcode", "1", *exercise] if tool else []
-    for name in ("cuda_layers", "networks", "evaluation"):
-        device = [] if name == "cuda_layers" else ["--device", "cuda"]
-        commands[name] = [sys.executable, f"benchmarks/{name}.py", *device, "--out", str(out / f"{name}.json")]
-    if authors is not None:
-        compare = [
-            "benchmarks/authors_op.py",
-            "--source",
-            str(authors.resolve()),
-            "--out",
-            str(out / "authors_op.json"),
-        ]
-        commands["authors_op"] = [sys.executable, *compare]
-    return commands
+def run(name: str, step: Step, log: Path) -> dict[str, object]:
+    """Run a step with its output at the end of the log; one that takes too long is killed with all that it started."""
+    if step.skipped:
+        return {"state": f"skipped: {step.skipped}"}
+    print(f"{name} ...", flush=True)
+    environment = os.environ | {"ROBUST_LR_EXTENSION": "require", "PYTHONPATH": python_path()} | step.environment
+    start = time.monotonic()
+    with open(log, "ab") as output:
+        output.write(f"\n== {name}\n".encode())
+        output.flush()
+        begin = output.tell()
+        process = subprocess.Popen(
+            step.command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=ROOT, start_new_session=True
+        )
+        try:
+            code = process.wait(step.seconds)
+            state = "passed" if code == 0 else f"failed with exit code {code}"
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            state = f"failed: took more than {step.seconds} s"
+    said = log.read_bytes()[begin:].decode(errors="replace").splitlines()
+    print(f"{name}: {state}", *said[-3:], sep="\n  ", flush=True)
+    return {
+        "state": state,
+        "seconds": round(time.monotonic() - start, 1),
+        "command": step.command,
+        "last words": said[-40:],
+    }
+
+
+def python_path() -> str:
+    """So that the steps find robust_lr where it is not installed."""
+    return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "gpu_check")
-    parser.add_argument("--exercise", action="store_true", help="only run every kernel once")
+    parser.add_argument("--only", nargs="+", metavar="STEP", help="run these steps alone")
     parser.add_argument("--authors", type=Path, help="the authors' operator to compare with, see authors_op.py")
     arguments = parser.parse_args()
+    out = arguments.out.resolve()
+    every = steps(out, arguments.authors)
+    chosen = arguments.only or list(every)
+    if unknown := [name for name in chosen if name not in every]:
+        parser.error(f"--only: there is no step {unknown[0]!r}, but {', '.join(every)}")
     if not torch.cuda.is_available():
         print("gpu-check: PyTorch finds no GPU, so nothing was checked", file=sys.stderr)
         return 2
-    if arguments.exercise:
-        exercise()
-        return 0
 
-    out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    steps: dict[str, dict[str, object]] = {}
-    build = "from robust_lr import extension; print(extension.load('cuda'), extension.build('cuda'))"
-    steps["build"] = run("build", [sys.executable, "-c", build], out)
-    if steps["build"]["state"] == "passed":
-        for name, command in later_steps(out, arguments.authors).items():
-            steps[name] = (
-                run(name, command, out) if command else {"state": "skipped: compute-sanitizer is not installed"}
-            )
-    summary = {
-        "device": device_name(torch.device("cuda")),
-        "versions": versions(),
-        "extension": doctor.describe(),
-        "steps": steps,
-    }
-    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    failed = [name for name, step in steps.items() if str(step["state"]).startswith("failed")]
-    print(f"gpu-check: {', '.join(failed)} failed" if failed else "gpu-check: all passed", f"({out / 'summary.json'})")
+    summary = out / "summary.json"
+    before = json.loads(summary.read_text())["steps"] if summary.exists() else {}
+    about = {"device": device_name(torch.device("cuda")), "versions": versions(), "extension": doctor.describe()}
+    found: dict[str, dict[str, object]] = {}
+    for name in (name for name in every if name in chosen):
+        found[name] = run(name, every[name], out / "log.txt")
+        write_json(summary, {**about, "steps": before | found})
+        if name == "build" and found[name]["state"] != "passed":
+            break
+    failed = [name for name, step in found.items() if str(step["state"]).startswith("failed")]
+    print(f"gpu-check: {', '.join(failed)} failed" if failed else "gpu-check: all passed", f"({summary})")
     return 1 if failed else 0
 
 

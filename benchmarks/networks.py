@@ -135,13 +135,19 @@ def training_bytes(name: str, layout: torch.memory_format, dtype: torch.dtype, o
     return max(allocated) + 2 * sum(p.nbytes for p in weights.parameters())
 
 
-def operator_seconds(run: Run) -> dict[str, float]:
-    """Where the time of a run goes: the ten operators on the CPU that take the most, without those that they call."""
+def operator_seconds(run: Run, device: str) -> dict[str, float]:
+    """Where the time of a run goes: the operators on the CPU that take the most, without those that they call, or the
+    kernels of a GPU."""
     run()
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+    activity, time = (
+        (ProfilerActivity.CUDA, "self_device_time_total")
+        if device == "cuda"
+        else (ProfilerActivity.CPU, "self_cpu_time_total")
+    )
+    with profile(activities=[activity]) as profiled:
         run()
-    found = {event.key: event.self_cpu_time_total / 1e6 for event in profiled.key_averages()}
-    return dict(sorted(found.items(), key=lambda item: -item[1])[:10])
+    found = {event.key: getattr(event, time) / 1e6 for event in profiled.key_averages()}
+    return dict(sorted(found.items(), key=lambda item: -item[1])[: 20 if device == "cuda" else 10])
 
 
 def main() -> None:
@@ -157,9 +163,10 @@ def main() -> None:
         "--stepwise-stem", action="store_true", help="LR-Net's stem layer by layer, not as one operator"
     )
     parser.add_argument("--batch", type=int, help="8 on a CPU, 64 on a GPU by default")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, help="5 on a CPU, 20 on a GPU by default")
     options = parser.parse_args()
     options.batch = options.batch or (64 if options.device == "cuda" else 8)
+    options.repeats = options.repeats or (20 if options.device == "cuda" else 5)
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
 
@@ -173,8 +180,11 @@ def main() -> None:
         }
         seconds = measure(runs, options.repeats)
         spent = {
-            name: operator_seconds(runs[f"{name} folded attack {best_format(seconds, name, 'folded attack')}"])
-            for name in (NETWORKS if options.device == "cpu" else ())
+            f"{which.replace(' ', '_')}_operator_seconds": {
+                name: operator_seconds(runs[f"{name} {which} {best_format(seconds, name, which)}"], options.device)
+                for name in NETWORKS
+            }
+            for which in ("folded attack", "training")
         }
         del runs  # memory is measured with one network at a time
         memory = {
@@ -191,7 +201,7 @@ def main() -> None:
             "LR-Net-26 / ResNet-26": ratios,
             "seconds": seconds,
             "training_bytes": memory,
-            "folded_attack_operator_seconds": spent,
+            **spent,
         }
     record = {
         "device": device_name(device),

@@ -37,7 +37,7 @@ log = logging.getLogger("robust_lr")
 Capabilities = list[tuple[int, int]]  # of GPUs, e.g. [(8, 0), (9, 0)]
 
 SOURCES = Path(__file__).parent / "csrc"
-FLAGS = ("-O3", "-std=c++20", "-ffp-contract=fast", "-fPIC")
+FLAGS = ("-O3", "-std=c++20", "-ffp-contract=fast", "-fPIC", "-fvisibility=hidden")
 TORCH_TARGET_VERSION = "0x020b000000000000"  # the oldest PyTorch whose stable ABI the sources use: 2.11
 
 
@@ -225,7 +225,7 @@ def plan_for(device: str, capabilities: Capabilities | None = None) -> Plan:
     toolkit = nvcc.find()
     assert toolkit is not None
     architectures = nvcc.architecture_flags(toolkit, capabilities or nvcc.wanted_capabilities())
-    cuda = [toolkit.nvcc, *nvcc.FLAGS, "-Xcompiler", "-fPIC", *architectures]
+    cuda = [toolkit.nvcc, *nvcc.FLAGS, "-Xcompiler", "-fPIC,-fvisibility=hidden", *architectures]
     libraries += ["-ltorch_cuda", nvcc.static_runtime(toolkit), "-ldl", "-lrt", "-lpthread"]
     versions = (compiler.version, toolkit.version)
     return Plan("robust_lr_cuda", ("cuda",), {".cpp": cpp, ".cu": cuda}, link, libraries, versions)

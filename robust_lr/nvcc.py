@@ -103,20 +103,21 @@ def capabilities(names: str, source: str) -> list[tuple[int, int]]:
 def architecture_flags(toolkit: Toolkit, wanted: list[tuple[int, int]]) -> list[str]:
     """Flags that compile for GPUs of the wanted capabilities.
 
-    A GPU newer than the compiler gets code for the newest that it knows, which the driver translates.
+    With the newest comes code that the driver translates for newer ones, also where the compiler does not know them.
 
     Raises:
         RunError: for a GPU that is too old, or older than all that the compiler knows.
     """
     flags = []
-    for capability in wanted:
+    for capability in sorted(wanted):
         usable = [known for known in toolkit.capabilities if OLDEST <= known <= capability]
         if not usable:
             name, oldest = ".".join(map(str, capability)), ".".join(map(str, OLDEST))
             raise RunError(f"the CUDA kernels need a GPU of compute capability {oldest} or newer, this is {name}")
         major, minor = usable[-1]
-        code = "sm" if usable[-1] == capability else "compute"
-        flags.append(f"-gencode=arch=compute_{major}{minor},code={code}_{major}{minor}")
+        translated, code = f"compute_{major}{minor}", f"sm_{major}{minor}"
+        codes = [code] * (usable[-1] == capability) + [translated] * (capability == max(wanted))
+        flags.append(f"-gencode=arch={translated},code=[{','.join(codes or [translated])}]")
     return list(dict.fromkeys(flags))
 
 

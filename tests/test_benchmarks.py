@@ -1,10 +1,11 @@
 """The scripts that measure run, small, and write what they promise."""
 
-import importlib.util
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,19 +65,71 @@ def test_training(tmp_path: Path) -> None:
     assert all(0 <= row["waiting_share"] < 1 for row in record["loading"].values())
 
 
-def test_gpu_check_has_all_its_steps(tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("gpu_check", BENCHMARKS / "gpu_check.py")
-    assert spec is not None
-    assert spec.loader is not None
-    gpu_check = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(gpu_check)
-    steps = gpu_check.later_steps(tmp_path, tmp_path / "local_relation")
-    assert list(steps) == ["tests", "memcheck", "racecheck", "cuda_layers", "networks", "evaluation", "authors_op"]
-    for name in ("cuda_layers", "networks", "evaluation", "authors_op"):
-        script = BENCHMARKS.parent / steps[name][1]
-        assert script.exists()
-        assert str(tmp_path / f"{name}.json") in steps[name]
-    assert "authors_op" not in gpu_check.later_steps(tmp_path, None)
+@pytest.fixture
+def gpu_check(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("gpu_check")
+
+
+def test_gpu_check_has_all_its_steps(gpu_check: Any, tmp_path: Path) -> None:
+    steps = gpu_check.steps(tmp_path, tmp_path / "local_relation")
+    benchmarks = ["cuda_layers", "networks", "networks_stepwise", "authors_op"]
+    assert list(steps) == ["build", "tests", "memcheck", "racecheck", "synccheck", *benchmarks]
+    for name in benchmarks:
+        assert (BENCHMARKS.parent / steps[name].command[1]).exists()
+        assert str(tmp_path / f"{name}.json") in steps[name].command
+    assert "--stepwise-stem" in steps["networks_stepwise"].command
+    assert "authors_op" not in gpu_check.steps(tmp_path, None)
+
+
+def test_gpu_check_goes_on_after_a_failure(
+    gpu_check: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Steps that fail, hang or are not there leave their mark in the summary, and a second call adds to it."""
+
+    def python(code: str, seconds: int = 60, **options: Any) -> Any:
+        return gpu_check.Step([sys.executable, "-c", code], seconds, **options)
+
+    steps = {
+        "build": python("import os; print(os.environ['ROBUST_LR_EXTENSION'])"),
+        "tests": python("print('no'); raise SystemExit(3)"),
+        "memcheck": python("import time; print('so far', flush=True); time.sleep(60)", 2),
+        "racecheck": python("", skipped="not installed"),
+        "networks": python("import os; print(os.environ['A'])", environment={"A": "b"}),
+    }
+    monkeypatch.setattr(gpu_check, "steps", lambda out, authors: steps)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_check, "device_name", lambda device: "a GPU")
+
+    def check(*arguments: str) -> tuple[int, dict[str, dict[str, Any]]]:
+        monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--out", str(tmp_path), *arguments])
+        code: int = gpu_check.main()
+        return code, json.loads((tmp_path / "summary.json").read_text())["steps"]
+
+    code, found = check()
+    assert code == 1
+    assert {name: step["state"] for name, step in found.items()} == {
+        "build": "passed",
+        "tests": "failed with exit code 3",
+        "memcheck": "failed: took more than 2 s",
+        "racecheck": "skipped: not installed",
+        "networks": "passed",
+    }
+    assert [found[name]["last words"] for name in ("build", "tests", "memcheck", "networks")] == [
+        ["require"], ["no"], ["so far"], ["b"]
+    ]  # fmt: skip
+    steps["tests"] = python("print('yes')")
+    code, found = check("--only", "tests")
+    assert code == 0
+    assert (found["tests"]["state"], found["networks"]["state"]) == ("passed", "passed")
+    assert "== tests\nno\n" in (tmp_path / "log.txt").read_text()
+    steps["build"] = python("raise SystemExit(1)")
+    assert check("--only", "build", "networks")[0] == 1
+    assert "build failed" in capsys.readouterr().out.splitlines()[-1]
+    with pytest.raises(SystemExit) as caught:
+        check("--only", "test")
+    assert caught.value.code == 2
+    assert "there is no step 'test', but build, tests" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -354,6 +354,25 @@ def test_runs_on_the_device_of_its_tensors() -> None:
 
 
 @needs_gpu
+def test_more_elements_than_32_bits_count() -> None:
+    """The last image of a batch is what it is alone."""
+    n, size = 5500, 224
+    if torch.cuda.mem_get_info()[0] < 20 * n * size**2 * 2:
+        pytest.skip("not enough memory")
+    x = torch.randn(1, 8, size, size, device="cuda", dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    q, k = (torch.randn(1, 1, size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    geo = torch.randn(1, 3, 3, device="cuda")
+    many = [t.expand(n, -1, -1, -1).contiguous(memory_format=torch.channels_last).requires_grad_() for t in (x, q, k)]
+    one = [t.requires_grad_() for t in (x, q, k)]
+    assert many[0].numel() > 2**31
+    y, wanted = ops.local_relation(*many, geo), ops.local_relation(*one, geo)
+    assert torch.equal(y[-1:], wanted)
+    pairs = zip(torch.autograd.grad(y.sum(), many), torch.autograd.grad(wanted.sum(), one), strict=True)
+    for a, b in pairs:
+        assert torch.equal(a[-1:], b)
+
+
+@needs_gpu
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_operator_is_registered_correctly(channels_last: bool) -> None:

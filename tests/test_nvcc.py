@@ -15,11 +15,11 @@ def toolkit(*capabilities: tuple[int, int]) -> nvcc.Toolkit:
 def test_code_is_made_for_each_gpu() -> None:
     known = toolkit((7, 5), (8, 0), (8, 6), (9, 0))
     assert nvcc.architecture_flags(known, [(8, 0), (9, 0)]) == [
-        "-gencode=arch=compute_80,code=sm_80",
-        "-gencode=arch=compute_90,code=sm_90",
+        "-gencode=arch=compute_80,code=[sm_80]",
+        "-gencode=arch=compute_90,code=[sm_90,compute_90]",
     ]
     # One that is newer than the compiler gets code that the driver translates.
-    assert nvcc.architecture_flags(known, [(12, 0)]) == ["-gencode=arch=compute_90,code=compute_90"]
+    assert nvcc.architecture_flags(known, [(12, 0)]) == ["-gencode=arch=compute_90,code=[compute_90]"]
     with pytest.raises(RunError, match=r"need a GPU of compute capability 8.0 or newer, this is 7.5"):
         nvcc.architecture_flags(known, [(7, 5)])
 

@@ -6,7 +6,8 @@
 namespace robust_lr::cuda {
 
 constexpr int kGeneralThreads = 128;
-constexpr int kGeneralResident = 4;  // blocks at once on a multiprocessor, at least
+template <class T>
+constexpr int kGeneralResident = sizeof(WideOf<T>) < 8 ? 4 : 3;  // blocks at once on a multiprocessor, at least
 
 __host__ __device__ inline int parts(Index count) { return int((count + kChannels - 1) / kChannels); }
 
@@ -36,7 +37,7 @@ struct Item {
 };
 
 template <class T, class X>
-__global__ void __launch_bounds__(kGeneralThreads, kGeneralResident) forward_general(ForwardArguments<T, X> a) {
+__global__ void __launch_bounds__(kGeneralThreads, kGeneralResident<T>) forward_general(ForwardArguments<T, X> a) {
   using A = WideOf<T>;
   const Problem& p = a.p;
   const Item item(p, a.y, parts(p.shared), p.out_height, p.out_width);
@@ -61,7 +62,7 @@ __global__ void __launch_bounds__(kGeneralThreads, kGeneralResident) forward_gen
 }
 
 template <class T, class X>
-__global__ void __launch_bounds__(kGeneralThreads, kGeneralResident) dq_general(BackwardArguments<T, X> a) {
+__global__ void __launch_bounds__(kGeneralThreads, kGeneralResident<T>) dq_general(BackwardArguments<T, X> a) {
   using A = WideOf<T>;
   const Problem& p = a.p;
   const Item item(p, a.dq, parts(p.components), p.out_height, p.out_width);
@@ -99,7 +100,7 @@ __global__ void __launch_bounds__(kGeneralThreads, kGeneralResident) dq_general(
 }
 
 template <class T, class X>
-__global__ void __launch_bounds__(kGeneralThreads, kGeneralResident) dk_general(BackwardArguments<T, X> a) {
+__global__ void __launch_bounds__(kGeneralThreads, kGeneralResident<T>) dk_general(BackwardArguments<T, X> a) {
   using A = WideOf<T>;
   const Problem& p = a.p;
   const Item item(p, a.dk, parts(p.components), p.height, p.width);
@@ -126,7 +127,7 @@ __global__ void __launch_bounds__(kGeneralThreads, kGeneralResident) dk_general(
 }
 
 template <class T, class X>
-__global__ void __launch_bounds__(kGeneralThreads, kGeneralResident) dx_general(BackwardArguments<T, X> a) {
+__global__ void __launch_bounds__(kGeneralThreads, kGeneralResident<T>) dx_general(BackwardArguments<T, X> a) {
   using A = WideOf<T>;
   const Problem& p = a.p;
   const auto& dx = in_memory(a.dx);
@@ -150,7 +151,7 @@ __global__ void __launch_bounds__(kGeneralThreads, kGeneralResident) dx_general(
 
 // The part of one image in the gradient of one value of the prior, a block each.
 template <class T, class X>
-__global__ void __launch_bounds__(kGeneralThreads, kGeneralResident) dgeo_general(BackwardArguments<T, X> a) {
+__global__ void __launch_bounds__(kGeneralThreads, kGeneralResident<T>) dgeo_general(BackwardArguments<T, X> a) {
   using A = WideOf<T>;
   const Problem& p = a.p;
   const int size = int(p.kernel), stride = int(p.stride), pad = int(p.padding), taps = size * size;

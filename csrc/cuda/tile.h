@@ -150,11 +150,17 @@ __device__ void read_channels(const Piece<T>* tile, int size, int place, float (
 template <class I, class T>
 __device__ void read_channels(const I& image, const T* from, int present, WideOf<T> (&to)[kChannels]) {
   alignas(16) T elements[kChannels];
-  if (image.bytes == 16) {
+  auto in_units = [&](auto unit) {
 #pragma unroll
-    for (int c = 0; c < kChannels; c += Piece<T>::kElements)
-      *reinterpret_cast<float4*>(elements + c) =
-          c < present ? *reinterpret_cast<const float4*>(from + c) : float4{0, 0, 0, 0};
+    for (int c = 0; c < kChannels; c += sizeof(unit) / sizeof(T)) {
+      if (c < present) unit = *reinterpret_cast<const decltype(unit)*>(from + c);
+      *reinterpret_cast<decltype(unit)*>(elements + c) = c < present ? unit : decltype(unit){};
+    }
+  };
+  if (image.bytes == 16 && sizeof(T) < 8) {
+    in_units(float4{});
+  } else if (image.bytes == 8 && sizeof(T) < 8) {
+    in_units(float2{});
   } else {
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) elements[c] = c < present ? from[c * image.channel] : T(0.f);
