@@ -80,7 +80,9 @@ class Convolution {
   Convolution(const Grid& grid, Index taps, Pixels<const A> from, const A* weights, Pixels<A> to, const Finish<A>& finish)
       : grid(grid), taps(taps), from(from), weights(weights), to(to), finish(finish), panels(to.channels),
         height((to.height - grid.top + grid.place - 1) / grid.place),
-        width((to.width - grid.left + grid.place - 1) / grid.place), zeros(from.channels) {}
+        width((to.width - grid.left + grid.place - 1) / grid.place), zeros(from.channels) {
+    for (const Grid::Tap& tap : grid.taps) offsets_.push_back((tap.down * from.width + tap.across) * from.channels);
+  }
 
   Index pixels() const { return to.batch * std::max<Index>(0, height) * std::max<Index>(0, width); }
 
@@ -116,24 +118,32 @@ class Convolution {
   // Where pixels [first, last) are in the result, and for each kRows of them, tap by tap, what they are made from.
   void locate(Index first, Index last, const A** sources, Index* places) const {
     const Index count = grid.taps.size();
+    Index n = first / (height * width), h = first / width % height, w = first % width;
     for (Index i = 0; i < (last - first + kRows - 1) / kRows * kRows; ++i) {
-      const Index pixel = std::min(first + i, last - 1);  // the last stands in for those that are not there
-      const Index n = pixel / (height * width), h = pixel / width % height, w = pixel % width;
       places[i] = to.at(n, grid.top + h * grid.place, grid.left + w * grid.place) - to.data;
-      const A* const image = from.at(n, 0, 0);
+      const Index top = h * grid.step, left = w * grid.step;
+      const A* const pixel = from.at(n, top, left);
       const A** const place = sources + i / kRows * kRows * count + i % kRows;
       for (Index t = 0; t < count; ++t) {
-        const Index row = h * grid.step + grid.taps[t].down, column = w * grid.step + grid.taps[t].across;
+        const Index row = top + grid.taps[t].down, column = left + grid.taps[t].across;
         const bool inside = row >= 0 && row < from.height && column >= 0 && column < from.width;
-        place[t * kRows] = inside ? image + (row * from.width + column) * from.channels : zeros.data();
+        place[t * kRows] = inside ? pixel + offsets_[t] : zeros.data();
       }
+      if (first + i + 1 >= last) continue;  // the last stands in for those that are not there
+      if (++w == width) w = 0, ++h;
+      if (h == height) h = 0, ++n;
     }
   }
 
   template <int Width>
   void add(const A* const* sources, Index panel, const Index* places, Index count) const {
     const A* const begin = weights + panels.first(panel) * L * taps * from.channels;
-    V sums[kRows][Width] = {};
+    V sums[kRows][Width];
+    for (int v = 0; v < Width; ++v) {
+      const Index channel = (panels.first(panel) + v) * L;
+      const V bias = finish.bias != nullptr ? read(finish.bias + channel, to.channels - channel) : V{};
+      for (int i = 0; i < kRows; ++i) sums[i][v] = bias;
+    }
     for (std::size_t t = 0; t < grid.taps.size(); ++t) {
       const A* rows[kRows];
       for (int i = 0; i < kRows; ++i) rows[i] = sources[t * kRows + i];
@@ -149,21 +159,26 @@ class Convolution {
       }
     }
     for (int v = 0; v < Width; ++v) {
-      const Index channel = (panels.first(panel) + v) * L, lanes = std::min<Index>(L, to.channels - channel);
-      const V bias = finish.bias != nullptr ? read(finish.bias + channel, lanes) : V{};
+      const Index channel = (panels.first(panel) + v) * L, lanes = to.channels - channel;
       for (Index i = 0; i < count; ++i) {
-        V y = sums[i][v] + bias;
+        V y = sums[i][v];
         if (finish.shortcut != nullptr) y += read(finish.shortcut + places[i] + channel, lanes);
         if (finish.relu) y = larger<A>(V{}, y);
-        std::memcpy(to.data + places[i] + channel, &y, lanes * sizeof(A));
+        write(y, to.data + places[i] + channel, lanes);
       }
     }
   }
 
+  // Of a vector, the lanes that are there.
   static V read(const A* from, Index lanes) {
+    if (lanes >= L) return load_unaligned(from);
     V v{};
     std::memcpy(&v, from, lanes * sizeof(A));
     return v;
+  }
+  static void write(V v, A* to, Index lanes) {
+    if (lanes >= L) std::memcpy(to, &v, sizeof v);
+    else std::memcpy(to, &v, lanes * sizeof(A));
   }
 
   const Grid& grid;
@@ -175,6 +190,7 @@ class Convolution {
   const Panels<A> panels;
   const Index height, width;
   const std::vector<A> zeros;
+  std::vector<Index> offsets_;
 };
 
 template <class A>
