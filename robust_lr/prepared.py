@@ -16,7 +16,7 @@ from .checkpoint import weights_hash
 from .contexts import device_of, fp32, frozen
 from .dataset import Dataset, content_hash, spaced
 from .errors import InputError
-from .guards import SAMPLE, guard
+from .guards import FEW, SAMPLE, guard
 from .perturb import attackable
 from .precision import check_precision
 from .standard import Cascade, Protocol
@@ -96,7 +96,7 @@ def prepare(
         )
         bench = Bench(
             model=model,
-            attacked=attackable(model),
+            attacked=attackable(model, images[:FEW].to(device)),
             num_classes=num_classes,
             seed=seed,
             rows=rows,
