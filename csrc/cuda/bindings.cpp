@@ -2,6 +2,7 @@
 #define USE_CUDA  // makes the stable ABI declare what it has for CUDA
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include "operators.h"
 
@@ -18,7 +19,7 @@ class Device {
 
   Stream stream() const {
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
     return static_cast<Stream>(stream);
   }
 
