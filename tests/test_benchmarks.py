@@ -37,6 +37,19 @@ def test_networks(options: list[str], tmp_path: Path) -> None:
     assert one == (not options and record["kernels"]["uses"] == "compiled kernels")
 
 
+def test_convolutions(tmp_path: Path) -> None:
+    small = ["--size", "32", "--width", "0.1", "--batch", "2", "--repeats", "1", "--threads", "1"]
+    done = run("convolutions.py", *small, "--out", str(tmp_path / "convolutions.json"))
+    assert done.returncode == 0, done.stderr
+    networks = json.loads((tmp_path / "convolutions.json").read_text())["networks"]
+    assert {"conv1", "layer1.0.conv2", "layer1.0.downsample.0"} <= set(networks["ResNet-26"]["layers"])
+    assert {"layer1.0.conv2.both", "layer2.0.conv2.query"} <= set(networks["LR-Net-26"]["layers"])
+    for found in networks.values():
+        for which, ratio in found["PyTorch / ours"].items():
+            each = [sum(row[f"{which} {whose}"] for row in found["layers"].values()) for whose in ("PyTorch", "ours")]
+            assert ratio == pytest.approx(each[0] / each[1])
+
+
 def test_seeds(tmp_path: Path) -> None:
     data = noise(tmp_path / "small.npz", 12, 10, both=24)
     values = [f"data.name=npz:{data}", "model.width=0.0625", "attack.steps=1", "train.epochs=1"]
