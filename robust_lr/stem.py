@@ -30,7 +30,8 @@ def covers(image: Tensor) -> bool:
     device = image.device.type
     return (
         not torch.compiler.is_compiling()
-        and _precision(image) in PRECISIONS.get(device, ())
+        and device in PRECISIONS  # of others, "meta" among them, autocast may not be asked
+        and _precision(image) in PRECISIONS[device]
         and 1 <= image.shape[1] <= MOST_INPUTS
         and image.numel() > image.shape[1]  # more than one pixel, which training takes statistics of
         and not torch._C._are_functorch_transforms_active()
