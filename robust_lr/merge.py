@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from .counts import summarize
 from .errors import InputError
 from .evaluate import LEDGER, RESULT
 from .evaluations import Evaluation, read_evaluation
-from .ledger import Ledger, first_difference, journal, remove
+from .ledger import Ledger, Row, first_difference, journal, remove
 from .protocol_files import from_values
 from .results import Proportion, Result, write_json
 
@@ -29,11 +29,43 @@ def merge(folders: Sequence[str | Path], out: str | Path, *, fresh: bool = False
     Raises:
         InputError: shards that are unfinished, missing, given twice or of different evaluations, or a used ``out``.
     """
-    out = Path(out)
+    check_out(Path(out), fresh)
+    whole = join(folders)
+    whole.write(Path(out))
+    return whole.result
+
+
+def check_out(out: Path, fresh: bool) -> None:
     if (out / LEDGER).exists() and not fresh:
         raise InputError(f"{out} holds an evaluation: choose another folder with --out")
-    shards = [read_evaluation(folder) for folder in folders]
-    ordered = in_order(shards)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """An evaluation that is not on disk yet."""
+
+    configuration: dict[str, Any]
+    rows: list[Row]
+    result: Result
+
+    def write(self, out: Path) -> None:
+        """A folder as ``evaluate`` leaves it."""
+        partial = out / f".{LEDGER}.{os.getpid()}"
+        try:
+            with closing(Ledger(partial, self.configuration)) as ledger:
+                ledger.add(self.rows)
+                if self.result.agreement is not None:
+                    ledger.remember("agreement", (self.result.agreement.count, self.result.agreement.n))
+            journal(out / LEDGER).unlink(missing_ok=True)  # else an old one would be played into the new ledger
+            os.replace(partial, out / LEDGER)
+        finally:
+            remove(partial)
+        write_json(out / RESULT, self.result.to_dict())
+
+
+def join(folders: Sequence[str | Path]) -> Whole:
+    """What the shards in ``folders`` are together; InputError as ``merge``."""
+    ordered = in_order([read_evaluation(folder) for folder in folders])
     same(ordered)
     first = ordered[0]
     rows = sorted((row for shard in ordered for row in shard.rows), key=lambda row: row.id)
@@ -55,18 +87,7 @@ def merge(folders: Sequence[str | Path], out: str | Path, *, fresh: bool = False
         ),
         versions=first.record["versions"],
     )
-    partial = out / f".{LEDGER}.{os.getpid()}"
-    try:
-        with closing(Ledger(partial, configuration)) as ledger:
-            ledger.add(rows)
-            if result.agreement is not None:
-                ledger.remember("agreement", (result.agreement.count, result.agreement.n))
-        journal(out / LEDGER).unlink(missing_ok=True)  # else an old one would be played into the new ledger
-        os.replace(partial, out / LEDGER)
-    finally:
-        remove(partial)
-    write_json(out / RESULT, result.to_dict())
-    return result
+    return Whole(configuration, rows, result)
 
 
 def in_order(shards: Sequence[Evaluation]) -> list[Evaluation]:

@@ -12,6 +12,7 @@ from .evaluate import LEDGER, RESULT
 from .evaluations import read_ledger
 from .merge import merge
 from .results import Result
+from .sweep import CURVE, Curve, merge_sweep
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -47,9 +48,13 @@ def shard_folder(out: Path, shard: tuple[int, int]) -> Path:
 def merge_when_complete(out: Path, count: int) -> Result | None:
     """Join the shards below ``out`` if all are finished: the last process to finish finds them so."""
     folders = [shard_folder(out, (index, count)) for index in range(1, count + 1)]
-    if not all(finished(folder) for folder in folders):
-        return None
-    return merge(folders, out, fresh=True)
+    return merge(folders, out, fresh=True) if all(map(finished, folders)) else None
+
+
+def merge_sweep_when_complete(out: Path, count: int) -> Curve | None:
+    """The same for the shards of a sweep."""
+    folders = [shard_folder(out, (index, count)) for index in range(1, count + 1)]
+    return merge_sweep(folders, out, fresh=True) if all((folder / CURVE).is_file() for folder in folders) else None
 
 
 def finished(folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,16 @@ from torch import nn
 
 from .counts import shares_at, within
 from .dataset import Dataset
+from .errors import InputError
 from .evaluate import evaluated, resolved
 from .kinds import Sweep
+from .ledger import Row, first_difference
+from .merge import check_out, join
 from .prepared import prepare
+from .protocol_files import from_values
 from .protocols import SWEEPS
 from .results import Proportion, Result, figures, write_json
+from .standard import Protocol
 from .targets import Targets
 from .text import choose
 
@@ -52,6 +58,11 @@ class Curve:
         }
 
 
+def curve_of(result: Result) -> Curve:
+    """The curve of one trajectory, without points where the protocol records none."""
+    return Curve(result.protocol["name"], result.protocol["source"], "steps", result.curve, [result])
+
+
 def sweep(
     model: nn.Module,
     data: Dataset,
@@ -64,7 +75,7 @@ def sweep(
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Curve:
-    """``evaluate`` for every value of a sweep; ``out`` gets a folder for each and ``curve.json``.
+    """``evaluate`` for every value of a sweep; ``out`` gets a folder for each and, at the end, ``curve.json``.
 
     Args:
         protocol: a name of ``protocols.SWEEPS`` or a ``protocols.Sweep``.
@@ -76,21 +87,70 @@ def sweep(
     chosen = choose("sweep", protocol, SWEEPS) if isinstance(protocol, str) else protocol
     parts = [resolved(part, targets) for part in chosen.parts]
     ready = prepare(model, data, parts, **options)
-    points: list[tuple[float, dict[str, Proportion]]] = []
-    results = []
-    broken: set[int] = set()
+    if out is not None:
+        (Path(out) / CURVE).unlink(missing_ok=True)
+    found = []
     for part in parts:
         folder = None if out is None else Path(out) / part.name
         result, rows = evaluated(
             ready, part, out=folder, resume=resume, fresh=fresh, targets=targets, progress=progress
         )
-        results.append(result)
+        found.append((part, result, rows))
+    curve = drawn(chosen.name, chosen.source, chosen.axis, found)
+    if out is not None:
+        write_json(Path(out) / CURVE, curve.to_dict())
+    return curve
+
+
+def drawn(name: str, source: str, axis: str, found: Sequence[tuple[Protocol, Result, Sequence[Row]]]) -> Curve:
+    """The curve of a sweep's parts: each with its result and its rows."""
+    points: list[tuple[float, dict[str, Proportion]]] = []
+    broken: set[int] = set()
+    for part, _, rows in found:
         for number, steps in enumerate(part.record or (part.steps,)):
             shares = shares_at(rows, part, number if part.record else None)
             broken |= {row.id for row in rows if within(row.first_wrong, steps)}
             shares["robust_accuracy_worst_seen"] = Proportion(len(rows) - len(broken), len(rows))
-            points.append((steps if chosen.axis == "steps" else part.eps, shares))
-    curve = Curve(chosen.name, chosen.source, chosen.axis, points, results)
-    if out is not None:
-        write_json(Path(out) / CURVE, curve.to_dict())
+            points.append((steps if axis == "steps" else part.eps, shares))
+    return Curve(name, source, axis, points, [result for _, result, _ in found])
+
+
+def merge_sweep(folders: Sequence[str | Path], out: str | Path, *, fresh: bool = False) -> Curve:
+    """Join the shards of a sweep, as ``merge`` does for single evaluations; ``out`` is as ``sweep`` leaves it.
+
+    Raises:
+        InputError: as ``merge``, for any part; a folder without a finished sweep, or of another one.
+    """
+    records = [read_curve(Path(folder)) for folder in folders]
+    about = [
+        {"sweep": r["sweep"], "axis": r["axis"], "parts": [part["protocol"]["name"] for part in r["results"]]}
+        for r in records
+    ]
+    if not about:
+        raise InputError("nothing to merge: give the folders of all shards")
+    for folder, other in zip(folders, about, strict=True):
+        if (difference := first_difference(about[0], other)) is not None:
+            key, one, theirs = difference
+            raise InputError(f"{folders[0]} and {folder} are of different sweeps: {key} is {one!r} and {theirs!r}")
+    wholes = {}
+    for name in about[0]["parts"]:
+        check_out(Path(out) / name, fresh)
+        wholes[name] = join([Path(folder) / name for folder in folders])
+    for name, whole in wholes.items():
+        whole.write(Path(out) / name)
+    first = records[0]
+    found = [(from_values(whole.result.protocol), whole.result, whole.rows) for whole in wholes.values()]
+    curve = drawn(first["sweep"], first["source"], first["axis"], found)
+    write_json(Path(out) / CURVE, curve.to_dict())
     return curve
+
+
+def read_curve(folder: Path) -> dict[str, Any]:
+    """The JSON of a finished sweep's curve."""
+    try:
+        record: dict[str, Any] = json.loads((folder / CURVE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{folder} holds no finished sweep ({CURVE}): run the same command again") from None
+    except ValueError as error:
+        raise InputError(f"{folder / CURVE} is damaged ({error}): run the same command again") from None
+    return record

@@ -16,7 +16,7 @@ from robust_lr.errors import InputError, RunError
 from robust_lr.guards import GUARDS
 from robust_lr.ledger import read
 from robust_lr.protocols import PGD, Sweep
-from robust_lr.sweep import sweep
+from robust_lr.sweep import merge_sweep, sweep
 
 QUICK = {"compute_batch": 16, "allow": tuple(GUARDS)}
 STEPS = (0, 1, 3, 6, 10)
@@ -88,6 +88,61 @@ def test_worst_seen_never_rises_with_eps_and_ends_at_0(tmp_path, data, model):
     assert again.points == curve.points
 
 
+MINE = Sweep(axis="eps", parts=(at(2), dataclasses.replace(at(8), record=(6, 12))), name="mine")
+
+
+def without_seconds(folder):
+    record = json.loads((folder / "curve.json").read_text())
+    return {**record, "results": [{**result, "seconds": 0} for result in record["results"]]}
+
+
+def test_shards_of_a_sweep_are_joined_to_the_whole(tmp_path, data, model):
+    whole = sweep(model, data, MINE, out=tmp_path / "whole", **QUICK)
+    for i in (1, 2, 3):
+        part = sweep(model, data, MINE, out=tmp_path / str(i), shard=(i, 3), **QUICK)
+        assert part.results[0].n == 16
+    joined = merge_sweep([tmp_path / name for name in "231"], tmp_path / "joined")
+    assert joined.points == whole.points
+    assert without_seconds(tmp_path / "joined") == without_seconds(tmp_path / "whole")
+    assert sweep(model, data, MINE, out=tmp_path / "joined", resume=True, **QUICK).points == whole.points
+    with pytest.raises(InputError, match=r"joined/eps-2 holds an evaluation: choose another folder"):
+        merge_sweep([tmp_path / name for name in "123"], tmp_path / "joined")
+
+
+def test_shards_that_are_no_whole_sweep_leave_nothing(tmp_path, data, model):
+    for i in (1, 2):
+        sweep(model, data, MINE, out=tmp_path / str(i), shard=(i, 2), **QUICK)
+    other = dataclasses.replace(MINE, parts=MINE.parts[:1])
+    sweep(model, data, other, out=tmp_path / "other", shard=(2, 2), **QUICK)
+    rlr.evaluate(model, data, at(2), out=tmp_path / "single", shard=(2, 2), **QUICK)
+    for names, words in {
+        ("1",): "missing: shard 2/2",
+        ("1", "other"): r"different sweeps: parts is \['eps-2', 'eps-8'\] and \['eps-2'\]",
+        ("1", "single"): r"single holds no finished sweep \(curve\.json\)",
+        (): "nothing to merge",
+    }.items():
+        with pytest.raises(InputError, match=words):
+            merge_sweep([tmp_path / name for name in names], tmp_path / "new")
+    (tmp_path / "2" / "eps-8" / "result.json").unlink()
+    with pytest.raises(InputError, match=r"eps-8 has no result\.json yet"):
+        merge_sweep([tmp_path / "1", tmp_path / "2"], tmp_path / "new")
+    (tmp_path / "2" / "curve.json").write_text("{")
+    with pytest.raises(InputError, match=r"curve\.json is damaged"):
+        merge_sweep([tmp_path / "1", tmp_path / "2"], tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_sweep_that_stopped_has_no_curve(tmp_path, data, model):
+    sweep(model, data, MINE, out=tmp_path, **QUICK)
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(model, data, MINE, out=tmp_path, fresh=True, progress=stop, **QUICK)
+    assert not (tmp_path / "curve.json").exists()
+
+
 def test_what_a_smaller_ball_broke_stays_broken(data, model):
     """The larger ball comes with no steps at all here: by itself it would break less."""
     weak = dataclasses.replace(at(64), steps=0, start="clean")
@@ -148,6 +203,27 @@ def test_curves_on_the_command_line(tmp_path, monkeypatch, capsys):
     assert command("--out", "new", *values, "--figure", "a.png") == 2
     assert "a picture needs matplotlib: pip install matplotlib" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()  # said before any time is spent
+
+
+def test_shards_of_a_sweep_on_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(protocols.SWEEPS, "mine", MINE)
+    assert command("--protocol", "mine", "--out", "whole") == 0
+    for i in "12":
+        assert command("--protocol", "mine", "--shard", f"{i}/2", "--out", i) == 0
+        assert f"shard {i}/2: 2 images" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["merge", "1", "2", "--out", "joined"])
+    assert "2 shards joined" in capsys.readouterr().out
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "01":
+        assert not (tmp_path / "both" / "curve.json").exists()
+        monkeypatch.setenv("RANK", rank)
+        assert command("--protocol", "mine", "--out", "both") == 0
+    for folder in ("joined", "both"):
+        assert without_seconds(tmp_path / folder) == without_seconds(tmp_path / "whole")
+    assert command("--protocol", "mine", "--set", "eps=0.1") == 2
+    assert "--set and --save-targets are for single protocols" in capsys.readouterr().err
 
 
 def test_a_curve_as_a_picture(tmp_path, data, model):

@@ -81,8 +81,15 @@ def attack(
     from .. import protocols, report
     from ..evaluate import RESULT, evaluate, with_targets
     from ..evaluations import read_evaluation
-    from ..shards import merge_when_complete, parse_shard, shard_folder, torchrun_device, torchrun_shard
-    from ..sweep import CURVE, Curve, sweep
+    from ..shards import (
+        merge_sweep_when_complete,
+        merge_when_complete,
+        parse_shard,
+        shard_folder,
+        torchrun_device,
+        torchrun_shard,
+    )
+    from ..sweep import CURVE, curve_of, sweep
     from ..targets import load_targets
 
     chosen = [*["lrnet-targeted"] * targeted, *["lrnet-untargeted"] * untargeted, *[protocol] * (protocol is not None)]
@@ -97,10 +104,9 @@ def attack(
     settings = protocols.SWEEPS[chosen[0]] if chosen[0] in protocols.SWEEPS else config_room.protocol(table)
     launched = torchrun_shard()
     if isinstance(settings, protocols.Sweep):
-        if len(table) > 1 or launched or shard_text or save_targets:
+        if len(table) > 1 or save_targets:
             raise InputError(
-                f"--set, --shard, torchrun and --save-targets are for single protocols: {settings.name!r} is a sweep "
-                "over several"
+                f"--set and --save-targets are for single protocols: {settings.name!r} is a sweep over several"
             )
     elif figure is not None and not settings.record:
         raise InputError(f"--figure draws a curve, which {settings.name!r} has not: use e.g. --protocol sweep-steps")
@@ -116,12 +122,14 @@ def attack(
     choice = choose(**where, device=torchrun_device() if launched and device == "auto" else device, options=options)
     whole = choice.folder / "attacks" / settings.name if out is None else out
     folder = whole if shard is None or (out is not None and launched is None) else shard_folder(whole, shard)
+    file = CURVE if isinstance(settings, protocols.Sweep) else RESULT
     if launched is not None:
-        (whole / RESULT).unlink(missing_ok=True)  # until all processes have finished
+        (whole / file).unlink(missing_ok=True)  # until all processes have finished
     with progress_bars(shown=launched is None or launched[0] == 1) as bars:
         task = bars.add(f"attacking {choice.name}", total=None)
         work: dict[str, Any] = {
             "seed": seed,
+            "shard": shard,
             "batch_size": batch_size,
             "out": folder,
             "resume": True,
@@ -136,18 +144,23 @@ def attack(
         if isinstance(settings, protocols.Sweep):
             curve = sweep(choice.model, choice.data, settings, **work)
         else:
-            result = evaluate(choice.model, choice.data, settings, shard=shard, **work)
+            curve = curve_of(evaluate(choice.model, choice.data, settings, **work))
     if shard is not None:
-        say(f"shard {shard[0]}/{shard[1]}: {result.n} images in {result.seconds:.1f} s; written to {folder / RESULT}")
+        n, seconds = curve.results[0].n, sum(result.seconds for result in curve.results)
+        say(f"shard {shard[0]}/{shard[1]}: {n} images in {seconds:.1f} s; written to {folder / file}")
     if launched is not None:
-        merged = merge_when_complete(whole, launched[1])
-        if merged is None:
+        if isinstance(settings, protocols.Sweep):
+            joined = merge_sweep_when_complete(whole, launched[1])
+        else:
+            merged = merge_when_complete(whole, launched[1])
+            joined = None if merged is None else curve_of(merged)
+        if joined is None:
             return
-        result, folder = merged, whole
+        curve, folder = joined, whole
     if save_targets is not None:
         read_evaluation(folder).targets().save(save_targets)
     if not isinstance(settings, protocols.Sweep):
-        curve = Curve(settings.name, settings.source, "steps", result.curve, [result])
+        (result,) = curve.results
         console.print(report.result_table(result, with_targets(settings, given)))
         console.print(report.check_table("is it to be trusted?", result.validity))
     if curve.points:
@@ -155,5 +168,4 @@ def attack(
     if figure is not None:
         report.curve_picture(curve, figure)
     seconds = sum(result.seconds for result in curve.results)
-    written = folder / (CURVE if isinstance(settings, protocols.Sweep) else RESULT)
-    say(f"{seconds:.1f} s on {curve.results[0].device}; written to {written}")
+    say(f"{seconds:.1f} s on {curve.results[0].device}; written to {folder / file}")

@@ -13,15 +13,20 @@ from ..terminal import console, say
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the whole.")
 def merge(runs: tuple[Path, ...], out: Path) -> None:
-    """Join the shards of an evaluation. RUNS are the folders that `robust-lr attack --shard i/n` wrote.
+    """Join the shards of an evaluation or a sweep. RUNS are the folders that `robust-lr attack --shard i/n` wrote.
 
     The result is that of a run over all images, row by row. Missing shards and images that appear twice are errors.
     """
     from ..evaluate import RESULT
     from ..merge import merge as merge_runs
     from ..protocol_files import from_values
-    from ..report import check_table, result_table
+    from ..report import check_table, curve_table, result_table
+    from ..sweep import CURVE, merge_sweep
 
+    if any((run / CURVE).is_file() for run in runs):
+        console.print(curve_table(merge_sweep(runs, out)))
+        say(f"{len(runs)} shards joined; written to {out / CURVE}")
+        return
     result = merge_runs(runs, out)
     console.print(result_table(result, from_values(result.protocol)))
     console.print(check_table("is it to be trusted?", result.validity))
