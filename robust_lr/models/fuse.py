@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Tracer
-from torch.fx.experimental.optimization import fuse
 
 from ..attacks.losses import cross_entropy
 from ..attacks.stepwise import look
@@ -30,6 +30,8 @@ def fused(model: nn.Module, sample: Tensor) -> nn.Module | None:
     """
     if not norms(model) or any(map(hooked, model.modules())):
         return None
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # PyTorch 2.11 about itself
+        from torch.fx.experimental.optimization import fuse
     try:
         network = copy.deepcopy(model)
         traced = GraphModule(network, Whole().trace(network))
