@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -22,38 +23,47 @@ class FusedConv2d(nn.Conv2d):
     relu = False
 
     def forward(self, input: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        if self.covers(input):
-            sizes = self.out_channels, self.kernel_size[0], self.stride[0], int(self.padding[0])
-            y: Tensor = _Fused.apply(input, shortcut, self.weight, *self.packed(), self.bias, *sizes, self.relu)
+        weight, bias = self.weight, self.bias
+        if self.plain and covers(input, weight):
+            y: Tensor = _Fused.apply(input, shortcut, weight, *self.packed(weight), bias, *self.sizes, self.relu)
             return y
         y = super().forward(input)
         if shortcut is not None:
             y = y + shortcut
         return F.relu(y, inplace=True) if self.relu else y
 
-    def covers(self, x: Tensor) -> bool:
-        """Whether there is a kernel for this convolution of such images, here and now."""
-        size, stride, padding = self.kernel_size[0], self.stride[0], self.padding[0]
-        return (
-            not torch.compiler.is_compiling()
-            and x.device.type == "cpu"
-            and x.dtype in (torch.float32, torch.float64)
-            and not self.weight.requires_grad
-            and (self.kernel_size, self.stride, self.padding) == ((size, size), (stride, stride), (padding, padding))
-            and (self.dilation, self.groups, self.padding_mode) == ((1, 1), 1, "zeros")
-            and not torch.is_autocast_enabled("cpu")
-            and not torch._C._are_functorch_transforms_active()
-            and ops.has_kernels("cpu")
-        )
+    @functools.cached_property
+    def plain(self) -> bool:
+        """Whether there is a kernel for convolutions of this kind."""
+        window = self.kernel_size, self.stride, self.padding
+        rest = self.dilation, self.groups, self.padding_mode
+        return all(pair == (pair[0],) * 2 for pair in window) and rest == ((1, 1), 1, "zeros")
 
-    def packed(self) -> tuple[Tensor, Tensor]:
+    @functools.cached_property
+    def sizes(self) -> tuple[int, int, int, int]:
+        return self.out_channels, self.kernel_size[0], self.stride[0], int(self.padding[0])
+
+    def packed(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """The weights as the kernels of the convolution and of its gradient read them; made anew where they changed."""
-        state = self.weight.data_ptr(), self.weight._version, self.weight.dtype
-        if getattr(self, "_packed_state", None) != state:
-            weight = self.weight.detach().contiguous()
+        state = weight.data_ptr(), weight._version, weight.dtype
+        if self.__dict__.get("_packed_state") != state:
+            rows = weight.detach().contiguous()
             pack = torch.ops.robust_lr.pack_convolution.default
-            self._packed, self._packed_state = (pack(weight, False), pack(weight, True)), state
+            self._packed, self._packed_state = (pack(rows, False), pack(rows, True)), state
         return self._packed
+
+
+def covers(x: Tensor, weight: Tensor) -> bool:
+    """Whether there is a kernel for such images and weights, here and now."""
+    return (
+        not torch.compiler.is_compiling()
+        and x.dtype in (torch.float32, torch.float64)
+        and x.device.type == "cpu"
+        and not weight.requires_grad
+        and not torch.is_autocast_enabled("cpu")
+        and not torch._C._are_functorch_transforms_active()
+        and ops.has_kernels("cpu")
+    )
 
 
 class _Fused(torch.autograd.Function):

@@ -107,19 +107,20 @@ class FoldedBlock(nn.Module):
     def __init__(self, block: Block):
         super().__init__()
         self.downsample = block.downsample
-        self.names = [name for name, _ in block.named_children() if name.startswith("conv")]
-        for name in self.names:
+        names = [name for name, _ in block.named_children() if name.startswith("conv")]
+        for name in names:
             layer = block.get_submodule(name)
             self.add_module(name, layer)
             last = layer.transform if isinstance(layer, LocalRelation2d | NonLocal2d) else layer
             assert isinstance(last, FusedConv2d)
-            last.relu = name != self.names[-1] or last is layer
+            last.relu = name != names[-1] or last is layer
+        *self.inner, self.last = names
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        *inner, last = (self.get_submodule(name) for name in self.names)
-        for layer in inner:
-            x = layer(x)
+        for name in self.inner:
+            x = getattr(self, name)(x)
+        last = getattr(self, self.last)
         y: Tensor = last(x, shortcut) if isinstance(last, FusedConv2d) else F.relu(last(x) + shortcut, inplace=True)
         return y
 
