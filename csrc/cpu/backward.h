@@ -139,6 +139,7 @@ class BackwardTask {
   template <class Kernel>
   void gather(const Span& rows, const Span& columns, const V* value, const V* key, V* dvalue, V* dkey) const {
     constexpr int M = Kernel::M;
+    const Index channels = Kernel::channels(p);
     const bool more = channels > M;
     V x[M], dx[M] = {};
     for (int m = 0; m < M; ++m) x[m] = value[m];

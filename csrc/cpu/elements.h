@@ -26,65 +26,96 @@ inline void narrow(float v, BFloat16* to) {  // to nearest, ties to even
   *to = v == v ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : 0x7fc0;
 }
 
-namespace detail {
+// A run: neighbors in memory that move together, 16 bytes of type A.
+template <class A>
+inline constexpr int kRun = 16 / sizeof(A);
 
-template <class T, int N>
-struct Piece {
-  typedef T Type __attribute__((vector_size(N * sizeof(T))));
+template <class A>
+struct RunOf {
+  typedef A Type __attribute__((vector_size(16)));
 };
+template <class A>
+using Run = typename RunOf<A>::Type;
 
-template <class T, int N, int... I>
-inline auto join(typename Piece<T, N>::Type low, typename Piece<T, N>::Type high, std::integer_sequence<int, I...>) {
-#if defined(__clang__) || __GNUC__ >= 12
-  return __builtin_shufflevector(low, high, I...);
+template <class A>
+inline Run<A> read_run(const A* from) {
+  Run<A> run;
+  std::memcpy(&run, from, sizeof run);
+  return run;
+}
+
+template <class A>
+inline void write_run(Run<A> run, A* to) {
+  std::memcpy(to, &run, sizeof run);
+}
+
+typedef BFloat16 NarrowRun __attribute__((vector_size(8)));
+
+template <class A>
+inline Run<A> read_run(const BFloat16* from) {
+  NarrowRun run;
+  std::memcpy(&run, from, sizeof run);
+  return (Run<A>)(__builtin_convertvector(run, Run<std::uint32_t>) << 16);
+}
+
+template <class A>
+inline void write_run(Run<A> run, BFloat16* to) {
+  const auto bits = (Run<std::uint32_t>)run;
+  const auto rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const auto kept = __builtin_convertvector(run == run ? rounded : (rounded & 0) + 0x7fc0, NarrowRun);
+  std::memcpy(to, &kept, sizeof kept);
+}
+
+// A vector is kLanes / kRun runs; `put` replaces one of them. (GCC makes several instructions of the portable form.)
+template <class A, int Place>
+inline Vec<A> put(Vec<A> v, Run<A> run) {
+#if defined(__AVX512F__)
+  return (Vec<A>)_mm512_insertf32x4((__m512)v, (__m128)run, Place);
+#elif defined(__AVX__)
+  return (Vec<A>)_mm256_insertf128_ps((__m256)v, (__m128)run, Place);
 #else
-  typename Piece<T, 2 * N>::Type both;
-  std::memcpy(&both, &low, sizeof low);
-  std::memcpy(reinterpret_cast<char*>(&both) + sizeof low, &high, sizeof high);
-  return both;
+  return run;
 #endif
 }
 
-// `Size` elements from Size / N places, `stride` apart.
-template <int N, int Size, class T>
-inline typename Piece<T, Size>::Type read(const T* from, std::int64_t stride) {
-  typename Piece<T, Size>::Type v;
-  if constexpr (Size == N) {
-    std::memcpy(&v, from, sizeof v);
-  } else {
-    constexpr int half = Size / 2;
-    v = join<T, half>(read<N, half>(from, stride), read<N, half>(from + half / N * stride, stride),
-                      std::make_integer_sequence<int, Size>());
-  }
+template <class A, int Place>
+inline Run<A> take(Vec<A> v) {
+#if defined(__AVX512F__)
+  return (Run<A>)_mm512_extractf32x4_ps((__m512)v, Place);
+#elif defined(__AVX__)
+  return (Run<A>)_mm256_extractf128_ps((__m256)v, Place);
+#else
   return v;
+#endif
+}
+
+namespace detail {
+
+// The lower (or upper) halves of the runs of a and b, element by element in turn.
+template <class A, bool kUpper, int... C>
+inline Vec<A> interleave(Vec<A> a, Vec<A> b, std::integer_sequence<int, C...>) {
+  constexpr int R = kRun<A>;
+  return shuffle<A, ((C & 1 ? kLanes<A> : 0) + C / R * R + (kUpper ? R / 2 : 0) + C % R / 2)...>(a, b);
 }
 
 }  // namespace detail
 
-// kLanes elements: N consecutive ones from each of kLanes / N places, `stride` apart.
-template <class A, int N, class T>
-inline Vec<A> read_pieces(const T* from, std::int64_t stride) {
-  const auto v = detail::read<N, kLanes<A>>(from, stride);
-  if constexpr (sizeof(T) == sizeof(A)) {
-    return v;
-  } else {
-    return (Vec<A>)(__builtin_convertvector(v, Vec<std::uint32_t>) << 16);
+// Transpose the square of kRun x kRun elements that kRun rows have in each of their runs.
+template <class A>
+inline void transpose_runs(Vec<A> (&rows)[kRun<A>]) {
+  constexpr int R = kRun<A>;
+  constexpr auto all = std::make_integer_sequence<int, kLanes<A>>();
+#pragma GCC unroll 2
+  for (int round = 1; round < R; round *= 2) {
+    Vec<A> old[R];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) old[r] = rows[r];
+#pragma GCC unroll 2
+    for (int r = 0; r < R / 2; ++r) {
+      rows[2 * r] = detail::interleave<A, false>(old[r], old[r + R / 2], all);
+      rows[2 * r + 1] = detail::interleave<A, true>(old[r], old[r + R / 2], all);
+    }
   }
-}
-
-template <class A, int N, class T>
-inline void write_pieces(Vec<A> v, T* to, std::int64_t stride) {
-  T row[kLanes<A>];
-  if constexpr (sizeof(T) == sizeof(A)) {
-    std::memcpy(row, &v, sizeof v);
-  } else {
-    const auto bits = (Vec<std::uint32_t>)v;
-    const auto rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    const auto kept = __builtin_convertvector(v == v ? rounded : (rounded & 0) + 0x7fc0,
-                                              typename detail::Piece<T, kLanes<A>>::Type);
-    std::memcpy(row, &kept, sizeof kept);
-  }
-  for (int piece = 0; piece < kLanes<A> / N; ++piece) std::memcpy(to + piece * stride, row + piece * N, N * sizeof(T));
 }
 
 }  // namespace robust_lr

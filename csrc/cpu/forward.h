@@ -120,6 +120,7 @@ class ForwardTask {
   template <class Kernel>
   V aggregate(const Span& rows, const Span& columns, const V* query, V shift, V* result) const {
     constexpr int M = Kernel::M;
+    const Index channels = Kernel::channels(p);
     const bool more = channels > M;
     V sums[M] = {}, total = {};
     V* weight = weights;

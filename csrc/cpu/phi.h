@@ -58,14 +58,16 @@ inline Index lane_channels(const Problem& p) {
   return p.shared == 1 ? 1 : p.shared <= 4 ? 4 : (p.shared + kMostChannels - 1) / kMostChannels * kMostChannels;
 }
 
-// One instance of the kernels. A plain one knows that there is one component and a softmax, as in the paper's layer;
-// any other asks. It works on M channels at a time, on the first M together with making the weights.
+// One instance of the kernels. A plain one knows that there is one component and a softmax, as in the paper's layer, and
+// no more than M channels; any other asks. It works on M channels at a time, on the first M together with making the
+// weights.
 template <class PhiOfV, bool kPlain, int kChannels>
 struct Kernel {
   using Phi = PhiOfV;
   static constexpr int M = kChannels;
   static bool softmax(const Problem& p) { return kPlain || p.softmax; }
   static Index components(const Problem& p) { return kPlain ? 1 : p.components; }
+  static Index channels(const Problem& p) { return kPlain ? M : lane_channels(p); }
 
   template <class V>
   static V logit(const Problem& p, V prior, const V* q, const V* k) {
@@ -84,7 +86,8 @@ void with_kernel(const Problem& p, F f) {
     return channels == 1 ? f(Kernel<Phi, plain, 1>()) : f(Kernel<Phi, plain, 4>());
   };
   auto with_phi = [&](auto phi) {
-    p.softmax && p.components == 1 ? with_run(phi, std::true_type()) : with_run(phi, std::false_type());
+    const bool plain = p.softmax && p.components == 1 && lane_channels(p) <= kMostChannels;
+    plain ? with_run(phi, std::true_type()) : with_run(phi, std::false_type());
   };
   switch (p.composability) {
     case Composability::squared_difference: return with_phi(SquaredDifference<V>());

@@ -49,7 +49,7 @@ struct Block {
 // image. In lanes they take `channels`, at least `pitch`.
 template <class A>
 class Planes {
-  static constexpr int L = kLanes<A>;
+  static constexpr int L = kLanes<A>, R = kRun<A>;
 
  public:
   Planes(const Image<A>& image, const Block<A>& block, Index channels, Index pitch, Index total)
@@ -84,20 +84,18 @@ class Planes {
     move<A, kStore>(first, count, lanes);
   }
 
-  static constexpr int kMany = std::min(8, L), kFew = std::min(4, L);
-
-  // Squares of kLanes x kLanes elements are transposed in registers where pixels, or the channels of a group, are
-  // neighbors in memory; what remains goes element by element.
+  // Runs of pixels, or of channels of a group, that are neighbors in memory are transposed in registers; what remains
+  // goes element by element.
   template <class T, bool kStore>
   void move(Index first, Index count, Vec<A>* lanes) const {
-    if (pixel_stride_ == 1 && count >= L) {
-      for (Index c = 0; c < channels_; ++c) move_squares<T, kStore, 1>(first, c, count, lanes + c);
-    } else if (channel_stride_ == 1 && channels_ % L == 0) {
-      for (Index c = 0; c < channels_; c += L) move_squares<T, kStore, L>(first, c, count, lanes + c);
-    } else if (channel_stride_ == 1 && channels_ == kMany && count >= L / kMany) {
-      move_squares<T, kStore, kMany>(first, 0, count, lanes);
-    } else if (channel_stride_ == 1 && channels_ == kFew && count >= L / kFew) {
-      move_squares<T, kStore, kFew>(first, 0, count, lanes);
+    if (pixel_stride_ == 1 && count >= R) {
+      for (Index c = 0; c < channels_; ++c) {
+        with_whole<kStore>(c, [&](auto whole) { move_pixels<T, kStore, whole>(first, c, count, lanes + c); });
+      }
+    } else if (channel_stride_ == 1 && channels_ % R == 0) {
+      for (Index c = 0; c < channels_; c += R) {
+        with_whole<kStore>(c + R - 1, [&](auto whole) { move_channels<T, kStore, whole>(first, c, count, lanes + c); });
+      }
     } else {
       for (Index i = 0; i < count; ++i) {
         Vec<A>* const pixel = lanes + i * channels_;
@@ -106,61 +104,94 @@ class Planes {
     }
   }
 
-  // Rows of a square hold `kChannels` channels of consecutive pixels.
-  template <class T, bool kStore, int kChannels>
-  void move_squares(Index first, Index channel, Index count, Vec<A>* lanes) const {
-    if (channel + kChannels <= least_ && (!kStore || used_ == L)) {
-      move_squares<T, kStore, kChannels, true>(first, channel, count, lanes);
-    } else {
-      move_squares<T, kStore, kChannels, false>(first, channel, count, lanes);
-    }
+  // Calls f with whether no lane is idle and none lacks a channel up to this one.
+  template <bool kStore, class F>
+  void with_whole(Index channel, F f) const {
+    channel < least_ && (!kStore || used_ == L) ? f(std::true_type()) : f(std::false_type());
   }
 
-  // kWhole: no lane is idle and none lacks a channel.
-  template <class T, bool kStore, int kChannels, bool kWhole>
-  void move_squares(Index first, Index channel, Index count, Vec<A>* lanes) const {
-    constexpr Index kPixels = L / kChannels;
-    const Index stride = pixel_stride_, step = kChannels == 1 ? channels_ : 1;
-    for (Index i = 0; i < count; i += kPixels) {
-      const Index start = std::min(i, count - kPixels);  // the last square overlaps the one before
+  // Both loops stand by themselves, so that what is around them takes none of their registers.
+  template <class T, bool kStore, bool kWhole>
+  __attribute__((noinline)) void move_pixels(Index first, Index channel, Index count, Vec<A>* lanes) const {
+    for (Index i = 0; i < count; i += R) {
+      const Index start = std::min(i, count - R);  // the last run overlaps the one before
       const Index at = offset(first + start, channel);
-      Vec<A>* const square = lanes + start * channels_;
-      Vec<A> rows[L];
-      if constexpr (kStore) {
-        for (int r = 0; r < L; ++r) rows[r] = square[r * step];
-        transpose<A>(rows);
-        for (int lane = 0; lane < (kWhole ? L : used_); ++lane) {
-          const Index present = kWhole ? kChannels : std::clamp<Index>(present_[lane] - channel, 0, kChannels);
-          write<kChannels>(rows[lane], pointer<T>(lane) + at, stride, present);
-        }
-      } else {
-        for (int lane = 0; lane < L; ++lane) {
-          const Index present = kWhole ? kChannels : std::clamp<Index>(present_[lane] - channel, 0, kChannels);
-          rows[lane] = read<kChannels>(pointer<T>(lane) + at, stride, present);
-        }
-        transpose<A>(rows);
-        for (int r = 0; r < L; ++r) square[r * step] = rows[r];
-      }
+      if (i % (4 * R) == 0) prefetch<T, kStore>(at + count);
+      move_runs<T, kStore, 1, kWhole>(at, channel, lanes + start * channels_, channels_);
     }
   }
 
-  // A row of a square: `present` of its channels at each of L / kChannels pixels, zero for the others.
-  template <int kChannels, class T>
-  static Vec<A> read(const T* from, Index stride, Index present) {
-    if (present == kChannels) return read_pieces<A, kChannels == 1 ? L : kChannels>(from, stride);
-    T row[L] = {};
-    for (int pixel = 0; pixel < L / kChannels; ++pixel)
-      for (Index c = 0; c < present; ++c) row[pixel * kChannels + c] = from[pixel * stride + c];
-    return read_pieces<A, L>(row, 0);
+  template <class T, bool kStore, bool kWhole>
+  __attribute__((noinline)) void move_channels(Index first, Index channel, Index count, Vec<A>* lanes) const {
+    Index at = offset(first, channel);
+    for (Index i = 0; i < count; ++i, at += pixel_stride_) {
+      if (channel == 0) prefetch<T, kStore>(at + count * pixel_stride_);
+      move_runs<T, kStore, R, kWhole>(at, channel, lanes + i * channels_, 1);
+    }
   }
 
-  template <int kChannels, class T>
-  static void write(Vec<A> v, T* to, Index stride, Index present) {
-    if (present == kChannels) return write_pieces<A, kChannels == 1 ? L : kChannels>(v, to, stride);
-    T row[L];
-    write_pieces<A, L>(v, row, 0);
-    for (int pixel = 0; pixel < L / kChannels; ++pixel)
-      for (Index c = 0; c < present; ++c) to[pixel * stride + c] = row[pixel * kChannels + c];
+  // What moves next, most likely: the row after this one.
+  template <class T, bool kStore>
+  void prefetch(Index at) const {
+#pragma GCC unroll 16
+    for (int lane = 0; lane < L; ++lane) __builtin_prefetch(pointer<T>(lane) + at, kStore);
+  }
+
+  // A run of each lane: of pixels, or of kChannels channels of one. `lanes` are `step` apart.
+  template <class T, bool kStore, int kChannels, bool kWhole>
+  void move_runs(Index at, Index channel, Vec<A>* lanes, Index step) const {
+    constexpr auto places = std::make_integer_sequence<int, L / R>();
+    Vec<A> rows[R];  // row r has the runs of lanes r, r + R, r + 2R, ...
+    if constexpr (kStore) {
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) rows[r] = lanes[r * step];
+      transpose_runs<A>(rows);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) write_row<T, kChannels, kWhole>(rows[r], r, at, channel, places);
+    } else {
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) rows[r] = read_row<T, kChannels, kWhole>(r, at, channel, places);
+      transpose_runs<A>(rows);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) lanes[r * step] = rows[r];
+    }
+  }
+
+  template <class T, int kChannels, bool kWhole, int... Place>
+  Vec<A> read_row(int r, Index at, Index channel, std::integer_sequence<int, Place...>) const {
+    Vec<A> row = {};
+    ((row = put<A, Place>(row, read<T, kChannels, kWhole>(Place * R + r, at, channel))), ...);
+    return row;
+  }
+
+  template <class T, int kChannels, bool kWhole, int... Place>
+  void write_row(Vec<A> row, int r, Index at, Index channel, std::integer_sequence<int, Place...>) const {
+    (write<T, kChannels, kWhole>(take<A, Place>(row), Place * R + r, at, channel), ...);
+  }
+
+  // How many elements of a run a lane has.
+  template <int kChannels>
+  int present(int lane, Index channel) const {
+    return std::clamp<Index>(present_[lane] - channel, 0, kChannels) * (R / kChannels);
+  }
+
+  template <class T, int kChannels, bool kWhole>
+  Run<A> read(int lane, Index at, Index channel) const {
+    const T* const from = pointer<T>(lane) + at;
+    if (kWhole || present<kChannels>(lane, channel) == R) return read_run<A>(from);
+    T run[R] = {};
+    for (int i = 0; i < present<kChannels>(lane, channel); ++i) run[i] = from[i];
+    return read_run<A>(run);
+  }
+
+  template <class T, int kChannels, bool kWhole>
+  void write(Run<A> v, int lane, Index at, Index channel) const {
+    if (!kWhole && lane >= used_) return;
+    T* const to = pointer<T>(lane) + at;
+    if (kWhole || present<kChannels>(lane, channel) == R) return write_run<A>(v, to);
+    T run[R];
+    write_run<A>(v, run);
+    for (int i = 0; i < present<kChannels>(lane, channel); ++i) to[i] = run[i];
   }
 
   template <class T, bool kStore>
