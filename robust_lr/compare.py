@@ -115,7 +115,7 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
 
 
 def comparable(first: Evaluation, second: Evaluation) -> None:
-    """InputError, with the first difference, unless both are of the same protocol, seed, images and targets."""
+    """InputError, with the first difference, unless both are of one protocol, seed, images to the pixel and targets."""
     one, other = (
         {
             **{f"protocol.{key}": value for key, value in run.protocol.items()},
@@ -132,7 +132,7 @@ def comparable(first: Evaluation, second: Evaluation) -> None:
             f"second{_ADVICE.get(key, '')}"
         )
     for row, theirs in zip(first.rows, second.rows, strict=True):
-        for name in ("id", "label", "target"):
+        for name in ("id", "input_hash", "label", "target"):
             one, other = getattr(row, name), getattr(theirs, name)
             if one != other:
                 raise InputError(

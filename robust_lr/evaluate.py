@@ -17,7 +17,7 @@ from .bench import Bench
 from .contexts import fp32, frozen
 from .counts import summarize
 from .dataset import Batch, Dataset, spaced
-from .errors import InputError
+from .errors import InputError, RunError
 from .guards import SAMPLE
 from .images import known, ledger_rows
 from .kinds import PGD
@@ -81,15 +81,16 @@ def evaluate(
         targets: of a targeted protocol, instead of those that it would choose.
         name: of the model, for the result.
         workers: processes that load images.
-        precision: of the passes that the attack makes, "fp32", "tf32" (on CUDA) or "bf16"; verdicts are always fp32. A
-            lower precision must first give the verdicts of fp32 for 95 % of a sample of 64 images.
+        precision: of the passes that the attack makes, "fp32", "tf32" (on CUDA) or "bf16". A lower one must first give
+            the verdicts of fp32 for 95 % of a sample of 64 images. Finished images are always judged in fp32; iterates
+            on the way by the attack's own passes, and so are curves and mistakes that count for worst seen alone.
         allow: names of ``guards.GUARDS`` that are not to be asked.
         progress: called as ``progress(done, total)`` whenever images are done.
 
     Raises:
         InputError: unknown protocol, images outside [0, 1], a guard's complaint, a used ``out`` folder.
-        RunError: predictions that are not finite, an attack that left the ball or [0, 1], or a precision whose verdicts
-            differ too much from those of fp32.
+        RunError: predictions that are not finite, an attack that left the ball or [0, 1], a precision whose verdicts
+            differ too much from those of fp32, or passes that do not fit a GPU's memory.
     """
     protocol = resolved(protocol, targets)
     ready = prepare(
@@ -145,11 +146,18 @@ def evaluated(
                     ledger.remember("agreement", counted)
                 bench, agreement = low, Proportion(*counted)
             loaded = batches(data, torch.split(todo, ready.batch_size), workers=ready.workers)
-            for group in attack_all(loaded, protocol, bench, device, targets):
-                ledger.add(ledger_rows(group, protocol, [part.name for part in parts]))
-                finished += size(group)
-                if progress is not None:
-                    progress(finished, len(positions))
+            try:
+                for group in attack_all(loaded, protocol, bench, device, targets):
+                    ledger.add(ledger_rows(group, protocol, [part.name for part in parts]))
+                    finished += size(group)
+                    if progress is not None:
+                        progress(finished, len(positions))
+            except torch.OutOfMemoryError as error:
+                reason = str(error).partition("\n")[0]
+                raise RunError(
+                    f"passes of {bench.rows} images do not fit: {reason}; rows written before are safe, go on with a "
+                    "smaller batch_size"
+                ) from error
         rows = ledger.rows()
     result = summarize(
         rows,

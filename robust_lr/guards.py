@@ -87,13 +87,12 @@ def guard(
         allow: names of ``GUARDS`` that are not to be asked.
 
     Raises:
-        InputError: the first complaint, or something that is no batch of logits.
+        InputError: the first complaint, something that is no batch of logits, or a model that fails.
         RunError: logits that are not finite.
     """
     for name in allow:
         check_name("guard", name, GUARDS)
-    with torch.no_grad():
-        logits = model(x)
+    logits = answered(model, x)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x) or not logits.is_floating_point():
         what = f"{tuple(logits.shape)} {logits.dtype}" if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(f"the model returns {what} for {len(x)} images: logits [{len(x)}, classes] are needed")
@@ -108,6 +107,18 @@ def guard(
         if name not in allow and (complaint := complain(sample)) is not None:
             raise InputError(f"{complaint} (to go on all the same: --allow {name})")
     return logits.shape[1]
+
+
+def answered(model: nn.Module, x: Tensor) -> object:
+    """What the model returns for ``x``; InputError in one line where it fails, be it for images of such a shape."""
+    try:
+        with torch.no_grad():
+            return model(x)
+    except (InputError, RunError):
+        raise
+    except Exception as error:  # it may be anybody's code
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"the model fails on images {tuple(x.shape)}: {type(error).__name__}: {reason}") from error
 
 
 def check_finite(logits: Tensor, ids: Tensor) -> None:

@@ -82,7 +82,6 @@ def prepare(
     rows = compute_batch or batch_size
     check_precision(precision, device)
     most = max((positions(data, protocol, shard) for protocol in protocols), key=len)
-    hashes = {"weights": weights_hash(model), "images": content_hash(data)}
     with frozen(model), fp32(device):  # a model that does not fit is refused before anything is written
         images, labels, ids = data.batch(most[spaced(len(most), min(SAMPLE, rows))])
         check_images(images, ids)
@@ -109,7 +108,7 @@ def prepare(
         data=data,
         name=name or type(model).__name__,
         device=device,
-        hashes=hashes,
+        hashes={"weights": weights_hash(model), "images": content_hash(data)},
         bench=bench,
         batch_size=batch_size,
         shard=shard,

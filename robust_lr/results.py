@@ -73,7 +73,7 @@ class Result:
         batch_invariant: every pass behind a figure had the same number of rows and all randomness is keyed by image,
             so ``batch_size`` does not matter.
         hashes: SHA-256 of weights, images and, for a targeted attack, of "id target" lines.
-        precision: of the attack's arithmetic; verdicts are always fp32.
+        precision: of the attack's arithmetic; finished images are always judged in fp32, by the model as given.
         agreement: of verdicts with those of an fp32 attack, on a sample, where the precision is lower.
         seconds: time of the attack, summed over images, without loading.
         forwards, backwards: images x passes of the model that were really made, padding left out.

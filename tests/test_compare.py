@@ -98,6 +98,15 @@ def test_different_shards_cannot_be_compared(data, tmp_path):
         rlr.compare([tmp_path / "1", tmp_path / "2"])
 
 
+def test_other_pixels_under_the_same_names_cannot_be_compared(runs, tmp_path):
+    """A folder's hash covers names and sizes of files, not what another decoder makes of them."""
+    shutil.copytree(runs / "b", tmp_path / "b")
+    with closing(sqlite3.connect(tmp_path / "b" / "ledger.sqlite")) as connection, connection:
+        connection.execute("UPDATE images SET input_hash = 'f' WHERE id = (SELECT max(id) FROM images)")
+    with pytest.raises(InputError, match=r"the input_hash of image \d+ is \w+ in the first, f in the second"):
+        rlr.compare([runs / "a", tmp_path / "b"])
+
+
 def test_names_of_protocols_and_how_targets_were_chosen_do_not_matter(runs, data, tmp_path):
     renamed = dataclasses.replace(AIMED, name="mine", source="me")
     rlr.evaluate(linear(1), data, renamed, out=tmp_path / "b", name="b", targets=rlr.draw_targets(data))

@@ -261,6 +261,16 @@ def test_what_is_no_batch_of_logits_is_refused(good, data, change, words):
     assert "logits [64, classes] are needed" in text
 
 
+@pytest.mark.parametrize("error", [RuntimeError, KeyError])
+def test_a_model_that_fails_on_the_images_is_one_line(good, data, tmp_path, error):
+    def fail(z):
+        raise error("expected 1 channel\nand more")
+
+    with pytest.raises(InputError, match=r"^the model fails on images \(64, 3, 28, 28\): \w+: .*expected 1"):
+        rlr.evaluate(Around(good, fail), data, WEAK, out=tmp_path / "new", allow=tuple(GUARDS))
+    assert not (tmp_path / "new").exists()
+
+
 def test_logits_that_are_not_finite_name_the_image(good, data):
     def spoil(z):
         z = z.clone()

@@ -270,6 +270,21 @@ def test_with_restarts_the_worst_seen_is_never_above_the_last_at_any_step(data, 
         assert shares["robust_accuracy_worst_seen"].count <= shares["robust_accuracy_last"].count
 
 
+def test_passes_that_do_not_fit_say_what_helps(tmp_path, data, model):
+    class Full(nn.Module):
+        left = 20
+
+        def forward(self, x):
+            self.left -= 1
+            if not self.left:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more")
+            return model(x)
+
+    with pytest.raises(RunError, match=r"passes of 16 images do not fit: CUDA out of memory\..*; rows written before"):
+        rlr.evaluate(Full(), data, WORST, out=tmp_path, **QUICK)
+    assert 0 < len(table(tmp_path)) < len(data)
+
+
 def test_images_wrong_when_clean_are_not_attacked_but_counted(data, model):
     result = rlr.evaluate(model, data, WORST, **QUICK)
     assert result.attacked == result.clean.count < len(data)
