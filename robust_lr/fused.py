@@ -24,7 +24,7 @@ class FusedConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor, shortcut: Tensor | None = None) -> Tensor:
         weight, bias = self.weight, self.bias
-        if self.plain and covers(input, weight):
+        if covers(input, weight) and self.plain:
             y: Tensor = _Fused.apply(input, shortcut, weight, *self.packed(weight), bias, *self.sizes, self.relu)
             return y
         y = super().forward(input)

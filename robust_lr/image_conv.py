@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
-from . import ops
+from .fused import covers
 
 #: what the kernel is compiled for
 CHANNELS, KERNEL_SIZES = (1, 3), (3, 7)
@@ -22,23 +22,11 @@ class ImageConv2d(nn.Conv2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.covers(input):
+        weight = self.weight
+        if not (input.requires_grad and covers(input, weight)):
             return super().forward(input)
-        y: Tensor = _ImageConvolution.apply(input, self.weight, self.bias, self.stride[0], int(self.padding[0]))
+        y: Tensor = _ImageConvolution.apply(input, weight, self.bias, self.stride[0], int(self.padding[0]))
         return y
-
-    def covers(self, image: Tensor) -> bool:
-        """Whether there is a kernel for images of this kind, here and now."""
-        return (
-            not torch.compiler.is_compiling()
-            and image.requires_grad
-            and not self.weight.requires_grad
-            and image.device.type == "cpu"
-            and image.dtype in (torch.float32, torch.float64)
-            and not torch.is_autocast_enabled("cpu")
-            and not torch._C._are_functorch_transforms_active()
-            and ops.has_kernels("cpu")
-        )
 
 
 def takes(conv: nn.Conv2d) -> bool:

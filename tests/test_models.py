@@ -368,3 +368,15 @@ def test_folding_twice_changes_nothing():
     once = fold(tiny("lrnet26"))
     twice = fold(once)
     assert all(torch.equal(value, twice.state_dict()[key]) for key, value in once.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["resnet26", "lrnet26"])
+def test_folded_networks_compile_in_one_graph(name):
+    folded = fold(tiny(name).double())
+    x = torch.rand(2, 3, 20, 20, dtype=torch.float64, requires_grad=True)
+    found = []
+    for network in (folded, torch.compile(folded, backend="aot_eager", fullgraph=True)):
+        logits = network(x)
+        found.append((logits.detach(), *torch.autograd.grad(logits.square().sum(), x)))
+    for plain, compiled in zip(*found, strict=True):
+        assert relative(compiled, plain) < 1e-9
