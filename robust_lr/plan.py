@@ -21,8 +21,8 @@ from .train import adversarial_train
 #: ILSVRC 2012: training images, classes, and the shape that our augmentation gives
 IMAGENET = 1_281_167, 1000, (3, 224, 224)
 
-#: images of a measured pass on a CPU, where larger ones are no faster
-CPU_IMAGES = 4
+#: of a measured pass on a CPU, where larger ones are no faster: 4 images of 224 x 224
+CPU_PIXELS = 4 * 224 * 224
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def plan(config: Config, *, processes: int = 1, images: int = 0, steps: int = 3)
 
     Args:
         processes: of the run that is planned.
-        images: of a measured step; by default a process's share of the batch, on a CPU at most 4.
+        images: of a measured step; by default a process's share of the batch, on a CPU at most ``CPU_PIXELS``.
         steps: measured, after one that warms up.
 
     Raises:
@@ -92,7 +92,8 @@ def plan(config: Config, *, processes: int = 1, images: int = 0, steps: int = 3)
     share = -(-batch_size // processes)
     if config.compute.micro_batch:
         share = min(share, config.compute.micro_batch)
-    images = images or (min(share, CPU_IMAGES) if device.type == "cpu" else share)
+    most = max(2, CPU_PIXELS // (shape[1] * shape[2])) if device.type == "cpu" else share
+    images = images or min(share, most)
     generator = torch.Generator().manual_seed(0)
     pictures = torch.rand(images * (steps + 1), *shape, generator=generator)
     data = from_arrays(pictures, torch.arange(len(pictures)) % classes, num_classes=classes, name="random images")

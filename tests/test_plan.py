@@ -49,6 +49,14 @@ def test_a_share_follows_from_processes_and_micro_batches():
     assert plan(config, processes=32, steps=1).images == 2
 
 
+def test_a_cpu_is_measured_with_as_many_pixels_as_four_images_of_imagenet(monkeypatch):
+    """With 4 images of 28 pixels, a pass would cost more than three times as much an image as with the batch of 64."""
+    monkeypatch.setattr(plan_room, "CPU_PIXELS", 12 * 28 * 28)
+    config = config_room.load(None, TINY)
+    assert plan(config, steps=1).images == 12
+    assert plan(config, processes=8, steps=1).images == 8
+
+
 def test_imagenet_need_not_be_here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     count, classes, shape, assumed = size(config_room.load("imagenet/lrnet26_adv"))
