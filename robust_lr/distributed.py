@@ -74,7 +74,7 @@ class Group:
         failure: Exception | None = None
         try:
             result = work()
-        except (InputError, RunError) as error:
+        except Exception as error:  # whatever it is, the others must not wait
             failure = error
         code = 0 if failure is None else 2 if isinstance(failure, InputError) else 1
         worst = self.largest((self.size - self.rank) * 4 + code if code else 0)

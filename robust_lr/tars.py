@@ -21,7 +21,7 @@ from .lazy import IMAGE_SUFFIXES, Transform, from_source
 CLASS_SUFFIX = ".cls"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Member:
     """An image in a shard: where its bytes lie, and its class."""
 
