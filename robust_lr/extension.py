@@ -38,6 +38,7 @@ Capabilities = list[tuple[int, int]]  # of GPUs, e.g. [(8, 0), (9, 0)]
 
 SOURCES = Path(__file__).parent / "csrc"
 FLAGS = ("-O3", "-std=c++20", "-ffp-contract=fast", "-fPIC", "-fvisibility=hidden")
+PORTABLE = "portable (16 bytes)"
 TORCH_TARGET_VERSION = "0x020b000000000000"  # the oldest PyTorch whose stable ABI the sources use: 2.11
 
 
@@ -59,7 +60,7 @@ class Compiler:
         """The widest vectors that the kernels will use."""
         if "__AVX512F__" in self.macros:
             return "AVX-512"
-        return "AVX2" if "__AVX2__" in self.macros else "portable (16 bytes)"
+        return "AVX2" if "__AVX2__" in self.macros else PORTABLE
 
 
 @dataclass(frozen=True)

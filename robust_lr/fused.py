@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
-from . import ops
+from . import extension, ops
 
 
 class FusedConv2d(nn.Conv2d):
@@ -63,7 +63,15 @@ def covers(x: Tensor, weight: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()
         and ops.has_kernels("cpu")
+        and has_wide_vectors()
     )
+
+
+@functools.cache
+def has_wide_vectors() -> bool:
+    """Whether the kernels know this processor's vectors; where they do not, PyTorch's libraries are faster."""
+    compiler = extension.find_compiler()
+    return compiler is not None and compiler.vectors != extension.PORTABLE
 
 
 class _Fused(torch.autograd.Function):

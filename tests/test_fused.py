@@ -11,7 +11,7 @@ from test_ops import relative_error
 from torch import Tensor
 
 from robust_lr import extension
-from robust_lr.fused import FusedConv2d
+from robust_lr.fused import FusedConv2d, has_wide_vectors
 
 needs_kernels = pytest.mark.skipif(not extension.load(), reason="no compiled kernels")
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-14}
@@ -156,8 +156,20 @@ def test_kernel_is_left_out_where_it_has_no_place(monkeypatch):
         assert conv(x).dtype == torch.bfloat16
     torch.func.vmap(torch.func.grad(lambda image: conv(image[None]).sum()))(x)
     conv.requires_grad_()(x)
+    conv.requires_grad_(False)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("robust_lr.fused.has_wide_vectors", lambda: False)
+        conv(x)
     monkeypatch.setattr("robust_lr.ops.has_kernels", lambda device: False)
-    conv.requires_grad_(False)(x)
+    conv(x)
+
+
+@pytest.mark.parametrize(
+    ("macros", "wide"), [({"__AVX512F__": "1", "__AVX2__": "1"}, True), ({"__SSE2__": "1"}, False)]
+)
+def test_narrow_vectors_are_left_to_pytorch(macros, wide, monkeypatch):
+    monkeypatch.setattr(extension, "find_compiler", lambda: extension.Compiler(("c++",), (), macros))
+    assert has_wide_vectors.__wrapped__() is wide
 
 
 @needs_kernels

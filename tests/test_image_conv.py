@@ -143,6 +143,7 @@ def test_folded_networks_use_it(stem, channels, monkeypatch):
         return original(*arguments)
 
     original = torch.ops.robust_lr.image_gradient.default
+    monkeypatch.setattr("robust_lr.fused.has_wide_vectors", lambda: True)
     monkeypatch.setattr(torch.ops.robust_lr.image_gradient, "default", watched)
     pixels = {"in_channels": channels, "mean": [0.5] * channels, "std": [1] * channels}
     model = build_model("resnet26", width=0.1, stem=stem, **pixels)
