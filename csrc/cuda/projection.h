@@ -8,6 +8,7 @@
 namespace robust_lr::cuda {
 
 constexpr int kProjectionThreads = 128, kPixels = 2;
+constexpr int kProjectionResident = 3;  // blocks at once on a multiprocessor, at least
 constexpr int kTable = 64;  // channels in shared memory at a time
 
 // What all pixels need to know of a channel.
@@ -90,7 +91,7 @@ __device__ WideOf<T> gradient_of(const Channel<WideOf<T>>& channel, WideOf<T> x,
 }
 
 template <class T>
-__global__ void __launch_bounds__(kProjectionThreads) project(Projection<T> f, int pixel_blocks, int row_blocks) {
+__global__ void __launch_bounds__(kProjectionThreads, kProjectionResident) project(Projection<T> f, int pixel_blocks, int row_blocks) {
   using A = WideOf<T>;
   const int row = blockIdx.x % row_blocks * kChannels, block = blockIdx.x / row_blocks;
   const int n = block / pixel_blocks, first = block % pixel_blocks * kPixels * kProjectionThreads + threadIdx.x;
@@ -112,7 +113,7 @@ __global__ void __launch_bounds__(kProjectionThreads) project(Projection<T> f, i
 }
 
 template <class T>
-__global__ void __launch_bounds__(kProjectionThreads)
+__global__ void __launch_bounds__(kProjectionThreads, kProjectionResident)
     image_gradient(Projection<T> f, int pixel_blocks, const WideOf<T>* parts, int count, WideOf<T>* dimage) {
   using A = WideOf<T>;
   const int n = blockIdx.x / pixel_blocks;

@@ -23,7 +23,7 @@ constexpr size_t kWeightsBytes = std::max(kProjectionThreads * sizeof(Pixel<A>),
                                           kProjectionThreads * kOwnChannels * kTerms * sizeof(A));
 
 template <class T>
-__global__ void __launch_bounds__(kProjectionThreads)
+__global__ void __launch_bounds__(kProjectionThreads, kProjectionResident)
     weights_gradient(Projection<T> f, int spans, int row_blocks, WideOf<T>* dweights, WideOf<T>* dtransform) {
   using A = WideOf<T>;
   constexpr int kBlockChannels = 32 * kOwnChannels;
