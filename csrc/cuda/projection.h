@@ -91,7 +91,8 @@ __device__ WideOf<T> gradient_of(const Channel<WideOf<T>>& channel, WideOf<T> x,
 }
 
 template <class T>
-__global__ void __launch_bounds__(kProjectionThreads, kProjectionResident) project(Projection<T> f, int pixel_blocks, int row_blocks) {
+__global__ void __launch_bounds__(kProjectionThreads, kProjectionResident)
+    project(Projection<T> f, int pixel_blocks, int row_blocks) {
   using A = WideOf<T>;
   const int row = blockIdx.x % row_blocks * kChannels, block = blockIdx.x / row_blocks;
   const int n = block / pixel_blocks, first = block % pixel_blocks * kPixels * kProjectionThreads + threadIdx.x;
