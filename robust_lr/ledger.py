@@ -157,10 +157,12 @@ class Ledger:
         except sqlite3.Error as error:
             raise InputError(f"{path} cannot be used as a ledger: {error}") from None
         try:
-            self.connection.execute("CREATE TABLE IF NOT EXISTS configuration (json TEXT NOT NULL)")
-            self.connection.execute(f"CREATE TABLE IF NOT EXISTS images ({_COLUMNS}, PRIMARY KEY (id))")
-            self.connection.execute("CREATE TABLE IF NOT EXISTS findings (name TEXT PRIMARY KEY, json TEXT NOT NULL)")
-            self._agree(configuration)
+            with self.connection as connection:
+                connection.execute("BEGIN")  # one wait for the disk, and nothing in a ledger that does not agree
+                connection.execute("CREATE TABLE IF NOT EXISTS configuration (json TEXT NOT NULL)")
+                connection.execute(f"CREATE TABLE IF NOT EXISTS images ({_COLUMNS}, PRIMARY KEY (id))")
+                connection.execute("CREATE TABLE IF NOT EXISTS findings (name TEXT PRIMARY KEY, json TEXT NOT NULL)")
+                self._agree(configuration)
         except sqlite3.Error as error:
             self.close()
             raise InputError(f"{path} cannot be used as a ledger: {error}") from None
@@ -172,8 +174,7 @@ class Ledger:
         """Keep ``configuration``, or insist that it is the one kept; the difference is named."""
         kept = self.connection.execute("SELECT json FROM configuration").fetchone()
         if kept is None:
-            with self.connection:
-                self.connection.execute("INSERT INTO configuration VALUES (?)", (json.dumps(configuration),))
+            self.connection.execute("INSERT INTO configuration VALUES (?)", (json.dumps(configuration),))
             return
         if (found := first_difference(json.loads(json.dumps(configuration)), json.loads(kept[0]))) is not None:
             key, now, before = found

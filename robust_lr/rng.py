@@ -15,6 +15,9 @@ from torch import Tensor
 # what a number is drawn for; streams never overlap
 START, TARGET, AUGMENT, ORDER, RADIUS, SEARCH, CHOICE, HELD_OUT = range(8)
 
+#: numbers of a draw are below this
+DRAWS = 2**24
+
 _LOW = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -39,7 +42,7 @@ def words(seed: int, stream: int, ids: Tensor, n: int, draw: int | Tensor = 0) -
         seed: any Python integer; its low 32 bits count.
         stream: what the number is for, one of the constants above.
         ids: image ids, [N] int64, non-negative.
-        draw: number of the restart or epoch, below 2^24; one for all ids, or one each, [N] int64.
+        draw: number of the restart or epoch, below ``DRAWS``; one for all ids, or one each, [N] int64.
     """
     ids = ids.view(-1, 1)
     blocks = torch.arange((n + 3) // 4, device=ids.device).view(1, -1)

@@ -10,6 +10,7 @@ from .attacks.checks import check_attack
 from .attacks.losses import LOSSES
 from .errors import InputError
 from .kinds import NORMS, PGD, check_whole, length
+from .rng import DRAWS
 from .text import check_name
 
 
@@ -108,6 +109,8 @@ class Square(Standing):
     def __post_init__(self) -> None:
         check_attack(eps=self.eps, step_size=self.eps, steps=self.queries)
         check_whole(1, queries=self.queries, restarts=self.restarts)
+        if self.restarts * (self.queries + 1) >= DRAWS:
+            raise InputError(f"restarts = {self.restarts} of {self.queries} queries: at most {DRAWS} are keyed in all")
         if not 0 < self.p <= 1:
             raise InputError(f"p = {self.p}: must be above 0, at most 1")
 

@@ -72,6 +72,26 @@ def test_the_first_difference_of_configurations_is_named(tmp_path):
         Ledger(file, fewer, resume=True)
 
 
+def test_a_ledger_that_does_not_agree_is_left_as_it_is(tmp_path):
+    """Also that of an older version, which lacks a table."""
+    file = tmp_path / "ledger"
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("CREATE TABLE configuration (json TEXT NOT NULL)")
+        connection.execute("INSERT INTO configuration VALUES ('{\"schema\": 1}')")
+    before = file.read_bytes()
+    with pytest.raises(InputError, match="schema was 1 and is 3"):
+        Ledger(file, {"schema": 3}, resume=True)
+    assert file.read_bytes() == before
+
+
+def test_findings_are_kept(tmp_path):
+    for remembered in (None, [3, 4]):
+        with closing(Ledger(tmp_path / "ledger", {}, resume=True)) as ledger:
+            assert ledger.recall("agreement") == remembered
+            if remembered is None:
+                ledger.remember("agreement", (3, 4))
+
+
 def test_a_file_that_exists_is_not_used_unless_resumed(tmp_path):
     file = tmp_path / "ledger"
     Ledger(file, {}).close()

@@ -5,7 +5,7 @@ import pytest
 
 from robust_lr import protocols
 from robust_lr.errors import InputError
-from robust_lr.protocols import PGD
+from robust_lr.protocols import PGD, Square
 
 GOOD = {"eps": 8 / 255, "step_size": 2 / 255, "steps": 10}
 
@@ -145,3 +145,10 @@ def test_every_protocol_and_sweep_prints_and_is_json():
 def test_training_takes_pgd_only():
     with pytest.raises(InputError, match="'autoattack-standard' is no PGD"):
         protocols.pgd("autoattack-standard")
+
+
+def test_searches_of_more_queries_than_can_be_keyed_are_refused():
+    """Beyond them, random numbers of one image would be those of another."""
+    with pytest.raises(InputError, match=r"restarts = 3356 of 5000 queries: at most 16777216 are keyed in all"):
+        Square(eps=0.1, restarts=3356)
+    assert Square(eps=0.1, restarts=3354).restarts == 3354
