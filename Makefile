@@ -1,6 +1,7 @@
 # Everything runs in a virtual environment of its own, which the first target that needs it makes.
 PYTHON ?= python3
-VENV ?= .venv
+TORCH ?=# e.g. 2.12: that PyTorch, in an environment of its own
+VENV ?= .venv$(if $(TORCH),-torch$(TORCH))
 BIN := $(VENV)/bin
 
 .PHONY: help table9 test xval gpu-check lint format wheel wheel-check clean
@@ -11,7 +12,7 @@ help:  ## this list
 table9: $(VENV)/installed  ## the main job: train six networks, attack them, print Table 9
 	$(BIN)/robust-lr table9
 
-test: $(VENV)/installed  ## all tests
+test: $(VENV)/installed  ## all tests; TORCH=2.12 with that PyTorch
 	$(BIN)/pytest
 
 xval: $(VENV)/installed  ## attacks against torchattacks, cleverhans and foolbox, which are installed without what else they ask for
@@ -42,5 +43,5 @@ clean:  ## remove the environment and what was built
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11"'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' $(if $(TORCH),'torch==$(TORCH).*')
 	touch $@
