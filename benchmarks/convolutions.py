@@ -4,9 +4,9 @@
     python benchmarks/convolutions.py --out FILE --size 28 --channels 1 --width 0.25 --batch 64
 
 The second is the size of the main job. Every convolution of the folded networks runs on the shape that it has there, in
-the network's memory format: the pass forward, and the gradient by the input, which is all that an attack needs. Ours
-include bias and ReLU where the layer has them; PyTorch's are the convolution alone. They take turns. The JSON has
-medians of seconds by layer, and the ratio PyTorch / ours of the sums over the network.
+the network's memory format: the pass forward, and the gradient by the input, which is all that an attack needs, with
+the ReLU where one follows; sums with shortcuts are left out. LR-Net's stem is another operator, see networks.py. Ours
+and PyTorch's take turns. The JSON has medians of seconds by layer, and the ratio PyTorch / ours of the sums.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from robust_lr import build_model, doctor
 from robust_lr.fused import FusedConv2d
 from robust_lr.image_conv import ImageConv2d
 from robust_lr.models.fold import fold
+from robust_lr.models.lr_stem import LRNet
+from robust_lr.models.resnet import ResNet
 from robust_lr.provenance import device_name, versions
 from robust_lr.results import write_json
 
@@ -31,21 +33,22 @@ NETWORKS = {"LR-Net-26": "lrnet26", "ResNet-26": "resnet26"}
 PASSES = ("forward", "gradient")
 
 
-def layers(network: nn.Module, image: Tensor) -> dict[str, tuple[nn.Conv2d, Tensor]]:
+def layers(network: ResNet, image: Tensor) -> dict[str, tuple[nn.Conv2d, Tensor]]:
     """The convolutions that have a kernel of ours, with what they are given."""
     found = {}
 
     def note(name: str, conv: nn.Conv2d, given: tuple[Tensor, ...]) -> None:
         found[name] = conv, given[0].detach()
 
+    stem = network.stem_names if isinstance(network, LRNet) else ()
     for name, module in network.named_modules():
-        if isinstance(module, FusedConv2d | ImageConv2d):
+        if isinstance(module, FusedConv2d | ImageConv2d) and name.split(".")[0] not in stem:
             module.register_forward_pre_hook(partial(note, name))
     network(image)
     return found
 
 
-def gradient(conv: nn.Conv2d, x: Tensor) -> Run:
+def gradient(conv: nn.Module, x: Tensor) -> Run:
     """The pass back alone."""
     x = x.detach().requires_grad_()
     y = conv(x)
@@ -53,7 +56,7 @@ def gradient(conv: nn.Conv2d, x: Tensor) -> Run:
     return partial(torch.autograd.grad, y, x, dy, retain_graph=True)
 
 
-def forward(conv: nn.Conv2d, x: Tensor) -> Run:
+def forward(conv: nn.Module, x: Tensor) -> Run:
     def run() -> None:
         with torch.no_grad():
             conv(x)
@@ -61,13 +64,14 @@ def forward(conv: nn.Conv2d, x: Tensor) -> Run:
     return run
 
 
-def plain(conv: nn.Conv2d) -> nn.Conv2d:
-    """PyTorch's own, of the same weights."""
-    sizes: Any = {name: getattr(conv, name) for name in ("stride", "padding", "groups")}
-    sizes |= {"kernel_size": conv.kernel_size, "bias": conv.bias is not None}
-    made = nn.Conv2d(conv.in_channels, conv.out_channels, **sizes)
+def plain(conv: nn.Conv2d) -> nn.Module:
+    """The same of PyTorch's own."""
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "groups")
+    sizes: Any = {name: getattr(conv, name) for name in names}
+    made = nn.Conv2d(**sizes, bias=conv.bias is not None)
     made.load_state_dict(conv.state_dict())
-    return made.to(memory_format=torch.channels_last).requires_grad_(False)
+    made.to(memory_format=torch.channels_last).requires_grad_(False)
+    return nn.Sequential(made, nn.ReLU(inplace=True)) if isinstance(conv, FusedConv2d) and conv.relu else made
 
 
 def main() -> None:

@@ -159,7 +159,9 @@ def processes(arguments: argparse.Namespace) -> dict[str, Any]:
                     command += ["--out", folder + "/run", *(w for value in words for w in ("--set", value))]
                     policy = "ACTIVE" if which == spinning else "PASSIVE"
                     environment = {**os.environ, "OMP_NUM_THREADS": "1" if two else "2", "OMP_WAIT_POLICY": policy}
-                    subprocess.run(command, check=True, capture_output=True, env=environment)
+                    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+                    if done.returncode:
+                        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
                     seconds.append(median(line["seconds"] for line in read_metrics(folder + "/run")[2:]))
         medians = {which: median(seconds) for which, seconds in rates.items()}
         sleeping, spun, both = medians.values()
