@@ -5,6 +5,7 @@ The engine is torch.distributed: gloo on CPUs, NCCL on GPUs. A process alone is 
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 from collections.abc import Callable, Iterator
@@ -130,6 +131,7 @@ def joined(device: torch.device) -> Iterator[Group]:
     finally:
         if ours and together:
             dist.destroy_process_group()
+            gc.collect()  # DDP's cycles hold the group: gloo's threads must not outlive Python, which would abort
 
 
 def under_torchrun() -> bool:
