@@ -17,7 +17,7 @@ test: $(VENV)/installed  ## all tests; TORCH=2.12 with that PyTorch
 
 xval: $(VENV)/installed  ## attacks against torchattacks, cleverhans and foolbox, which are installed without what else they ask for
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps cleverhans foolbox eagerpy gitpython gitdb smmap
-	$(BIN)/pytest tests/test_xval.py -rs
+	$(BIN)/pytest tests/attacks/test_cross_validation.py -rs
 
 gpu-check: $(VENV)/installed  ## on a machine with a GPU: build, test, sanitize and time the CUDA kernels
 	$(BIN)/python benchmarks/gpu_check.py $(if $(AUTHORS),--authors $(AUTHORS))

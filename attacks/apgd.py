@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .checks import check_attack, check_images, check_labels, check_start
+from .arguments import check_attack, check_images, check_labels, check_start
 from .losses import Objective, cross_entropy
 from .stepwise import State, constant, run
 

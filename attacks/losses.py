@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InputError
+from ..utils.errors import InputError
 
 Objective = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(logits [N, classes], labels [N], targets [N] or None) -> [N], larger the nearer the attack is to its aim."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..rng import SEARCH, uniform
-from .checks import check_attack, check_images, check_labels
+from ..utils.rng import SEARCH, uniform
+from .arguments import check_attack, check_images, check_labels
 from .losses import margin
 from .stepwise import State, constant, run
 

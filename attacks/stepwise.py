@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..utils.errors import InputError
 from .losses import Objective
 
 State = dict[str, Tensor]

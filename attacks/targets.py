@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from ..rng import TARGET, integers
+from ..utils.errors import InputError
+from ..utils.rng import TARGET, integers
 
 
 def uniform(labels: Tensor, ids: Tensor, num_classes: int, *, seed: int, draw: int = 0) -> Tensor:

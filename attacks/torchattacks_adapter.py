@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..contexts import frozen
-from ..errors import InputError, RunError
-from ..text import choose
-from .checks import check_images, check_labels, within
+from ..utils.checks import choose
+from ..utils.contexts import frozen
+from ..utils.errors import InputError, RunError
+from .arguments import check_images, check_labels, within
 
 if TYPE_CHECKING:
     from torchattacks.attack import Attack

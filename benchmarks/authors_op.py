@@ -22,9 +22,9 @@ import torch
 from cuda_layers import LAYERS, Layer, forward_and_backward
 from torch import Tensor
 
-from robust_lr import ops
-from robust_lr.provenance import device_name, versions
-from robust_lr.results import write_json
+from robust_lr.ops import local_relation as ops
+from robust_lr.utils.files import write_json
+from robust_lr.utils.provenance import device_name, versions
 
 #: of the authors' arguments: similarity 5 is the squared difference, normalization 0 the softmax
 SQUARED_DIFFERENCE, SOFTMAX, OUTSIDE = 5, 0, -100.0

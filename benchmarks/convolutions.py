@@ -20,14 +20,15 @@ import torch
 from local_relation import Run, measure
 from torch import Tensor, nn
 
-from robust_lr import build_model, doctor
-from robust_lr.fused import FusedConv2d
-from robust_lr.image_conv import ImageConv2d
-from robust_lr.models.fold import fold
-from robust_lr.models.lr_stem import LRNet
+from robust_lr import build_model
+from robust_lr.models.folding import fold
+from robust_lr.models.layers.fused_conv import FusedConv2d
+from robust_lr.models.layers.image_conv import ImageConv2d
+from robust_lr.models.lr_net_stem import LRNet
 from robust_lr.models.resnet import ResNet
-from robust_lr.provenance import device_name, versions
-from robust_lr.results import write_json
+from robust_lr.ops import doctor
+from robust_lr.utils.files import write_json
+from robust_lr.utils.provenance import device_name, versions
 
 NETWORKS = {"LR-Net-26": "lrnet26", "ResNet-26": "resnet26"}
 PASSES = ("forward", "gradient")

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robust_lr import ops
-from robust_lr.provenance import device_name, versions
-from robust_lr.results import write_json
+from robust_lr.ops import local_relation as ops
+from robust_lr.utils.files import write_json
+from robust_lr.utils.provenance import device_name, versions
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,13 @@ import torch
 from torch import Tensor, nn
 
 import robust_lr as rlr
-from robust_lr.dataset import Dataset
-from robust_lr.ledger import Ledger, read
-from robust_lr.protocols import PGD, get
-from robust_lr.provenance import device_name, versions
-from robust_lr.results import write_json
-from robust_lr.runs import pick_device, spread
+from robust_lr.data.dataset import Dataset, spread
+from robust_lr.protocols.pgd import PGD
+from robust_lr.protocols.presets import get
+from robust_lr.results.ledger import Ledger, read
+from robust_lr.utils.devices import pick_device
+from robust_lr.utils.files import write_json
+from robust_lr.utils.provenance import device_name, versions
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

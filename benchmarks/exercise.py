@@ -10,9 +10,9 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from robust_lr import ops
-from robust_lr.reference import Composability, Normalization, accumulation_dtype
-from robust_lr.stem import stem_relation
+from robust_lr.ops import local_relation as ops
+from robust_lr.ops.reference import Composability, Normalization, accumulation_dtype
+from robust_lr.ops.stem_relation import stem_relation
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 

@@ -23,9 +23,9 @@ from pathlib import Path
 
 import torch
 
-from robust_lr import doctor, nvcc
-from robust_lr.provenance import device_name, versions
-from robust_lr.results import write_json
+from robust_lr.ops import doctor, nvcc
+from robust_lr.utils.files import write_json
+from robust_lr.utils.provenance import device_name, versions
 
 ROOT = Path(__file__).parents[1]
 SANITIZED = ("memcheck", "racecheck", "synccheck")
@@ -49,7 +49,16 @@ def steps(out: Path, authors: Path | None) -> dict[str, Step]:
         return Step(command, seconds)
 
     load = "from robust_lr import extension; print(extension.load('cuda'), extension.build('cuda'))"
-    tests = ["-m", "pytest", "tests/test_cuda.py", "tests/test_cuda_stem.py", "-k", "not shim", "-rs", "--durations=10"]
+    tests = [
+        "-m",
+        "pytest",
+        "tests/ops/test_cuda.py",
+        "tests/ops/test_cuda_stem.py",
+        "-k",
+        "not shim",
+        "-rs",
+        "--durations=10",
+    ]
     found = {"build": Step([sys.executable, "-c", load], 420), "tests": Step([sys.executable, *tests], 480)}
     tool = sanitizer()
     for check in SANITIZED:

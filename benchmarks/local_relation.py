@@ -22,9 +22,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from robust_lr import doctor, local_relation, reference
-from robust_lr.provenance import device_name, versions
-from robust_lr.results import write_json
+from robust_lr import local_relation
+from robust_lr.ops import doctor, reference
+from robust_lr.utils.files import write_json
+from robust_lr.utils.provenance import device_name, versions
 
 #: layer -> LR-Net's channels, ResNet's channels, the size relative to res2, the stride, how often
 LAYERS = {

@@ -29,12 +29,13 @@ from local_relation import FORMATS, measure
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from robust_lr import build_model, doctor
-from robust_lr.models.fold import fold
-from robust_lr.models.lr_stem import LRNet
+from robust_lr import build_model
+from robust_lr.models.folding import fold
+from robust_lr.models.lr_net_stem import LRNet
 from robust_lr.models.resnet import STEMS, ResNet
-from robust_lr.provenance import device_name, versions
-from robust_lr.results import write_json
+from robust_lr.ops import doctor
+from robust_lr.utils.files import write_json
+from robust_lr.utils.provenance import device_name, versions
 
 NETWORKS = {"LR-Net-26": "lrnet26", "ResNet-26": "resnet26"}
 DTYPES = {"cpu": (torch.float32,), "cuda": (torch.bfloat16, torch.float32)}

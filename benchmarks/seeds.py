@@ -18,11 +18,14 @@ from typing import Any
 import torch
 
 from robust_lr import build_model, config
-from robust_lr.jobs import Event, Job, run_job
-from robust_lr.models import profile
-from robust_lr.provenance import device_name, versions
-from robust_lr.results import Result, write_json
-from robust_lr.runs import pick_device, prepare
+from robust_lr.config.training import to_dict
+from robust_lr.models.cost import profile
+from robust_lr.paper.jobs import Event, Job, run_job
+from robust_lr.results.result import Result
+from robust_lr.training.run import prepare
+from robust_lr.utils.devices import pick_device
+from robust_lr.utils.files import write_json
+from robust_lr.utils.provenance import device_name, versions
 
 NETWORKS = {"ResNet-26": "resnet26", "LR-Net-26": "lrnet26"}
 ATTACKS = ("lrnet-targeted", "lrnet-untargeted")
@@ -97,7 +100,7 @@ def main() -> None:
         print(f"| {label} | {' | '.join(cells)} |")
     record = {
         "what": "accuracy in percent on the true label, adversarially trained, mean and standard deviation over seeds",
-        "config": config.to_dict(settings),
+        "config": to_dict(settings),
         "seeds": arguments.seeds,
         "costs": costs,
         "networks": table,

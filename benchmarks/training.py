@@ -36,14 +36,16 @@ from local_relation import measure
 from PIL import Image
 from torch import Tensor, nn
 
-from robust_lr import build_model, config, data, protocols, runs
-from robust_lr.config import Config
-from robust_lr.dataset import Dataset
-from robust_lr.folder import read_metrics
-from robust_lr.provenance import device_name, versions
-from robust_lr.record import state_of
-from robust_lr.results import write_json
-from robust_lr.train import Metrics, adversarial_train, sgd
+from robust_lr import build_model, config, data, protocols
+from robust_lr.config.training import Config
+from robust_lr.data.dataset import Dataset
+from robust_lr.training import run as runs
+from robust_lr.training.loop import adversarial_train, sgd
+from robust_lr.training.metrics import Metrics
+from robust_lr.training.run_folder import read_metrics
+from robust_lr.training.run_writer import state_of
+from robust_lr.utils.files import write_json
+from robust_lr.utils.provenance import device_name, versions
 
 NETWORKS = {"LR-Net-26": "lrnet26", "ResNet-26": "resnet26"}
 EPOCH_SECONDS = 600.0
@@ -88,7 +90,7 @@ def straightforward(arguments: argparse.Namespace, name: str) -> Callable[[], ob
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     images, labels, _ = pictures(arguments).batch(torch.arange(arguments.batch))
     x, y = images.to(arguments.device), labels.to(arguments.device)
-    protocol = protocols.pgd("lrnet-train")
+    protocol = protocols.get_pgd("lrnet-train")
     eps, step_size = protocol.eps, protocol.step_size
 
     def attack(target: Tensor) -> Tensor:

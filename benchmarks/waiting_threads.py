@@ -75,8 +75,8 @@ def main() -> None:
     arguments = parser.parse_args()
     import torch
 
-    from robust_lr.provenance import device_name, versions
-    from robust_lr.results import write_json
+    from robust_lr.utils.files import write_json
+    from robust_lr.utils.provenance import device_name, versions
 
     times: dict[str, dict[str, list[float]]] = {load: {policy: [] for policy in POLICIES} for load in LOADS}
     for _ in range(arguments.repeats):

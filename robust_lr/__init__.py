@@ -1,34 +1,72 @@
 """robust-lr: adversarial training and white-box robustness evaluation of image classifiers.
 
 Pixels are in [0, 1] everywhere, eps and step sizes in the same unit (``eps=8/255``); normalization is inside the model.
+Names are loaded when they are first used, so that ``import robust_lr`` alone loads no PyTorch.
 """
 
+from __future__ import annotations
+
+import importlib
 import os
-from importlib import metadata
+from typing import TYPE_CHECKING, Any
 
 # Before PyTorch loads OpenMP: threads that wait shall sleep. On two cores and beside another process, a small network
 # takes 3 to 4 times as long with spinning ones; alone on the machine, 0.6 times (benchmarks/waiting_threads.py).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from . import attacks, config, data, protocols, reference
-from .benchmark import BenchmarkResult, benchmark
-from .checkpoint import load_model
-from .compare import Comparison, compare
-from .config import Config
-from .errors import InputError, RunError
-from .evaluate import evaluate
-from .merge import merge
-from .models import MODELS, build_model
-from .ops import local_relation
-from .results import Result
-from .runs import train_run
-from .sanity import sanity
-from .sources import load_source
-from .sweep import sweep
-from .targets import Targets, draw_targets, load_targets
-from .train import Metrics, adversarial_train
+if TYPE_CHECKING:
+    from . import attacks, config, data, protocols
+    from .evaluation.grid import BenchmarkResult, benchmark
+    from .evaluation.harness import evaluate
+    from .evaluation.sanity import sanity
+    from .evaluation.sweep import sweep
+    from .models.build import MODELS, build_model
+    from .models.checkpoint import load_model
+    from .models.external import load_source
+    from .ops import reference
+    from .ops.local_relation import local_relation
+    from .results.compare import Comparison, compare
+    from .results.merge import merge
+    from .results.result import Result
+    from .results.targets import Targets, draw_targets, load_targets
+    from .training.loop import adversarial_train
+    from .training.metrics import Metrics
+    from .training.run import train_run
+    from .utils.errors import InputError, RunError
 
-__version__ = metadata.version("robust-lr")
+    __version__: str
+
+#: public name -> the module that defines it; a module's own name stands for the module
+_HOMES = {
+    "MODELS": "models.build",
+    "BenchmarkResult": "evaluation.grid",
+    "Comparison": "results.compare",
+    "Config": "config.training",
+    "InputError": "utils.errors",
+    "Metrics": "training.metrics",
+    "Result": "results.result",
+    "RunError": "utils.errors",
+    "Targets": "results.targets",
+    "adversarial_train": "training.loop",
+    "attacks": "attacks",
+    "benchmark": "evaluation.grid",
+    "build_model": "models.build",
+    "compare": "results.compare",
+    "config": "config",
+    "data": "data",
+    "draw_targets": "results.targets",
+    "evaluate": "evaluation.harness",
+    "load_model": "models.checkpoint",
+    "load_source": "models.external",
+    "load_targets": "results.targets",
+    "local_relation": "ops.local_relation",
+    "merge": "results.merge",
+    "protocols": "protocols",
+    "reference": "ops.reference",
+    "sanity": "evaluation.sanity",
+    "sweep": "evaluation.sweep",
+    "train_run": "training.run",
+}
 
 __all__ = [
     "MODELS",
@@ -60,3 +98,21 @@ __all__ = [
     "sweep",
     "train_run",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used (PEP 562)."""
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("robust-lr")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'robust_lr' has no attribute {name!r}")
+    module = importlib.import_module(f".{_HOMES[name]}", __name__)
+    value = module if _HOMES[name].rpartition(".")[2] == name and not hasattr(module, name) else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES, "__version__"})

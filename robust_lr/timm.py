@@ -12,8 +12,8 @@ from typing import Any
 from timm.models import generate_default_cfgs, is_model, register_model
 from torch import nn
 
-from .errors import InputError
-from .models import MODELS, build_model
+from .models.build import MODELS, build_model
+from .utils.errors import InputError
 
 TAG = "robust_lr"
 

@@ -5,9 +5,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from robust_lr.checkpoint import WEIGHTS, read_tensors
-from robust_lr.runs import read_metrics, train_run
-from robust_lr.states import states
+from robust_lr.models.checkpoint import WEIGHTS, read_tensors
+from robust_lr.training.run import train_run
+from robust_lr.training.run_folder import read_metrics
+from robust_lr.training.train_state import states
 
 
 def noise(file, side, classes, **splits):

@@ -11,8 +11,8 @@ import pytest
 
 import robust_lr as rlr
 from robust_lr.cli import main
-from robust_lr.config import find
-from robust_lr.protocols import PROTOCOLS, SWEEPS
+from robust_lr.config.training import find
+from robust_lr.protocols.presets import PROTOCOLS, SWEEPS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

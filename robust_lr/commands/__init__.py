@@ -1,1 +1,1 @@
-"""Commands beyond those of cli.py, one area a file."""
+"""The command line: one file for each command, and what they share."""

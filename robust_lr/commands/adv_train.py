@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from ..progress import progress_bars
-from ..terminal import say, set_option, use_threads
+from .progress import progress_bars
+from .terminal import say, set_option, use_threads
 
 
 @click.command("adv-train")
@@ -27,8 +27,8 @@ def adv_train(config: str, overrides: tuple[str, ...], out: Path | None, resume:
     torchrun --nproc-per-node 2 -m robust_lr adv-train CONFIG     two processes, one batch
     """
     from .. import config as config_room
-    from ..runs import train_run
-    from ..watch import Latest
+    from ..training.run import train_run
+    from ..training.watch import Latest
 
     settings = config_room.load(config, overrides)
     folder = out or Path("runs") / Path(config).stem

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from ..errors import InputError
-from ..progress import progress_bars
-from ..terminal import GroupedCommand, console, grouped, say, use_threads
-from .choice import choose, model_and_images
+from ..utils.errors import InputError
+from .options import choose, model_and_images
+from .progress import progress_bars
+from .terminal import GroupedCommand, console, grouped, say, use_threads
 
 of_attack, of_guards, of_work = map(grouped, ("Attack", "Guards", "Work and output"))
 _PATH = click.Path(path_type=Path)
@@ -77,31 +77,29 @@ def attack(
 
     An interrupted evaluation goes on where it was when the same command runs again.
     """
-    from .. import config as config_room
-    from .. import protocols, report
-    from ..evaluate import RESULT, evaluate, with_targets
-    from ..evaluations import read_evaluation
-    from ..shards import (
-        merge_sweep_when_complete,
-        merge_when_complete,
-        parse_shard,
-        shard_folder,
-        torchrun_device,
-        torchrun_shard,
-    )
-    from ..sweep import CURVE, curve_of, sweep
-    from ..targets import load_targets
+    from .. import protocols
+    from ..config.training import set_value
+    from ..evaluation.harness import evaluate, with_targets
+    from ..evaluation.sweep import sweep
+    from ..protocols.files import protocol as read_protocol
+    from ..results.curve import CURVE, curve_of
+    from ..results.shards import merge_sweep_when_complete, merge_when_complete, parse_shard, shard_folder
+    from ..results.stored import RESULT, read_evaluation
+    from ..results.targets import load_targets
+    from ..utils.checks import at_least
+    from ..utils.devices import torchrun_device, torchrun_shard
+    from . import report
 
     chosen = [*["lrnet-targeted"] * targeted, *["lrnet-untargeted"] * untargeted, *[protocol] * (protocol is not None)]
     if len(chosen) != 1:
         raise InputError("which attack? give one of --targeted, --untargeted and --protocol NAME")
-    config_room.at_least(0, workers=workers)
-    config_room.at_least(1, batch_size=batch_size)
+    at_least(0, workers=workers)
+    at_least(1, batch_size=batch_size)
     table: dict[str, Any] = {"protocol": chosen[0]}
     for override in overrides:
-        config_room.set_value(table, override, "key=value, e.g. eps=8/255")
+        set_value(table, override, "key=value, e.g. eps=8/255")
     options = table.pop("model", {})
-    settings = protocols.SWEEPS[chosen[0]] if chosen[0] in protocols.SWEEPS else config_room.protocol(table)
+    settings = protocols.SWEEPS[chosen[0]] if chosen[0] in protocols.SWEEPS else read_protocol(table)
     launched = torchrun_shard()
     if isinstance(settings, protocols.Sweep):
         if len(table) > 1 or save_targets:

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from ..progress import progress_bars
-from ..terminal import GroupedCommand, console, grouped, use_threads
-from .choice import choose, model_and_images
+from .options import choose, model_and_images
+from .progress import progress_bars
+from .terminal import GroupedCommand, console, grouped, use_threads
 
 of_attack, of_guards, of_work = map(grouped, ("Attack", "Guards", "Work"))
 
@@ -31,9 +31,9 @@ def check(protocol: str, seed: int, allow: tuple[str, ...], threads: int, **wher
     attack, and gain nothing from more steps or restarts. Takes 64 images unless --limit says otherwise. Exit code 1 if
     a check fails.
     """
-    from ..config import named
-    from ..report import check_table
-    from ..sanity import sanity
+    from ..evaluation.sanity import sanity
+    from ..protocols.files import named
+    from .report import check_table
 
     use_threads(threads)
     attack = named(protocol)

@@ -10,10 +10,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from ..terminal import console, say
+from .terminal import console, say
 
 if TYPE_CHECKING:
-    from ..compare import Comparison
+    from ..results.compare import Comparison
 
 
 @click.command()
@@ -32,10 +32,10 @@ def compare(runs: tuple[Path, ...], figure: str, json_file: Path | None) -> None
     RUNS are folders that `robust-lr attack` wrote. Each pair gets the difference of accuracies with a 95 % interval
     (Newcombe 1998, method 10) and the p-value of McNemar's exact test, corrected for the number of pairs (Holm 1979).
     """
-    from ..compare import FIGURES
-    from ..compare import compare as compare_runs
-    from ..results import write_json
-    from ..text import check_name
+    from ..results.compare import FIGURES
+    from ..results.compare import compare as compare_runs
+    from ..utils.checks import check_name
+    from ..utils.files import write_json
 
     check_name("figure", figure, FIGURES)
     comparison = compare_runs(runs)

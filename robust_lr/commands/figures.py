@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from ..errors import InputError
-from ..terminal import say
-from .choice import checkpoint_name
+from ..utils.errors import InputError
+from .options import checkpoint_name
+from .terminal import say
 
 _PATH = click.Path(path_type=Path)
 _CHECKPOINT = click.option(
@@ -26,9 +26,9 @@ def figure() -> None:
 @click.option("--out", type=_PATH, default=Path("priors.png"), show_default=True, help="PNG file.")
 def priors(checkpoint: Path | None, out: Path) -> None:
     """Draw the geometric priors after softmax, by stage and group (the paper's Figure 4)."""
-    from ..checkpoint import load_model
-    from ..figures import draw_priors, save
-    from ..inspection import learnt_priors
+    from ..models.checkpoint import load_model
+    from ..paper.figures import draw_priors, save
+    from ..paper.inspection import learnt_priors
 
     save(draw_priors(learnt_priors(load_model(checkpoint)), checkpoint_name(checkpoint)), out)
     say(f"Written to {out}")
@@ -45,9 +45,9 @@ def composability(
     checkpoint: Path | None, image: Path, size: int | None, pixel: str | None, group: int | None, out: Path
 ) -> None:
     """Draw key and query maps of an image, and the weights of one pixel's window on it (the paper's Figure 5)."""
-    from ..checkpoint import load_model
-    from ..figures import draw_compositions, save
-    from ..inspection import STAGES, compositions, read_image
+    from ..models.checkpoint import load_model
+    from ..paper.figures import draw_compositions, save
+    from ..paper.inspection import STAGES, compositions, read_image
 
     model = load_model(checkpoint)
     x = read_image(image, len(model.normalize.mean), size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ..terminal import say
+from .terminal import say
 
 
 @click.command()
@@ -20,8 +20,9 @@ def build(cuda: bool | None, arch: str | None) -> None:
     Where there is no GPU, as on the login node of a cluster, name with --arch the kinds that jobs will run on: each
     gets a library, which is found there if the cache, the compilers and PyTorch are the same.
     """
-    from .. import extension, nvcc
-    from ..errors import InputError
+    from ..ops import build as extension
+    from ..ops import nvcc
+    from ..utils.errors import InputError
 
     if arch is not None and cuda is False:
         raise InputError(
@@ -43,7 +44,7 @@ def build(cuda: bool | None, arch: str | None) -> None:
 @click.command()
 def doctor() -> None:
     """What was found here, and what will be used. Compiler, PyTorch, CUDA, cache; and why."""
-    from ..doctor import describe
+    from ..ops.doctor import describe
 
     for name, value in describe().items():
         text = ", ".join(value) if isinstance(value, list) else "yes" if value is True else value or "-"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ..terminal import console, say
+from .terminal import console, say
 
 
 @click.command()
@@ -17,11 +17,11 @@ def merge(runs: tuple[Path, ...], out: Path) -> None:
 
     The result is that of a run over all images, row by row. Missing shards and images that appear twice are errors.
     """
-    from ..evaluate import RESULT
-    from ..merge import merge as merge_runs
-    from ..protocol_files import from_values
-    from ..report import check_table, curve_table, result_table
-    from ..sweep import CURVE, merge_sweep
+    from ..protocols.files import from_values
+    from ..results.curve import CURVE, merge_sweep
+    from ..results.merge import merge as merge_runs
+    from ..results.stored import RESULT
+    from .report import check_table, curve_table, result_table
 
     if any((run / CURVE).is_file() for run in runs):
         console.print(curve_table(merge_sweep(runs, out)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ..terminal import say, set_option, use_threads
+from .terminal import say, set_option, use_threads
 
 
 @click.command()
@@ -21,7 +21,7 @@ def plan(config: str, overrides: tuple[str, ...], processes: int, images: int, s
     Images are random, so the data need not be here. Run it on a machine with one of the GPUs that you will use.
     """
     from .. import config as config_room
-    from ..plan import plan as measure
+    from ..training.plan import plan as measure
 
     settings = config_room.load(config, overrides)
     use_threads(settings.train.threads)

@@ -10,9 +10,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import InputError
-from ..terminal import console, say
-from ..text import check_name
+from ..utils.checks import check_name
+from ..utils.errors import InputError
+from .terminal import console, say
 
 KINDS = ("models", "data", "protocols", "guards", "recipes", "configs")
 
@@ -29,37 +29,37 @@ def list_names(kind: str | None) -> None:
 
 
 def _models() -> list[str]:
-    from ..models import MODELS
+    from ..models.build import MODELS
 
     return [" ".join(MODELS), "torchvision:NAME timm:NAME module.path:callable file.py:callable"]
 
 
 def _data() -> list[str]:
-    from ..data import DATASETS
+    from ..data.registry import DATASETS
 
     return [" ".join(DATASETS)]
 
 
 def _protocols() -> list[str]:
-    from ..protocols import PROTOCOLS, SWEEPS
+    from ..protocols.presets import PROTOCOLS, SWEEPS
 
     return [f"{name:28} {protocol}" for name, protocol in (PROTOCOLS | SWEEPS).items()]
 
 
 def _guards() -> list[str]:
-    from ..guards import GUARDS
+    from ..evaluation.guards import GUARDS
 
     return [f"{name:28} {(guard.__doc__ or '').partition(chr(10))[0]}" for name, guard in GUARDS.items()]
 
 
 def _recipes() -> list[str]:
-    from ..recipes import RECIPES
+    from ..config.recipes import RECIPES
 
     return [" ".join(RECIPES)]
 
 
 def _configs() -> list[str]:
-    from ..config import shipped
+    from ..config.training import shipped
 
     return [" ".join(shipped())]
 
@@ -82,9 +82,8 @@ def protocol(name: str, toml: bool) -> None:
 
     NAME is one of `robust-lr list protocols`, or a TOML file.
     """
-    from ..config import named
-    from ..protocol_files import to_toml
-    from ..protocols import PROTOCOLS, SWEEPS
+    from ..protocols.files import named, to_toml
+    from ..protocols.presets import PROTOCOLS, SWEEPS
 
     if not name.endswith(".toml"):
         check_name("protocol", name, [*PROTOCOLS, *SWEEPS])

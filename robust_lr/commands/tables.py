@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..progress import Bars, progress_bars
-from ..terminal import console, say, set_option
+from .progress import Bars, progress_bars
+from .terminal import console, say, set_option
 
 if TYPE_CHECKING:
-    from ..accuracy import Accuracy
-    from ..jobs import Job
-    from ..results import Result
+    from ..paper.clean_accuracy import Accuracy
+    from ..paper.jobs import Job
+    from ..results.result import Result
 
 _PATH = click.Path(path_type=Path)
 
@@ -87,9 +87,9 @@ def show(
     jobs: int,
 ) -> None:
     """Read, run and print a table, and write its JSON: static columns only where ``--json`` asks for them."""
-    from .. import tables as room
-    from ..results import write_json
-    from ..table_report import architectures, counts, render
+    from ..paper import tables as room
+    from ..paper.report import architectures, counts, render
+    from ..utils.files import write_json
 
     rows = room.read(config, overrides, limit)
     if count_only or not rows.regimes:
@@ -114,8 +114,8 @@ def show(
 
 def run_all(todo: list[Job], workers: int, bars: Bars) -> dict[tuple[str, str, str], Result | Accuracy]:
     """Run jobs under progress bars; what they found, by (label, regime, protocol)."""
-    from .. import jobs
-    from ..table_report import news
+    from ..paper import jobs
+    from ..paper.report import news
 
     results = {}
     overall = bars.add("all", total=sum(job.work() for job in todo))

@@ -14,10 +14,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ..terminal import console, say
+from .terminal import console, say
 
 if TYPE_CHECKING:
-    from ..watch import Latest
+    from ..training.watch import Latest
 
 #: lines of the table of epochs
 SHOWN = 12
@@ -32,7 +32,7 @@ def watch(run: Path, once: bool, interval: float | None) -> None:
 
     RUN is its folder. Where the output is no terminal, a line is printed at each look.
     """
-    from ..watch import Follower
+    from ..training.watch import Follower
 
     follower = Follower(run)
     seconds = interval or (1.0 if console.is_terminal else 30.0)

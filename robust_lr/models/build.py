@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from ..errors import InputError
-from ..layers import IMAGENET_MEAN, IMAGENET_STD
-from ..text import check_name, choose, typed
+from ..utils.checks import check_name, choose, typed
+from ..utils.errors import InputError
 from .conv_nets import convolution, depthwise, non_local_net, resnet
+from .layers.basic import IMAGENET_MEAN, IMAGENET_STD
 from .lr_net import lr_net
 from .resnet import BasicBlock, Bottleneck, Frame, ResNet
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from ..layers import check_kernel_size
-from ..non_local import NonLocal2d
+from .layers.basic import check_kernel_size
+from .layers.non_local import NonLocal2d
 from .resnet import BasicBlock, Bottleneck, Frame, ResNet, SpatialLayer, check_stem, four_stages
 
 

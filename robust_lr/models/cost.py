@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..contexts import frozen
-from ..errors import InputError
-from ..layers import FullRelation2d, LocalRelation2d
-from ..non_local import NonLocal2d, NonLocalBlock
+from ..utils.contexts import frozen
+from ..utils.errors import InputError
 from .build import build_model
+from .layers.local_relation import FullRelation2d, LocalRelation2d
+from .layers.non_local import NonLocal2d, NonLocalBlock
 from .resnet import Block
 
 

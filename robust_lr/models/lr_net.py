@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 from torch import nn
 
-from ..layers import FullRelation2d, LocalRelation2d, Pointwise2d, Sharing
-from ..priors import Prior
-from ..reference import Border, Composability, Normalization
+from ..ops.reference import Border, Composability, Normalization
 from .conv_nets import resnet_stem
-from .lr_stem import LRNet
+from .layers.basic import Pointwise2d
+from .layers.geometric_prior import Prior
+from .layers.local_relation import FullRelation2d, LocalRelation2d, Sharing
+from .lr_net_stem import LRNet
 from .resnet import BasicBlock, Bottleneck, Frame, ResNet, SpatialLayer, check_stem, four_stages
 
 

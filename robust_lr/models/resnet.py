@@ -9,9 +9,10 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from ..errors import InputError
-from ..layers import LocalRelation2d, Normalize, Pointwise2d
-from ..non_local import NonLocal2d, NonLocalBlock
+from ..utils.errors import InputError
+from .layers.basic import Normalize, Pointwise2d
+from .layers.local_relation import LocalRelation2d
+from .layers.non_local import NonLocal2d, NonLocalBlock
 
 #: (in_channels, out_channels, stride) -> the spatial layer of a block: a 3x3 convolution, or a local relation layer
 SpatialLayer = Callable[[int, int, int], nn.Module]

@@ -1,0 +1,172 @@
+"""The sections of a config, each a frozen record that checks itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .. import protocols
+from ..data.augmentation import AUGMENTATIONS
+from ..utils.checks import at_least, check_name, share
+from ..utils.errors import InputError
+
+LOSSES = ("cross-entropy", "trades")
+PRECISIONS = ("fp32", "bf16")
+COMPILED = ("off", "default", "reduce-overhead", "max-autotune")
+UNREADABLE = ("fail", "skip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What to train on: the arguments of ``data.load``.
+
+    Attributes:
+        name: of the data set.
+        root: folder of a data set that does not ship with the package.
+        augment: random transformation of training images, see ``augment.AUGMENTATIONS``.
+        workers: processes that decode images, for each training process; 0 loads in the training process.
+        limit: only so many images of the training split, evenly spaced; 0 means all.
+        unreadable: what an image that cannot be read does to training and its accuracies: "fail", or "skip" it with a
+            warning; both name it.
+    """
+
+    name: str = "fashion-mnist-mini"
+    root: str | None = None
+    augment: str = "none"
+    workers: int = 0
+    limit: int = 0
+    unreadable: str = "fail"
+
+    def __post_init__(self) -> None:
+        check_name("augmentation", self.augment, AUGMENTATIONS)
+        check_name("choice for data.unreadable", self.unreadable, UNREADABLE)
+        at_least(0, workers=self.workers, limit=self.limit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What is learned, and the schedule of stochastic gradient descent; defaults are the paper's (appendix).
+
+    Attributes:
+        epochs, batch_size: whole passes over the training images, and images per step, of all processes together.
+        lr: peak learning rate, reached linearly after ``warmup_epochs`` and divided by 10 at each of ``milestones``
+            (epochs).
+        lr_images: if not 0, ``lr`` is meant for so many images a step, and scaled linearly to ``batch_size`` (Goyal et
+            al. 2017).
+        momentum, weight_decay: of SGD; the decay applies to every parameter.
+        loss: "cross-entropy" of the attacked images, or "trades": that of the clean ones plus ``beta`` times the
+            divergence between the predictions for both (Zhang et al. 2019).
+        mix: share of each batch that is left clean.
+        clean_start: probability that an image's attack starts at the image itself (Xie et al. 2019).
+        label_smoothing: share of the target that is spread over all classes.
+        eps_warmup_epochs: the attack's eps and step size grow linearly to their values in so many epochs (ours).
+        ema: decay of averaged weights, e.g. 0.999, which are then the ones that are kept and tested; 0 for none.
+        threads: CPU threads, 0 for PyTorch's choice. Two can be slower than one for small networks.
+        device: "cpu", "cuda", "cuda:1", ... or "auto".
+    """
+
+    epochs: int = 110
+    batch_size: int = 1024
+    lr: float = 0.4
+    lr_images: int = 0
+    warmup_epochs: float = 5.0
+    milestones: tuple[int, ...] = (30, 60, 90)
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    loss: str = "cross-entropy"
+    beta: float = 6.0
+    mix: float = 0.0
+    clean_start: float = 0.0
+    label_smoothing: float = 0.0
+    eps_warmup_epochs: float = 0.0
+    ema: float = 0.0
+    threads: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        at_least(1, epochs=self.epochs)
+        at_least(2, batch_size=self.batch_size)  # batch norm needs two images
+        at_least(0, lr=self.lr, lr_images=self.lr_images, warmup_epochs=self.warmup_epochs)
+        at_least(0, weight_decay=self.weight_decay, beta=self.beta, threads=self.threads)
+        at_least(0, eps_warmup_epochs=self.eps_warmup_epochs)
+        share(momentum=self.momentum, mix=self.mix, label_smoothing=self.label_smoothing, ema=self.ema)
+        check_name("loss", self.loss, LOSSES)
+        if not 0 <= self.clean_start <= 1:
+            raise InputError(f"clean_start = {self.clean_start}: must be in [0, 1]")
+        if list(self.milestones) != sorted(set(self.milestones)) or any(m < 1 for m in self.milestones):
+            raise InputError(f"milestones = {list(self.milestones)}: increasing epochs, each at least 1, are needed")
+        if self.loss == "trades" and (self.mix or self.label_smoothing or self.clean_start):
+            raise InputError(
+                "loss = 'trades' learns from every image clean and attacked, from its own start: leave mix, "
+                "clean_start and label_smoothing at 0"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Robust accuracy on training images that are held out: robust over-fitting is seen, and the best weights kept.
+
+    Attributes:
+        images: held out, drawn by id, the same for every seed; 0 for none.
+        every: epochs between validations; the last epoch always has one.
+        protocol: a name of ``protocols.PROTOCOLS``; by default untargeted PGD of 10 steps of eps / 4 within the eps of
+            the training (ours, after Rice et al. 2020).
+        max_drop: stop when robust accuracy falls by more than this from one validation to the next, as it does in
+            catastrophic over-fitting (Wong et al. 2020: 0.2); 0 goes on in any case.
+    """
+
+    images: int = 0
+    every: int = 1
+    protocol: str | None = None
+    max_drop: float = 0.0
+
+    def __post_init__(self) -> None:
+        at_least(0, images=self.images)
+        at_least(1, every=self.every)
+        share(max_drop=self.max_drop)
+        if self.protocol is not None:
+            protocols.get_pgd(self.protocol)
+        if self.max_drop and not self.images:
+            raise InputError(f"validation.max_drop = {self.max_drop}: needs images to look at: set validation.images")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How it is computed.
+
+    Attributes:
+        micro_batch: most images in one pass of a process; larger shares of a batch are split, and their gradients
+            added. Batch norm sees a micro-batch at a time. 0: no limit.
+        sync_batchnorm: batch norm over the images of all processes; by default over those of each (paper).
+        precision: of training passes: "fp32", or "bf16" by autocast.
+        attack_precision: of the attack, likewise. Attacks in bf16 can be weaker.
+        compile: "off", or a mode of torch.compile; "reduce-overhead" takes CUDA graphs.
+    """
+
+    micro_batch: int = 0
+    sync_batchnorm: bool = False
+    precision: str = "fp32"
+    attack_precision: str = "fp32"
+    compile: str = "off"
+
+    def __post_init__(self) -> None:
+        if self.micro_batch != 0:
+            at_least(2, micro_batch=self.micro_batch)  # batch norm needs two images
+        check_name("precision", self.precision, PRECISIONS)
+        check_name("attack_precision", self.attack_precision, PRECISIONS)
+        check_name("choice for compute.compile", self.compile, COMPILED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputConfig:
+    """What a run writes beside its weights and metrics.
+
+    Attributes:
+        keep: last training states that are kept, to fall back on if the newest is damaged.
+        tensorboard: also write the metrics for TensorBoard, which must be installed.
+    """
+
+    keep: int = 2
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        at_least(1, keep=self.keep)

@@ -1,0 +1,175 @@
+"""An experiment as a frozen record: TOML, then overrides of single values, then checks. Unknown keys are errors."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import protocols
+from ..protocols.files import protocol
+from ..utils.checks import at_least, make
+from ..utils.errors import InputError
+from ..utils.toml import literal, read_toml
+from . import recipes
+from .sections import ComputeConfig, DataConfig, OutputConfig, TrainConfig, ValidationConfig
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["ComputeConfig", "Config", "DataConfig", "OutputConfig", "TrainConfig", "ValidationConfig", "at_least"]
+
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One training run.
+
+    Attributes:
+        seed: of everything random, with the image ids; 0 to 2^32 - 1.
+        model: arguments of ``build_model``; classes and channels come from the data.
+        attack: what the training images are attacked with; protocol "none" trains regularly.
+    """
+
+    seed: int = 0
+    model: Mapping[str, Any] = field(default_factory=lambda: {"name": "lrnet26"})
+    data: DataConfig = field(default_factory=DataConfig)
+    attack: protocols.PGD = field(default_factory=lambda: protocols.get_pgd("lrnet-train"))
+    train: TrainConfig = field(default_factory=TrainConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed = {self.seed}: must be between 0 and 2^32 - 1")
+        if self.attack.restarts != 1:
+            raise InputError(f"attack.restarts = {self.attack.restarts}: training takes one start an epoch, use 1")
+        if "name" not in self.model:
+            raise InputError("[model] has no name: give one, e.g. model.name = 'lrnet26'")
+        if self.train.loss == "trades" and self.attack.targeted:
+            raise InputError(
+                "train.loss = 'trades' drives predictions apart, it has no target: set attack.targeted = false"
+            )
+        for key in ("num_classes", "in_channels"):
+            if key in self.model:
+                raise InputError(f"model.{key} comes from the data set: leave it out")
+
+
+#: the sections that are plain records
+RECORDS = ("data", "train", "validation", "compute", "output")
+
+
+def find(name: str | Path) -> Path:
+    """A TOML file by path, or a config that ships with the package by name, e.g. "imagenet/lrnet26_adv"."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    ours = shipped()
+    key = path.as_posix().removeprefix("configs/").removesuffix(".toml")
+    if key in ours:
+        return ours[key]
+    raise InputError(f"no config file {str(name)!r}: give the path of a TOML file, or one of {', '.join(ours)}")
+
+
+def shipped() -> dict[str, Path]:
+    """The configs that ship with the package, by name."""
+    files = sorted(CONFIGS.rglob("*.toml"))
+    return {file.relative_to(CONFIGS).with_suffix("").as_posix(): file for file in files}
+
+
+def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a config file and apply ``section.key=value`` overrides.
+
+    Raises:
+        InputError: missing or malformed file, unknown key, value of the wrong type or out of range.
+    """
+    table = {} if path is None else read_toml(find(path))
+    if "rows" in table:
+        raise InputError(f"{path} holds the [[rows]] of a table, not one training run: give it to robust-lr table")
+    for override in overrides:
+        set_value(table, override)
+    return from_dict(table)
+
+
+def set_value(table: dict[str, Any], override: str, form: str = "section.key=value, e.g. train.epochs=3") -> None:
+    """Apply one override of that ``form``; the value is TOML, or else a bare string. A recipe sets all its values."""
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise InputError(f"override {override!r}: write {form}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    for part in parts[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise InputError(f"override {override!r}: {part} is a value, not a section")
+    if parts[-1] == "recipe":
+        recipes.over(table, value)
+    else:
+        table[parts[-1]] = value
+
+
+def from_dict(table: Mapping[str, Any]) -> Config:
+    """A checked Config from nested tables, as ``to_dict`` gives them; a ``recipe`` adds its values to theirs."""
+    table = recipes.under(table, table["recipe"]) if "recipe" in table else dict(table)
+    table.pop("recipe", None)
+    sections: dict[str, Any] = {}
+    for name in ("model", "attack", *RECORDS):
+        section = table.pop(name, {})
+        if not isinstance(section, Mapping):
+            raise InputError(f"{name} = {section!r}: a [{name}] table is needed")
+        sections[name] = section
+    top = make(Config, table, "")
+    model = {key: tuple(v) if isinstance(v, list) else v for key, v in sections["model"].items()}
+    return replace(
+        top,
+        model=model or top.model,
+        attack=attack(sections["attack"]),
+        data=make(DataConfig, sections["data"], "data"),
+        train=make(TrainConfig, sections["train"], "train"),
+        validation=make(ValidationConfig, sections["validation"], "validation"),
+        compute=make(ComputeConfig, sections["compute"], "compute"),
+        output=make(OutputConfig, sections["output"], "output"),
+    )
+
+
+def attack(table: Mapping[str, Any], default: str = "lrnet-train") -> protocols.PGD:
+    """[attack] of a training run: as ``protocol``, but PGD only."""
+    changed = protocol({"protocol": table.get("protocol", default)})
+    if not isinstance(changed, protocols.PGD):
+        raise InputError(f"protocol {changed.name!r} is no PGD: choose one that is, e.g. 'lrnet-train'")
+    changed = protocol(table, default)
+    assert isinstance(changed, protocols.PGD)
+    return changed
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Nested tables that ``from_dict`` turns into the same Config; unset values are left out."""
+    sections = {
+        "model": dict(config.model),
+        **{name: {f.name: getattr(part, f.name) for f in fields(part)} for name, part in parts(config).items()},
+    }
+    clean = {name: {k: v for k, v in section.items() if v is not None} for name, section in sections.items()}
+    return {"seed": config.seed, **clean}
+
+
+def parts(config: Config) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in ("data", "attack", *RECORDS)}
+
+
+def to_toml(config: Config) -> str:
+    """The resolved config as TOML, which ``from_dict`` turns into the same Config."""
+    lines = []
+    for name, section in to_dict(config).items():
+        if isinstance(section, dict):
+            lines += ["", f"[{name}]", *(f"{key} = {literal(value)}" for key, value in section.items())]
+        else:
+            lines.append(f"{name} = {literal(section)}")
+    return "\n".join(lines) + "\n"

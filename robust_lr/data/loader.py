@@ -1,0 +1,160 @@
+"""Batches in a given order, made in this process or in workers."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.utils.data
+from torch import Tensor
+
+from ..utils.devices import CPU, STOPPING
+from ..utils.errors import InputError, RunError
+from ..utils.rng import AUGMENT, ORDER, words
+from .dataset import Batch, Dataset, unit
+from .encoded import stacked
+
+log = logging.getLogger(__name__)
+
+#: positions of a batch in the data set, and its epoch
+Order = tuple[Tensor, int]
+#: a batch, and what was wrong with the images that were left out
+Loaded = tuple[Tensor, Tensor, Tensor, list[str]]
+
+
+@dataclass(frozen=True, eq=False)
+class Batches(torch.utils.data.Dataset[Loaded | InputError]):
+    """Items are the batches of ``data`` at given positions, raw: uint8 is a quarter of what would have to be sent.
+
+    An image that cannot be read gives the error instead of a batch: raised in a worker, it would arrive wrapped in a
+    traceback. With ``skip`` the batch goes without it. With ``seed``, PyTorch's generator is set for each image from
+    (seed, epoch, image id) while it is decoded, so random transforms of files give the same picture in any worker and
+    any order.
+    """
+
+    data: Dataset
+    seed: int | None = None
+    skip: bool = False
+
+    def __getitem__(self, item: Order) -> Loaded | InputError:
+        positions, epoch = item
+        try:
+            return *(self.data.raw(positions) if self.seed is None else self._keyed(positions, epoch, self.seed)), []
+        except InputError as error:
+            return self._readable(positions, epoch) if self.skip else error
+
+    def _keyed(self, positions: Tensor, epoch: int, seed: int) -> Batch:
+        keys = words(seed, AUGMENT, self.data.ids[positions], 1, draw=epoch)[:, 0].tolist()
+        items = []
+        with torch.random.fork_rng(devices=[]):
+            for position, key in zip(torch.split(positions, 1), keys, strict=True):
+                torch.manual_seed(key)
+                items.append(self.data.raw(position))
+        return joined(items, self.data)
+
+    def _readable(self, positions: Tensor, epoch: int) -> Loaded:
+        """The batch without the images that cannot be read."""
+        single = Batches(self.data, self.seed)
+        found: list[Batch] = []
+        problems = []
+        for position in torch.split(positions, 1):
+            one = single[position, epoch]
+            if isinstance(one, InputError):
+                problems.append(str(one))
+            else:
+                found.append(one[:3])
+        return *joined(found, self.data), problems
+
+
+def joined(items: Sequence[Batch], data: Dataset) -> Batch:
+    """Batches of one image each as one, which may be empty."""
+    if not items:
+        return torch.empty(0, *data.image_shape), data.labels[:0], data.ids[:0]
+    images, labels, ids = zip(*items, strict=True)
+    return stacked([image[0] for image in images]), torch.cat(labels), torch.cat(ids)
+
+
+def batches(
+    data: Dataset, order: Sequence[Tensor], *, workers: int = 0, skip: bool = False, device: torch.device = CPU
+) -> Iterator[Batch]:
+    """The batches of ``data`` at each of ``order`` (tensors of positions), without those that have no image.
+
+    Args:
+        workers: processes that make them ahead; 0 for none.
+        skip, device: as in ``stream``.
+
+    Raises:
+        InputError: an image cannot be read.
+        RunError: a worker died.
+    """
+    some = ((positions, 0) for positions in order if len(positions))  # images of files cannot be stacked without one
+    return (batch for batch in stream(data, some, workers=workers, skip=skip, device=device) if len(batch[1]))
+
+
+def stream(
+    data: Dataset,
+    orders: Iterable[Order],
+    *,
+    workers: int = 0,
+    seed: int | None = None,
+    skip: bool = False,
+    device: torch.device = CPU,
+) -> Iterator[Batch]:
+    """The batches of ``data`` at ``orders``, which may go on over many epochs: workers stay, and stay ahead.
+
+    Args:
+        skip: leave out images that cannot be read, with a warning that names them, instead of raising.
+        device: where the batches are wanted; pixels become float32 there.
+
+    Raises:
+        InputError, RunError: as in ``batches``.
+    """
+    source = Batches(data, seed, skip)
+    made: Iterable[Loaded | InputError] = (source[item] for item in orders)
+    for batch in from_workers(source, orders, workers, device) if workers else made:
+        if isinstance(batch, InputError):
+            raise batch
+        *found, problems = batch
+        for problem in problems:
+            log.warning("skipped: %s", problem)
+        images, labels, ids = (column.to(device, non_blocking=True) for column in found)
+        yield unit(images), labels, ids
+
+
+def from_workers(
+    source: Batches, orders: Iterable[Order], workers: int, device: torch.device
+) -> Iterator[Loaded | InputError]:
+    """The items of ``source`` at ``orders``, made ahead by ``workers`` processes; pinned for a GPU."""
+    if workers < 0:
+        raise InputError(f"workers = {workers}: must be at least 0")
+    try:
+        yield from torch.utils.data.DataLoader(
+            source,
+            batch_size=None,
+            sampler=orders,
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=deaf,
+            generator=torch.Generator(),  # draws a seed for the workers, which need none
+        )
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise RunError(f"a process that loads images failed, out of memory or killed: {reason}") from error
+
+
+def deaf(worker: int) -> None:
+    """Let a worker go on when its process group is told to stop, as torchrun and Ctrl-C do: a step still needs it.
+
+    It ends with the process that it works for.
+    """
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def shuffled(data: Dataset, batch_size: int, *, seed: int, epoch: int) -> list[Tensor]:
+    """Positions of an epoch's full batches, in an order keyed by (seed, epoch, ids); an incomplete last is dropped."""
+    order = words(seed, ORDER, data.ids, 1, draw=epoch)[:, 0].argsort(stable=True)
+    return list(torch.split(order[: len(order) // batch_size * batch_size], batch_size))

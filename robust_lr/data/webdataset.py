@@ -1,0 +1,119 @@
+"""Data sets in tar files, laid out as WebDataset does: `KEY.jpg` beside `KEY.cls`, which holds the number of the class.
+
+Shards are indexed when the set is loaded and then read at random places, so that order, subsets and resuming are those
+of every other data set. Nothing is unpacked. Shards belong on a local disk.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from ..utils.errors import InputError
+from .dataset import Array, Dataset
+from .encoded import IMAGE_SUFFIXES, Transform, from_source
+
+CLASS_SUFFIX = ".cls"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An image in a shard: where its bytes lie, and its class."""
+
+    shard: Path
+    name: str
+    offset: int
+    size: int
+    label: int
+
+
+@dataclass(frozen=True, eq=False)
+class TarSource:
+    """Images in tar files, see `lazy.Source`."""
+
+    members: Sequence[Member]
+
+    def open(self, row: int) -> BytesIO:
+        member = self.members[row]
+        with member.shard.open("rb") as file:
+            file.seek(member.offset)
+            return BytesIO(file.read(member.size))
+
+    def describe(self, row: int) -> str:
+        return f"{self.members[row].name} in {self.members[row].shard}"
+
+    def fingerprint(self, row: int) -> bytes:
+        # Names and sizes only, as for files in folders.
+        member = self.members[row]
+        return f"{member.shard.name}/{member.name}\0{member.size}\0".encode()
+
+
+def load_tars(name: str, folder: Path, split: str, transform: Transform | None) -> Dataset:
+    """`folder`/train*.tar and `folder`/test*.tar (or val*.tar); where no name begins so, both splits are all *.tar.
+
+    An id is the index in the order of shards by name, and of images in them.
+    """
+    shards = sorted(folder.glob("*.tar")) if folder.is_dir() else []
+    if not shards:
+        raise InputError(f"{name}: no *.tar files in {folder.resolve()}; check the path and root")
+    by_split = {s: [f for f in shards if f.name.startswith(s)] for s in ("train", "test", "val")}
+    by_split["test"] = by_split["test"] or by_split.pop("val")
+    if not by_split["train"] and not by_split["test"]:
+        by_split = {"train": shards, "test": shards}
+    if not by_split[split]:
+        raise InputError(f"{name}: no shards of split {split!r} in {folder.resolve()}; expected {split}*.tar")
+    members = {s: index(name, tuple(files)) for s, files in by_split.items() if s in ("train", "test")}
+    labels: Array = np.array([member.label for member in members[split]], dtype=np.int64)
+    count = 1 + max(member.label for each in members.values() for member in each)
+    return from_source(TarSource(members[split]), labels, num_classes=count, name=name, transform=transform)
+
+
+def index(name: str, shards: Sequence[Path]) -> list[Member]:
+    """The images of `shards`, in order. Raises `InputError` for anything that is not images with classes."""
+    found: list[Member] = []
+    for shard in shards:
+        images: dict[str, tarfile.TarInfo] = {}
+        classes: dict[str, int] = {}
+        try:
+            with shard.open("rb") as raw:  # a truncated archive would be read as a shorter one: look for its end
+                raw.seek(max(0, shard.stat().st_size - tarfile.BLOCKSIZE))
+                if raw.read().strip(b"\0"):
+                    raise tarfile.ReadError("its end is missing")
+            with tarfile.open(shard, "r:") as tar:
+                for member in tar:
+                    key, suffix = split_name(member.name)
+                    if member.isfile() and suffix == CLASS_SUFFIX:
+                        file = tar.extractfile(member)
+                        classes[key] = as_class(b"" if file is None else file.read(20), member.name, shard)
+                    elif member.isfile() and suffix in IMAGE_SUFFIXES:
+                        images[key] = member
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise InputError(f"{name}: {shard} is no uncompressed tar file, or a truncated one ({error})") from error
+        for key, image in images.items():
+            if key not in classes:
+                raise InputError(
+                    f"{name}: {image.name} in {shard} has no class; expected {key}{CLASS_SUFFIX} beside it"
+                )
+            found.append(Member(shard, image.name, image.offset_data, image.size, classes[key]))
+    if shards and not found:
+        raise InputError(f"{name}: no images in {shards[0]}; allowed are {', '.join(IMAGE_SUFFIXES)}")
+    return found
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Key and suffix: up to the first dot of the last part of the path, and from it, as WebDataset does."""
+    folder, slash, file = name.rpartition("/")
+    key, dot, suffix = file.partition(".")
+    return f"{folder}{slash}{key}", f"{dot}{suffix}".lower()
+
+
+def as_class(content: bytes, name: str, shard: Path) -> int:
+    text = content.strip()
+    if not text.isdigit():
+        raise InputError(f"{name} in {shard} holds {text[:20]!r}: the number of a class, from 0, is needed")
+    return int(text)

@@ -1,0 +1,181 @@
+"""An attack on a stream of images: places in the batch that decided images leave are given to the next ones.
+
+So every pass is full until the images run out, whatever the number of steps that each of them takes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..attacks.losses import Objective, lead
+from ..attacks.stepwise import Stepwise, constant, look
+from ..protocols.apply import aims, attempts, starts, stepwise
+from ..protocols.autoattack import Stepped
+from .batch_state import Rows, first, join, size, split, timed
+from .model_under_test import Bench, verified
+
+#: prefix of the columns that belong to the attack
+STATE = "attack."
+
+
+def attack_pool(part: Stepped, number: int, source: Iterator[Rows], bench: Bench) -> Iterator[Rows]:
+    """The rows of ``source`` once they are decided, in any order.
+
+    Args:
+        part: the protocol, or part ``number`` of a cascade.
+        source: images to attack, with the columns of ``images.known``; those decided already are passed on.
+    """
+    attack, objective = stepwise(part, bench.seed)
+    early = part.criterion == "worst"
+    queue: Rows = {}  # waits for its next draw
+    returning: Rows = {}  # waits in the middle of one
+    flying: Rows = {}
+    landed: Rows = {}  # waits for the verdict
+    due = torch.empty(0, dtype=torch.int64)  # turns at which the flying land, known without asking the device
+    turn = 0
+    columns: list[str] = []
+    while True:
+        while size(landed) < bench.rows and size(flying) + size(returning) + size(queue) < bench.rows:
+            if (group := next(source, None)) is None:
+                break
+            began = time.perf_counter()
+            columns, mask = list(group), group["decided"].cpu()
+            done, todo = split(timed(group, began), mask)
+            queue = join([queue, {**todo, "draw": torch.zeros_like(todo["id"])} if todo else {}])
+            if done:
+                yield done
+        began = time.perf_counter()
+        back, returning = first(returning, bench.rows - size(flying))
+        fresh, queue = first(queue, bench.rows - size(flying) - size(back))
+        fresh = timed(begun(part, attack, fresh, bench.seed), began) if fresh else {}
+        began = time.perf_counter()
+        for rows in (back, fresh):
+            if rows:
+                flying = join([flying, rows])
+                due = torch.cat([due, turn + attack.steps - rows["step"].cpu()])
+        if size(landed) >= bench.rows or (landed and not flying):
+            verdicts, landed = first(landed, bench.rows)
+            verdicts = judged(part, number, verdicts, bench)
+            doubted = verdicts.pop("unsure").cpu()
+            over = (verdicts["decided"] | (verdicts["draw"] >= attempts(part, bench.num_classes))).cpu()
+            unsure, sure = split(timed(verdicts, began), doubted)
+            returning = join([returning, unsure])
+            if sure:
+                sure = {name: sure[name] for name in columns}
+                done, again = split(sure, over[~doubted])
+                queue = join([queue, again])
+                if done:
+                    yield done
+            continue
+        if not flying:
+            return
+        landing = due <= turn
+        if early and turn % bench.patience == 0:
+            landing |= flying["decided"].cpu()
+        if landing.any():
+            down, flying = split(timed(flying, began), landing)  # on a GPU, the look at them waited for their steps
+            landed, due = join([landed, down]), due[~landing]
+        else:
+            flying, turn = timed(flown(part, attack, objective, flying, bench), began), turn + 1
+
+
+def begun(part: Stepped, attack: Stepwise, rows: Rows, seed: int) -> Rows:
+    """``rows`` before the first step of their next draw."""
+    start = starts(part, rows["x"], rows["id"], seed=seed, draw=rows["draw"])
+    state = attack.begin(rows["x"], start, rows["id"], rows["draw"])
+    away, toward = aims(part, rows)
+    return {
+        **rows,
+        **{STATE + name: column for name, column in state.items()},
+        "away": away,
+        "toward": toward,
+        "step": torch.zeros_like(rows["id"]),
+        "final": rows["x"],
+        "before": rows["first_wrong"],
+    }
+
+
+def flown(part: Stepped, attack: Stepwise, objective: Objective, rows: Rows, bench: Bench) -> Rows:
+    """One step of every row: a query to the model, what it tells, and the next query."""
+    n, rows = size(rows), {name: bench.padded(column) for name, column in rows.items()}
+    state = {name[len(STATE) :]: column for name, column in rows.items() if name.startswith(STATE)}
+    targets = rows["toward"] if part.aimed else None
+    with bench.precision():
+        logits, loss, gradient = look(
+            bench.attacked, state["query"], rows["away"], targets, objective, attack.needs_gradient
+        )
+    undecided = ~rows["decided"]
+    noted, reached = note(part, rows, logits, undecided)
+    if part.criterion == "worst":
+        now = undecided & reached
+        noted["final"] = torch.where(now.view(-1, 1, 1, 1), state["query"], rows["final"])
+        noted["decided"] = rows["decided"] | now
+        noted["before"] = torch.where(now, rows["first_wrong"], rows["before"])
+    if attack.needs_gradient:
+        noted["zero_gradients"] = rows["zero_gradients"] + undecided * (gradient == 0).flatten(1).all(1)
+    noted["forwards"] = rows["forwards"] + undecided
+    noted["backwards"] = rows["backwards"] + undecided * attack.needs_gradient
+    state = attack.advance(rows["x"], state, rows["step"], loss, gradient)
+    rows = {**rows, **noted, **{STATE + name: c for name, c in state.items()}, "step": rows["step"] + 1}
+    return {name: column[:n] for name, column in rows.items()}
+
+
+def judged(part: Stepped, number: int, rows: Rows, bench: Bench) -> Rows:
+    """Verdicts on finished images by the model itself: last iterates, or what the attacked model called a success.
+
+    A success that the model does not confirm is ``unsure`` and goes on where it was.
+    """
+    final = rows[f"{STATE}query"]
+    if part.criterion == "worst":
+        final = torch.where(rows["decided"].view(-1, 1, 1, 1), rows["final"], final)
+    distance = verified(rows["x"], final, rows["id"], part.eps, part.norm)
+    logits = bench.logits(final, rows["id"])
+    noted, reached = note(part, rows, logits, ~rows["decided"])
+    right = logits.argmax(1) == rows["label"]
+    loss = F.cross_entropy(logits, rows["label"], reduction="none")
+    unsure = rows["decided"] & ~reached
+    broke = reached & ~rows["success"]
+    return {
+        **rows,
+        **noted,
+        # what is not confirmed did not happen
+        "first_wrong": torch.where(unsure, rows["before"], noted["first_wrong"]),
+        "first_success": torch.where(unsure, -1, noted["first_success"]),
+        "decided": reached if part.criterion == "worst" else rows["decided"],
+        "unsure": unsure,
+        "unconfirmed": rows["unconfirmed"] + unsure,
+        "adversarial": torch.where(rows["held"], logits.argmax(1), rows["adversarial"]),
+        "loss": torch.where(rows["held"], loss, rows["loss"]),
+        "held": rows["held"] & (right | unsure),
+        "success": rows["success"] | reached,
+        "part": torch.where(broke, number, rows["part"]),
+        "distance": torch.maximum(rows["distance"], distance),
+        "forwards": rows["forwards"] + 1,
+        "draw": rows["draw"] + ~unsure,
+    }
+
+
+def note(part: Stepped, rows: Rows, logits: Tensor, undecided: Tensor) -> tuple[Rows, Tensor]:
+    """What the logits of the current iterates tell, and which of them are at the attack's aim, [N] bool."""
+    step, predictions = rows["step"], logits.argmax(1)
+    right = predictions == rows["label"]
+    reached = predictions == rows["target"] if part.targeted else ~right
+
+    def since(column: Tensor, now: Tensor) -> Tensor:
+        return torch.where(undecided & now & ((column < 0) | (step < column)), step, column)
+
+    noted = {
+        "margin": torch.where(undecided, torch.minimum(rows["margin"], lead(logits, rows["label"])), rows["margin"]),
+        "first_wrong": since(rows["first_wrong"], ~right),
+        "first_success": since(rows["first_success"], reached),
+    }
+    if part.record and part.criterion == "last":
+        elsewhere = step[:, None] != constant(part.record, step.dtype, step.device)
+        noted["kept"] = rows["kept"] & (right[:, None] | elsewhere)
+        noted["hit"] = rows["hit"] | (reached[:, None] & ~elsewhere)
+    return noted, reached

@@ -1,0 +1,259 @@
+"""Guards: what makes a robustness number wrong, looked for on a few images before any time is spent on the others.
+
+Each guard is one function from a sample to a complaint or None, and one line in ``GUARDS``. Two mistakes are errors
+everywhere and no guards: pixels outside [0, 1], and an eps above 1 in L-infinity, where 1 already allows any image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from ..attacks.losses import cross_entropy
+from ..attacks.stepwise import look
+from ..models.layers.basic import PRESETS
+from ..utils.checks import check_name
+from ..utils.errors import InputError, RunError
+from ..utils.statistics import mcnemar
+from .model_under_test import check_finite
+
+#: images that guards look at, and how many of them where a guard needs further passes
+SAMPLE, FEW = 64, 16
+#: a form of the images is better than the given one if chance explains it less often than this
+SIGNIFICANT = 1e-3
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Sample:
+    """What guards look at.
+
+    Attributes:
+        model: put into eval mode, its parameters without gradients.
+        x, labels, ids: images [n, C, H, W] in [0, 1], classes and ids [n].
+        num_classes: of the data set.
+        logits: of ``x``, [n, classes], finite.
+        gradients: whether the attack takes any.
+    """
+
+    model: nn.Module
+    x: Tensor
+    labels: Tensor
+    ids: Tensor
+    num_classes: int
+    logits: Tensor
+    gradients: bool
+
+    def ask(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = self.model(x)
+        return logits
+
+    @cached_property
+    def scale(self) -> float:
+        """The largest logit, by which differences are judged."""
+        return float(self.logits.abs().max())
+
+    @cached_property
+    def noise(self) -> float:
+        """How far logits of the same images differ from one pass to the next."""
+        return float((self.ask(self.x[:FEW]) - self.ask(self.x[:FEW])).abs().max())
+
+    @cached_property
+    def random(self) -> bool:
+        return not self.noise <= 1e-5 * self.scale
+
+
+def guard(
+    model: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    ids: Tensor,
+    *,
+    num_classes: int,
+    most: int,
+    gradients: bool,
+    allow: Collection[str] = (),
+) -> int:
+    """Run every guard but those in ``allow``; returns the number of classes that the model tells apart.
+
+    Args:
+        model: in eval mode and frozen.
+        x, labels, ids: a sample of the images.
+        num_classes, most: of the data set, and its largest label.
+        gradients: whether the attack takes any.
+        allow: names of ``GUARDS`` that are not to be asked.
+
+    Raises:
+        InputError: the first complaint, something that is no batch of logits, or a model that fails.
+        RunError: logits that are not finite.
+    """
+    for name in allow:
+        check_name("guard", name, GUARDS)
+    logits = answered(model, x)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x) or not logits.is_floating_point():
+        what = f"{tuple(logits.shape)} {logits.dtype}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(f"the model returns {what} for {len(x)} images: logits [{len(x)}, classes] are needed")
+    if logits.shape[1] <= most:
+        words = f"the model has {logits.shape[1]} classes, but the data set has labels up to {most}"
+        raise InputError(f"{words}: give images of its classes")
+    check_finite(logits, ids)
+    sample = Sample(
+        model=model, x=x, labels=labels, ids=ids, num_classes=num_classes, logits=logits, gradients=gradients
+    )
+    for name, complain in GUARDS.items():
+        if name not in allow and (complaint := complain(sample)) is not None:
+            raise InputError(f"{complaint} (to go on all the same, `allow` {name!r})")
+    return logits.shape[1]
+
+
+def answered(model: nn.Module, x: Tensor) -> object:
+    """What the model returns for ``x``; InputError in one line where it fails, be it for images of such a shape."""
+    try:
+        with torch.no_grad():
+            return model(x)
+    except (InputError, RunError):
+        raise
+    except Exception as error:  # it may be anybody's code
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"the model fails on images {tuple(x.shape)}: {type(error).__name__}: {reason}") from error
+
+
+# The guards
+
+
+def classes(s: Sample) -> str | None:
+    """The model tells apart as many classes as the data set has."""
+    found = s.logits.shape[1]
+    if found == s.num_classes:
+        return None
+    return f"the model has {found} classes, the data set {s.num_classes}: are the labels those that it was trained on?"
+
+
+def training(s: Sample) -> str | None:
+    """Modules heed ``eval()``. A model in train mode is put into eval mode, so that is all there is to ask."""
+    still = [name or type(module).__name__ for name, module in s.model.named_modules() if module.training]
+    return f"{still[0]} is still in training mode after model.eval()" if still else None
+
+
+def probabilities(s: Sample) -> str | None:
+    """Logits are unbounded. Behind a softmax or a sigmoid the gradient of the loss vanishes, which is no robustness."""
+    if s.logits.min() < -1e-6 or s.logits.max() > 1 + 1e-6:
+        return None
+    if (s.logits.sum(1) - 1).abs().max() < 1e-3:
+        return "the model returns probabilities: logits are needed, before the softmax"
+    constant = s.logits.amax(0).equal(s.logits.amin(0))  # e.g. all zeros, of which other guards complain
+    return None if constant else "the model returns values in [0, 1] only: logits are needed, before any sigmoid"
+
+
+def deterministic(s: Sample) -> str | None:
+    """The same images twice give the same logits; attacks on random defenses need expectations over them."""
+    if not s.random:
+        return None
+    return f"the model is random: logits of the same images differ by {s.noise:.3g} from one pass to the next"
+
+
+def batch(s: Sample) -> str | None:
+    """An image's logits do not depend on the images beside it, as they do with the statistics of the batch."""
+    few = min(FEW, len(s.x) // 2)
+    if few == 0 or s.random:
+        return None
+    apart = float((s.ask(s.x[:few]) - s.logits[:few]).abs().max())
+    if apart <= 1e-3 * s.scale:
+        return None
+    return (
+        f"an image's logits depend on the others of its batch, by {apart:.3g}: does batch norm lack running statistics?"
+    )
+
+
+def gradients(s: Sample) -> str | None:
+    """The loss has a gradient by the image that is finite, and not zero everywhere for half of the images or more."""
+    if not s.gradients:
+        return None
+    x = s.x[:FEW]
+    _, _, gradient = look(s.model, x, s.labels[:FEW], None, cross_entropy)
+    broken = ~gradient.isfinite().flatten(1).all(1)
+    if broken.any():
+        return f"the gradient for image {int(s.ids[:FEW][broken][0])} is not finite"
+    zero = (gradient == 0).flatten(1).all(1)
+    if 2 * int(zero.sum()) < len(x):
+        return None
+    return (
+        f"the gradient is zero everywhere for {int(zero.sum())} of {len(x)} images: an attack by gradients cannot move"
+    )
+
+
+def normalization(s: Sample) -> str | None:
+    """The images are normalized once: not twice before the first layer, and no other form is classified better.
+
+    Other forms are tried where what the first layer receives is not centered and scaled, or accuracy is at chance.
+    """
+    received = first_layer(s)
+    for words, mean, std in statistics(s.x[:FEW]):
+        twice = ((s.x[:FEW] - mean) / std - mean) / std
+        if received is not None and received.shape == twice.shape and torch.allclose(received, twice, atol=1e-3):
+            return f"the first layer receives images normalized twice ({words})"
+    centered = received is not None and abs(float(received.mean())) < 1 and 0.4 < float(received.std()) < 2.5
+    right = s.logits.argmax(1) == s.labels
+    if centered and int(right.sum()) * s.num_classes > 2 * len(right):
+        return None
+    best: tuple[int, str] | None = None
+    for words, x in forms(s.x):
+        better = s.ask(x).argmax(1) == s.labels
+        gained, lost = int((better & ~right).sum()), int((right & ~better).sum())
+        if gained > lost and mcnemar(gained, lost) < SIGNIFICANT and (best is None or int(better.sum()) > best[0]):
+            best = int(better.sum()), words
+    if best is None:
+        return None
+    return f"of {len(right)} clean images {int(right.sum())} are classified correctly, but {best[0]} {best[1]}"
+
+
+GUARDS: dict[str, Callable[[Sample], str | None]] = {
+    "classes": classes,
+    "training": training,
+    "probabilities": probabilities,
+    "deterministic": deterministic,
+    "batch": batch,
+    "gradients": gradients,
+    "normalization": normalization,
+}
+
+
+def first_layer(s: Sample) -> Tensor | None:
+    """What the first convolution or linear layer that is called receives, None if there is none."""
+    seen: list[Tensor] = []
+
+    def receive(module: nn.Module, arguments: tuple[object, ...]) -> None:
+        if not seen and arguments and isinstance(arguments[0], Tensor):
+            seen.append(arguments[0].detach())
+
+    layers = [m for m in s.model.modules() if isinstance(m, nn.modules.conv._ConvNd | nn.Linear)]
+    handles = [layer.register_forward_pre_hook(receive) for layer in layers]
+    try:
+        s.ask(s.x[:FEW])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen[0] if seen else None
+
+
+def statistics(x: Tensor) -> list[tuple[str, Tensor, Tensor]]:
+    """Means and standard deviations that networks for such images are trained with, and the options that say so."""
+    out = []
+    for name, values in {**PRESETS, "0.5": ((0.5,), (0.5,))}.items():
+        if values is not None and len(values[0]) in (1, x.shape[1]):
+            mean, std = (x.new_tensor(value).view(-1, 1, 1) for value in values)
+            out.append((f"`preset` {name}" if name in PRESETS else f"`mean` {name} `std` {name}", mean, std))
+    return out
+
+
+def forms(x: Tensor) -> list[tuple[str, Tensor]]:
+    """What a network may have been trained on instead: images normalized, not normalized twice, or in 0..255."""
+    out = [("with pixels in 0..255: divide by 255 what it takes", 255 * x)]
+    for words, mean, std in statistics(x):
+        out.append((f"if normalized first: is {words} missing?", (x - mean) / std))
+        out.append((f"if {words} is undone: are they normalized twice?", x * std + mean))
+    return out

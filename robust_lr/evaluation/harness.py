@@ -1,0 +1,247 @@
+"""The harness: model x data x protocol -> Result, one ledger row an image."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..attacks.targets import given
+from ..data.dataset import Batch, Dataset, spaced
+from ..data.loader import batches
+from ..protocols.autoattack import Cascade, Part, Protocol
+from ..protocols.pgd import PGD
+from ..protocols.presets import get as get_protocol
+from ..protocols.torchattacks import Library
+from ..results.ledger import Ledger, Row, remove
+from ..results.result import Result
+from ..results.stored import LEDGER, RESULT
+from ..results.summary import summarize
+from ..results.targets import Targets, targets_hash
+from ..utils.contexts import fp32, frozen
+from ..utils.errors import InputError, RunError
+from ..utils.files import write_json
+from ..utils.provenance import device_name, versions
+from ..utils.statistics import Proportion
+from .batch_state import Rows, ledger_rows, size
+from .clean_pass import known
+from .continuous_batching import attack_pool
+from .guards import SAMPLE
+from .library_attacks import attack_library
+from .model_under_test import Bench
+from .precision import agreed, lowered
+from .session import Prepared, prepare
+
+#: of the ledger's columns
+SCHEMA = 3
+
+
+def evaluate(
+    model: nn.Module,
+    data: Dataset,
+    protocol: str | Protocol,
+    *,
+    seed: int = 0,
+    batch_size: int = 64,
+    compute_batch: int | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    fresh: bool = False,
+    shard: tuple[int, int] | None = None,
+    targets: Targets | None = None,
+    name: str | None = None,
+    workers: int = 0,
+    precision: str = "fp32",
+    allow: Collection[str] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> Result:
+    """Attack ``model`` on every image of ``data`` and count what survives.
+
+    Starts are functions of (seed, image id, restart) and targets of (seed, image id): they do not depend on batch size,
+    order or shard. Restarts share their targets, so that they never lower success.
+    With a fixed ``compute_batch`` the arithmetic does not depend on them either, and the result says so.
+
+    Args:
+        model: pixels [N, C, H, W] in [0, 1] -> logits [N, data.num_classes], on the device to use. It is evaluated in
+            eval mode; mode, flags and gradients are afterwards as before.
+        data: images, labels and ids.
+        protocol: a name of ``protocols.PROTOCOLS``, or a PGD, APGD, Square, Library or Cascade of that module.
+        seed: of starts and targets, 0 to 2^32 - 1.
+        batch_size: images that are loaded at a time.
+        compute_batch: rows of every pass of the model: images that are attacked, and written to the ledger, at a time.
+            The last ones are padded. By default 64 on a CPU; 0, the default on other devices, pads nothing and takes at
+            most ``batch_size`` rows.
+        out: folder for ``ledger.sqlite`` and ``result.json``; by default nothing is written.
+        resume: go on with the evaluation in ``out``; one of another configuration is refused.
+        fresh: begin anew, whatever evaluation is in ``out``.
+        shard: (i, n): only every n-th image, from the i-th on, 1 <= i <= n.
+        targets: of a targeted protocol, instead of those that it would choose.
+        name: of the model, for the result.
+        workers: processes that load images.
+        precision: of the passes that the attack makes, "fp32", "tf32" (on CUDA) or "bf16". A lower one must first give
+            the verdicts of fp32 for 95 % of a sample of 64 images. Finished images are always judged in fp32; iterates
+            on the way by the attack's own passes, and so are curves and mistakes that count for worst seen alone.
+        allow: names of ``guards.GUARDS`` that are not to be asked.
+        progress: called as ``progress(done, total)`` whenever images are done.
+
+    Raises:
+        InputError: unknown protocol, images outside [0, 1], a guard's complaint, a used ``out`` folder.
+        RunError: predictions that are not finite, an attack that left the ball or [0, 1], a precision whose verdicts
+            differ too much from those of fp32, or passes that do not fit a GPU's memory.
+    """
+    protocol = resolved(protocol, targets)
+    ready = prepare(
+        model,
+        data,
+        [protocol],
+        seed=seed,
+        batch_size=batch_size,
+        compute_batch=compute_batch,
+        shard=shard,
+        name=name,
+        workers=workers,
+        precision=precision,
+        allow=allow,
+    )
+    return evaluated(ready, protocol, out=out, resume=resume, fresh=fresh, targets=targets, progress=progress)[0]
+
+
+def evaluated(
+    ready: Prepared,
+    protocol: Protocol,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    fresh: bool = False,
+    targets: Targets | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Result, list[Row]]:
+    """One of the evaluations that ``ready`` is for: its result, and its rows by id; arguments as in ``evaluate``."""
+    bench, data, device = ready.bench, ready.data, ready.device
+    positions, parts = ready.positions(protocol), parts_of(protocol)
+    about = configuration(ready, protocol, targets)
+    folder = None if out is None else Path(out)
+    if folder is not None and fresh:
+        remove(folder / LEDGER)
+    with closing(Ledger(None if folder is None else folder / LEDGER, about, resume=resume)) as ledger:
+        done = ledger.ids()
+        todo = positions[[id_ not in done for id_ in data.ids[positions].tolist()]]
+        finished = len(done)
+        if folder is not None and len(todo):
+            (folder / RESULT).unlink(missing_ok=True)  # it was another evaluation's
+        if progress is not None:
+            progress(finished, len(positions))
+        agreement = None
+        with frozen(ready.model), fp32(device):
+            if ready.precision != "fp32":
+                sample = [data.batch(positions[spaced(len(positions), SAMPLE)])]
+                low = lowered(bench, ready.precision, device)
+                if (counted := ledger.recall("agreement")) is None:
+                    counted = agreed(
+                        bench, ready.precision, low, lambda b: attack_all(sample, protocol, b, device, targets)
+                    )
+                    ledger.remember("agreement", counted)
+                bench, agreement = low, Proportion(*counted)
+            loaded = batches(data, torch.split(todo, ready.batch_size), workers=ready.workers)
+            try:
+                for group in attack_all(loaded, protocol, bench, device, targets):
+                    ledger.add(ledger_rows(group, protocol, [part.name for part in parts]))
+                    finished += size(group)
+                    if progress is not None:
+                        progress(finished, len(positions))
+            except torch.OutOfMemoryError as error:
+                reason = str(error).partition("\n")[0]
+                raise RunError(
+                    f"passes of {bench.rows} images do not fit: {reason}; rows written before are safe, go on with a "
+                    "smaller batch_size"
+                ) from error
+        rows = ledger.rows()
+    result = summarize(
+        rows,
+        protocol,
+        model=ready.name,
+        data=data.name,
+        seed=bench.seed,
+        shard=about["shard"],
+        batch_invariant=bench.fixed and all(keyed(part) for part in parts),
+        hashes=ready.hashes,
+        device=device_name(device),
+        precision=ready.precision,
+        agreement=agreement,
+    )
+    if folder is not None:
+        write_json(folder / RESULT, result.to_dict())
+    return result, rows
+
+
+def configuration(ready: Prepared, protocol: Protocol, targets: Targets | None) -> dict[str, Any]:
+    """All that the rows depend on; InputError for targets that do not fit."""
+    bench, data = ready.bench, ready.data
+    about: dict[str, Any] = {
+        "schema": SCHEMA,
+        "model": ready.name,
+        "data": data.name,
+        "classes": bench.num_classes,
+        "architecture": hashlib.sha256(repr(ready.model).encode()).hexdigest(),
+        "device": ready.device.type,
+        **{f"version of {key}": value for key, value in versions().items()},
+        **{f"protocol.{key}": value for key, value in protocol.values().items() if key != "source"},
+        "seed": bench.seed,
+        "images": len(ready.positions(protocol)),
+        "shard": None if ready.shard is None else f"{ready.shard[0]}/{ready.shard[1]}",
+        "compute_batch": bench.rows if bench.fixed else 0,
+        "precision": ready.precision,
+        **{f"{key}_sha256": value for key, value in ready.hashes.items()},
+    }
+    if targets is not None:  # all of them: shards of one evaluation agree
+        chosen = given(targets.of(data.ids, data.labels), data.labels, bench.num_classes, ids=data.ids)
+        about["targets_sha256"] = targets_hash(zip(data.ids.tolist(), chosen.tolist(), strict=True))
+    return about
+
+
+def attack_all(
+    batches: Iterable[Batch], protocol: Protocol, bench: Bench, device: torch.device, targets: Targets | None
+) -> Iterator[Rows]:
+    """Rows of all images once they are decided, in any order."""
+    decided = known(batches, protocol, bench, device, targets)
+    for number, part in enumerate(parts_of(protocol)):
+        decided = attack_stream(part, number, decided, bench)
+    return decided
+
+
+def parts_of(protocol: Protocol) -> tuple[Part, ...]:
+    return protocol.parts if isinstance(protocol, Cascade) else (protocol,)
+
+
+def resolved(protocol: str | Protocol, targets: Targets | None = None) -> Protocol:
+    """A protocol, by name or itself, that says whether its targets are given; InputError as ``with_targets``."""
+    return with_targets(get_protocol(protocol) if isinstance(protocol, str) else protocol, targets)
+
+
+def with_targets(protocol: Protocol, targets: Targets | None) -> Protocol:
+    """``protocol``, which says that targets are given if they are; InputError where they have no place, or lack."""
+    if targets is None:
+        if isinstance(protocol, PGD) and protocol.targeted and protocol.target == "given":
+            raise InputError("target = 'given': give the `targets` as well")
+        return protocol
+    if not isinstance(protocol, PGD) or not protocol.targeted:
+        raise InputError(f"protocol {protocol.name!r} aims at no given class: leave the targets out")
+    return replace(protocol, target="given")
+
+
+def attack_stream(part: Part, number: int, source: Iterator[Rows], bench: Bench) -> Iterator[Rows]:
+    """Attack the images of ``source`` that are undecided; see ``pool.attack_pool``."""
+    if isinstance(part, Library):
+        return attack_library(part, number, source, bench)
+    return attack_pool(part, number, source, bench)
+
+
+def keyed(part: Part) -> bool:
+    """Whether an image's numbers can be independent of the images beside it."""
+    return not isinstance(part, Library) or not part.together

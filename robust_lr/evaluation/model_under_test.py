@@ -1,0 +1,88 @@
+"""What attacks run on: the model that judges, the one that gradients are taken through, and passes of fixed size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..attacks.arguments import within
+from ..utils.contexts import Model
+from ..utils.errors import InputError, RunError
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One model under evaluation.
+
+    Args:
+        model: pixels [N, C, H, W] in [0, 1] -> logits [N, num_classes]; verdicts come from it.
+        attacked: computes the same function; gradients come from it.
+        rows: the most rows of a pass.
+        fixed: every pass has just so many, padded if need be. Where a library rounds differently for another batch
+            shape, this makes an image's arithmetic independent of the images beside it.
+        patience: steps between looks at which images are decided; on a GPU each look makes the host wait.
+        precision: context of the passes of ``attacked``.
+    """
+
+    model: Model
+    attacked: nn.Module
+    num_classes: int
+    seed: int
+    rows: int
+    fixed: bool
+    patience: int
+    precision: Callable[[], AbstractContextManager[object]]
+
+    def logits(self, x: Tensor, ids: Tensor) -> Tensor:
+        """Of the model that judges, [N, num_classes], at most ``rows`` images; finite, and fitting the classes.
+
+        Raises:
+            InputError: logits of another shape.
+            RunError: logits that are not finite; names the image.
+        """
+        with torch.no_grad():
+            logits = self.model(self.padded(x))[: len(x)]
+        check_logits(logits, len(x), self.num_classes)
+        check_finite(logits, ids)
+        return logits
+
+    def padded(self, column: Tensor) -> Tensor:
+        """``column`` with its first row repeated behind it until it has ``rows`` rows, where passes are fixed."""
+        missing = self.rows - len(column) if self.fixed else 0
+        return torch.cat([column, column[:1].expand(missing, *column.shape[1:])]) if missing > 0 else column
+
+
+def check_logits(logits: Tensor, n: int, num_classes: int) -> None:
+    if logits.shape != (n, num_classes):
+        raise InputError(
+            f"the model returns {tuple(logits.shape)} for {n} images; the data set has {num_classes} classes, "
+            f"so logits [{n}, {num_classes}] are needed"
+        )
+
+
+def verified(x: Tensor, x_adv: Tensor, ids: Tensor, eps: float, norm: str) -> Tensor:
+    """Distances of x_adv from x, [N], once it is sure that none exceeds eps and every pixel is in [0, 1].
+
+    Raises:
+        RunError: one does; names the image.
+    """
+    distance, near = within(x, x_adv, eps, norm)
+    low, high = x_adv.flatten(1).aminmax(dim=1)
+    wrong = ~((low >= 0) & (high <= 1) & near)  # so that NaN is wrong too
+    if wrong.any():
+        raise RunError(
+            f"the attack left its bounds on image {int(ids[wrong][0])}: distance {float(distance[wrong][0]):.6g}, "
+            f"eps {eps:.6g}; are the model's gradients finite?"
+        )
+    return distance
+
+
+def check_finite(logits: Tensor, ids: Tensor) -> None:
+    """RunError, which names the image, unless every logit [N, classes] is finite."""
+    broken = ~logits.isfinite().all(dim=1)
+    if broken.any():
+        raise RunError(f"the model's logits for image {int(ids[broken][0])} are not finite")

@@ -1,0 +1,73 @@
+"""Attacks in lower precision: allowed where their verdicts are those of fp32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ..utils.checks import check_name
+from ..utils.contexts import tf32
+from ..utils.errors import InputError, RunError
+from .batch_state import Rows, join
+from .model_under_test import Bench
+
+PRECISIONS = ("fp32", "tf32", "bf16")
+
+#: share of a sample's verdicts that must be those of fp32
+LEAST_AGREEMENT = 0.95
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    check_name("precision", precision, PRECISIONS)
+    if precision == "tf32" and device.type != "cuda":
+        raise InputError(f"precision = 'tf32' is a format of CUDA devices, not of {device.type!r}: use fp32 or bf16")
+
+
+def lowered(bench: Bench, precision: str, device: torch.device) -> Bench:
+    """``bench`` with the passes of the attack in that precision."""
+    return replace(
+        bench,
+        precision=tf32 if precision == "tf32" else bench.precision,
+        attacked=InBfloat16(bench.attacked, device).eval() if precision == "bf16" else bench.attacked,
+    )
+
+
+def agreed(bench: Bench, precision: str, low: Bench, attack: Callable[[Bench], Iterator[Rows]]) -> tuple[int, int]:
+    """On how many images of a sample a lower precision gives the verdicts of fp32, and of how many.
+
+    Args:
+        bench: in fp32; ``low`` is in that precision.
+        attack: attacks the sample and yields its rows.
+
+    Raises:
+        RunError: the verdicts differ on more than 5 % of the sample.
+    """
+    before, after = (verdicts(join(list(attack(each)))) for each in (bench, low))
+    same, n = sum(before[id_] == after[id_] for id_ in before), len(before)
+    if same < LEAST_AGREEMENT * n:
+        raise RunError(
+            f"precision = {precision!r} gives other verdicts than fp32 on {n - same} of {n} images: use fp32"
+        )
+    return same, n
+
+
+def verdicts(rows: Rows) -> dict[int, tuple[bool, bool]]:
+    """By image: whether it held at the last iterates, and at every iterate."""
+    columns = (rows["id"].tolist(), rows["held"].tolist(), (rows["first_wrong"] < 0).tolist())
+    return {id_: (held, held_throughout) for id_, held, held_throughout in zip(*columns, strict=True)}
+
+
+class InBfloat16(nn.Module):
+    """The same model under autocast, with fp32 logits; gradients by the image are fp32 too."""
+
+    def __init__(self, model: nn.Module, device: torch.device):
+        super().__init__()
+        self.model, self.device_type = model, device.type
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(self.device_type, torch.bfloat16):
+            logits: Tensor = self.model(x)
+        return logits.float()

@@ -1,0 +1,114 @@
+"""Is this evaluation to be trusted? Attacks that must be stronger or weaker than each other, on a sample of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from ..data.dataset import Dataset
+from ..protocols.autoattack import Protocol, Square
+from ..protocols.pgd import PGD
+from ..protocols.presets import get
+from ..results.validity import NOISE, Check
+from ..utils.errors import InputError
+from .harness import evaluated
+from .session import prepare
+
+#: queries of the black-box attack
+QUERIES = 300
+
+
+def sanity(
+    model: nn.Module,
+    data: Dataset,
+    protocol: str | Protocol = "lrnet-untargeted",
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> tuple[Check, ...]:
+    """Attack ``data``, a sample, in several ways whose order is known (Athalye et al. 2018; Carlini et al. 2019).
+
+    All attacks are untargeted and count the worst iterate seen; they share eps and step size with ``protocol``.
+
+    Args:
+        model, data: as for ``evaluate``.
+        protocol: whose attack is looked at; PGD, or an attack whose eps PGD takes, with 20 steps of 2.5 eps / 20.
+        progress: called as ``progress(done, total)`` after each attack.
+        options: of ``prepared.prepare``, e.g. seed and allow.
+
+    Raises:
+        InputError, RunError: as ``evaluate``; InputError also for eps = 0.
+    """
+    base = plain(get(protocol) if isinstance(protocol, str) else protocol)
+    if base.eps == 0:
+        raise InputError(f"protocol {base.name!r} has eps = 0: there is nothing to check")
+    eps, step = base.eps, base.step_size
+    most = 1.0 if base.norm == "linf" else float(data[0][0].numel()) ** 0.5
+    attacks: dict[str, Protocol] = {
+        "the attack": base,
+        "one step": replace(base, steps=1, step_size=eps, restarts=1),
+        "random noise": replace(base, steps=0, restarts=max(5, base.restarts), start="uniform"),
+        "4 times the steps": replace(base, steps=4 * base.steps),
+        "3 restarts": replace(base, restarts=3 * base.restarts, start="uniform"),
+        "twice the eps": replace(base, eps=min(2 * eps, most), step_size=min(2 * step, most)),
+        "eps of 255/255": replace(base, eps=most, step_size=most / 10, steps=40, restarts=1),
+    }
+    if base.norm == "linf":
+        attacks["black box"] = Square(eps=eps, queries=QUERIES)
+    ready = prepare(model, data, list(attacks.values()), **options)
+    broken: dict[str, set[int]] = {}
+    for done, (name, attack) in enumerate(attacks.items()):
+        _, rows = evaluated(ready, attack)
+        broken[name] = {row.id for row in rows if not row.robust_worst_seen}
+        if progress is not None:
+            progress(done + 1, len(attacks))
+    return judged(broken, len(data))
+
+
+def plain(protocol: Protocol) -> PGD:
+    """The untargeted PGD that stands for a protocol."""
+    if isinstance(protocol, PGD):
+        steps = max(protocol.steps, 1)
+        return replace(
+            protocol, steps=steps, targeted=False, target="uniform", label="true", criterion="worst", record=()
+        )
+    return PGD(eps=protocol.eps, norm=protocol.norm, step_size=protocol.eps / 8, steps=20, criterion="worst")
+
+
+def judged(broken: dict[str, set[int]], n: int) -> tuple[Check, ...]:
+    """What the images say that each attack broke, of ``n``."""
+    attack = broken["the attack"]
+    slack = max(1, round(2 * NOISE * n))
+
+    def stronger(than: str) -> Check:
+        weaker = broken[than]
+        return Check(
+            f"stronger than {than}",
+            len(weaker) <= len(attack) and len(weaker - attack) <= slack,
+            f"{than} breaks {len(weaker)} of {n} images, {len(weaker - attack)} of them not broken by the attack "
+            f"({len(attack)})",
+        )
+
+    def as_strong(than: str) -> Check:
+        more = broken[than]
+        return Check(
+            f"as strong as with {than}",
+            len(more) - len(attack) <= slack,
+            f"{than}: {len(more)} of {n} images broken instead of {len(attack)}",
+        )
+
+    twice, all_of_it = broken["twice the eps"], broken["eps of 255/255"]
+    checks = [
+        Check("eps of 255/255 breaks every image", len(all_of_it) == n, f"{len(all_of_it)} of {n} images broken"),
+        Check(
+            "a larger eps breaks no fewer images",
+            len(twice) >= len(attack),
+            f"twice the eps: {len(twice)} of {n} images broken instead of {len(attack)}",
+        ),
+        *(stronger(name) for name in ("one step", "random noise", "black box") if name in broken),
+        *map(as_strong, ("4 times the steps", "3 restarts")),
+    ]
+    return tuple(checks)

@@ -1,0 +1,132 @@
+"""What evaluations of one model on the same images share: options checked, hashes taken, guards asked, once for all."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..attacks.arguments import check_images
+from ..attacks.targets import check_classes
+from ..data.dataset import Dataset, content_hash, spaced
+from ..models.checkpoint import weights_hash
+from ..models.folding import attackable
+from ..protocols.autoattack import Cascade, Protocol
+from ..utils.contexts import device_of, fp32, frozen
+from ..utils.errors import InputError
+from .guards import FEW, SAMPLE, guard
+from .model_under_test import Bench
+from .precision import check_precision
+
+#: rows of every forward pass on a CPU, where libraries round differently for other batch shapes
+COMPUTE_BATCH = 64
+
+#: steps between looks at which images are decided, on devices where a look makes the host wait
+PATIENCE = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A model and images that evaluations can begin with.
+
+    Attributes:
+        hashes: SHA-256 of weights and images.
+        bench: the model with the rows of its passes, in fp32.
+        others: the arguments of ``prepare``.
+    """
+
+    model: nn.Module
+    data: Dataset
+    name: str
+    device: torch.device
+    hashes: dict[str, str]
+    bench: Bench
+    batch_size: int
+    shard: tuple[int, int] | None
+    workers: int
+    precision: str
+
+    def positions(self, protocol: Protocol) -> Tensor:
+        """Of the images that an evaluation under ``protocol`` is for."""
+        return positions(self.data, protocol, self.shard)
+
+
+def prepare(
+    model: nn.Module,
+    data: Dataset,
+    protocols: Sequence[Protocol],
+    *,
+    seed: int = 0,
+    batch_size: int = 64,
+    compute_batch: int | None = None,
+    shard: tuple[int, int] | None = None,
+    name: str | None = None,
+    workers: int = 0,
+    precision: str = "fp32",
+    allow: Collection[str] = (),
+) -> Prepared:
+    """Everything that comes before the first image is attacked; arguments and errors as in ``evaluate``."""
+    if any(protocol.targeted for protocol in protocols):
+        check_classes(data.num_classes)
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed = {seed}: must be between 0 and 2^32 - 1")
+    for option, value, least in (("batch_size", batch_size, 1), ("compute_batch", compute_batch or 0, 0)):
+        if value < least:
+            raise InputError(f"{option} = {value}: must be at least {least}")
+    device = device_of(model)
+    if compute_batch is None:
+        compute_batch = COMPUTE_BATCH if device.type == "cpu" else 0
+    rows = compute_batch or batch_size
+    check_precision(precision, device)
+    most = max((positions(data, protocol, shard) for protocol in protocols), key=len)
+    with frozen(model), fp32(device):  # a model that does not fit is refused before anything is written
+        images, labels, ids = data.batch(most[spaced(len(most), min(SAMPLE, rows))])
+        check_images(images, ids)
+        num_classes = guard(
+            model,
+            *(t.to(device) for t in (images, labels, ids)),
+            num_classes=data.num_classes,
+            most=int(data.labels.max()),
+            gradients=any(protocol.by_gradients for protocol in protocols),
+            allow=allow,
+        )
+        bench = Bench(
+            model=model,
+            attacked=attackable(model, images[:FEW].to(device)),
+            num_classes=num_classes,
+            seed=seed,
+            rows=rows,
+            fixed=bool(compute_batch),
+            patience=1 if device.type == "cpu" else PATIENCE,
+            precision=nullcontext,
+        )
+    return Prepared(
+        model=model,
+        data=data,
+        name=name or type(model).__name__,
+        device=device,
+        hashes={"weights": weights_hash(model), "images": content_hash(data)},
+        bench=bench,
+        batch_size=batch_size,
+        shard=shard,
+        workers=workers,
+        precision=precision,
+    )
+
+
+def positions(data: Dataset, protocol: Protocol, shard: tuple[int, int] | None) -> Tensor:
+    """Of the images that the protocol is for, all or those with the smallest ids, and of them a shard's.
+
+    Raises:
+        InputError: a shard that is none.
+    """
+    first = protocol.first if isinstance(protocol, Cascade) else 0
+    chosen = data.ids.argsort()[:first].sort().values if first else torch.arange(len(data))
+    index, count = shard or (1, 1)
+    n = len(chosen)
+    if not 1 <= index <= count <= n:
+        raise InputError(f"shard {index}/{count}: i/n with 1 <= i <= n <= {n} (the number of images) is needed")
+    return chosen[index - 1 :: count]

@@ -1,0 +1,58 @@
+"""A sweep: the same attack with one value that grows, as a curve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..data.dataset import Dataset
+from ..protocols.presets import SWEEPS
+from ..protocols.sweep import Sweep
+from ..results.curve import CURVE, Curve, drawn
+from ..results.targets import Targets
+from ..utils.checks import choose
+from ..utils.files import write_json
+from .harness import evaluated, resolved
+from .session import prepare
+
+
+def sweep(
+    model: nn.Module,
+    data: Dataset,
+    protocol: str | Sweep,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    fresh: bool = False,
+    targets: Targets | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Curve:
+    """``evaluate`` for every value of a sweep; ``out`` gets a folder for each and, at the end, ``curve.json``.
+
+    Args:
+        protocol: a name of ``protocols.SWEEPS`` or a ``protocols.Sweep``.
+        resume, fresh, targets, progress, options: of ``evaluate``.
+
+    Raises:
+        InputError, RunError: as ``evaluate``.
+    """
+    chosen = choose("sweep", protocol, SWEEPS) if isinstance(protocol, str) else protocol
+    parts = [resolved(part, targets) for part in chosen.parts]
+    ready = prepare(model, data, parts, **options)
+    if out is not None:
+        (Path(out) / CURVE).unlink(missing_ok=True)
+    found = []
+    for part in parts:
+        folder = None if out is None else Path(out) / part.name
+        result, rows = evaluated(
+            ready, part, out=folder, resume=resume, fresh=fresh, targets=targets, progress=progress
+        )
+        found.append((part, result, rows))
+    curve = drawn(chosen.name, chosen.source, chosen.axis, found)
+    if out is not None:
+        write_json(Path(out) / CURVE, curve.to_dict())
+    return curve

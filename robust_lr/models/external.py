@@ -1,0 +1,266 @@
+"""Any model by name: our own, torchvision's, timm's, or what a callable of the user's returns; with the user's weights.
+
+Code is run only where the user names it: ``package.module:callable`` or ``file.py:callable``. Weights are tensors,
+never unpickled objects.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pickle
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..utils.checks import check_name, choose
+from ..utils.errors import InputError, RunError
+from .build import MODELS, build_model
+from .checkpoint import is_pickle, read_tensors
+from .layers.basic import PRESETS, Normalize, Statistics
+from .resnet import ResNet
+
+#: where training scripts put the state dict in what they save, and what wrappers put before its names
+_NESTS = ("state_dict", "model_state_dict", "model")
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+def load_source(
+    source: str,
+    *,
+    weights: str | Path | None = None,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    normalization: str | Statistics | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """A model in eval mode, on the CPU: pixels [N, in_channels, H, W] in [0, 1] -> what the network returns.
+
+    Args:
+        source: a name of ``MODELS``; ``torchvision:NAME``; ``timm:NAME``; or ``package.module:callable`` or
+            ``file.py:callable``, which is imported and called and returns a module.
+        weights: a safetensors file, or a .pt file that holds nothing but tensors. Networks that are built by name need
+            one, callables may bring their own.
+        num_classes, in_channels: of networks that are built by name.
+        normalization: what the network expects of its input: a key of ``PRESETS`` or (mean, std), put before it as
+            its first layer. torchvision's and timm's need it said; our own normalize themselves and take none.
+        options: keyword arguments of the builder or the callable.
+
+    Raises:
+        InputError: unknown source, preset or option, weights that are missing, unreadable or do not fit.
+        RunError: a library that is missing, or code of the user's that fails.
+    """
+    kind, colon, name = source.partition(":")
+    options = dict(options or {})
+    statistics = choose("preset", normalization, PRESETS) if isinstance(normalization, str) else normalization
+    if not colon:
+        _known(source)
+        if statistics is not None:
+            raise InputError(f"{source} normalizes its input itself: leave the preset, the mean and the std out")
+        model: nn.Module = build_model(source, num_classes=num_classes, in_channels=in_channels, **options)
+    elif kind in LIBRARIES:
+        if normalization is None:
+            raise InputError(
+                f"{source}: say what input the network expects, a preset ({', '.join(PRESETS)}) or a mean and a std"
+            )
+        model = LIBRARIES[kind](name, num_classes, in_channels, options)
+    else:
+        model = _called(source, options)
+    if weights is not None:
+        load_weights(model, Path(weights))
+    elif not colon or kind in LIBRARIES:
+        raise InputError(f"{source} has no weights yet: give a file of them; nothing is downloaded")
+    if statistics is not None:
+        model = nn.Sequential(Normalize(*spread_channels(statistics, in_channels)), model)
+    return model.eval()
+
+
+def _known(name: str) -> None:
+    try:
+        check_name("model", name, MODELS)
+    except InputError as error:
+        others = ", ".join([*(f"{library}:NAME" for library in LIBRARIES), "module:callable", "file.py:callable"])
+        raise InputError(f"{error}, or {others}") from None
+
+
+def source_name(source: str, weights: Path | None = None) -> str:
+    """What a result calls the model, good for a folder: "torchvision-resnet50-mine"."""
+    place, colon, attribute = source.rpartition(":")
+    name = f"{Path(place).stem if place.endswith('.py') else place}{'-' if colon else ''}{attribute}"
+    return name if weights is None else f"{name}-{weights.stem}"
+
+
+def spread_channels(statistics: Statistics, channels: int) -> Statistics:
+    """One value stands for every channel."""
+    mean, std = (tuple(values) * (channels if len(values) == 1 else 1) for values in statistics)
+    return mean, std
+
+
+# Builders
+
+
+def _torchvision(name: str, num_classes: int, in_channels: int, options: dict[str, Any]) -> nn.Module:
+    models = _library("torchvision.models")
+    check_name("model of torchvision", name, models.list_models(module=models))
+    if in_channels != 3:
+        raise InputError(f"torchvision:{name} takes images of 3 channels, these have {in_channels}")
+    values = {"weights": None, "num_classes": num_classes, **options}
+    model: nn.Module = _built(f"torchvision:{name}", models.get_model, name, **values)
+    return model
+
+
+def _timm(name: str, num_classes: int, in_channels: int, options: dict[str, Any]) -> nn.Module:
+    timm = _library("timm")
+    check_name("model of timm", name, timm.list_models())
+    values = {"pretrained": False, "num_classes": num_classes, "in_chans": in_channels, **options}
+    model: nn.Module = _built(f"timm:{name}", timm.create_model, name, **values)
+    return model
+
+
+LIBRARIES: dict[str, Callable[[str, int, int, dict[str, Any]], nn.Module]] = {
+    "torchvision": _torchvision,
+    "timm": _timm,
+}
+
+
+def _library(name: str) -> Any:
+    package = name.partition(".")[0]
+    try:
+        return importlib.import_module(name)
+    except (ImportError, RuntimeError) as error:  # RuntimeError: built for another PyTorch
+        raise RunError(f"{package} does not import ({error}): pip install {package}") from None
+
+
+def _called(source: str, options: dict[str, Any]) -> nn.Module:
+    place, _, attribute = source.rpartition(":")
+    if not place or not attribute:
+        raise InputError(f"model {source!r}: write package.module:callable or file.py:callable")
+    file = Path(place)
+    with _importable(file.resolve().parent if file.suffix == ".py" else Path.cwd()):
+        module = _built(source, _from_file, file) if file.suffix == ".py" else _built(source, _by_name, place)
+        target = getattr(module, attribute, None)
+        if isinstance(target, nn.Module):
+            raise InputError(f"{source} is a network already: name a callable that returns it")
+        if not callable(target):
+            names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+            raise InputError(f"{place} has no callable {attribute!r}; it has {', '.join(names) or 'none'}")
+        model = _built(source, target, **options)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{source} returned {type(model).__name__}: it must return a torch.nn.Module")
+    return model
+
+
+def _from_file(file: Path) -> ModuleType:
+    if not file.is_file():
+        raise InputError(f"{file} does not exist: the model is to come from there")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None  # it ends in .py
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    hidden = sys.modules.get(file.stem)
+    sys.modules[file.stem] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        if hidden is not None:
+            sys.modules[file.stem] = hidden
+    return module
+
+
+def _by_name(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            raise InputError(f"no module named {error.name!r}: the model {name} is to come from there") from None
+        raise
+
+
+def _built(source: str, build: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """``build(...)``, where any error becomes one line that names the source."""
+    try:
+        return build(*arguments, **options)
+    except (InputError, RunError):
+        raise
+    except Exception as error:  # the user's or a library's code may raise anything
+        kind = InputError if isinstance(error, TypeError) and options else RunError
+        reason = str(error).partition("\n")[0]
+        raise kind(f"{source} failed: {type(error).__name__}: {reason}") from error
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """``folder`` first among those that modules are imported from, as for a script that lies there."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        if str(folder) in sys.path:
+            sys.path.remove(str(folder))
+
+
+# Weights
+
+
+def load_weights(model: nn.Module, file: Path) -> None:
+    """Copy a file's tensors into ``model``; InputError, with the first differences, unless names and shapes agree."""
+    tensors = read_weights(file)
+    own = model.state_dict()
+    # counters of batch norm, which files written before PyTorch 0.4.1 lack; they play no part in eval mode
+    optional = ["num_batches_tracked"]
+    if isinstance(model, ResNet):  # torchvision's ResNets have our names, but no statistics of the pixels
+        optional += ["normalize.mean", "normalize.std"]
+    missing = [name for name in own if name not in tensors and not name.endswith(tuple(optional))]
+    extra = [name for name in tensors if name not in own]
+    shapes = [
+        f"{name} is {tuple(tensors[name].shape)} in the file and {tuple(own[name].shape)} in the network"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    found = {"other shapes": shapes, "missing in the file": missing, "unknown to the network": extra}
+    if any(found.values()):
+        words = "; ".join(f"{what}: {_first(names)}" for what, names in found.items() if names)
+        raise InputError(f"{file} does not fit the network; {words}")
+    model.load_state_dict(tensors, strict=False)
+
+
+def _first(names: Sequence[str], n: int = 3) -> str:
+    more = f" and {len(names) - n} more" if len(names) > n else ""
+    return ", ".join(names[:n]) + more
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors or .pt file, under the names of the network: without the prefixes of wrappers.
+
+    Raises:
+        InputError: a file that is missing or unreadable, or that holds anything that must be unpickled.
+    """
+    if not file.is_file():
+        raise InputError(f"weights {str(file)!r}: no such file")
+    tensors = dict(_unpickled(file)) if is_pickle(file) else read_tensors(file)[0]
+    for prefix in _PREFIXES:
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _unpickled(file: Path) -> Mapping[str, Tensor]:
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise InputError(
+            f"{file} holds more than tensors, which would run code when loaded: save model.state_dict() in it"
+        ) from None
+    except Exception as error:  # a damaged archive: RuntimeError, EOFError, KeyError, ...
+        raise InputError(f"{file} is damaged: {str(error).partition(chr(10))[0]}") from None
+    nests = [content[key] for key in _NESTS if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)]
+    state = nests[0] if nests else content
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()) or not state:
+        raise InputError(f"{file} holds no state dict, i.e. tensors by name: save model.state_dict() in it")
+    return state

@@ -1,0 +1,88 @@
+"""What the machine has for the compiled kernels, and what would compute the local relation, and why."""
+
+from __future__ import annotations
+
+import shlex
+from typing import NamedTuple
+
+import torch
+
+from ..utils.errors import RunError
+from . import build as extension
+from . import nvcc
+
+
+class Prospect(NamedTuple):
+    """What tensors on a device would be computed with, and why."""
+
+    uses: str
+    why: str
+    library: str | None = None
+    built: bool = False
+
+
+def describe() -> dict[str, object]:
+    """What was found, and what would be used and why, without building anything."""
+    cpu, cuda = prospect("cpu"), prospect("cuda")
+    return {
+        "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
+        **_compiler(),
+        "ninja": extension.find_ninja(),
+        **_cuda(),
+        "mode": extension.chosen_mode(),
+        "cache": str(extension.cache_folder()),
+        **cpu._asdict(),
+        **{f"cuda_{name}": value for name, value in cuda._asdict().items()},
+    }
+
+
+def prospect(device: str) -> Prospect:
+    """What would become of tensors on "cpu" or "cuda"."""
+    mode = extension.chosen_mode()
+    if mode == "off":
+        return Prospect("plain PyTorch", "ROBUST_LR_EXTENSION=off")
+    try:
+        reason = extension.missing(device)
+        if reason:
+            return Prospect("an error" if mode == "require" else "plain PyTorch", reason)
+        library = extension.plan_for(device).library()
+    except RunError as error:
+        return Prospect("an error", str(error))
+    built = library.exists()
+    return Prospect("compiled kernels", "built" if built else "will be built at first use", str(library), built)
+
+
+def _compiler() -> dict[str, object]:
+    try:
+        compiler = extension.find_compiler()
+    except RunError:  # which `prospect` tells
+        compiler = None
+    return {
+        "compiler": shlex.join(compiler.command) if compiler else None,
+        "compiler_version": compiler.version if compiler else None,
+        "vectors": compiler.vectors if compiler else None,
+    }
+
+
+def _cuda() -> dict[str, object]:
+    located = nvcc.locate()
+    try:
+        toolkit = nvcc.find()
+    except RunError:
+        toolkit = None
+    return {
+        "nvcc": located[0] if located else None,
+        "nvcc_found_by": located[1] if located else None,
+        "nvcc_version": toolkit.version if toolkit else None,
+        "nvcc_compiles_for": _names(list(toolkit.capabilities)) if toolkit else None,
+        "gpus": [
+            f"{torch.cuda.get_device_name(i)} (sm_{''.join(map(str, torch.cuda.get_device_capability(i)))})"
+            for i in range(torch.cuda.device_count())
+        ],
+        "architectures": _names(nvcc.wanted_capabilities()),
+    }
+
+
+def _names(capabilities: extension.Capabilities) -> list[str]:
+    return [f"{major}.{minor}" for major, minor in capabilities]

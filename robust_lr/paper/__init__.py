@@ -1,0 +1,1 @@
+"""The tables and figures of Hu et al. 2019."""

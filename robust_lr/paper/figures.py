@@ -1,0 +1,133 @@
+"""The paper's Figures 4 and 5 as PNG, drawn with matplotlib, which is loaded here alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..data.dataset import spaced
+from ..utils.errors import InputError
+from ..utils.files import write_atomic
+from .inspection import Composition
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: of a figure
+DOTS = 150
+#: priors of a stage that are drawn; more than that cannot be told apart
+COLUMNS = 12
+
+
+def empty(width: float, height: float) -> Figure:
+    """A figure of so many inches.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InputError("a picture needs matplotlib: pip install matplotlib") from None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """The figure as PNG, whole or not at all."""
+    content = BytesIO()
+    figure.savefig(content, dpi=DOTS, format="png")
+    write_atomic(path, content.getvalue())
+
+
+def draw_priors(priors: Mapping[str, Tensor], title: str) -> Figure:
+    """A row of windows for each stage, one for each group, or for 12 of them, evenly spaced.
+
+    Args:
+        priors: after softmax, [groups, K, K], by stage.
+    """
+    columns = min(COLUMNS, max(len(values) for values in priors.values()))
+    figure = empty(1.2 + 0.85 * columns, 0.6 + 1.05 * len(priors))
+    grid = figure.subplots(len(priors), columns, squeeze=False)
+    for row, (stage, values) in zip(grid, priors.items(), strict=True):
+        shown = spaced(len(values), columns).tolist()
+        highest = float(values[shown].max())
+        for axes in row:
+            axes.set_axis_off()
+        for axes, group in zip(row, shown, strict=False):
+            drawn = axes.imshow(values[group].numpy(), vmin=0, vmax=highest, cmap="viridis")
+            axes.set_title(f"group {group}", fontsize=7, pad=2)
+        side = values.shape[-1]
+        label(row[0], f"{stage}\n{side}x{side}\n{len(values)} groups")
+        bar = figure.colorbar(drawn, ax=list(row), fraction=0.02, pad=0.01)
+        bar.ax.tick_params(labelsize=7)
+        bar.ax.axhline(1 / side**2, color="white", linewidth=1)
+    figure.suptitle(f"{title}: geometric priors after softmax (white line: all positions alike)", fontsize=9)
+    return figure
+
+
+def draw_compositions(image: Tensor, pixel: tuple[int, int], found: Sequence[Composition], title: str) -> Figure:
+    """A row for each stage: its query and key maps in one scale, and the weights of the pixel's window on the image.
+
+    Args:
+        image: [C, H, W] in [0, 1].
+        pixel: row and column of the image.
+    """
+    figure = empty(8.6, 0.6 + 2.35 * len(found))
+    grid = figure.subplots(len(found), 3, squeeze=False)
+    height, width = image.shape[1:]
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    for row, one in zip(grid, found, strict=True):
+        both = torch.cat([one.query.flatten(), one.key.flatten()])
+        lowest, highest = float(both.min()), float(both.max())
+        for axes, values, name in zip(row, (one.query, one.key), ("query", "key"), strict=False):
+            drawn = axes.imshow(values.numpy(), vmin=lowest, vmax=highest, cmap="viridis", extent=extent)
+            axes.set_title(f"{name} map, {values.shape[0]} x {values.shape[1]}", fontsize=8)
+            axes.plot(pixel[1], pixel[0], marker="+", color="red", markersize=8)
+        figure.colorbar(drawn, ax=list(row[:2]), fraction=0.046, pad=0.02).ax.tick_params(labelsize=7)
+        overlay(figure, row[2], image, pixel, one, extent)
+        for axes in row:
+            axes.set_xticks([])
+            axes.set_yticks([])
+        row[0].set_ylabel(f"{one.stage}, group {one.group}", fontsize=9)
+    figure.suptitle(f"{title}: what is composed at row {pixel[0]}, column {pixel[1]}", fontsize=9)
+    return figure
+
+
+def overlay(
+    figure: Figure,
+    axes: Any,
+    image: Tensor,
+    pixel: tuple[int, int],
+    one: Composition,
+    extent: tuple[float, float, float, float],
+) -> None:
+    """The weights of a window on the gray image, in place and to scale; the frame is the window."""
+    from matplotlib.patches import Rectangle
+
+    axes.imshow(image.mean(0).numpy(), cmap="gray", vmin=0, vmax=1, extent=extent)
+    side = one.weights.shape[0]
+    down, across = one.cell
+    top, left = ((at - side // 2) * cell - 0.5 for at, cell in zip(one.center, one.cell, strict=True))
+    bottom, right = top + side * down, left + side * across
+    highest = float(one.weights.nan_to_num().max())
+    place = (left, right, bottom, top)
+    weights = one.weights.numpy()
+    drawn = axes.imshow(weights, cmap="inferno", extent=place, alpha=0.65, vmin=0, vmax=highest, zorder=2)
+    axes.add_patch(
+        Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="white", linewidth=1, zorder=3)
+    )
+    axes.plot(pixel[1], pixel[0], marker="+", color="red", markersize=8, zorder=4)
+    axes.set_xlim(extent[0], extent[1])
+    axes.set_ylim(extent[2], extent[3])
+    axes.set_title(f"weights of the {side} x {side} window", fontsize=8)
+    figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.02).ax.tick_params(labelsize=7)
+
+
+def label(axes: Any, words: str) -> None:
+    """A label left of axes that are switched off."""
+    axes.text(-0.15, 0.5, words, transform=axes.transAxes, ha="right", va="center", fontsize=8)

@@ -1,0 +1,186 @@
+"""Training and evaluation of many networks side by side: jobs in processes of their own, which can be interrupted."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from .. import protocols
+from ..config.training import Config
+from ..data.dataset import spread
+from ..data.registry import load as load_data
+from ..evaluation.harness import evaluate
+from ..models.build import build_model
+from ..models.checkpoint import load_model
+from ..training.run import prepare, train_run
+from ..training.run_folder import CONFIG
+from ..utils.checks import at_least
+from ..utils.devices import pick_device
+from ..utils.errors import InputError, RunError
+from .clean_accuracy import CLEAN, measure
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network under one regime: trained, then attacked under each protocol; without any, tried on clean images."""
+
+    label: str
+    regime: str
+    config: Config
+    protocols: Sequence[str]
+    limit: int
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.label} {self.regime}"
+
+    def work(self) -> float:
+        """Passes over the training images, roughly: for the time left. A test set is taken for a quarter of them."""
+        attacks = sum(protocols.get(name).steps + 1 for name in self.protocols)
+        return self.config.train.epochs * (self.config.attack.steps + 2) + attacks / 4
+
+
+@dataclass(frozen=True)
+class Event:
+    """News from a job: how far a phase is, a result by name, its end, or the error that ended it."""
+
+    job: int
+    kind: Literal["train", "attack", "result", "end", "error"]
+    done: int = 0
+    total: int = 1
+    detail: Any = None
+
+
+def check(job: Job) -> None:
+    """InputError if the job cannot run: better now than when the others have trained."""
+    ready = prepare(job.config)
+    if job.limit:
+        spread(ready.test, job.limit)
+    with torch.device("meta"):
+        build_model(**ready.spec)
+
+
+def run_job(number: int, job: Job, tell: Callable[[Event], None]) -> None:
+    """Train, or take up where an earlier run stopped, then attack under every protocol, or measure accuracy."""
+    for step in train_run(job.config, job.folder, resume=(job.folder / CONFIG).exists()):
+        tell(Event(number, "train", step.step, step.steps, step))
+    model = load_model(job.folder).to(pick_device(job.config.train.device))
+    data = load_data(job.config.data.name, "test", job.config.data.root)
+    data = spread(data, job.limit) if job.limit else data
+    workers = job.config.data.workers
+    if not job.protocols:
+        tell(Event(number, "result", detail=(CLEAN, measure(model, data, job.folder, workers=workers))))
+    total = len(job.protocols) * len(data)
+    for i, name in enumerate(job.protocols):
+        result = evaluate(
+            model,
+            data,
+            name,
+            seed=job.config.seed,
+            out=job.folder / "attacks" / name,
+            resume=True,
+            name=job.name,
+            workers=workers,
+            progress=lambda done, n, i=i: tell(Event(number, "attack", i * n + done, total)),  # type: ignore[misc]
+        )
+        tell(Event(number, "result", detail=(name, result)))
+
+
+def run(todo: Sequence[Job], *, workers: int = 0) -> Iterator[tuple[Job, Event]]:
+    """Run all jobs, ``workers`` at a time in processes of their own, and yield their news.
+
+    Small networks gain little from a second thread, so on a CPU it is better to train two of them at once. Jobs that
+    are done are taken from disk; interrupted ones go on where they were.
+
+    Args:
+        workers: 0 means one for each CPU thread that PyTorch would use, or one on a GPU; at most one per job.
+
+    Raises:
+        InputError, RunError: what a job raised; the others are told to stop and save.
+    """
+    at_least(0, jobs=workers)
+    for job in todo:
+        check(job)
+    cpu = all(pick_device(job.config.train.device).type == "cpu" for job in todo)
+    threads = torch.get_num_threads()
+    workers = min(workers or (threads if cpu else 1), len(todo))
+    context = multiprocessing.get_context("spawn")
+    share = max(1, threads // workers)
+    waiting = list(enumerate(todo))
+    busy: dict[Connection[Any, Any], BaseProcess] = {}
+    try:
+        for _ in range(workers):
+            ours, theirs = context.Pipe()
+            process: BaseProcess = context.Process(target=_work, args=(theirs, share))
+            process.start()
+            theirs.close()
+            busy[ours] = process
+            ours.send(waiting.pop(0))
+        while busy:
+            wait(list(busy))
+            for connection in [each for each in busy if each.poll()]:
+                event = _receive(connection, busy[connection])
+                if event.kind == "error":
+                    raise event.detail
+                yield todo[event.job], event
+                if event.kind == "end" and waiting:
+                    with suppress(OSError):  # it died: the next turn says so
+                        connection.send(waiting.pop(0))
+                elif event.kind == "end":
+                    connection.close()  # the worker ends
+                    busy.pop(connection).join()
+    finally:
+        for process in busy.values():
+            process.terminate()  # SIGTERM: a training run saves its state
+        for connection, process in busy.items():
+            connection.close()  # or a worker could wait for ever to be heard
+            process.join()
+
+
+def _receive(connection: Connection[Any, Any], process: BaseProcess) -> Event:
+    try:
+        event: Event = connection.recv()
+    except (EOFError, OSError):
+        process.join()
+        raise RunError(
+            f"a worker process died with exit code {process.exitcode} (out of memory?); "
+            "what it had saved is kept, run the same command again to go on"
+        ) from None
+    return event
+
+
+def _work(connection: Connection[Any, Any], threads: int) -> None:
+    """A worker: take jobs until there are none left, and report."""
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    parent = multiprocessing.parent_process()
+
+    def tell(event: Event) -> None:
+        try:
+            connection.send(event)
+        except OSError:
+            if parent is not None and not parent.is_alive():
+                signal.raise_signal(signal.SIGTERM)  # nobody waits for this process: save and stop
+
+    while True:
+        try:
+            number, job = connection.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            run_job(number, job, tell)
+        except (InputError, RunError) as error:
+            kind = InputError if isinstance(error, InputError) else RunError
+            tell(Event(number, "error", detail=kind(f"{job.name}: {error}")))
+            return
+        tell(Event(number, "end"))

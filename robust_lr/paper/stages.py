@@ -1,0 +1,71 @@
+"""A network stage by stage, as the paper's Table 2 draws it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..models.build import build_model
+from ..models.cost import profile
+from ..models.layers.local_relation import FullRelation2d, LocalRelation2d
+from ..models.layers.non_local import NonLocal2d
+from ..models.resnet import Block
+
+
+@dataclass(frozen=True)
+class StageLine:
+    """A stage: its name, the side of what it returns, its layers in words, its parameters and multiply-adds."""
+
+    name: str
+    side: int
+    layers: str
+    parameters: int
+    multiply_adds: int
+
+
+def describe(name: str, **options: Any) -> list[StageLine]:
+    """The stages of a network for one image of 224 x 224 and 1000 classes; the rule of counting is ``profile``'s."""
+    with torch.device("meta"):
+        model, x = build_model(name, **options), torch.empty(1, 3, 224, 224)
+        stem = nn.Sequential(*(model.get_submodule(part) for part in model.stem_names)).eval()
+        stages = {"stem": stem, **{f"res{n + 1}": model.get_submodule(f"layer{n}") for n in (1, 2, 3, 4)}}
+        lines = []
+        for stage, module in stages.items():
+            y: Tensor = module.eval()(x)
+            blocks = [block for block in module.children() if isinstance(block, Block)]
+            others = [block for block in module.children() if not isinstance(block, Block)]
+            words = join(blocks[-1]) + f" x {len(blocks)}" if blocks else join(module)
+            if blocks and others:
+                words += f", each then {join(others[-1])}"
+            found = profile(module, x)
+            lines.append(StageLine(stage, y.shape[-1], words, found.parameters, found.multiply_adds))
+            x = y
+        found = profile(model.fc, torch.empty(1, model.fc.in_features))
+    return [*lines, StageLine("fc", 1, f"pooling, {model.fc.out_features}", found.parameters, found.multiply_adds)]
+
+
+def join(module: nn.Module) -> str:
+    """The layers of a module in words."""
+    inside: set[nn.Module] = set()
+    words = []
+    for layer in module.modules():
+        if layer not in inside and (word := layer_words(layer)):
+            inside.update(layer.modules())
+            words.append(word)
+    return " | ".join(words)
+
+
+def layer_words(layer: nn.Module) -> str | None:
+    if isinstance(layer, FullRelation2d):
+        return f"full LR {layer.transform.out_channels}"
+    if isinstance(layer, LocalRelation2d):
+        return f"{layer.kernel_size}x{layer.kernel_size} LR {layer.transform.out_channels}"
+    if isinstance(layer, NonLocal2d):
+        return f"NL {layer.transform.out_channels}"
+    if isinstance(layer, nn.Conv2d):
+        side = layer.kernel_size[0]
+        return f"{side}x{side}{' DW' if layer.groups > 1 else ''} {layer.out_channels}"
+    return "max-pool" if isinstance(layer, nn.MaxPool2d) else None

@@ -1,0 +1,9 @@
+"""Protocols: every value that an attack fixes, by name or as a frozen record."""
+
+from .autoattack import APGD, Cascade, Protocol, Square
+from .pgd import PGD
+from .presets import PROTOCOLS, SWEEPS, get, get_pgd
+from .sweep import Sweep
+from .torchattacks import Library
+
+__all__ = ["APGD", "PGD", "PROTOCOLS", "SWEEPS", "Cascade", "Library", "Protocol", "Square", "Sweep", "get", "get_pgd"]

@@ -1,0 +1,164 @@
+"""Protocols as tables of values: what is printed, written as TOML, and read back from a file of the user's."""
+
+from __future__ import annotations
+
+import json
+import typing
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from ..utils.checks import check_name, make, typed
+from ..utils.errors import InputError
+from ..utils.toml import read_toml
+from . import presets as protocols
+from .autoattack import APGD, Cascade, Protocol, Square
+from .pgd import PGD
+from .torchattacks import Library
+
+KINDS: dict[str, type[PGD | APGD | Square]] = {"pgd": PGD, "apgd": APGD, "square": Square}
+_LIBRARY = "torchattacks "
+
+#: what may be written as a fraction of 255
+_DISTANCES = ("eps", "step_size")
+
+
+def from_values(values: Mapping[str, Any]) -> Protocol:
+    """The protocol whose ``values()`` these are; distances may be fractions such as "16/255".
+
+    Raises:
+        InputError: a kind of attack or a key that there is not, a value that is missing, of the wrong type or out of
+            range, or one that this kind of attack does not leave open.
+    """
+    rest = dict(values)
+    kind = rest.pop("attack", None)
+    if not isinstance(kind, str):
+        raise InputError(f"attack = {kind!r}: say which, {', '.join([*KINDS, 'torchattacks NAME', 'cascade'])}")
+    if kind == "cascade":
+        parts = rest.pop("parts", None)
+        if not isinstance(parts, list) or not all(isinstance(part, Mapping) for part in parts):
+            raise InputError("parts: a cascade needs a [[parts]] table for each of its attacks")
+        made: Any = tuple(map(from_values, parts))
+        cascade = Cascade(parts=made, **checked(Cascade, rest, without=("parts", "eps", "norm", "criterion")))
+        _fixed(cascade, rest)
+        return cascade
+    if kind.startswith(_LIBRARY):
+        options = rest.pop("options", {})
+        if not isinstance(options, Mapping):
+            raise InputError(f"options = {options!r}: an [options] table is needed")
+        given = {key: distance(key, value) for key, value in options.items()}
+        library = Library(
+            attack=kind.removeprefix(_LIBRARY), options=given, **checked(Library, rest, without=("attack", "options"))
+        )
+        _fixed(library, rest)
+        return library
+    check_name("attack", kind, [*KINDS, "torchattacks NAME", "cascade"])
+    protocol: Protocol = KINDS[kind](**checked(KINDS[kind], rest))
+    _fixed(protocol, rest)
+    return protocol
+
+
+def checked(kind: type[Any], values: Mapping[str, Any], without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Those of the values that ``kind`` is made from, of the right types."""
+    hints = typing.get_type_hints(kind)
+    own = [field for field in fields(kind) if field.name not in without]
+    names = {field.name for field in own}
+    for key in values:
+        check_name("key of the protocol", key, [*names, *_also(kind)])
+    out = {key: typed(hints[key], distance(key, value), key) for key, value in values.items() if key in names}
+    for field in own:
+        if field.name not in out and field.default is field.default_factory:  # neither: both are MISSING
+            raise InputError(f"{field.name} is missing: the protocol needs it")
+    return out
+
+
+def _also(kind: type[Any]) -> list[str]:
+    """Names that ``values()`` prints although they are not open to choice."""
+    return [name for name in ("criterion", "norm", "eps") if hasattr(kind, name)]
+
+
+def _fixed(protocol: Protocol, values: Mapping[str, Any]) -> None:
+    """InputError if one of the values is not what the protocol has."""
+    for key, value in values.items():
+        own = getattr(protocol, key)
+        wanted = distance(key, value)
+        if (list(own) if isinstance(own, tuple) else own) != (list(wanted) if isinstance(wanted, tuple) else wanted):
+            raise InputError(f"{key} = {value!r}: this kind of attack has {own!r}")
+
+
+def distance(key: str, value: Any) -> Any:
+    """A distance that is written as a fraction as a number; any other value as it is."""
+    if key not in _DISTANCES or not isinstance(value, str):
+        return value
+    try:
+        return float(Fraction(value))
+    except (ValueError, ZeroDivisionError):
+        raise InputError(f"{key} = {value!r}: a number or a fraction like 16/255 is needed") from None
+
+
+def to_toml(protocol: Protocol, head: str = "") -> str:
+    """The protocol's values as TOML, which ``from_values`` turns into the same protocol."""
+    return head + "\n".join(_lines(protocol.values(), "")) + "\n"
+
+
+def _lines(values: Mapping[str, Any], path: str) -> list[str]:
+    nested = {key: value for key, value in values.items() if isinstance(value, Mapping) or _tables(value)}
+    lines = [f"{key} = {literal(key, value)}" for key, value in values.items() if key not in nested]
+    for key, value in nested.items():
+        for table in value if _tables(value) else [value]:
+            header = f"[[{path}{key}]]" if _tables(value) else f"[{path}{key}]"
+            lines += ["", header, *_lines(table, f"{path}{key}.")]
+    return lines
+
+
+def _tables(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
+
+
+def literal(key: str, value: Any) -> str:
+    """A value in TOML, where numbers, strings, booleans and lists look as in JSON; distances as fractions of 255."""
+    if key in _DISTANCES and isinstance(value, float):
+        levels = round(value * 255, 6)
+        if levels == int(levels) and int(levels) / 255 == value:
+            return f'"{int(levels)}/255"'
+    return json.dumps(value, ensure_ascii=False)
+
+
+def protocol(table: Mapping[str, Any], default: str = "lrnet-train") -> protocols.Protocol:
+    """A named ``protocol``, whose values the other keys replace; eps and step_size may be "16/255"."""
+    values = dict(table)
+    base = named(values.pop("protocol", default))
+    cascade = isinstance(base, protocols.Cascade)
+    names = ["eps", "first"] if cascade else [f.name for f in fields(base) if f.name not in ("attack", "options")]
+    for key in values:
+        check_name("key in [attack]", key, ["protocol", *names])
+    if not values:
+        return base
+    for key in ("eps", "step_size"):
+        if isinstance(values.get(key), str):
+            try:
+                values[key] = float(Fraction(values[key]))
+            except (ValueError, ZeroDivisionError):
+                raise InputError(
+                    f"attack.{key} = {values[key]!r}: a number in [0, 1] or a fraction like 16/255"
+                ) from None
+    if isinstance(base, protocols.Cascade):
+        base = base.at(typed(float, values.pop("eps", base.eps), "attack.eps"))
+    values = {"name": "custom", "source": f"{base.name} with changes", **values}
+    return make(type(base), values, "attack", base=base)
+
+
+def named(name: str) -> protocols.Protocol:
+    """A protocol of ``protocols.PROTOCOLS``, or what a TOML file says: every value, or a ``protocol`` and changes."""
+    if not str(name).endswith(".toml"):
+        return protocols.get(name)
+    table = read_toml(Path(name))
+    if ("attack" in table) == ("protocol" in table):
+        raise InputError(f"{name}: give either attack, e.g. 'pgd', and all its values, or protocol = NAME and changes")
+    try:
+        found = from_values(table) if "attack" in table else protocol(table)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+    return found if "name" in table else replace(found, name=Path(name).stem)

@@ -1,0 +1,68 @@
+"""Attacks of torchattacks as protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+from ..attacks.arguments import check_attack
+from ..utils.checks import check_name
+from .base import NORMS, Standing, length
+
+
+@dataclass(frozen=True, kw_only=True)
+class Library(Standing):
+    """An attack of torchattacks; see ``attacks.torchattack``. What it returns is judged, within eps.
+
+    Args:
+        attack: name of its class.
+        options: values of the class, under its own names, eps included where it has one.
+        eps, norm: of the ball in which a success counts.
+        together: whether the images of a batch may be attacked together. By default each is attacked by itself, with a
+            generator seeded by (seed, image id), so that nothing depends on the images beside it: most of these
+            attacks draw random numbers for a whole batch, or stop by the loss of a whole batch.
+        name, source: for reports, and where the values come from.
+
+    Raises:
+        InputError: a value out of range. That the class has such values is checked when it is used.
+    """
+
+    aimed: ClassVar[bool] = False
+    restarts: ClassVar[int] = 1
+    steps: ClassVar[int] = 1  # at least
+
+    attack: str
+    eps: float
+    norm: str = "linf"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    together: bool = False
+    name: str = "torchattacks"
+    source: str = "user"
+
+    def __post_init__(self) -> None:
+        check_name("norm", self.norm, NORMS)
+        check_attack(eps=self.eps, step_size=self.eps, steps=1, norm=self.norm)
+
+    @property
+    def by_gradients(self) -> bool:
+        """Whether the attack follows gradients of the model."""
+        return self.attack not in BLACK_BOX
+
+    def values(self) -> dict[str, Any]:
+        """Every value that changes a number, and its source."""
+        values = {key: value for key, value in asdict(self).items() if key not in ("attack", "options")}
+        return {
+            "attack": f"torchattacks {self.attack}",
+            "criterion": self.criterion,
+            "options": dict(self.options),
+            **values,
+        }
+
+    def __str__(self) -> str:
+        options = "".join(f", {key} {value}" for key, value in self.options.items() if key not in ("eps", "norm"))
+        return f"torchattacks' {self.attack}, eps {length(self.eps, self.norm)}{options}"
+
+
+#: classes of torchattacks that ask the model for nothing but its logits, if for anything
+BLACK_BOX = ("GN", "OnePixel", "Pixle", "SPSA", "Square", "VANILA")

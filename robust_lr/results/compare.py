@@ -1,0 +1,171 @@
+"""Is one model more robust than another? Paired comparison of evaluations on the same images and targets."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from ..utils.errors import InputError
+from ..utils.statistics import Proportion, difference, holm, mcnemar
+from .ledger import Row, first_difference
+from .stored import Evaluation, read_evaluation
+
+#: what can be compared: whether an image counts as right
+FIGURES: dict[str, Callable[[Row], bool]] = {
+    "clean": lambda row: row.clean == row.label,
+    "robust": lambda row: row.robust,
+    "worst-seen": lambda row: row.robust_worst_seen,
+}
+
+#: values of a result that must agree, beside the protocol
+_SAME = ("n", "shard", "data", "seed", "precision", "images_sha256", "targets_sha256")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two models, image by image, in one figure.
+
+    Attributes:
+        both, only_first, only_second, neither: images that are right for both, for one, for none.
+        difference: accuracy of the first minus that of the second.
+        interval: 95 %, Newcombe 1998, method 10.
+        p: two-sided, McNemar's exact test.
+        p_holm: the same, corrected for the number of pairs that are compared (Holm 1979).
+    """
+
+    figure: str
+    first: str
+    second: str
+    both: int
+    only_first: int
+    only_second: int
+    neither: int
+    difference: float
+    interval: tuple[float, float]
+    p: float
+    p_holm: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Models by name with their accuracies, by figure, and every pair of them in every figure."""
+
+    data: str
+    protocol: dict[str, Any]
+    accuracies: dict[str, dict[str, Proportion]]
+    pairs: tuple[Pair, ...]
+
+    def of(self, figure: str) -> list[Pair]:
+        return [pair for pair in self.pairs if pair.figure == figure]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "schema": 1,
+            "data": self.data,
+            "protocol": self.protocol,
+            "methods": {
+                "p": "McNemar, exact, two-sided",
+                "p_holm": "Holm 1979, over the pairs of a figure",
+                "interval": "95 %, Newcombe 1998, method 10",
+            },
+            "accuracies": {
+                name: {
+                    figure: {"value": share.value, "n": share.n, "interval": list(share.interval)}
+                    for figure, share in figures.items()
+                }
+                for name, figures in self.accuracies.items()
+            },
+            "pairs": [{**asdict(pair), "interval": list(pair.interval)} for pair in self.pairs],
+        }
+
+
+def compare(folders: Sequence[str | Path]) -> Comparison:
+    """Compare evaluations, folders of ``evaluate``, pairwise.
+
+    Raises:
+        InputError: fewer than two, an unfinished one, or two that differ in protocol, seed, precision, images or
+            targets; the first difference is named.
+    """
+    if len(folders) < 2:
+        raise InputError("a comparison needs two evaluations or more")
+    runs = [read_evaluation(folder) for folder in folders]
+    for run in runs[1:]:
+        comparable(runs[0], run)
+    names = [run.record["model"] for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run.folder) for run in runs]
+    if len(set(names)) < len(names):
+        raise InputError(f"{max(names, key=names.count)} is given twice: give different evaluations")
+    named = dict(zip(names, runs, strict=True))
+    return Comparison(
+        data=runs[0].record["data"],
+        protocol=runs[0].protocol,
+        accuracies={
+            name: {figure: Proportion(sum(map(right, run.rows)), len(run.rows)) for figure, right in FIGURES.items()}
+            for name, run in named.items()
+        },
+        pairs=tuple(pair for figure in FIGURES for pair in pairs(named, figure)),
+    )
+
+
+def comparable(first: Evaluation, second: Evaluation) -> None:
+    """InputError, with the first difference, unless both are of one protocol, seed, images to the pixel and targets."""
+    one, other = (
+        {
+            **{f"protocol.{key}": value for key, value in run.protocol.items()},
+            **{key: run.record.get(key) for key in _SAME},
+        }
+        for run in (first, second)
+    )
+    # targets are compared themselves, however they were chosen
+    found = first_difference(one, other, but=("protocol.name", "protocol.source", "protocol.target"))
+    if found is not None:
+        key, its, theirs = found
+        raise InputError(
+            f"{first.folder} and {second.folder} cannot be compared: {key} is {its!r} in the first, {theirs!r} in the "
+            f"second{_ADVICE.get(key, '')}"
+        )
+    for row, theirs in zip(first.rows, second.rows, strict=True):
+        for name in ("id", "input_hash", "label", "target"):
+            one, other = getattr(row, name), getattr(theirs, name)
+            if one != other:
+                raise InputError(
+                    f"{first.folder} and {second.folder} cannot be compared: the {name} of image {row.id} is {one} in "
+                    f"the first, {other} in the second"
+                )
+
+
+_ADVICE = {"targets_sha256": "; save the targets of one and give them to the other as `targets`"}
+
+
+def pairs(named: dict[str, Evaluation], figure: str) -> list[Pair]:
+    """Every pair of models in one figure, in the order given."""
+    right = {name: [FIGURES[figure](row) for row in run.rows] for name, run in named.items()}
+    chosen = list(combinations(named, 2))
+    tables = [Counter(zip(right[first], right[second], strict=True)) for first, second in chosen]
+    p_values = [mcnemar(table[True, False], table[False, True]) for table in tables]
+    out = []
+    for (first, second), table, p, p_holm in zip(chosen, tables, p_values, holm(p_values), strict=True):
+        counts = table[True, True], table[True, False], table[False, True], table[False, False]
+        apart, low, high = difference(*counts)
+        out.append(
+            Pair(
+                figure=figure,
+                first=first,
+                second=second,
+                both=counts[0],
+                only_first=counts[1],
+                only_second=counts[2],
+                neither=counts[3],
+                difference=apart,
+                interval=(low, high),
+                p=p,
+                p_holm=p_holm,
+            )
+        )
+    return out

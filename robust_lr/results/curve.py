@@ -1,0 +1,110 @@
+"""Robust accuracy as a curve over steps or eps: one finished sweep, read, merged and drawn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..protocols.autoattack import Protocol
+from ..protocols.files import from_values
+from ..utils.errors import InputError
+from ..utils.files import write_json
+from ..utils.statistics import Proportion
+from .ledger import Row, first_difference
+from .merge import check_out, join
+from .result import Result, figures
+from .summary import shares_at, within
+
+CURVE = "curve.json"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Figures by a value that grows.
+
+    Attributes:
+        name, source, axis: of the sweep; the axis is "eps" or "steps".
+        points: one a value, (value, shares by name as in ``Result.to_dict``). In worst seen, an image that a smaller
+            value broke stays broken: what fits into the smaller ball fits into the larger one. So it never rises,
+            whereas success and the last iterate may go either way.
+        results: of the evaluations behind them.
+    """
+
+    name: str
+    source: str
+    axis: str
+    points: Sequence[tuple[float, dict[str, Proportion]]]
+    results: Sequence[Result]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "schema": 2,
+            "sweep": self.name,
+            "source": self.source,
+            "axis": self.axis,
+            "points": [{self.axis: value, **figures(shares)} for value, shares in self.points],
+            "results": [result.to_dict() for result in self.results],
+        }
+
+
+def curve_of(result: Result) -> Curve:
+    """The curve of one trajectory, without points where the protocol records none."""
+    return Curve(result.protocol["name"], result.protocol["source"], "steps", result.curve, [result])
+
+
+def drawn(name: str, source: str, axis: str, found: Sequence[tuple[Protocol, Result, Sequence[Row]]]) -> Curve:
+    """The curve of a sweep's parts: each with its result and its rows."""
+    points: list[tuple[float, dict[str, Proportion]]] = []
+    broken: set[int] = set()
+    for part, _, rows in found:
+        for number, steps in enumerate(part.record or (part.steps,)):
+            shares = shares_at(rows, part, number if part.record else None)
+            broken |= {row.id for row in rows if within(row.first_wrong, steps)}
+            shares["robust_accuracy_worst_seen"] = Proportion(len(rows) - len(broken), len(rows))
+            points.append((steps if axis == "steps" else part.eps, shares))
+    return Curve(name, source, axis, points, [result for _, result, _ in found])
+
+
+def merge_sweep(folders: Sequence[str | Path], out: str | Path, *, fresh: bool = False) -> Curve:
+    """Join the shards of a sweep, as ``merge`` does for single evaluations; ``out`` is as ``sweep`` leaves it.
+
+    Raises:
+        InputError: as ``merge``, for any part; a folder without a finished sweep, or of another one.
+    """
+    records = [read_curve(Path(folder)) for folder in folders]
+    about = [
+        {"sweep": r["sweep"], "axis": r["axis"], "parts": [part["protocol"]["name"] for part in r["results"]]}
+        for r in records
+    ]
+    if not about:
+        raise InputError("nothing to merge: give the folders of all shards")
+    for folder, other in zip(folders, about, strict=True):
+        if (difference := first_difference(about[0], other)) is not None:
+            key, one, theirs = difference
+            raise InputError(f"{folders[0]} and {folder} are of different sweeps: {key} is {one!r} and {theirs!r}")
+    wholes = {}
+    for name in about[0]["parts"]:
+        check_out(Path(out) / name, fresh)
+        wholes[name] = join([Path(folder) / name for folder in folders])
+    for name, whole in wholes.items():
+        whole.write(Path(out) / name)
+    first = records[0]
+    found = [(from_values(whole.result.protocol), whole.result, whole.rows) for whole in wholes.values()]
+    curve = drawn(first["sweep"], first["source"], first["axis"], found)
+    write_json(Path(out) / CURVE, curve.to_dict())
+    return curve
+
+
+def read_curve(folder: Path) -> dict[str, Any]:
+    """The JSON of a finished sweep's curve."""
+    try:
+        record: dict[str, Any] = json.loads((folder / CURVE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{folder} holds no finished sweep ({CURVE}): run the same command again") from None
+    except ValueError as error:
+        raise InputError(f"{folder / CURVE} is damaged ({error}): run the same command again") from None
+    return record

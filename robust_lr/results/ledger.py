@@ -1,0 +1,215 @@
+"""One row for each evaluated image, in SQLite: what was done survives a crash, and a run goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ..utils.errors import InputError, RunError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What an evaluation found for one image.
+
+    Attributes:
+        id: of the image.
+        input_hash: first 16 hexadecimal digits of the SHA-256 of its pixels, float32 [C, H, W].
+        label: its true class.
+        target: the class aimed at, None where there is none or more than one.
+        clean: prediction for the clean image.
+        adversarial: prediction for the finished image: the last iterate, or the first success where that ends the
+            attack; of the first restart that broke the image, or else the last one.
+        robust: right under the protocol's criterion: at the last iterate of every restart, or at every iterate seen.
+        robust_worst_seen: right when clean and at every iterate of every restart.
+        success: the attack reached its aim, under the same criterion; see ``Result.success`` for the denominator.
+        first_success: number of steps after which it was first reached, None if never; the smallest over restarts.
+        first_wrong: the same for a misclassification (0: when clean or at the start).
+        clean_loss: cross-entropy of the true class for the clean image.
+        zero_gradients: number of steps, over all restarts, at which the gradient was zero everywhere.
+        margin: the smallest seen of the true class's logit minus the best other one.
+        loss: cross-entropy of the true class for the finished image.
+        distance: |x_adv - x| in the protocol's norm, the largest over restarts.
+        broken_by: the attack of a cascade that broke the image; None if none did, or it was wrong when clean.
+        record: at each of the protocol's recorded steps, "r" right in every restart, "t" the target, "w" else wrong.
+        unconfirmed: number of successes that the model did not confirm in a pass of its own; the attack then went on.
+        forwards, backwards: passes of the model that were spent on the image, those of the padding left out.
+        seconds: its share of the time.
+    """
+
+    id: int
+    input_hash: str
+    label: int
+    target: int | None
+    clean: int
+    adversarial: int
+    robust: bool
+    robust_worst_seen: bool
+    success: bool
+    first_success: int | None
+    first_wrong: int | None
+    clean_loss: float
+    zero_gradients: int
+    margin: float
+    loss: float
+    distance: float
+    broken_by: str | None
+    record: str
+    unconfirmed: int
+    forwards: int
+    backwards: int
+    seconds: float
+
+
+_NAMES = [field.name for field in fields(Row)]
+_FLAGS = {field.name for field in fields(Row) if field.type == "bool"}
+_COLUMNS = ", ".join(_NAMES)
+_HOLES = ", ".join("?" for _ in _NAMES)
+
+
+def first_difference(
+    one: Mapping[str, Any], other: Mapping[str, Any], but: Collection[str] = ()
+) -> tuple[str, Any, Any] | None:
+    """The first key, of none of ``but``, whose values differ, and both values; None for one that is not there."""
+    for key in [*one, *other]:
+        if one.get(key) != other.get(key) and key not in but:
+            return key, one.get(key), other.get(key)
+    return None
+
+
+def remove(path: Path) -> None:
+    """Delete a ledger, and the journal that an interrupted transaction left: SQLite would play it into the next."""
+    for file in (path, journal(path)):
+        file.unlink(missing_ok=True)
+
+
+def journal(path: Path) -> Path:
+    """Where SQLite keeps what a transaction overwrites."""
+    return path.with_name(f"{path.name}-journal")
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a ledger on disk, by id.
+
+    Raises:
+        InputError: there is none, or one that another version wrote.
+    """
+    with _opened(path) as connection:
+        return _rows(connection)
+
+
+def read_configuration(path: Path) -> dict[str, Any]:
+    """The configuration of a ledger on disk; InputError as ``read``, or where none was written yet."""
+    with _opened(path) as connection:
+        kept = connection.execute("SELECT json FROM configuration").fetchone()
+    if kept is None:
+        raise InputError(f"{path} is empty: run the same command again")
+    configuration: dict[str, Any] = json.loads(kept[0])
+    return configuration
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[sqlite3.Connection]:
+    """A ledger that is only read."""
+    if not path.is_file():
+        raise InputError(f"{path}: there is no ledger")
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            yield connection
+    except sqlite3.Error as error:
+        raise InputError(f"{path} cannot be read as a ledger of this version: {error}") from None
+
+
+def _rows(connection: sqlite3.Connection) -> list[Row]:
+    with closing(connection.execute(f"SELECT {_COLUMNS} FROM images ORDER BY id")) as cursor:
+        return [_row(values) for values in cursor.fetchall()]
+
+
+def _row(values: Sequence[Any]) -> Row:
+    named: dict[str, Any] = {n: bool(v) if n in _FLAGS else v for n, v in zip(_NAMES, values, strict=True)}
+    return Row(**named)
+
+
+class Ledger:
+    """Rows keyed by image id, and the configuration that they belong to. ``path`` None keeps them in memory.
+
+    Transactions are made safe by SQLite's rollback journal, which works on network file systems too; a write-ahead log
+    would not.
+    """
+
+    def __init__(self, path: Path | None, configuration: Mapping[str, Any], *, resume: bool = False):
+        self.path = path
+        if path is not None and path.exists() and not resume:
+            raise InputError(
+                f"{path} exists: resume that evaluation, start afresh (`fresh`), or choose another folder (`out`)"
+            )
+        try:
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            self.connection = sqlite3.connect(path or ":memory:", timeout=5)
+        except OSError as error:
+            raise InputError(f"{error.filename} cannot be a folder: {error.strerror}; choose another (`out`)") from None
+        except sqlite3.Error as error:
+            raise InputError(f"{path} cannot be used as a ledger: {error}") from None
+        try:
+            with self.connection as connection:
+                connection.execute("BEGIN")  # one wait for the disk, and nothing in a ledger that does not agree
+                connection.execute("CREATE TABLE IF NOT EXISTS configuration (json TEXT NOT NULL)")
+                connection.execute(f"CREATE TABLE IF NOT EXISTS images ({_COLUMNS}, PRIMARY KEY (id))")
+                connection.execute("CREATE TABLE IF NOT EXISTS findings (name TEXT PRIMARY KEY, json TEXT NOT NULL)")
+                self._agree(configuration)
+        except sqlite3.Error as error:
+            self.close()
+            raise InputError(f"{path} cannot be used as a ledger: {error}") from None
+        except InputError:
+            self.close()
+            raise
+
+    def _agree(self, configuration: Mapping[str, Any]) -> None:
+        """Keep ``configuration``, or insist that it is the one kept; the difference is named."""
+        kept = self.connection.execute("SELECT json FROM configuration").fetchone()
+        if kept is None:
+            self.connection.execute("INSERT INTO configuration VALUES (?)", (json.dumps(configuration),))
+            return
+        if (found := first_difference(json.loads(json.dumps(configuration)), json.loads(kept[0]))) is not None:
+            key, now, before = found
+            raise InputError(
+                f"{self.path} holds another evaluation: {key} was {before!r} and is {now!r}; "
+                "start afresh (`fresh`), or choose another folder (`out`)"
+            )
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Add rows in one transaction: all of them or none."""
+        try:
+            with self.connection:
+                self.connection.executemany(f"INSERT INTO images VALUES ({_HOLES})", [astuple(row) for row in rows])
+        except sqlite3.Error as error:
+            raise RunError(f"{self.path}: {error}; rows written before are safe, resume to go on") from None
+
+    def remember(self, name: str, value: Any) -> None:
+        """Keep what was found for all images together, as JSON, for when the evaluation goes on."""
+        try:
+            with self.connection:
+                self.connection.execute("INSERT INTO findings VALUES (?, ?)", (name, json.dumps(value)))
+        except sqlite3.Error as error:
+            raise RunError(f"{self.path}: {error}") from None
+
+    def recall(self, name: str) -> Any:
+        """What was remembered, None if nothing was."""
+        kept = self.connection.execute("SELECT json FROM findings WHERE name = ?", (name,)).fetchone()
+        return None if kept is None else json.loads(kept[0])
+
+    def rows(self) -> list[Row]:
+        """All rows, by id."""
+        return _rows(self.connection)
+
+    def ids(self) -> set[int]:
+        return {row[0] for row in self.connection.execute("SELECT id FROM images")}
+
+    def close(self) -> None:
+        self.connection.close()

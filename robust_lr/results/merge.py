@@ -1,0 +1,143 @@
+"""Shards of one evaluation, which were run side by side, joined to what a single run would have given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..protocols.files import from_values
+from ..utils.errors import InputError
+from ..utils.files import write_json
+from ..utils.statistics import Proportion
+from .ledger import Ledger, Row, first_difference, journal, remove
+from .result import Result
+from .stored import LEDGER, RESULT, Evaluation, read_evaluation
+from .summary import summarize
+
+
+def merge(folders: Sequence[str | Path], out: str | Path, *, fresh: bool = False) -> Result:
+    """Join the shards of an evaluation in the folder ``out``; rows and figures are those of the whole, to the bit.
+
+    Args:
+        folders: of ``evaluate``, each with another ``shard``.
+        out: gets the ledger and the result of the whole.
+        fresh: replace an evaluation that is in ``out``.
+
+    Raises:
+        InputError: shards that are unfinished, missing, given twice or of different evaluations, or a used ``out``.
+    """
+    check_out(Path(out), fresh)
+    whole = join(folders)
+    whole.write(Path(out))
+    return whole.result
+
+
+def check_out(out: Path, fresh: bool) -> None:
+    if (out / LEDGER).exists() and not fresh:
+        raise InputError(f"{out} holds an evaluation: choose another folder with `out`")
+
+
+@dataclass(frozen=True)
+class Whole:
+    """An evaluation that is not on disk yet."""
+
+    configuration: dict[str, Any]
+    rows: list[Row]
+    result: Result
+
+    def write(self, out: Path) -> None:
+        """A folder as ``evaluate`` leaves it."""
+        partial = out / f".{LEDGER}.{os.getpid()}"
+        try:
+            with closing(Ledger(partial, self.configuration)) as ledger:
+                ledger.add(self.rows)
+                if self.result.agreement is not None:
+                    ledger.remember("agreement", (self.result.agreement.count, self.result.agreement.n))
+            journal(out / LEDGER).unlink(missing_ok=True)  # else an old one would be played into the new ledger
+            os.replace(partial, out / LEDGER)
+        finally:
+            remove(partial)
+        write_json(out / RESULT, self.result.to_dict())
+
+
+def join(folders: Sequence[str | Path]) -> Whole:
+    """What the shards in ``folders`` are together; InputError as ``merge``."""
+    ordered = in_order([read_evaluation(folder) for folder in folders])
+    same(ordered)
+    first = ordered[0]
+    rows = sorted((row for shard in ordered for row in shard.rows), key=lambda row: row.id)
+    configuration = {**first.configuration, "images": len(rows), "shard": None}
+    records = [shard.record for shard in ordered]
+    result = replace(
+        summarize(
+            rows,
+            from_values(first.protocol),
+            model=first.record["model"],
+            data=first.record["data"],
+            seed=first.record["seed"],
+            shard=None,
+            batch_invariant=first.record["batch_invariant"],
+            hashes={name: first.record[f"{name}_sha256"] for name in ("weights", "images")},
+            device="; ".join(dict.fromkeys(record["device"] for record in records)),
+            precision=first.record["precision"],
+            agreement=agreement(records),
+        ),
+        versions=first.record["versions"],
+    )
+    return Whole(configuration, rows, result)
+
+
+def in_order(shards: Sequence[Evaluation]) -> list[Evaluation]:
+    """Shards 1/n to n/n; InputError where one is missing, given twice, or no shard."""
+    numbers = []
+    for shard in shards:
+        if shard.configuration["shard"] is None:
+            raise InputError(f"{shard.folder} is no shard but a whole evaluation: leave it out")
+        numbers.append(tuple(map(int, shard.configuration["shard"].split("/"))))
+    if not numbers:
+        raise InputError("nothing to merge: give the folders of all shards")
+    count = numbers[0][1]
+    by_index: dict[int, Evaluation] = {}
+    for (index, total), shard in zip(numbers, shards, strict=True):
+        if total != count:
+            raise InputError(
+                f"{shards[0].folder} is shard {numbers[0][0]}/{count} and {shard.folder} {index}/{total}: "
+                "they divide the images differently"
+            )
+        if index in by_index:
+            raise InputError(f"shard {index}/{count} is there twice: {by_index[index].folder} and {shard.folder}")
+        by_index[index] = shard
+    missing = [f"{index}/{count}" for index in range(1, count + 1) if index not in by_index]
+    if missing:
+        raise InputError(f"missing: shard {', '.join(missing)}; all {count} are needed")
+    return [by_index[index] for index in range(1, count + 1)]
+
+
+def same(shards: Sequence[Evaluation]) -> None:
+    """InputError, with the first difference, unless all shards are of one evaluation and share no image."""
+    first = shards[0]
+    owner: dict[int, Path] = {}
+    for shard in shards:
+        if (found := first_difference(first.configuration, shard.configuration, but=("shard", "images"))) is not None:
+            key, one, other = found
+            raise InputError(
+                f"{first.folder} and {shard.folder} are of different evaluations: {key} is {one!r} in the first, "
+                f"{other!r} in the second"
+            )
+        for row in shard.rows:
+            if row.id in owner:
+                raise InputError(f"image {row.id} is in {owner[row.id]} and in {shard.folder}")
+            owner[row.id] = shard.folder
+
+
+def agreement(records: Sequence[dict[str, Any]]) -> Proportion | None:
+    """Of verdicts at a lower precision with those of fp32, over the samples of all shards."""
+    parts = [
+        (record.get("precision_agreement"), record["denominators"].get("precision_agreement")) for record in records
+    ]
+    known = [(value, n) for value, n in parts if value is not None and n is not None]
+    return Proportion(sum(round(value * n) for value, n in known), sum(n for _, n in known)) if known else None

@@ -1,0 +1,98 @@
+"""What an evaluation says: a frozen record with intervals, written as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..utils.statistics import Proportion
+
+if TYPE_CHECKING:
+    from .validity import Check
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One model under one protocol on one data set.
+
+    Attributes:
+        protocol: every value of the attack.
+        n: images; ``attacked`` of them were attacked, the others decided by their clean predictions.
+        clean: accuracy on the clean images.
+        robust: accuracy on the true label under the protocol's criterion.
+        robust_last: the same at the last iterate (of every restart), the paper's figure; None where decided images
+            left the attack, so that last iterates are not known.
+        robust_worst_seen: images right when clean *and* at every iterate of every restart.
+        success: targeted: predicted as the target, among images not so predicted when clean; untargeted:
+            misclassified, among images classified correctly when clean. Under the protocol's criterion, in any restart.
+        curve: (steps, shares by name as in ``to_dict``) at each of the protocol's recorded steps.
+        broken_by: images broken by each attack of a cascade.
+        max_distance: largest |x_adv - x| found, in pixels of [0, 1] and in the norm of the protocol.
+        batch_invariant: every pass behind a figure had the same number of rows and all randomness is keyed by image,
+            so ``batch_size`` does not matter.
+        hashes: SHA-256 of weights, images and, for a targeted attack, of "id target" lines.
+        precision: of the attack's arithmetic; finished images are always judged in fp32, by the model as given.
+        agreement: of verdicts with those of an fp32 attack, on a sample, where the precision is lower.
+        seconds: time of the attack, summed over images, without loading.
+        forwards, backwards: images x passes of the model that were really made, padding left out.
+        validity: signs of a broken evaluation that were looked for in the rows.
+    """
+
+    model: str
+    data: str
+    protocol: dict[str, Any]
+    n: int
+    attacked: int
+    seed: int
+    shard: str | None
+    clean: Proportion
+    robust: Proportion
+    robust_last: Proportion | None
+    robust_worst_seen: Proportion
+    success: Proportion
+    curve: list[tuple[int, dict[str, Proportion]]]
+    broken_by: dict[str, int]
+    max_distance: float
+    batch_invariant: bool
+    hashes: dict[str, str]
+    versions: dict[str, str]
+    device: str
+    precision: str
+    agreement: Proportion | None
+    seconds: float
+    forwards: int
+    backwards: int
+    validity: tuple[Check, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form; accuracies are fractions, intervals [low, high]."""
+        shares = {
+            "clean_accuracy": self.clean,
+            "robust_accuracy": self.robust,
+            "robust_accuracy_last": self.robust_last,
+            "robust_accuracy_worst_seen": self.robust_worst_seen,
+            "attack_success": self.success,
+            "precision_agreement": self.agreement,
+        }
+        record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for name in ("clean", "robust", "robust_last", "robust_worst_seen", "success", "agreement", "hashes"):
+            del record[name]
+        record["validity"] = [dataclasses.asdict(check) for check in self.validity]
+        record["curve"] = [{"steps": steps, **figures(point)} for steps, point in self.curve]
+        return {
+            "schema": 2,
+            **record,
+            **figures({name: share for name, share in shares.items() if share is not None}),
+            **{f"{name}_sha256": value for name, value in self.hashes.items()},
+        }
+
+
+def figures(shares: Mapping[str, Proportion]) -> dict[str, Any]:
+    """Shares as they are written in JSON: fractions, and intervals [low, high] and denominators by name."""
+    return {
+        **{name: share.value for name, share in shares.items()},
+        "intervals": {name: list(share.interval) for name, share in shares.items()},
+        "denominators": {name: share.n for name, share in shares.items()},
+    }

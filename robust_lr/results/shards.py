@@ -1,0 +1,43 @@
+"""Which part of the images this process evaluates: as told, or as torchrun's environment says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ..utils.errors import InputError
+from .curve import CURVE, Curve, merge_sweep
+from .merge import merge
+from .result import Result
+from .stored import LEDGER, RESULT, read_ledger
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """ "2/4" -> (2, 4)."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise InputError(f"shard {text!r}: write i/n with 1 <= i <= n, e.g. 1/4")
+    return int(match[1]), int(match[2])
+
+
+def shard_folder(out: Path, shard: tuple[int, int]) -> Path:
+    return out / f"shard-{shard[0]}-of-{shard[1]}"
+
+
+def merge_when_complete(out: Path, count: int) -> Result | None:
+    """Join the shards below ``out`` if all are finished: the last process to finish finds them so."""
+    folders = [shard_folder(out, (index, count)) for index in range(1, count + 1)]
+    return merge(folders, out, fresh=True) if all(map(finished, folders)) else None
+
+
+def merge_sweep_when_complete(out: Path, count: int) -> Curve | None:
+    """The same for the shards of a sweep."""
+    folders = [shard_folder(out, (index, count)) for index in range(1, count + 1)]
+    return merge_sweep(folders, out, fresh=True) if all((folder / CURVE).is_file() for folder in folders) else None
+
+
+def finished(folder: Path) -> bool:
+    if not (folder / RESULT).is_file() or not (folder / LEDGER).is_file():
+        return False
+    configuration, rows = read_ledger(folder)
+    return len(rows) == int(configuration["images"])

@@ -1,0 +1,78 @@
+"""From ledger rows to the figures of a result."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from ..protocols.autoattack import Protocol
+from ..utils.provenance import versions
+from ..utils.statistics import Proportion
+from .ledger import Row
+from .result import Result
+from .targets import targets_hash as hash_of_pairs
+from .validity import validity
+
+
+def summarize(rows: Sequence[Row], protocol: Protocol, *, hashes: dict[str, str], **about: Any) -> Result:
+    """The result of an evaluation whose rows these are; ``about`` says what was evaluated, and how."""
+    robust = Proportion(sum(row.robust for row in rows), len(rows))
+    end = shares_at(rows, protocol)
+    return Result(
+        protocol=protocol.values(),
+        n=len(rows),
+        attacked=len(rows) if protocol.criterion == "last" else end["attack_success"].n,
+        clean=Proportion(sum(row.clean == row.label for row in rows), len(rows)),
+        robust=robust,
+        robust_last=end.get("robust_accuracy_last"),
+        robust_worst_seen=end["robust_accuracy_worst_seen"],
+        success=end["attack_success"],
+        curve=[(steps, shares_at(rows, protocol, number)) for number, steps in enumerate(protocol.record)],
+        broken_by=dict(Counter(row.broken_by for row in rows if row.broken_by is not None)),
+        max_distance=max(row.distance for row in rows),
+        hashes={**hashes, **targets_hash(rows)},
+        versions=versions(),
+        seconds=sum(row.seconds for row in rows),
+        forwards=sum(row.forwards for row in rows),
+        backwards=sum(row.backwards for row in rows),
+        validity=validity(rows, protocol),
+        **about,
+    )
+
+
+def shares_at(rows: Sequence[Row], protocol: Protocol, number: int | None = None) -> dict[str, Proportion]:
+    """Figures at the end, or at one of the protocol's recorded steps; without last iterates where they are not known.
+
+    Success has its own denominator: images on which the attack was not there before it began.
+    """
+    last = protocol.criterion == "last"
+    there = "t" if protocol.targeted else "w"
+
+    def robust(row: Row) -> bool:
+        return row.robust if number is None else row.record[number] == "r"
+
+    def success(row: Row) -> bool:
+        if number is None:
+            return row.success
+        return row.record[number] == there if last else within(row.first_success, protocol.record[number])
+
+    def seen(row: Row) -> bool:
+        return row.robust_worst_seen if number is None else not within(row.first_wrong, protocol.record[number])
+
+    among = [row for row in rows if (row.clean != row.target if protocol.targeted else row.clean == row.label)]
+    return {
+        **({"robust_accuracy_last": Proportion(sum(map(robust, rows)), len(rows))} if last else {}),
+        "robust_accuracy_worst_seen": Proportion(sum(map(seen, rows)), len(rows)),
+        "attack_success": Proportion(sum(map(success, among)), len(among)),
+    }
+
+
+def within(step: int | None, steps: int) -> bool:
+    return step is not None and step <= steps
+
+
+def targets_hash(rows: Sequence[Row]) -> dict[str, str]:
+    """Of the images' targets; nothing where none has one."""
+    pairs = [(row.id, row.target) for row in rows if row.target is not None]
+    return {"targets": hash_of_pairs(pairs)} if pairs else {}

@@ -1,0 +1,149 @@
+"""Target classes on file: one set for all models of a comparison."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attacks import targets as drawn
+from ..data.dataset import Dataset, content_hash
+from ..utils.errors import InputError
+from ..utils.files import write_atomic
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """A target class for each of many images.
+
+    Attributes:
+        rows: (id, label, target), by id; no target is its label.
+        num_classes: targets lie below.
+        data, images_sha256, seed: where they come from; the seed is None if they were not drawn.
+
+    Raises:
+        InputError: a target that is its image's label or no class, an id twice.
+    """
+
+    rows: tuple[tuple[int, int, int], ...]
+    num_classes: int
+    data: str
+    images_sha256: str
+    seed: int | None
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise InputError("targets: there are none; give (id, label, target) for each image")
+        ids, labels, chosen = torch.tensor(self.rows).unbind(1)
+        drawn.given(chosen, labels, self.num_classes, ids=ids)
+        for id_, label, _ in self.rows:
+            if not (0 <= label < self.num_classes and id_ >= 0):
+                raise InputError(
+                    f"label {label} of image {id_}: classes are 0 to {self.num_classes - 1}, ids 0 or more"
+                )
+        if len({row[0] for row in self.rows}) < len(self.rows):
+            raise InputError("targets: an id appears twice")
+        object.__setattr__(self, "rows", tuple(sorted(self.rows)))
+
+    def of(self, ids: Tensor, labels: Tensor) -> Tensor:
+        """Targets [N] of these images, on the device of ``labels``.
+
+        Raises:
+            InputError: an image that has none, or whose label is not the one that its target was chosen for.
+        """
+        known, out = self._by_id, []
+        for id_, label in zip(ids.tolist(), labels.tolist(), strict=True):
+            if id_ not in known:
+                missing = sum(other not in known for other in ids.tolist())
+                raise InputError(f"no target for image {id_} ({missing} of {len(ids)} have none): save a complete set")
+            if known[id_][0] != label:
+                raise InputError(
+                    f"the target of image {id_} was chosen for label {known[id_][0]}, here it has {label}: the targets "
+                    "belong to other images"
+                )
+            out.append(known[id_][1])
+        return torch.tensor(out, dtype=torch.int64, device=labels.device)
+
+    @cached_property
+    def _by_id(self) -> dict[int, tuple[int, int]]:
+        return {id_: (label, target) for id_, label, target in self.rows}
+
+    @property
+    def sha256(self) -> str:
+        return targets_hash((id_, target) for id_, _, target in self.rows)
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON, whole or not at all."""
+        record = {
+            "schema": 1,
+            "data": self.data,
+            "images_sha256": self.images_sha256,
+            "seed": self.seed,
+            "num_classes": self.num_classes,
+            "targets_sha256": self.sha256,
+            "columns": ["id", "label", "target"],
+        }
+        rows = ",\n    ".join(json.dumps(row) for row in self.rows)  # a line each, for eyes and version control
+        head = json.dumps(record, indent=2).removesuffix("\n}")
+        write_atomic(Path(path), f'{head},\n  "targets": [\n    {rows}\n  ]\n}}\n'.encode())
+
+
+def targets_hash(pairs: Iterable[tuple[int, int]]) -> str:
+    """SHA-256, in hex, of the lines "id target", by id."""
+    return hashlib.sha256("".join(f"{id_} {target}\n" for id_, target in sorted(pairs)).encode()).hexdigest()
+
+
+def draw_targets(data: Dataset, *, seed: int = 0) -> Targets:
+    """The targets that ``evaluate`` draws from the wrong classes with this seed."""
+    chosen = drawn.uniform(data.labels, data.ids, data.num_classes, seed=seed)
+    return Targets(
+        rows=tuple(zip(data.ids.tolist(), data.labels.tolist(), chosen.tolist(), strict=True)),
+        num_classes=data.num_classes,
+        data=data.name,
+        images_sha256=content_hash(data),
+        seed=seed,
+    )
+
+
+def load_targets(path: str | Path) -> Targets:
+    """What ``Targets.save`` wrote.
+
+    Raises:
+        InputError: a file that is missing, damaged or of another kind, or targets that were changed after they were
+            saved; without ``targets_sha256`` they may be edited.
+    """
+    path = Path(path)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"targets {str(path)!r} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from None
+    try:
+        targets = Targets(
+            rows=tuple((_whole(id_), _whole(label), _whole(target)) for id_, label, target in record["targets"]),
+            num_classes=_whole(record["num_classes"]),
+            data=str(record["data"]),
+            images_sha256=str(record["images_sha256"]),
+            seed=record["seed"],
+        )
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} holds no targets as robust-lr saves them: {type(error).__name__}: {error}") from None
+    if record.get("targets_sha256", targets.sha256) != targets.sha256:
+        raise InputError(f"{path} was changed after it was saved: if that was meant, remove its targets_sha256")
+    return targets
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**63:
+        raise TypeError(f"{value!r} is no whole number of 64 bits")
+    return value

@@ -1,0 +1,1 @@
+"""Adversarial training: the loop, its adversary, schedules, run folders, several processes."""

@@ -1,0 +1,77 @@
+"""The attack on training batches: the network in eval mode, gradients by the image alone, no trace left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..attacks.losses import Objective
+from ..config.training import Config
+from ..models.folding import fold, folded_state
+from ..models.resnet import ResNet
+from ..protocols.apply import goals, perturb, starts
+from ..utils.contexts import fp32, frozen
+from ..utils.rng import CHOICE, uniform
+
+
+class Attacker:
+    """Makes adversarial images for training, as ``config.attack``, ``config.train`` and ``config.compute`` say.
+
+    Our networks are attacked through a folded copy that follows the weights; others in place, frozen meanwhile.
+    """
+
+    def __init__(self, model: nn.Module, config: Config, num_classes: int):
+        self.model, self.config, self.num_classes = model, config, num_classes
+        protocol, compiled = config.attack, config.compute.compile
+        self.idle = protocol.steps == 0 and protocol.start == "clean"
+        self.folded = fold(model) if isinstance(model, ResNet) and protocol.steps else None
+        self.attacked: nn.Module = model if self.folded is None else self.folded
+        if compiled != "off":
+            self.attacked = torch.compile(self.attacked, mode=compiled)  # type: ignore[assignment]
+
+    def __call__(self, x: Tensor, labels: Tensor, ids: Tensor, epoch: int, scale: float = 1.0) -> Tensor:
+        """Adversarial images for ``x`` [N, C, H, W], with starts and targets of this epoch.
+
+        ``scale``, in (0, 1], multiplies eps and the step size while they warm up.
+        """
+        if self.idle or not len(x):
+            return x
+        protocol, train, seed = self.config.attack, self.config.train, self.config.seed
+        if scale < 1:
+            protocol = replace(protocol, eps=scale * protocol.eps, step_size=scale * protocol.step_size)
+        with self.ready(), precision(x.device, self.config.compute.attack_precision):
+            loss = self.divergence(x) if train.loss == "trades" else None
+            aims = goals(protocol, self.attacked, x, labels, ids, self.num_classes, seed=seed, draw=epoch)
+            start = starts(protocol, x, ids, seed=seed, draw=epoch)
+            if train.clean_start:
+                clean = uniform(seed, CHOICE, ids, (1,), epoch)[:, 0] < train.clean_start
+                start = torch.where(clean.view(-1, 1, 1, 1), x, start)
+            return perturb(protocol, self.attacked, x, labels, aims, ids, seed=seed, draw=epoch, start=start, loss=loss)
+
+    @torch.no_grad()
+    def divergence(self, x: Tensor) -> Objective:
+        """What TRADES ascends: KL(prediction for ``x`` || for the iterate), up to a constant."""
+        predicted = self.attacked(x).softmax(1)
+        return lambda logits, labels, targets: F.cross_entropy(logits, predicted, reduction="none")
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """The folded copy as the model is now, or the model frozen."""
+        if self.folded is not None and isinstance(self.model, ResNet):
+            self.folded.load_state_dict(folded_state(self.model))
+            yield
+        else:
+            with frozen(self.model):
+                yield
+
+
+@contextmanager
+def precision(device: torch.device, name: str) -> Iterator[None]:
+    """Arithmetic of the attack: exact "fp32", or "bf16" by autocast; the same in every run."""
+    with fp32(device), torch.autocast(device.type, dtype=torch.bfloat16, enabled=name == "bf16"):
+        yield

@@ -1,0 +1,218 @@
+"""Adversarial training (paper appendix): every batch is attacked in eval mode, then learned from in train mode.
+
+Regular training is the same loop with an attack of zero steps. Order, augmentation, targets and starts are keyed by
+(seed, epoch, image id), so a state is weights, momentum and the number of steps, resuming is exact to the bit, and
+what an image meets does not depend on the number of processes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ..attacks.targets import check_classes
+from ..config.sections import TrainConfig
+from ..config.training import Config
+from ..data.augmentation import AUGMENTATIONS, TRANSFORMS
+from ..data.dataset import Batch, Dataset
+from ..data.encoded import LazyDataset
+from ..data.loader import Order, shuffled, stream
+from ..utils.contexts import device_of, fp32
+from ..utils.errors import InputError, RunError
+from .adversary import Attacker
+from .distributed import Group, average_buffers, parallel, settle, unsynchronized
+from .metrics import Metrics, diverged
+from .schedule import attack_scale, learning_rate
+
+
+def sgd(model: nn.Module, train: TrainConfig) -> torch.optim.SGD:
+    """The optimizer of the paper; its learning rate is set before each step."""
+    return torch.optim.SGD(model.parameters(), lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay)
+
+
+def averaged(model: nn.Module, train: TrainConfig) -> AveragedModel | None:
+    """The exponential moving average of weights and statistics, if ``train.ema`` asks for one."""
+    if not train.ema:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(train.ema), use_buffers=True)  # type: ignore[no-untyped-call]
+
+
+def check(data: Dataset, config: Config) -> None:
+    """InputError if ``config`` cannot be trained on ``data``."""
+    if len(data) < config.train.batch_size:
+        raise InputError(f"train.batch_size = {config.train.batch_size}: there are only {len(data)} training images")
+    if config.attack.targeted:
+        check_classes(data.num_classes)
+    if config.data.augment in TRANSFORMS and not isinstance(data, LazyDataset):
+        raise InputError(f"data.augment = {config.data.augment!r} is for image files, {data.name} is held in memory")
+
+
+def passes(config: Config, size: int) -> int:
+    """Micro-batches of a step in each of ``size`` processes; InputError if one would be too small for batch norm."""
+    images, most = config.train.batch_size, config.compute.micro_batch
+    count = -(-images // (size * most)) if most else 1
+    if images < 2 * size * count:
+        split = f" and compute.micro_batch = {most}" if most else ""
+        raise InputError(
+            f"train.batch_size = {images} on {size} processes{split}: batch norm needs at least 2 images a pass, "
+            "take a larger batch or fewer processes"
+        )
+    return count
+
+
+def adversarial_train(
+    model: nn.Module,
+    data: Dataset,
+    config: Config,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    start_step: int = 0,
+    average: AveragedModel | None = None,
+    group: Group | None = None,
+) -> Iterator[Metrics]:
+    """Train ``model`` in place, on the device that it is on; yields after every step.
+
+    Args:
+        model: pixels in [0, 1] -> logits [N, data.num_classes]. It is left in train mode.
+        data: training images.
+        config: ``attack``, ``train``, ``compute``, ``data.augment``, ``data.workers``, ``data.unreadable`` and ``seed``
+            count here.
+        optimizer: by default ``sgd(model, config.train)``.
+        start_step: steps already done, when a run is resumed.
+        average: ``averaged(model, config.train)``, which follows the weights.
+        group: the processes that train together, all with the same weights to begin with.
+
+    Raises:
+        InputError: fewer images than a batch holds, a batch that does not split, one class for a targeted attack, an
+            augmentation that needs files, or logits that do not fit the classes.
+        RunError: a loss that is not finite; the step is not taken.
+    """
+    check(data, config)
+    train, group = config.train, group or Group()
+    parts = passes(config, group.size)
+    optimizer = optimizer or sgd(model, train)
+    per_epoch = len(data) // train.batch_size
+    steps = train.epochs * per_epoch
+    device = device_of(model)
+    attack = Attacker(model, config, data.num_classes)
+    network = parallel(model, group, synchronize=config.compute.sync_batchnorm, compiled=config.compute.compile)
+    settle(network, model, torch.zeros(train.batch_size // group.size // parts, *data.image_shape, device=device))
+    augment = AUGMENTATIONS[config.data.augment]
+    clean = group.share(left_clean(train)).to(device)
+    loaded = stream(
+        data,
+        orders(data, config, group, start_step),
+        workers=config.data.workers,
+        seed=config.seed if config.data.augment in TRANSFORMS else None,
+        skip=config.data.unreadable == "skip",
+        device=device,
+    )
+    ready = time.perf_counter()
+    for step, (x, y, ids) in enumerate(together(loaded, group, parts, start_step), start=start_step):
+        began = time.perf_counter()
+        epoch, scale = step // per_epoch, attack_scale(train, step, per_epoch)
+        lr = learning_rate(train, step, per_epoch)
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = lr
+        x = augment(x, ids, config.seed, epoch)
+        count = group.total(len(ids)) if config.data.unreadable == "skip" else train.batch_size
+        totals = torch.zeros(2, dtype=torch.float64, device=device)  # loss and accuracy, summed over parts
+        optimizer.zero_grad()
+        split = (tensor.tensor_split(parts) for tensor in (x, y, ids, clean[: len(ids)]))
+        for part, (some, labels, keys, spared) in enumerate(zip(*split, strict=True), start=1):
+            weight = len(some) / count
+            if train.mix:
+                x_adv = some.clone()
+                x_adv[~spared] = attack(some[~spared], labels[~spared], keys[~spared], epoch, scale)
+            else:
+                x_adv = attack(some, labels, keys, epoch, scale)
+            network.train()
+            with unsynchronized(network, part < parts), fp32(device):
+                loss, logits = objective(network, some, x_adv, labels, data.num_classes, config)
+                torch.autograd.backward(loss * (weight * group.size))  # DDP takes the mean over processes
+            right = (logits.detach().argmax(1) == labels).double().mean()
+            totals += weight * torch.stack([loss.detach().double(), right])
+        value, accuracy = group.sum(totals).tolist()
+        if not math.isfinite(value):
+            raise group.one_voice(diverged(f"the loss became {value}", step + 1, steps, train))
+        optimizer.step()
+        if not config.compute.sync_batchnorm:
+            average_buffers(model, group)
+        if average is not None:
+            average.update_parameters(model)
+        yield Metrics(
+            step=step + 1,
+            steps=steps,
+            epoch=(step + 1) / per_epoch,
+            loss=value,
+            accuracy=accuracy,
+            lr=lr,
+            seconds=time.perf_counter() - began,
+            waited=began - ready,
+            images=count,
+        )
+        ready = time.perf_counter()
+
+
+def together(loaded: Iterator[Batch], group: Group, parts: int, step: int) -> Iterator[Batch]:
+    """``loaded`` from ``step`` on, each to be split in ``parts``; if one process has no images, all end."""
+
+    def load() -> Batch | None:
+        batch = next(loaded, None)
+        if batch is not None and len(batch[1]) < parts:
+            raise RunError(f"no image of a pass in step {step + 1} can be read: see the warnings before")
+        return batch
+
+    while (batch := group.each(load)) is not None:
+        yield batch
+        step += 1
+
+
+def left_clean(train: TrainConfig) -> Tensor:
+    """Which images of a batch are not attacked, [batch_size] bool: a share ``train.mix``, evenly spread."""
+    due = (torch.arange(train.batch_size + 1, dtype=torch.float64) * train.mix + 1e-9).floor()
+    return due.diff() > 0
+
+
+def orders(data: Dataset, config: Config, group: Group, start_step: int) -> Iterator[Order]:
+    """This process's part of every batch that is left."""
+    batch_size = config.train.batch_size
+    per_epoch = len(data) // batch_size
+    for epoch in range(start_step // per_epoch, config.train.epochs):
+        for positions in shuffled(data, batch_size, seed=config.seed, epoch=epoch)[
+            max(0, start_step - epoch * per_epoch) :
+        ]:
+            yield group.share(positions), epoch
+
+
+def objective(
+    network: nn.Module, x: Tensor, x_adv: Tensor, labels: Tensor, num_classes: int, config: Config
+) -> tuple[Tensor, Tensor]:
+    """The loss, a mean over the images, and the logits for the adversarial ones.
+
+    "trades": cross-entropy of the clean images + beta * KL(clean || adversarial) (Zhang et al. 2019 and their code).
+    """
+    train, compute = config.train, config.compute
+
+    def logits_of(images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=compute.precision == "bf16"):
+            logits: Tensor = network(images)
+        if logits.shape != (len(labels), num_classes):
+            raise InputError(
+                f"the model returns {tuple(logits.shape)} for {len(labels)} images; logits [{len(labels)}, "
+                f"{num_classes}] are needed, because the data set has {num_classes} classes"
+            )
+        return logits.float() if compute.precision == "bf16" else logits
+
+    if train.loss == "cross-entropy":
+        logits = logits_of(x_adv)
+        return F.cross_entropy(logits, labels, label_smoothing=train.label_smoothing), logits
+    clean, logits = logits_of(x), logits_of(x_adv)
+    divergence = F.kl_div(logits.log_softmax(1), clean.softmax(1), reduction="batchmean")
+    return F.cross_entropy(clean, labels) + train.beta * divergence, logits

@@ -1,0 +1,51 @@
+"""What a training step reports, and when a run has diverged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..config.sections import TrainConfig
+from ..utils.errors import RunError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """One step of training, over the images of all processes.
+
+    Attributes:
+        step, steps: steps done, and those of the whole run.
+        epoch: epochs done, with a fraction.
+        loss: mean over the batch, in train mode.
+        accuracy: on the batch as attacked, a fraction.
+        lr: of this step.
+        seconds: of this step, attack included.
+        waited: seconds before it, for images to be loaded.
+        images: in the batch.
+        test_accuracy: on the clean test images, a fraction, after the last step of an epoch.
+        validation_accuracy, robust_accuracy: on the held-out images, clean and attacked, after a validation.
+    """
+
+    step: int
+    steps: int
+    epoch: float
+    loss: float
+    accuracy: float
+    lr: float
+    seconds: float
+    waited: float
+    images: int
+    test_accuracy: float | None = None
+    validation_accuracy: float | None = None
+    robust_accuracy: float | None = None
+
+    @property
+    def ends_epoch(self) -> bool:
+        """Whether an epoch is done."""
+        return self.epoch == int(self.epoch)
+
+
+def diverged(what: str, step: int, steps: int, train: TrainConfig) -> RunError:
+    return RunError(
+        f"{what} at step {step} of {steps}: try a learning rate below train.lr = {train.lr} or a longer "
+        f"train.warmup_epochs than {train.warmup_epochs:g}"
+    )

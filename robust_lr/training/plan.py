@@ -1,0 +1,142 @@
+"""How long a run will take: a few steps measured here, and arithmetic."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..config.sections import ValidationConfig
+from ..config.training import Config
+from ..data.dataset import Dataset, from_arrays
+from ..models.build import build_model
+from ..utils.checks import at_least
+from ..utils.devices import pick_device
+from ..utils.errors import InputError
+from ..utils.provenance import device_name
+from .loop import adversarial_train
+from .run import prepare
+
+#: ILSVRC 2012: training images, classes, and the shape that our augmentation gives
+IMAGENET = 1_281_167, 1000, (3, 224, 224)
+
+#: of a measured pass on a CPU, where larger ones are no faster: 4 images of 224 x 224
+CPU_PIXELS = 4 * 224 * 224
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A measurement, and what follows from it.
+
+    Attributes:
+        device: that was measured, by name.
+        images: in each measured step.
+        seconds: of a step, the median.
+        memory: bytes at the peak: allocated on a GPU, resident on a CPU.
+        epoch_images, epochs: of the run.
+        processes: of the run, each with a device like the one measured.
+        share: images of a step in each process of the run.
+        assumed: what the data are taken to be, because they are not here; or None.
+    """
+
+    device: str
+    images: int
+    seconds: float
+    memory: int
+    epoch_images: int
+    epochs: int
+    processes: int
+    share: int
+    assumed: str | None
+
+    @property
+    def images_per_second(self) -> float:
+        """Of one process."""
+        return self.images / self.seconds
+
+    @property
+    def hours(self) -> float:
+        """Of the whole run."""
+        return self.epochs * self.epoch_images / (self.processes * self.images_per_second) / 3600
+
+    def assumptions(self) -> list[str]:
+        """What ``hours`` takes for granted."""
+        return [
+            *([] if self.assumed is None else [self.assumed]),
+            f"{self.processes} processes, each as fast as this one alone: nothing is added for their communication",
+            "loading images keeps up; tests and validations at the end of epochs are not counted",
+            *[f"{self.share} images a step and process cost as much each as {self.images}"]
+            * (self.share != self.images),
+            *["a CPU was measured: this says nothing about GPUs, measure on one of them"]
+            * self.device.startswith("cpu"),
+        ]
+
+
+def plan(config: Config, *, processes: int = 1, images: int = 0, steps: int = 3) -> Plan:
+    """Measure training steps of ``config`` on random images and extrapolate.
+
+    Args:
+        processes: of the run that is planned.
+        images: of a measured step; by default a process's share of the batch, on a CPU at most ``CPU_PIXELS``.
+        steps: measured, after one that warms up.
+
+    Raises:
+        InputError: bad values, or data that are neither here nor ImageNet.
+    """
+    at_least(1, processes=processes, steps=steps)
+    at_least(0, images=images)
+    device = pick_device(config.train.device)
+    epoch_images, classes, shape, assumed = size(config)
+    batch_size = config.train.batch_size
+    share = -(-batch_size // processes)
+    if config.compute.micro_batch:
+        share = min(share, config.compute.micro_batch)
+    most = max(2, CPU_PIXELS // (shape[1] * shape[2])) if device.type == "cpu" else share
+    images = images or min(share, most)
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.rand(images * (steps + 1), *shape, generator=generator)
+    data = from_arrays(pictures, torch.arange(len(pictures)) % classes, num_classes=classes, name="random images")
+    model = build_model(**config.model, num_classes=classes, in_channels=shape[0]).to(device)
+    train = replace(config.train, epochs=1, batch_size=images, milestones=())
+    short = replace(
+        config, train=train, data=replace(config.data, augment="none", workers=0), validation=ValidationConfig()
+    )
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    seconds = [step.seconds for step in adversarial_train(model, data, short)]
+    memory = (
+        torch.cuda.max_memory_allocated(device)
+        if device.type == "cuda"
+        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    )
+    return Plan(
+        device=device_name(device),
+        images=images,
+        seconds=statistics.median(seconds[1:]),
+        memory=memory,
+        epoch_images=epoch_images // batch_size * batch_size,
+        epochs=config.train.epochs,
+        processes=processes,
+        share=share,
+        assumed=assumed,
+    )
+
+
+def size(config: Config) -> tuple[int, int, tuple[int, int, int], str | None]:
+    """Training images, classes and image shape; of ImageNet also where it is not, and then what is assumed."""
+    try:
+        data: Dataset = prepare(config).train
+    except InputError:
+        if config.data.name != "imagenet":
+            raise
+        count, classes, shape = IMAGENET
+        taken = min(config.data.limit or count, count) - config.validation.images
+        return (
+            taken,
+            classes,
+            shape,
+            f"ImageNet is not here: {taken:,} images of {shape[1]} pixels in {classes} classes",
+        )
+    return len(data), data.num_classes, data.image_shape, None

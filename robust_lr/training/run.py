@@ -1,0 +1,210 @@
+"""Run folders: one training run on disk, which can be stopped at any step and resumed to the bit.
+
+config.toml           the config as resolved
+provenance.json       versions, device, precision, processes, hashes
+metrics.jsonl         one line a step; the last of an epoch has the test accuracy, and that of a validation its own
+weights.safetensors   the network, averaged if the config says so, with all that is needed to build it
+best.safetensors      the same, when robust accuracy on the held-out images was highest
+states/               the last states (network, momentum, average, step), to resume from
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import data as data_room
+from ..config.training import Config
+from ..data.augmentation import TRANSFORMS
+from ..data.dataset import Dataset, content_hash, spread
+from ..data.encoded import LazyDataset
+from ..models.build import build_model
+from ..models.checkpoint import BEST
+from ..utils.devices import own_device, pick_device
+from ..utils.errors import InputError, RunError
+from ..utils.provenance import device_name, versions
+from ..utils.rng import HELD_OUT, words
+from .distributed import Group, joined
+from .loop import adversarial_train, averaged, check, passes, sgd
+from .metrics import Metrics
+from .run_folder import CONFIG, METRICS, PROVENANCE, locked, open_folder, read_metrics, robust_accuracies
+from .run_writer import Record, restore, state_of, summary_writer
+from .signals import Interrupted, heeded
+from .train_state import State
+from .validation import accuracy, protocol
+
+__all__ = [
+    "CONFIG",
+    "METRICS",
+    "PROVENANCE",
+    "Interrupted",
+    "pick_device",
+    "prepare",
+    "read_metrics",
+    "spread",
+    "train_run",
+]
+
+#: a killed run loses at most this much
+SAVE_SECONDS = 300.0
+
+
+def train_run(config: Config, folder: str | Path, *, resume: bool = False) -> Iterator[Metrics]:
+    """Train as ``config`` says and keep everything in ``folder``; yields after every step.
+
+    Under torchrun all its processes train together, and the first writes. SIGINT, SIGTERM and SIGHUP are heeded
+    between steps: the state is saved, then ``Interrupted`` raised.
+
+    Raises:
+        InputError: ``folder`` holds a run and ``resume`` is off, holds one of another config, or another process
+            trains there; anything wrong in the config.
+        RunError: the loss or a weight is not finite, robust accuracy collapsed, or the disk is full; the last saved
+            state stays.
+    """
+    device = pick_device(own_device(config.train.device))
+    with joined(device) as group:
+        yield from _train_run(config, Path(folder), resume, group)
+
+
+def _train_run(config: Config, folder: Path, resume: bool, group: Group) -> Iterator[Metrics]:
+    ready = group.each(partial(prepare, config, group.size))
+    if not group.alike(content_hash(ready.train, images=False)):
+        raise group.one_voice(InputError(f"{config.data.name}: the machines do not have the same training images"), 2)
+    model = group.each(partial(fresh, ready.spec, config.seed)).to(group.device)
+    optimizer, average = sgd(model, config.train), averaged(model, config.train)
+    kept = model if average is None else average.module
+    with ExitStack() as stack:
+
+        def begin() -> tuple[State | None, list[float], dict[str, str]]:
+            stack.enter_context(locked(folder))
+            hashes = {"data_sha256": content_hash(ready.train), "test_data_sha256": content_hash(ready.test)}
+            found = open_folder(config, folder, hashes["data_sha256"], resume=resume)
+            return found, [] if found is None else robust_accuracies(folder), hashes
+
+        state, robust, hashes = group.first(begin)
+        start = restore(state, model, optimizer, average, folder)
+        provenance = {
+            "versions": versions(),
+            "device": device_name(group.device),
+            "processes": group.size,
+            "precision": {"training": config.compute.precision, "attack": config.compute.attack_precision},
+            "model": ready.spec,
+            **hashes,
+        }
+        record = Record(config, folder, ready.spec, provenance) if group.rank == 0 else None
+        group.each(partial(stack.enter_context, nullcontext() if record is None else record.opened(start)))
+
+        def save(step: Metrics) -> None:
+            if record is not None:
+                record.save(step, state_of(model, optimizer, average), kept)
+
+        def write(step: Metrics, best: bool, fallen: bool) -> None:
+            if record is not None:
+                record.add(step, kept if best else None)
+                if not fallen and (step.ends_epoch or time.monotonic() - record.saved > SAVE_SECONDS):
+                    save(step)
+
+        received = stack.enter_context(heeded())
+        for step in adversarial_train(
+            model, ready.train, config, optimizer=optimizer, start_step=start, average=average, group=group
+        ):
+            if step.ends_epoch:
+                right = accuracy(kept, ready.test, **reading(config), group=group)
+                step = replace(step, test_accuracy=right)
+            if ready.validation is not None and due(step, config.validation.every):
+                step = validated(step, kept, ready.validation, config, group)
+            fallen = collapse(step, robust, config.validation.max_drop)
+            best = step.robust_accuracy is not None and step.robust_accuracy > max(robust, default=-1.0)
+            group.each(partial(write, step, best, fallen is not None))
+            if fallen is not None:
+                raise group.one_voice(fallen)
+            robust += [] if step.robust_accuracy is None else [step.robust_accuracy]
+            yield step
+            stop = group.largest(received[0] if received else 0)
+            if stop and step.step < step.steps:
+                group.each(partial(save, step))
+                raise group.one_voice(Interrupted(stop, step.step, step.steps, folder), 128 + stop)
+
+
+def fresh(spec: Mapping[str, Any], seed: int) -> nn.Module:
+    """A network with the weights that ``seed`` gives it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_model(**spec)
+
+
+def due(step: Metrics, every: int) -> bool:
+    """Whether a validation follows this step: the last of every ``every``-th epoch, and of the run."""
+    return step.ends_epoch and (int(step.epoch) % every == 0 or step.step == step.steps)
+
+
+def validated(step: Metrics, model: nn.Module, data: Dataset, config: Config, group: Group) -> Metrics:
+    """``step`` with the accuracies on the held-out images."""
+    clean = accuracy(model, data, **reading(config), group=group)
+    robust = accuracy(model, data, protocol(config), seed=config.seed, **reading(config), group=group)
+    return replace(step, validation_accuracy=clean, robust_accuracy=robust)
+
+
+def reading(config: Config) -> dict[str, Any]:
+    """How ``accuracy`` loads images."""
+    return {"workers": config.data.workers, "skip": config.data.unreadable == "skip"}
+
+
+def collapse(step: Metrics, before: Sequence[float], most: float) -> RunError | None:
+    """What to say of robust accuracy that fell by more than ``most``, if not 0, since the validation before."""
+    now = step.robust_accuracy
+    if now is None or not before or not most or now >= before[-1] - most:
+        return None
+    return RunError(
+        f"robust accuracy on the held-out images fell from {100 * before[-1]:.1f} % to {100 * now:.1f} % by epoch "
+        f"{step.epoch:g}: catastrophic over-fitting (validation.max_drop); {BEST} has the best weights; take more "
+        "attack steps, a smaller attack.step_size or a smaller train.lr"
+    )
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a run needs, checked: images to train on, to test and to validate with, the arguments of ``build_model``."""
+
+    train: Dataset
+    test: Dataset
+    validation: Dataset | None
+    spec: dict[str, Any]
+
+
+def prepare(config: Config, processes: int = 1) -> Ready:
+    """Load the data of ``config`` and check that it can be run."""
+    c = config.data
+    train, validation = data_room.load(c.name, "train", c.root), None
+    train = spread(train, c.limit) if c.limit else train
+    if config.validation.images:
+        held = torch.zeros(len(train), dtype=torch.bool)
+        held[validation_rows(config, train)] = True
+        train, validation = (train.subset(rows.nonzero()[:, 0]) for rows in (~held, held))
+    check(train, config)
+    passes(config, processes)
+    if c.augment in TRANSFORMS and isinstance(train, LazyDataset):
+        train = train.transformed(TRANSFORMS[c.augment])
+    if config.output.tensorboard:
+        summary_writer()
+    spec = {**config.model, "num_classes": train.num_classes, "in_channels": train.image_shape[0]}
+    return Ready(train, data_room.load(c.name, "test", c.root), validation, spec)
+
+
+def validation_rows(config: Config, data: Dataset) -> Tensor:
+    """Positions of the held-out images of ``data``: drawn by id, the same for every seed."""
+    images, batch_size, n = config.validation.images, config.train.batch_size, len(data)
+    if images > n - batch_size:
+        raise InputError(
+            f"validation.images = {images}: of {n} training images at least train.batch_size = {batch_size} must "
+            "be left to learn from"
+        )
+    return words(0, HELD_OUT, data.ids, 1)[:, 0].argsort(stable=True)[:images]

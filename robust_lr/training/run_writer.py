@@ -1,0 +1,139 @@
+"""What the first process of a run writes: metrics, weights, states; every failure to write is one clear line."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from ..config.training import Config
+from ..models.checkpoint import BEST, WEIGHTS, load_tensors, save_weights, weights_hash
+from ..utils.errors import InputError, RunError
+from ..utils.files import write_json
+from .metrics import Metrics, diverged
+from .run_folder import METRICS, PROVENANCE
+from .train_state import STATES, State, save_state
+
+#: curves of TensorBoard
+CURVES = ("loss", "accuracy", "lr", "test_accuracy", "validation_accuracy", "robust_accuracy")
+
+
+class Record:
+    """Writes into ``folder`` while ``open``.
+
+    Attributes:
+        saved: when the last state was saved, or the record opened; seconds of the monotonic clock.
+    """
+
+    def __init__(self, config: Config, folder: Path, spec: Mapping[str, Any], provenance: Mapping[str, Any]):
+        self.config, self.folder, self.spec, self.provenance = config, folder, spec, provenance
+        self.about = {"data": config.data.name, "attack": config.attack.name, "seed": config.seed}
+        self.board: Any = None
+
+    @contextmanager
+    def opened(self, step: int) -> Iterator[Record]:
+        """From ``step`` on."""
+        self.last_saved = step
+        with ExitStack() as stack:
+            with self.writing(step):
+                # unbuffered: a line that found no room must not come back when the file is closed
+                self.metrics = stack.enter_context(FileIO(self.folder / METRICS, "a"))
+                if self.config.output.tensorboard:
+                    self.board = summary_writer()(str(self.folder / "tensorboard"), purge_step=step + 1)
+                    stack.callback(self.board.close)
+            self.saved = time.monotonic()
+            yield self
+
+    def add(self, step: Metrics, best: nn.Module | None = None) -> None:
+        """The metrics of a step, and the network if it is the ``best`` so far."""
+        values = {key: value for key, value in asdict(step).items() if value is not None}
+        with self.writing(step.step):
+            line = (json.dumps(values) + "\n").encode()
+            if self.metrics.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if self.board is not None:
+                for name in CURVES:
+                    if name in values:
+                        self.board.add_scalar(name, values[name], step.step)
+            if best is not None:
+                about = {**self.about, "epoch": step.epoch, "robust_accuracy": step.robust_accuracy}
+                save_weights(self.folder / BEST, best, self.spec, about)
+
+    def save(self, step: Metrics, state: Mapping[str, Tensor], kept: nn.Module) -> None:
+        """Weights, provenance and ``state``; RunError, with nothing written, if a value is not finite."""
+        for name, tensor in state.items():
+            if not tensor.isfinite().all():
+                raise diverged(f"{name} is not finite", step.step, step.steps, self.config.train)
+        with self.writing(step.step):
+            os.fsync(self.metrics.fileno())
+            save_weights(self.folder / WEIGHTS, kept, self.spec, {**self.about, "epoch": step.epoch})
+            finished = step.step == step.steps
+            progress = {"step": step.step, "steps": step.steps, "finished": finished}
+            write_json(self.folder / PROVENANCE, {**self.provenance, **progress, "weights_sha256": weights_hash(kept)})
+            # last: a run that dies before this is done takes the steps again and writes all of it again
+            data = {"data_sha256": self.provenance["data_sha256"]}
+            save_state(self.folder, step.step, state, data, keep=self.config.output.keep)
+        self.last_saved, self.saved = step.step, time.monotonic()
+
+    @contextmanager
+    def writing(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            kept = f"the state after step {self.last_saved} is kept" if self.last_saved else "no state is saved yet"
+            raise RunError(
+                f"{self.folder}: {error.strerror or error}, at step {step}; {kept}, `resume` goes on when there is room"
+            ) from error
+
+
+def state_of(model: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel | None) -> dict[str, Tensor]:
+    """Everything that a run is resumed from, by name."""
+    momentum = {f"momentum/{i}": s["momentum_buffer"] for i, s in optimizer.state_dict()["state"].items()}
+    mean = {} if average is None else {f"average/{name}": tensor for name, tensor in average.state_dict().items()}
+    return {**{f"model/{name}": tensor for name, tensor in model.state_dict().items()}, **momentum, **mean}
+
+
+def restore(
+    state: State | None,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: AveragedModel | None,
+    folder: Path,
+) -> int:
+    """Put ``state_of`` back; returns the number of steps that were done."""
+    if state is None:
+        return 0
+    tensors, about = state
+    load_tensors(model, _part(tensors, "model"), folder / STATES)
+    if average is not None:
+        load_tensors(average, _part(tensors, "average"), folder / STATES)
+    momentum = {int(i): {"momentum_buffer": tensor} for i, tensor in _part(tensors, "momentum").items()}
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": momentum})
+    return int(about["step"])
+
+
+def _part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    prefix = f"{name}/"
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+
+def summary_writer() -> Any:
+    """TensorBoard's writer; InputError if it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError(
+            "output.tensorboard = true: the package tensorboard is missing; pip install tensorboard, or leave it off"
+        ) from None
+    return SummaryWriter

@@ -1,0 +1,24 @@
+"""What changes over the steps of a training run: the learning rate, the strength of the attack."""
+
+from __future__ import annotations
+
+from ..config.sections import TrainConfig
+
+
+def peak_rate(train: TrainConfig) -> float:
+    """The highest learning rate of the schedule, scaled to the batch if asked for."""
+    return train.lr * train.batch_size / train.lr_images if train.lr_images else train.lr
+
+
+def learning_rate(train: TrainConfig, step: int, per_epoch: int) -> float:
+    """Linear warm-up, then a tenth after each milestone (paper appendix); ``step`` counts from 0."""
+    warmup = train.warmup_epochs * per_epoch
+    if step + 1 < warmup:
+        return peak_rate(train) * (step + 1) / warmup
+    return peak_rate(train) * 0.1 ** sum(step >= milestone * per_epoch for milestone in train.milestones)
+
+
+def attack_scale(train: TrainConfig, step: int, per_epoch: int) -> float:
+    """What eps and step size are multiplied with: linear up to 1; ``step`` counts from 0."""
+    warmup = train.eps_warmup_epochs * per_epoch
+    return (step + 1) / warmup if step + 1 < warmup else 1.0

@@ -1,0 +1,81 @@
+"""Accuracy: on clean images, and on attacked ones that were held out while a network trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config.training import Config
+from ..data.dataset import Dataset
+from ..data.loader import batches
+from ..models.folding import attackable
+from ..protocols.apply import goals, perturb
+from ..protocols.pgd import PGD
+from ..protocols.presets import get_pgd
+from ..utils.contexts import device_of, fp32, frozen
+from ..utils.errors import RunError
+from ..utils.statistics import Proportion
+from .distributed import Group
+
+
+def protocol(config: Config) -> PGD:
+    """What the held-out images are attacked with, see ``ValidationConfig.protocol``."""
+    if config.validation.protocol is not None:
+        return get_pgd(config.validation.protocol)
+    eps = config.attack.eps
+    return PGD(name="validation", eps=eps, step_size=eps / 4, steps=10 if eps else 0, source="ours, see the config")
+
+
+def accuracy(model: nn.Module, data: Dataset, attack: PGD | None = None, **options: Any) -> float:
+    """The first figure of ``top_k``, a fraction."""
+    share = top_k(model, data, (1,), attack, **options)[0].value
+    assert share is not None
+    return share
+
+
+def top_k(
+    model: nn.Module,
+    data: Dataset,
+    ks: Sequence[int],
+    attack: PGD | None = None,
+    *,
+    seed: int = 0,
+    batch_size: int = 200,
+    workers: int = 0,
+    skip: bool = False,
+    group: Group | None = None,
+) -> list[Proportion]:
+    """For each k, the share of images whose label is among the k largest logits; in eval mode and fp32.
+
+    Args:
+        model: pixels in [0, 1] -> logits; its mode and flags are afterwards as before.
+        attack: starts and targets are keyed by (seed, image id); by default the images are clean.
+        skip: leave out images that cannot be read, see ``loader.stream``; the shares are of the others.
+        group: each process takes its share of the images.
+
+    Raises:
+        InputError: an image cannot be read.
+        RunError: none can, or a worker died.
+    """
+    group, device = group or Group(), device_of(model)
+    order = torch.split(group.share(torch.arange(len(data))), batch_size)
+
+    def counted() -> Tensor:
+        counts = torch.zeros(1 + len(ks), dtype=torch.int64, device=device)
+        attacked = model if attack is None else attackable(model)
+        for x, y, ids in batches(data, order, workers=workers, skip=skip, device=device):
+            if attack is not None:
+                aims = goals(attack, attacked, x, y, ids, data.num_classes, seed=seed)
+                x = perturb(attack, attacked, x, y, aims, ids, seed=seed)
+            hits = model(x).topk(max(ks)).indices == y[:, None]
+            counts += torch.stack([y.new_tensor(len(y)), *(hits[:, :k].sum() for k in ks)])
+        return counts
+
+    with frozen(model), fp32(device), torch.no_grad():
+        seen, *right = group.sum(group.each(counted)).tolist()
+    if not seen:
+        raise group.one_voice(RunError(f"{data.name}: none of the {len(data)} images can be read"))
+    return [Proportion(count, seen) for count in right]

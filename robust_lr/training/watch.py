@@ -1,0 +1,127 @@
+"""What is going on in a run, from its metrics: for the process that trains, and for others that look at its folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..utils.errors import InputError
+from .metrics import Metrics
+from .run_folder import CONFIG, METRICS, in_use
+
+#: steps that speed and time left are estimated from
+RECENT = 100
+
+
+@dataclass(frozen=True)
+class Latest:
+    """A run after its last step.
+
+    Attributes:
+        step: the last one, None before the first.
+        epochs: the last step of each epoch, with its accuracies.
+        rates: images, and seconds with waiting and without, of the last steps.
+    """
+
+    step: Metrics | None = None
+    epochs: tuple[Metrics, ...] = ()
+    rates: tuple[tuple[int, float, float], ...] = ()
+
+    def after(self, step: Metrics) -> Latest:
+        """One step later."""
+        done = (step,) if step.test_accuracy is not None else ()
+        rates = (*self.rates, (step.images, step.waited + step.seconds, step.waited))[-RECENT:]
+        return replace(self, step=step, epochs=self.epochs + done, rates=rates)
+
+    @property
+    def images_per_second(self) -> float:
+        return sum(images for images, _, _ in self.rates) / max(sum(seconds for _, seconds, _ in self.rates), 1e-9)
+
+    @property
+    def waiting(self) -> float:
+        """Share of the time that went into waiting for images."""
+        return sum(waited for _, _, waited in self.rates) / max(sum(seconds for _, seconds, _ in self.rates), 1e-9)
+
+    @property
+    def seconds_left(self) -> float:
+        """Of training alone, without tests and validations."""
+        if self.step is None:
+            return float("nan")
+        return (self.step.steps - self.step.step) * sum(s for _, s, _ in self.rates) / len(self.rates)
+
+    def words(self) -> str:
+        """Where the run is, in a line."""
+        if self.step is None:
+            return "starting"
+        tested = [f", {name} {100 * value:.1f} %" for name, value in self.accuracies().items()]
+        return (
+            f"epoch {self.step.epoch:.1f}, step {self.step.step}, loss {self.step.loss:.3f}, lr {self.step.lr:g}, "
+            f"{self.images_per_second:.0f} images/s{''.join(tested)}"
+        )
+
+    def accuracies(self) -> dict[str, float]:
+        """The last that were measured: clean on the test images, robust on the held-out ones."""
+        found = {}
+        for step in self.epochs:
+            if step.test_accuracy is not None:
+                found["clean"] = step.test_accuracy
+            if step.robust_accuracy is not None:
+                found["robust"] = step.robust_accuracy
+        return found
+
+    def epoch_words(self) -> str:
+        """The last finished epoch, in a line."""
+        step = self.epochs[-1]
+        robust = ""
+        if step.robust_accuracy is not None:
+            robust = f", held out: robust accuracy {100 * step.robust_accuracy:.1f} %"
+        return (
+            f"epoch {step.epoch:.0f} of {step.steps * step.epoch / step.step:.0f}: loss {step.loss:.3f}, "
+            f"test accuracy (clean) {100 * (step.test_accuracy or 0):.1f} %{robust}, lr {step.lr:g}"
+        )
+
+
+class Follower:
+    """Reads the metrics of a run as they are written; begins anew when a resumed run has taken lines back.
+
+    Raises:
+        InputError: the folder holds no run.
+    """
+
+    def __init__(self, folder: Path):
+        if not (folder / CONFIG).is_file():
+            raise InputError(f"{folder} holds no run: give the folder of one, as `out` of adv-train names it")
+        self.folder, self.file, self.latest = folder, folder / METRICS, Latest()
+        self.identity, self.position = 0, 0
+
+    def read(self) -> Latest:
+        """The run as it is now."""
+        if not self.file.exists():
+            return self.latest
+        with self.file.open("rb") as file:
+            status = file_identity(file)
+            if status[0] != self.identity or status[1] < self.position:
+                self.latest, self.identity, self.position = Latest(), status[0], 0
+            file.seek(self.position)
+            for line in file:
+                if not line.endswith(b"\n"):  # it is being written
+                    break
+                self.latest = self.latest.after(Metrics(**json.loads(line)))
+                self.position += len(line)
+        return self.latest
+
+    def state(self) -> str:
+        """ "running", "finished", or "stopped" when no process trains in the folder."""
+        step = self.latest.step
+        if step is not None and step.step == step.steps:
+            return "finished"
+        return "running" if in_use(self.folder) else "stopped"
+
+
+def file_identity(file: Any) -> tuple[int, int]:
+    """Number and size of an open file: a file that was replaced has another number."""
+    status = os.fstat(file.fileno())
+    return status.st_ino, status.st_size

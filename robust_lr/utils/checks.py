@@ -1,0 +1,107 @@
+"""What people wrote, checked: names and values, with a helpful error."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+from math import inf
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Value = TypeVar("Value")
+
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    tuple: "a list",
+    Sequence: "a list",
+}
+
+
+def choose(kind: str, name: str, among: Mapping[str, Value]) -> Value:
+    """``among[name]``, or an InputError that names what there is."""
+    check_name(kind, name, among)
+    return among[name]
+
+
+def check_name(kind: str, name: str, among: Iterable[str]) -> None:
+    """InputError, with the list and the nearest name, unless ``name`` is one of ``among``."""
+    names = list(among)
+    if name not in names:
+        close = difflib.get_close_matches(str(name), names, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise InputError(f"unknown {kind} {name!r}: {hint}choose one of {', '.join(names)}")
+
+
+def typed(hint: Any, value: Any, name: str) -> Any:
+    """``value`` as the annotation ``hint`` says, with int -> float and list -> tuple; InputError otherwise.
+
+    Of a union, ``Literal`` options are taken as they are; other values must be as its first option says.
+    """
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        hint, *others = (option for option in typing.get_args(hint) if option is not type(None))
+        words = [word for option in others for word in typing.get_args(option)]
+        if isinstance(value, str) and value in words:
+            return value
+        try:
+            return typed(hint, value, name)
+        except InputError as error:
+            raise InputError(f"{error}{''.join(f', or {word!r}' for word in words)}") from None
+    origin, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if origin is Literal:
+        check_name(name, value, inner)
+        return value
+    if origin in (tuple, Sequence) and isinstance(value, list | tuple):
+        return tuple(typed(inner[0], item, name) for item in value)
+    number = {int: Integral, float: Real}.get(origin)
+    if number is not None and isinstance(value, number) and not isinstance(value, bool):
+        return origin(value)
+    if origin in (bool, str) and isinstance(value, origin):
+        return value
+    raise InputError(f"{name} = {value!r}: {_KINDS[origin]} is needed")
+
+
+Record = TypeVar("Record", bound="DataclassInstance")
+
+
+def make(kind: type[Record], table: Mapping[str, Any], section: str, base: Record | None = None) -> Record:
+    """``kind(**table)``, or ``base`` with those values replaced, once names and types have been checked.
+
+    ``section`` is what errors call the table; "" is the top level.
+    """
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for key, value in table.items():
+        check_name(f"key in [{section}]" if section else "key", key, [f.name for f in fields(kind)])
+        values[key] = typed(hints[key], value, f"{section}.{key}" if section else key)
+    return kind(**values) if base is None else replace(base, **values)
+
+
+def at_least(low: float, **values: float) -> None:
+    """InputError unless every value is a finite number >= ``low``."""
+    for name, value in values.items():
+        if not low <= value < inf:
+            raise InputError(f"{name} = {value}: must be at least {low} and finite")
+
+
+def share(**values: float) -> None:
+    """InputError unless every value is in [0, 1)."""
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise InputError(f"{name} = {value}: must be in [0, 1)")
+
+
+def check_whole(least: int, **values: int) -> None:
+    for name, value in values.items():
+        if not isinstance(value, int) or value < least:
+            raise InputError(f"{name} = {value}: must be a whole number, at least {least}")

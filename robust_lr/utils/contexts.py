@@ -1,0 +1,74 @@
+"""Where a model is, and states that are put back: its own while it is attacked, precision while it is evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Of its parameters; the CPU if it has none."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """``model`` in eval mode, without gradients of its parameters; afterwards as it was, whatever happened meanwhile.
+
+    Modes, flags, gradients and buffers are put back, the latter also where a forward pass writes to them.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    try:
+        for parameter, _, _ in flags:
+            parameter.grad = None  # so that nothing can add to it or clear it
+        yield model.eval().requires_grad_(False)
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad, gradient in flags:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = gradient
+        for module, name, buffer, value in buffers:
+            module._buffers[name] = buffer
+            # writing would invalidate what the caller still has to differentiate
+            if not buffer.is_meta and not torch.equal(buffer, value):
+                with torch.no_grad():
+                    buffer.copy_(value)
+
+
+@contextmanager
+def fp32(device: torch.device) -> Iterator[None]:
+    """Arithmetic in fp32, the same in every run, whatever the caller's autocast and precision settings are."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with (
+            torch.autocast(device.type, enabled=False),
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+@contextmanager
+def tf32() -> Iterator[None]:
+    """TF32 in matrix products and convolutions on CUDA, inside ``fp32``."""
+    torch.set_float32_matmul_precision("high")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):
+            yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+Model = Callable[[Tensor], Tensor]

@@ -1,0 +1,101 @@
+"""Statistics of pairs: two models on the same images, or one model on images in two forms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Two-sided p-value of McNemar's exact test, that both are equally often right, from the pairs which disagree.
+
+    Under that hypothesis each of them is a fair coin (McNemar 1947; exact form: Fagerland et al. 2013, BMC Medical
+    Research Methodology 13:91). In whole numbers, so there is no rounding, however small the value.
+    """
+    n, k = only_first + only_second, min(only_first, only_second)
+    ways, term = 1, 1
+    for i in range(k):
+        term = term * (n - i) // (i + 1)
+        ways += term
+    return min(1.0, float(2 * ways / 2**n))
+
+
+def difference(both: int, only_first: int, only_second: int, neither: int) -> tuple[float, float, float]:
+    """First proportion minus second, and its 95 % interval: Newcombe 1998 (Statistics in Medicine 17:2635), method 10.
+
+    The Wilson intervals of both proportions are joined by squaring and adding, with the correlation of the pairs,
+    which is corrected for continuity. (0, -1, 1) when nothing was observed.
+    """
+    n = both + only_first + only_second + neither
+    if n == 0:
+        return 0.0, -1.0, 1.0
+    first, second = both + only_first, both + only_second
+    p, q = first / n, second / n
+    (p_low, p_high), (q_low, q_high) = wilson(first, n), wilson(second, n)
+    margins = first * (n - first) * second * (n - second)
+    covariance = float(both * neither - only_first * only_second)
+    if covariance > 0:
+        covariance = max(covariance - n / 2, 0.0)
+    phi = covariance / sqrt(margins) if margins else 0.0
+
+    def joined(a: float, b: float) -> float:
+        return sqrt(max(a * a - 2 * phi * a * b + b * b, 0.0))
+
+    return p - q, p - q - joined(p - p_low, q_high - q), p - q + joined(p_high - p, q - q_low)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted so that the chance of any false rejection stays below the level (Holm 1979)."""
+    adjusted, worst = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = worst
+    return adjusted
+
+
+def value(share: Proportion) -> str:
+    return "-" if share.value is None else f"{100 * share.value:.1f}"
+
+
+def interval(share: Proportion) -> str:
+    low, high = share.interval
+    return f"{100 * low:.1f}-{100 * high:.1f}"
+
+
+Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
+
+
+def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
+    """Wilson's score interval for a proportion, by default 95 %; (0, 1) when nothing was observed."""
+    if n == 0:
+        return 0.0, 1.0
+    p, zz = successes / n, z * z
+    center = (p + zz / (2 * n)) / (1 + zz / n)
+    half = z / (1 + zz / n) * sqrt(p * (1 - p) / n + zz / (4 * n * n))
+    # at the ends the bound is p itself; rounding must not push it past
+    low = 0.0 if successes == 0 else max(0.0, center - half)
+    high = 1.0 if successes == n else min(1.0, center + half)
+    return low, high
+
+
+@dataclass(frozen=True)
+class Proportion:
+    """``count`` of ``n`` with its 95 % Wilson interval; ``value`` is None where n = 0."""
+
+    count: int
+    n: int
+
+    @property
+    def value(self) -> float | None:
+        return self.count / self.n if self.n else None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson(self.count, self.n)
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return "-"
+        low, high = self.interval
+        return f"{100 * self.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"

@@ -1,0 +1,24 @@
+"""Reading TOML, and writing values as TOML."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def literal(value: Any) -> str:
+    """A value in TOML, where numbers, strings, booleans and lists look as in JSON."""
+    return json.dumps(value, ensure_ascii=False)  # JSON's pairs of escapes for rare characters are no TOML

@@ -1,0 +1,221 @@
+"""The convolution with bias, shortcut and ReLU in one: against float64, and as a layer."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_local_relation import relative_error
+from torch import Tensor
+
+from robust_lr.models.layers.fused_conv import FusedConv2d, has_wide_vectors
+from robust_lr.ops import build as extension
+
+needs_kernels = pytest.mark.skipif(not extension.load(), reason="no compiled kernels")
+TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-14}
+
+
+def layer(
+    inputs: int = 5, outputs: int = 6, size: int = 3, stride: int = 1, padding: int = 1, **options
+) -> FusedConv2d:
+    torch.manual_seed(0)
+    return FusedConv2d(inputs, outputs, size, stride, padding, **options).requires_grad_(False).eval()
+
+
+def composed(conv: FusedConv2d, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+    y = F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, groups=conv.groups)
+    y = y if shortcut is None else y + shortcut
+    return y.relu() if conv.relu else y
+
+
+def last(t: Tensor) -> Tensor:
+    return t.contiguous(memory_format=torch.channels_last)
+
+
+@needs_kernels
+@given(
+    n=st.integers(0, 3),
+    inputs=st.integers(1, 40),
+    outputs=st.integers(1, 70),
+    size=st.sampled_from([1, 2, 3, 5]),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 2),
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    relu=st.booleans(),
+    has_shortcut=st.booleans(),
+    has_bias=st.booleans(),
+    channels_last=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+@settings(max_examples=200, deadline=None)
+def test_matches_the_oracle(
+    n, inputs, outputs, size, stride, padding, height, width, relu, has_shortcut, has_bias, channels_last, dtype
+):
+    height, width = (max(side, size - 2 * padding) for side in (height, width))
+    conv = layer(inputs, outputs, size, stride, padding, bias=has_bias).double()
+    conv.relu = relu
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, inputs, height, width, generator=generator).double()
+    shortcut = dy = torch.randn(composed(conv, x).shape, generator=generator).double()
+
+    def results(operator, dtype):
+        leaves = [t.to(dtype) for t in (x, shortcut)]
+        leaves = [(last(t) if channels_last else t).detach().requires_grad_() for t in leaves]
+        conv.to(dtype)
+        y = operator(leaves[0], leaves[1] if has_shortcut else None)
+        return [y.detach(), *torch.autograd.grad(y, leaves if has_shortcut else leaves[:1], dy.to(dtype))]
+
+    wanted = results(lambda *t: composed(conv, *t), torch.float64)
+    found = results(conv, dtype)
+    if relu:  # rounding may turn a ReLU on or off: leave those pixels out
+        before = F.conv2d(x, conv.double().weight, conv.bias, conv.stride, conv.padding)
+        dy = dy.masked_fill((before + shortcut if has_shortcut else before).abs() < 1e-5, 0)
+        wanted, found = results(lambda *t: composed(conv, *t), torch.float64), results(conv, dtype)
+    for a, b in zip(found, wanted, strict=True):
+        assert a.dtype == dtype
+        assert relative_error(a, b) <= TOLERANCE[dtype]
+
+
+@needs_kernels
+def test_depends_neither_on_the_batch_nor_on_the_number_of_threads():
+    conv, x = layer(20, 50), last(torch.rand(9, 20, 7, 5))
+    together = conv(x)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 4):
+            torch.set_num_threads(threads)
+            for n in (1, 2, 5):
+                assert torch.equal(torch.cat([conv(part) for part in x.split(n)]), together)
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_kernels
+def test_nan_is_not_cut_off():
+    conv = layer()
+    conv.relu = True
+    x = torch.rand(1, 5, 8, 8, requires_grad=True)
+    with torch.no_grad():
+        x[0, 2, 4, 4] = float("nan")
+    y = conv(x)
+    assert y.isnan().any(dim=1).sum() == 9
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert not gradient.isnan().any()
+
+
+@needs_kernels
+def test_follows_its_weights(monkeypatch):
+    conv, x = layer(), torch.rand(2, 5, 4, 4)
+    packed = []
+    original = torch.ops.robust_lr.pack_convolution.default
+    monkeypatch.setattr(torch.ops.robust_lr.pack_convolution, "default", lambda *a: packed.append(a) or original(*a))
+    for _ in range(3):
+        conv(x)
+    assert len(packed) == 2  # for the result and for the gradient, once
+    other = layer(bias=True)
+    other.weight.neg_()
+    conv.load_state_dict(other.state_dict())
+    torch.testing.assert_close(conv(x), composed(other, x))
+    twin = copy.deepcopy(conv)
+    twin.weight.mul_(2)
+    torch.testing.assert_close(twin(x), composed(twin, x))
+    torch.testing.assert_close(conv(x), composed(conv, x))
+    conv.double()
+    torch.testing.assert_close(conv(x.double()), composed(conv, x.double()))
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_has_second_gradients(relu):
+    conv = layer().double()
+    conv.relu = relu
+    x, shortcut = (torch.randn(2, c, 4, 4, dtype=torch.float64, requires_grad=True) for c in (5, 6))
+    assert torch.autograd.gradcheck(conv, (x, shortcut))
+    assert torch.autograd.gradgradcheck(conv, (x, shortcut))
+
+
+@pytest.mark.parametrize(
+    "options", [{"groups": 5, "outputs": 10}, {"dilation": 2}, {"padding_mode": "circular"}], ids=str
+)
+def test_other_convolutions_are_pytorch_s(options, monkeypatch):
+    monkeypatch.setattr("robust_lr.models.layers.fused_conv._Fused", None)  # fails if asked
+    conv, x = layer(**options), torch.randn(2, 5, 6, 6)
+    plain = torch.nn.Conv2d.forward(conv, x)
+    conv.relu = True
+    torch.testing.assert_close(conv(x), plain.relu())
+    torch.testing.assert_close(conv(x, plain.clone()), (2 * plain).relu())
+
+
+def test_kernel_is_left_out_where_it_has_no_place(monkeypatch):
+    """Where weights are trained, under autocast, in torch.func and without kernels."""
+    monkeypatch.setattr("robust_lr.models.layers.fused_conv._Fused", None)  # fails if asked
+    conv, x = layer(), torch.rand(2, 5, 6, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert conv(x).dtype == torch.bfloat16
+    torch.func.vmap(torch.func.grad(lambda image: conv(image[None]).sum()))(x)
+    conv.requires_grad_()(x)
+    conv.requires_grad_(False)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("robust_lr.models.layers.fused_conv.has_wide_vectors", lambda: False)
+        conv(x)
+    monkeypatch.setattr("robust_lr.ops.local_relation.has_kernels", lambda device: False)
+    conv(x)
+
+
+@pytest.mark.parametrize(
+    ("macros", "wide"), [({"__AVX512F__": "1", "__AVX2__": "1"}, True), ({"__SSE2__": "1"}, False)]
+)
+def test_narrow_vectors_are_left_to_pytorch(macros, wide, monkeypatch):
+    monkeypatch.setattr(extension, "find_compiler", lambda: extension.Compiler(("c++",), (), macros))
+    assert has_wide_vectors.__wrapped__() is wide
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.zeros(2, 4, 5, 5)}, "channels-last"),
+        ({"x": last(torch.zeros(2, 4, 5, 5)).double()}, "dtype of x"),
+        ({"x": last(torch.zeros(2, 4, 5, 5)).half(), "packed": torch.zeros(1).half()}, "float32 or float64"),
+        ({"packed": torch.zeros(7)}, "of another convolution"),
+        ({"bias": torch.zeros(5)}, "bias"),
+        ({"shortcut": last(torch.zeros(2, 6, 4, 5))}, "like the result"),
+        ({"stride": 0}, "out of range"),
+        ({"padding": -1}, "out of range"),
+        ({"x": last(torch.zeros(2, 4, 1, 1)), "padding": 0}, "smaller than the kernel"),
+    ],
+)
+def test_operator_refuses_what_does_not_fit(change, message):
+    weight = torch.zeros(6, 4, 3, 3)
+    arguments = {
+        "x": last(torch.zeros(2, 4, 5, 5)),
+        "packed": torch.ops.robust_lr.pack_convolution(weight, False),
+        "bias": None,
+        "shortcut": None,
+        "outputs": 6,
+        "kernel_size": 3,
+        "stride": 1,
+        "padding": 1,
+        "relu": True,
+    }
+    torch.ops.robust_lr.convolution(**arguments)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.robust_lr.convolution(**{**arguments, **change})
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("dy", "sizes", "message"),
+    [
+        (torch.zeros(2, 6, 5, 5), (4, 5, 5, 3, 1, 1), "channels-last"),
+        (last(torch.zeros(2, 6, 5, 5)), (4, 6, 5, 3, 1, 1), "size that the convolution gives"),
+        (last(torch.zeros(2, 6, 5, 5)), (40, 5, 5, 3, 1, 1), "of another convolution"),
+        (last(torch.zeros(2, 6, 5, 5)), (4, 5, 5, 3, 0, 1), "out of range"),
+    ],
+)
+def test_gradient_refuses_what_does_not_fit(dy, sizes, message):
+    packed = torch.ops.robust_lr.pack_convolution(torch.zeros(6, 4, 3, 3), True)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.robust_lr.convolution_gradient(dy, packed, *sizes)

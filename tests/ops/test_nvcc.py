@@ -1,0 +1,67 @@
+"""How the CUDA compiler is found, and for which GPUs it is told to compile."""
+
+from pathlib import Path
+
+import pytest
+
+from robust_lr.ops import nvcc
+from robust_lr.utils.errors import InputError, RunError
+
+
+def toolkit(*capabilities: tuple[int, int]) -> nvcc.Toolkit:
+    return nvcc.Toolkit("nvcc", "PATH", "13.0", (), capabilities)
+
+
+def test_code_is_made_for_each_gpu() -> None:
+    known = toolkit((7, 5), (8, 0), (8, 6), (9, 0))
+    assert nvcc.architecture_flags(known, [(8, 0), (9, 0)]) == [
+        "-gencode=arch=compute_80,code=[sm_80]",
+        "-gencode=arch=compute_90,code=[sm_90,compute_90]",
+    ]
+    # One that is newer than the compiler gets code that the driver translates.
+    assert nvcc.architecture_flags(known, [(12, 0)]) == ["-gencode=arch=compute_90,code=[compute_90]"]
+    with pytest.raises(RunError, match=r"need a GPU of compute capability 8.0 or newer, this is 7.5"):
+        nvcc.architecture_flags(known, [(7, 5)])
+
+
+def test_gpus_may_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0+PTX;8.0")
+    assert nvcc.wanted_capabilities() == [(8, 0), (9, 0)]
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
+    with pytest.raises(InputError, match=r"TORCH_CUDA_ARCH_LIST must name .* like 8.0 or 9.0, got 'Hopper'"):
+        nvcc.wanted_capabilities()
+
+
+def fake_nvcc(folder: Path, script: str) -> None:
+    path = folder / "bin" / "nvcc"
+    path.parent.mkdir()
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+def test_toolkit_is_where_nvcc_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not where the nvcc that was found lies."""
+    library = tmp_path / "elsewhere" / "lib"
+    library.mkdir(parents=True)
+    (library / "libcudart_static.a").touch()
+    fake_nvcc(
+        tmp_path,
+        f"""case "$1" in
+        --dryrun) echo '#$ LIBRARIES=  "-L{library}/../lib"' >&2 ;;
+        --version) echo 'Cuda compilation tools, release 12.9, V12.9.1' ;;
+        --list-gpu-arch) printf 'compute_90\ncompute_80\ncompute_121\n' ;;
+        esac""",
+    )
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    found = nvcc.find()
+    assert found is not None
+    assert (found.found_by, found.version) == ("CUDA_HOME", "12.9")
+    assert found.capabilities == ((8, 0), (9, 0), (12, 1))
+    assert nvcc.static_runtime(found) == str(library / "libcudart_static.a")
+
+
+def test_broken_nvcc_is_an_error_with_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_nvcc(tmp_path, "echo 'nvcc fatal : out of luck' >&2; exit 1")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    with pytest.raises(RunError, match="out of luck"):
+        nvcc.find()

@@ -1,0 +1,195 @@
+import copy
+import dataclasses
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from click.testing import CliRunner
+from torch import nn
+
+import robust_lr as rlr
+from robust_lr.cli import main
+from robust_lr.evaluation.sanity import plain, sanity
+from robust_lr.protocols.pgd import PGD
+from robust_lr.protocols.presets import PROTOCOLS, SWEEPS
+from robust_lr.results.ledger import Row
+from robust_lr.results.validity import CHECKS, validity
+from robust_lr.utils.errors import InputError
+
+WEAK = PGD(eps=16 / 255, step_size=4 / 255, steps=8)
+EARLY = dataclasses.replace(WEAK, criterion="worst")
+LONG = dataclasses.replace(WEAK, steps=24)
+GOOD = Row(
+    id=0, input_hash="ab", label=0, target=None, clean=0, adversarial=0, robust=True, robust_worst_seen=True,
+    success=False, first_success=None, first_wrong=None, clean_loss=0.1, zero_gradients=0, margin=1.0, loss=0.5,
+    distance=0.06, broken_by=None, record="", unconfirmed=0, forwards=10, backwards=8, seconds=0.1,
+)  # fmt: skip
+
+
+def rows(n=100, changed=0, **values):
+    """Rows without a fault, of two classes; some of them changed."""
+    out = []
+    for i in range(n):
+        label = i % 2
+        row = dataclasses.replace(GOOD, id=i, label=label, clean=label, adversarial=label)
+        out.append(dataclasses.replace(row, **values) if i < changed else row)
+    return out
+
+
+def failed(rows, protocol=WEAK):
+    return [check.name for check in validity(rows, protocol) if check.passed is False]
+
+
+def test_rows_without_a_fault_pass_every_check():
+    for protocol, unseen in ((WEAK, "successes are confirmed"), (EARLY, "successes are kept")):
+        checks = validity(rows(), protocol)
+        assert [check.name for check in checks] == list(CHECKS)
+        assert all(check.passed for check in checks if check.name != unseen)
+        assert {check.name for check in checks if check.passed is None} == {unseen}
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "few", "many"),
+    [
+        ("clean accuracy above chance", {"clean": 7}, 49, 50),
+        ("gradients are not zero", {"zero_gradients": 4}, 1, 2),
+        ("the loss rises", {"loss": 0.1}, 49, 50),
+        ("the attack has converged", {"first_wrong": 7}, 1, 2),
+        ("successes are kept", {"robust_worst_seen": False}, 1, 2),
+        ("successes are confirmed", {"unconfirmed": 3}, 1, 2),
+    ],
+)
+def test_each_check_fails_by_its_own_fault_and_no_other(name, values, few, many):
+    protocol = EARLY if "unconfirmed" in values else WEAK
+    assert failed(rows(changed=few, **values), protocol) == []
+    assert failed(rows(changed=many, **values), protocol) == [name]
+
+
+def test_what_cannot_be_seen_neither_passes_nor_fails():
+    still = rows(changed=100, backwards=0, distance=0.0, label=0, clean=0, adversarial=0)
+    unseen = {check.name for check in validity(still, PROTOCOLS["none"]) if check.passed is None}
+    assert unseen == set(CHECKS) - {"successes are kept"}
+
+
+@pytest.fixture(scope="module")
+def data():
+    return rlr.data.load("fashion-mnist-mini", "test").take(64)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    x, y, _ = rlr.data.load("fashion-mnist-mini", "train").batch(torch.arange(1000))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, 10))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(40):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return model
+
+
+@pytest.fixture
+def model(trained):
+    return copy.deepcopy(trained)
+
+
+class Backwards(nn.Module):
+    """The same logits, with a gradient that points the wrong way."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(2 * x.detach() - x)
+
+
+class Random(nn.Module):
+    """Logits with noise: what one pass shows the next need not."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        logits = self.model(x)
+        return logits + logits.detach().std() * torch.randn_like(logits)
+
+
+class Dead(nn.Module):
+    """The same logits; bright images have no gradient, which is half of them."""
+
+    def __init__(self, model, level):
+        super().__init__()
+        self.model, self.level = model, level
+
+    def forward(self, x):
+        bright = x.detach().mean((1, 2, 3), keepdim=True) > self.level
+        return self.model(torch.where(bright, x.detach(), x))
+
+
+def test_an_evaluation_says_whether_it_is_to_be_trusted(model, data, tmp_path):
+    result = rlr.evaluate(model, data, LONG, out=tmp_path / "good")
+    assert [check.passed for check in result.validity] == [True] * 5 + [None]
+    record = json.loads((tmp_path / "good" / "result.json").read_text())
+    assert record["validity"] == [dataclasses.asdict(check) for check in result.validity]
+    for broken, names in {
+        Backwards(model): ["the loss rises"],
+        Dead(model, data.batch(torch.arange(64))[0].mean((1, 2, 3)).quantile(0.7)): ["gradients are not zero"],
+    }.items():
+        result = rlr.evaluate(broken, data, dataclasses.replace(WEAK, start="clean"))
+        found = [check.name for check in result.validity if check.passed is False]
+        assert found[: len(names)] == names
+    for watched, passed in ((model, True), (Random(model), False)):
+        checks = rlr.evaluate(watched, data, EARLY, allow=["deterministic", "batch"]).validity
+        assert {check.name: check.passed for check in checks}["successes are confirmed"] is passed
+    weak = PGD(eps=16 / 255, step_size=1 / 255, steps=6, start="clean")
+    found = {check.name: check.passed for check in rlr.evaluate(model, data, weak).validity}
+    assert found["the attack has converged"] is False
+
+
+def test_sanity_passes_an_honest_model(model, data):
+    seen = []
+    checks = sanity(model, data, LONG, progress=lambda *now: seen.append(now))
+    assert [check.name for check in checks if not check.passed] == []
+    assert seen == [(i + 1, 8) for i in range(8)]
+    l2 = PGD(norm="l2", eps=1.0, step_size=0.1, steps=100)
+    assert [check.name for check in sanity(model, data, l2) if not check.passed] == []
+
+
+def test_sanity_finds_gradients_that_are_masked(model, data):
+    failed = {check.name for check in sanity(Backwards(model), data, WEAK) if not check.passed}
+    assert {"eps of 255/255 breaks every image", "stronger than black box"} <= failed
+
+
+def test_sanity_finds_an_attack_of_too_few_steps(model, data):
+    weak = PGD(eps=16 / 255, step_size=1 / 255, steps=2, start="clean")
+    failed = {check.name for check in sanity(model, data, weak) if not check.passed}
+    assert {"as strong as with 4 times the steps", "stronger than one step"} <= failed
+
+
+def test_sanity_stands_for_every_protocol(model, data):
+    with pytest.raises(InputError, match="eps = 0: there is nothing to check"):
+        sanity(model, data, "none")
+    for protocol in (p for p in PROTOCOLS.values() if p.name != "none"):
+        base = plain(protocol)
+        assert (base.eps, base.norm, base.criterion, base.targeted) == (protocol.eps, protocol.norm, "worst", False)
+    assert SWEEPS
+
+
+def test_the_command_prints_a_verdict_and_fails_with_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets.py").write_text(
+        "import torch\nfrom torch import nn\n\nclass Wrong(nn.Linear):\n    def __init__(self):\n"
+        "        torch.manual_seed(0)\n        super().__init__(784, 10)\n    def forward(self, x):\n"
+        "        return super().forward((2 * x.detach() - x).flatten(1))\n"
+    )
+    arguments = ["check", "--model", "nets.py:Wrong", "--data", "fashion-mnist-mini", "--limit", "32", "--threads", "1"]
+    result = CliRunner().invoke(main, [*arguments, "--allow", "normalization"], env={"COLUMNS": "100"})
+    assert result.exit_code == 1
+    assert "FAIL" in result.output
+    assert "stronger than random noise" in result.output
+    assert max(map(len, result.output.splitlines())) <= 100
+    assert CliRunner().invoke(main, [*arguments, "--protocol", "none"]).exit_code == 2
