@@ -101,7 +101,7 @@ def set_value(table: dict[str, Any], override: str, form: str = "section.key=val
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise InputError(f"override {override!r}: write {form}")
+        raise InputError(f"`overrides` {override!r}: write {form}")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -109,7 +109,7 @@ def set_value(table: dict[str, Any], override: str, form: str = "section.key=val
     for part in parts[:-1]:
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
-            raise InputError(f"override {override!r}: {part} is a value, not a section")
+            raise InputError(f"`overrides` {override!r}: {part} is a value, not a section")
     if parts[-1] == "recipe":
         recipes.over(table, value)
     else:

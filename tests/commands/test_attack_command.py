@@ -170,7 +170,7 @@ def test_targets_are_saved_and_aimed_at_by_another_model(here):
         (["--targets", "equal.json"], "is its true class"),
         (["--targets", "few.json"], "was changed after it was saved"),
         (["--targets", "gone.json"], "'gone.json' cannot be read"),
-        (["--set", "target=given"], "target = 'given': give the targets as well (--targets FILE)"),
+        (["--set", "target=given"], "target = 'given': give the --targets as well"),
     ]:
         result = invoke(*arguments, "--out", "third")
         assert result.exit_code == 2, result.output

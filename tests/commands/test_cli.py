@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 
 import robust_lr as rlr
-from robust_lr.cli import main
+from robust_lr.cli import COMMANDS, main
 from robust_lr.config.training import shipped
 from robust_lr.data.dataset import content_hash
 from robust_lr.data.registry import DATASETS
@@ -98,14 +98,14 @@ def refuse(words, *arguments):
 def test_help_names_every_command():
     for option in ("-h", "--help"):
         text = succeed(option).output
-        for command in main.commands:
+        for command in COMMANDS:
             assert command in text
 
 
 @pytest.mark.parametrize("command", ["adv-train", "attack", "table9", "list"])
 def test_help_of_a_command_explains_its_options(command):
     text = succeed(command, "--help").output
-    for option in main.commands[command].params:
+    for option in main.get_command(None, command).params:
         assert option.opts[0] in text or option.name.upper() in text
         assert getattr(option, "help", None) or option.name in ("config", "device", "json_file", "kind")
 

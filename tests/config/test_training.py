@@ -201,7 +201,7 @@ def test_a_model_needs_a_name():
 
 @pytest.mark.parametrize("override", ["train.epochs", "=3", "train.=3", ".epochs=3", "train..epochs=3", "", "seed.x=3"])
 def test_overrides_of_the_wrong_form_are_named(override):
-    with pytest.raises(InputError, match="--set "):
+    with pytest.raises(InputError, match="overrides"):
         load("imagenet/lrnet26_adv", [override])
 
 
