@@ -20,10 +20,11 @@ ALLOWED = {
     "protocols": "attacks utils",
     "config": "protocols data utils",
     "results": "protocols attacks data utils",
+    "reports": "results protocols attacks data utils",
     "evaluation": "results protocols models attacks data utils ops",
     "training": "config protocols models attacks data utils ops",
     "paper": "training evaluation results config protocols models attacks data ops utils",
-    "commands": "paper training evaluation results config protocols models attacks data ops utils",
+    "commands": "reports paper training evaluation results config protocols models attacks data ops utils",
     "cli": "commands utils",
     "timm": "models utils",
 }

@@ -13,7 +13,7 @@ from typing import Any
 from ..utils.errors import InputError, RunError
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
     """What an evaluation found for one image.
 

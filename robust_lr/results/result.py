@@ -1,15 +1,19 @@
-"""What an evaluation says: a frozen record with intervals, written as JSON."""
+"""The result of an evaluation: a frozen record with intervals, written as JSON."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..utils.statistics import Proportion
+from . import export
+from .text import short_table
 
 if TYPE_CHECKING:
+    from .ledger import Row
     from .validity import Check
 
 
@@ -38,6 +42,7 @@ class Result:
         seconds: time of the attack, summed over images, without loading.
         forwards, backwards: images x passes of the model that were really made, padding left out.
         validity: signs of a broken evaluation that were looked for in the rows.
+        rows: the ledger's rows, one per image, by id; they are not part of the JSON form.
     """
 
     model: str
@@ -65,9 +70,21 @@ class Result:
     forwards: int
     backwards: int
     validity: tuple[Check, ...]
+    rows: tuple[Row, ...] = field(default=(), repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return short_table(self)
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write the per-image rows as CSV."""
+        export.write_csv(path, export.records(self.rows))
+
+    def to_dataframe(self) -> Any:
+        """The per-image rows as a data frame of pandas or, where that is missing, of polars."""
+        return export.dataframe(export.records(self.rows))
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form; accuracies are fractions, intervals [low, high]."""
+        """The JSON form: accuracies as fractions, intervals as [low, high]."""
         shares = {
             "clean_accuracy": self.clean,
             "robust_accuracy": self.robust,
@@ -77,7 +94,7 @@ class Result:
             "precision_agreement": self.agreement,
         }
         record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        for name in ("clean", "robust", "robust_last", "robust_worst_seen", "success", "agreement", "hashes"):
+        for name in ("clean", "robust", "robust_last", "robust_worst_seen", "success", "agreement", "hashes", "rows"):
             del record[name]
         record["validity"] = [dataclasses.asdict(check) for check in self.validity]
         record["curve"] = [{"steps": steps, **figures(point)} for steps, point in self.curve]
@@ -90,7 +107,7 @@ class Result:
 
 
 def figures(shares: Mapping[str, Proportion]) -> dict[str, Any]:
-    """Shares as they are written in JSON: fractions, and intervals [low, high] and denominators by name."""
+    """The JSON form of shares: fractions by name, with their intervals and denominators."""
     return {
         **{name: share.value for name, share in shares.items()},
         "intervals": {name: list(share.interval) for name, share in shares.items()},

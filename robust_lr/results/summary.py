@@ -37,6 +37,7 @@ def summarize(rows: Sequence[Row], protocol: Protocol, *, hashes: dict[str, str]
         forwards=sum(row.forwards for row in rows),
         backwards=sum(row.backwards for row in rows),
         validity=validity(rows, protocol),
+        rows=tuple(rows),
         **about,
     )
 

@@ -1,0 +1,1 @@
+"""Reports: finished evaluations as one page, and as tables and figures for a paper."""

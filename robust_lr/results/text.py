@@ -1,0 +1,43 @@
+"""A result as a short table of plain text, for ``print``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..protocols.files import from_values
+from ..utils.statistics import Proportion, interval, value
+
+if TYPE_CHECKING:
+    from .result import Result
+
+
+def short_table(result: Result) -> str:
+    """Model, protocol, and one line per figure with its interval and its denominator."""
+    figures = named_figures(result)
+    counts = {name: f"{share.count} / {share.n}" for name, share in figures.items()}
+    name_width, count_width = max(map(len, figures)), max(map(len, ["images", *counts.values()]))
+    lines = [
+        f"{result.model} on {result.data}",
+        str(from_values(result.protocol)),
+        f"{'':{name_width}}      %  95 % interval  {'images':>{count_width}}",
+        *(
+            f"{name:{name_width}}  {value(share):>5}  {interval(share):>13}  {counts[name]:>{count_width}}"
+            for name, share in figures.items()
+        ),
+    ]
+    failed = [check.name for check in result.validity if check.passed is False]
+    lines.append(f"failed checks: {', '.join(failed)}" if failed else "no check failed")
+    return "\n".join(lines)
+
+
+def named_figures(result: Result) -> dict[str, Proportion]:
+    """The accuracies and the success of a result by the words that tables use, without those that are not known."""
+    among = "was not the target" if result.protocol.get("targeted") else "was right"
+    shares = {
+        "clean accuracy": result.clean,
+        "robust accuracy, last iterate": result.robust_last,
+        "robust accuracy, worst seen": result.robust_worst_seen,
+        f"success, where clean {among}": result.success,
+        f"verdicts as with fp32, {result.precision}": result.agreement,
+    }
+    return {name: share for name, share in shares.items() if share is not None}
