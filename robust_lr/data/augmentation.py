@@ -21,12 +21,12 @@ Augmentation = Callable[[Tensor, Tensor, int, int], Tensor]
 
 
 def none(images: Tensor, ids: Tensor, seed: int, epoch: int) -> Tensor:
-    """Images as they are."""
+    """Leave images as they are."""
     return images
 
 
 def flip(images: Tensor, ids: Tensor, seed: int, epoch: int) -> Tensor:
-    """Mirror left and right with probability 1/2."""
+    """Mirror horizontally with probability 1/2."""
     mirrored = integers(seed, AUGMENT, ids, 2, draw=epoch).bool().view(-1, 1, 1, 1)
     return torch.where(mirrored, images.flip(3), images)
 
@@ -47,7 +47,7 @@ def flip_crop(images: Tensor, ids: Tensor, seed: int, epoch: int) -> Tensor:
     return padded[count(n).view(n, 1, 1, 1), channels, rows, columns]
 
 
-#: by name; "imagenet" has done its work when the batch arrives, see TRANSFORMS
+#: augmentations by name; "imagenet" is applied while files are decoded, see TRANSFORMS
 AUGMENTATIONS: dict[str, Augmentation] = {"none": none, "flip": flip, "flip-crop": flip_crop, "imagenet": none}
 
 
@@ -59,5 +59,5 @@ def random_resized_crop(image: Image) -> Tensor:
     return pixels(v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(probability)])(image))
 
 
-#: augmentations of a file while it is decoded; data in memory cannot have them
+#: augmentations that are applied while a file is decoded; data in memory cannot have them
 TRANSFORMS: dict[str, Transform] = {"imagenet": random_resized_crop}

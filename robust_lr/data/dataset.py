@@ -1,6 +1,6 @@
-"""What a data set is: images with pixels in [0, 1], labels, and ids that key all randomness.
+"""Data sets: images with pixels in [0, 1], labels, and ids that key all randomness.
 
-Two kinds exist: `ArrayDataset` holds its images in memory, `lazy.LazyDataset` decodes them when they are asked for.
+`ArrayDataset` holds its images in memory; `encoded.LazyDataset` decodes them on access.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Dataset(torch.utils.data.Dataset[Item], ABC):
 
     name: str
     num_classes: int
-    image_shape: tuple[int, int, int]  # C, H, W
+    image_shape: tuple[int, int, int]  # [C, H, W]
     labels: Tensor = field(repr=False)  # int64 [N]
     ids: Tensor = field(repr=False)  # int64 [N]
-    classes: tuple[str, ...] | None = field(default=None, repr=False)  # their names, where known
+    classes: tuple[str, ...] | None = field(default=None, repr=False)  # class names, where known
 
     def __post_init__(self) -> None:
         if len(self) == 0:
@@ -65,42 +65,45 @@ class Dataset(torch.utils.data.Dataset[Item], ABC):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Item:
-        """Image float32 [C, H, W] in [0, 1], label, id. Raises `InputError` if a lazy image cannot be read."""
+        """Return an image float32 [C, H, W] in [0, 1], its label and its id.
+
+        Raises `InputError` if a lazy image cannot be read.
+        """
         label, id_ = int(self.labels[index]), int(self.ids[index])  # first: out of range is an IndexError here
-        return unit(self._pixels(torch.tensor([index]))[0]), label, id_
+        return to_unit_range(self._pixels(torch.tensor([index]))[0]), label, id_
 
     def batch(self, indices: Tensor) -> Batch:
-        """Images float32 [n, C, H, W] in [0, 1], labels int64 [n], ids int64 [n] for positions `indices`, int64 [n]."""
+        """Return images float32 [n, C, H, W] in [0, 1], labels and ids int64 [n] at positions `indices`, int64 [n]."""
         pixels, labels, ids = self.raw(indices)
-        return unit(pixels), labels, ids
+        return to_unit_range(pixels), labels, ids
 
     def raw(self, indices: Tensor) -> Batch:
-        """The same, but images are uint8 where they are levels of 255; `unit` makes them what `batch` gives."""
+        """Return the same as `batch`, but leave images uint8 where they are stored so; see `to_unit_range`."""
         indices = _positions(indices)
         return self._pixels(indices), self.labels[indices], self.ids[indices]
 
     def subset(self, indices: Tensor | Sequence[int]) -> Self:
-        """The images at these positions, in this order; each keeps its id. Raises `InputError` on repeats or none."""
+        """Select images by position, in this order; each keeps its id. Raises `InputError` on repeats or none."""
         indices = _positions(indices)
         return replace(self, labels=self.labels[indices], ids=self.ids[indices], **self._rows(indices))
 
     def take(self, n: int) -> Self:
-        """The first `n` images (sorted by class in a folder). Raises `InputError` unless 1 <= n <= len(self)."""
+        """Select the first `n` images (folders are sorted by class). Raises `InputError` unless 1 <= n <= len(self)."""
         if not 1 <= n <= len(self):
             raise InputError(f"{self.name}: cannot take {n} images; allowed are 1..{len(self)}")
         return self.subset(torch.arange(n))
 
     @abstractmethod
     def _pixels(self, indices: Tensor) -> Tensor:
-        """Images [n, C, H, W], uint8 levels of 255 or float32 in [0, 1]."""
+        """Load images [n, C, H, W], uint8 or float32 in [0, 1]."""
 
     @abstractmethod
     def _rows(self, indices: Tensor) -> dict[str, Any]:
-        """The other fields that hold one row an image, restricted to these rows."""
+        """The other fields with one row per image, restricted to these rows."""
 
     @abstractmethod
     def _content(self) -> Iterator[bytes | memoryview]:
-        """What `content_hash` covers beside shape, ids and labels."""
+        """Bytes that `content_hash` covers in addition to shape, ids and labels."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -128,7 +131,7 @@ def from_arrays(
     classes: Sequence[str] | None = None,
     name: str = "arrays",
 ) -> ArrayDataset:
-    """A data set of arrays in memory, which are copied.
+    """Make a data set from arrays in memory, which are copied.
 
     images: [N, H, W], [N, C, H, W] or [N, H, W, C] with C = 1 or 3; uint8, or float in [0, 1].
     labels: integers [N]; ids: non-negative unique integers [N], by default the index.
@@ -166,9 +169,9 @@ def from_arrays(
 
 
 def content_hash(dataset: Dataset, *, images: bool = True) -> str:
-    """SHA-256, in hex, of the image shape, the ids, the labels and, unless told otherwise, the images, in order.
+    """SHA-256, in hex, of the image shape, the ids, the labels and, by default, the images, in order.
 
-    For images these bytes count: in memory the pixels as stored, in an npz of JPEGs the encoded bytes, in a
+    The bytes that count for images: in memory the pixels as stored, in an npz of JPEGs the encoded bytes, in a
     folder the relative file names and file sizes. Neither the name of the set nor the transform counts.
     """
     digest = hashlib.sha256(repr((dataset.image_shape, len(dataset))).encode())
@@ -180,7 +183,7 @@ def content_hash(dataset: Dataset, *, images: bool = True) -> str:
 
 
 def spaced(count: int, n: int) -> Tensor:
-    """Positions of ``n`` of ``count`` images (all if they are fewer), evenly spaced: folders are sorted by class."""
+    """Evenly spaced positions of ``n`` of ``count`` images (folders are sorted by class), or of all if there are fewer."""
     n = min(n, count)
     return torch.arange(n) * count // n
 
@@ -202,11 +205,11 @@ def _positions(indices: Tensor | Sequence[int]) -> Tensor:
     return torch.from_numpy(as_integers(indices, "indices"))
 
 
-def unit(pixels: Tensor) -> Tensor:
-    """Levels of 255, uint8, as float32 in [0, 1], the same bits on every device; float32 as it is."""
+def to_unit_range(pixels: Tensor) -> Tensor:
+    """Convert uint8 pixels to float32 in [0, 1], with the same bits on every device; float32 is returned as it is."""
     if pixels.is_floating_point():
         return pixels
-    # by a tensor of its device: on CUDA, a number's rounded inverse is multiplied with
+    # Divide by a tensor: for a Python number, CUDA multiplies by its rounded reciprocal.
     return pixels.to(torch.float32).div_(torch.full((), 255.0, device=pixels.device))
 
 
@@ -215,7 +218,7 @@ def in_unit_range(pixels: Array) -> bool:
 
 
 def spread(data: Dataset, n: int) -> Dataset:
-    """``n`` images, evenly spaced in the order of ``data``; InputError if there are not so many."""
+    """Select ``n`` evenly spaced images of ``data``; InputError if it has fewer."""
     if not 1 <= n <= len(data):
         raise InputError(f"limit = {n}: {data.name} has {len(data)} images")
     return data.subset(spaced(len(data), n))

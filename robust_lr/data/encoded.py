@@ -1,4 +1,4 @@
-"""Data sets that decode their images, as RGB, each time they are asked for: files, or JPEGs in one array."""
+"""Data sets that decode their images, as RGB, on each access: files, or JPEGs in one array."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..utils.errors import InputError
-from .dataset import Array, Dataset, in_unit_range, unit
+from .dataset import Array, Dataset, in_unit_range, to_unit_range
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
 
 Transform = Callable[["Image"], Tensor]
-"""From a PIL image (mode RGB) to a tensor [C, H, W], float32 in [0, 1] or uint8, which stands for levels of 255.
+"""Converts a PIL image (mode RGB) to a tensor [C, H, W], uint8 or float32 in [0, 1].
 
 Normalization belongs to the model.
 """
@@ -78,10 +78,10 @@ class BlobSource:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LazyDataset(Dataset):
-    """A set whose images are decoded, as RGB, each time they are asked for. Made by `from_source`."""
+    """A data set that decodes its images, as RGB, on each access. Made by `from_source`."""
 
     source: Source = field(repr=False)
-    rows: Tensor = field(repr=False)  # int64 [N]: where in the source each image lies
+    rows: Tensor = field(repr=False)  # int64 [N]: row of each image in the source
     transform: Transform | None = None
 
     def transformed(self, transform: Transform) -> Self:
@@ -149,9 +149,9 @@ def center_crop(image: Image, short: int = 256, side: int = 224) -> Tensor:
 
 
 def stacked(images: Sequence[Tensor]) -> Tensor:
-    """As one tensor, uint8 if all are."""
+    """Stack images into one tensor, uint8 if all of them are."""
     if len({image.dtype for image in images}) > 1:
-        images = [unit(image) for image in images]
+        images = [to_unit_range(image) for image in images]
     # NumPy: torch would start threads for small images, far slower on busy cores
     return torch.from_numpy(np.stack([image.numpy() for image in images]))
 
@@ -166,7 +166,7 @@ def from_source(
     name: str,
     transform: Transform | None = None,
 ) -> LazyDataset:
-    """A data set of encoded images, decoded when asked for. Only the first that can be is read here, for the shape."""
+    """Make a data set of encoded images. Only the first readable image is decoded here, for the shape."""
     if len(labels) == 0:
         raise InputError(f"{name}: the set is empty; it needs at least one image")
     return LazyDataset(
@@ -183,15 +183,15 @@ def from_source(
 
 
 def shape(source: Source, rows: Iterable[int], transform: Transform | None) -> tuple[int, int, int]:
-    """Of the first of the images that can be read; what is wrong with the first one if none can."""
+    """Shape [C, H, W] of the first readable image; if there is none, raises the error of the first image."""
     first: Unreadable | None = None
     for row in rows:
         try:
-            with torch.random.fork_rng(devices=[]):  # a random transform is not to be noticed
+            with torch.random.fork_rng(devices=[]):  # a random transform must not advance the generator
                 channels, height, width = decode(source, row, transform).shape
         except Unreadable as error:
             first = first or error
         else:
             return channels, height, width
-    assert first is not None  # there is an image
+    assert first is not None  # there is at least one image
     raise first

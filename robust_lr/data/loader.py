@@ -1,4 +1,4 @@
-"""Batches in a given order, made in this process or in workers."""
+"""Load batches in a given order, in this process or in worker processes."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from torch import Tensor
 from ..utils.devices import CPU, STOPPING
 from ..utils.errors import InputError, RunError
 from ..utils.rng import AUGMENT, ORDER, words
-from .dataset import Batch, Dataset, unit
+from .dataset import Batch, Dataset, to_unit_range
 from .encoded import stacked
 
 log = logging.getLogger(__name__)
 
-#: positions of a batch in the data set, and its epoch
+#: the positions of a batch in the data set, and the epoch
 Order = tuple[Tensor, int]
-#: a batch, and what was wrong with the images that were left out
+#: a batch, and the errors of the images that were left out
 Loaded = tuple[Tensor, Tensor, Tensor, list[str]]
 
 
 @dataclass(frozen=True, eq=False)
 class Batches(torch.utils.data.Dataset[Loaded | InputError]):
-    """Items are the batches of ``data`` at given positions, raw: uint8 is a quarter of what would have to be sent.
+    """A data set whose items are raw batches of ``data``: sending uint8 between processes costs a quarter of float32.
 
-    An image that cannot be read gives the error instead of a batch: raised in a worker, it would arrive wrapped in a
-    traceback. With ``skip`` the batch goes without it. With ``seed``, PyTorch's generator is set for each image from
-    (seed, epoch, image id) while it is decoded, so random transforms of files give the same picture in any worker and
-    any order.
+    If an image cannot be read, the item is the error instead of a batch: an error raised in a worker would arrive
+    wrapped in a traceback. With ``skip`` the image is left out of the batch. With ``seed``, PyTorch's generator is
+    seeded with (seed, epoch, image id) while an image is decoded, so that random transforms of files give the same
+    picture in any worker and any order.
     """
 
     data: Dataset
@@ -56,7 +56,7 @@ class Batches(torch.utils.data.Dataset[Loaded | InputError]):
         return joined(items, self.data)
 
     def _readable(self, positions: Tensor, epoch: int) -> Loaded:
-        """The batch without the images that cannot be read."""
+        """Load a batch without the images that cannot be read."""
         single = Batches(self.data, self.seed)
         found: list[Batch] = []
         problems = []
@@ -70,7 +70,7 @@ class Batches(torch.utils.data.Dataset[Loaded | InputError]):
 
 
 def joined(items: Sequence[Batch], data: Dataset) -> Batch:
-    """Batches of one image each as one, which may be empty."""
+    """Concatenate batches of one image each; the result may be empty."""
     if not items:
         return torch.empty(0, *data.image_shape), data.labels[:0], data.ids[:0]
     images, labels, ids = zip(*items, strict=True)
@@ -80,10 +80,10 @@ def joined(items: Sequence[Batch], data: Dataset) -> Batch:
 def batches(
     data: Dataset, order: Sequence[Tensor], *, workers: int = 0, skip: bool = False, device: torch.device = CPU
 ) -> Iterator[Batch]:
-    """The batches of ``data`` at each of ``order`` (tensors of positions), without those that have no image.
+    """Yield the batches of ``data`` at each of ``order`` (tensors of positions), without empty ones.
 
     Args:
-        workers: processes that make them ahead; 0 for none.
+        workers: processes that load batches ahead of time; 0 for none.
         skip, device: as in ``stream``.
 
     Raises:
@@ -103,11 +103,11 @@ def stream(
     skip: bool = False,
     device: torch.device = CPU,
 ) -> Iterator[Batch]:
-    """The batches of ``data`` at ``orders``, which may go on over many epochs: workers stay, and stay ahead.
+    """Yield the batches of ``data`` at ``orders``, which may span many epochs: workers persist, and stay ahead.
 
     Args:
         skip: leave out images that cannot be read, with a warning that names them, instead of raising.
-        device: where the batches are wanted; pixels become float32 there.
+        device: where batches are moved to; pixels become float32 there.
 
     Raises:
         InputError, RunError: as in ``batches``.
@@ -121,13 +121,13 @@ def stream(
         for problem in problems:
             log.warning("skipped: %s", problem)
         images, labels, ids = (column.to(device, non_blocking=True) for column in found)
-        yield unit(images), labels, ids
+        yield to_unit_range(images), labels, ids
 
 
 def from_workers(
     source: Batches, orders: Iterable[Order], workers: int, device: torch.device
 ) -> Iterator[Loaded | InputError]:
-    """The items of ``source`` at ``orders``, made ahead by ``workers`` processes; pinned for a GPU."""
+    """Yield the items of ``source`` at ``orders``, loaded ahead by ``workers`` processes; pinned for a GPU."""
     if workers < 0:
         raise InputError(f"workers = {workers}: must be at least 0")
     try:
@@ -137,7 +137,7 @@ def from_workers(
             sampler=orders,
             num_workers=workers,
             pin_memory=device.type == "cuda",
-            worker_init_fn=deaf,
+            worker_init_fn=ignore_stop_signals,
             generator=torch.Generator(),  # draws a seed for the workers, which need none
         )
     except RuntimeError as error:
@@ -145,16 +145,16 @@ def from_workers(
         raise RunError(f"a process that loads images failed, out of memory or killed: {reason}") from error
 
 
-def deaf(worker: int) -> None:
-    """Let a worker go on when its process group is told to stop, as torchrun and Ctrl-C do: a step still needs it.
+def ignore_stop_signals(worker: int) -> None:
+    """Let a worker outlive a signal to its process group, as sent by torchrun and Ctrl-C: the last step needs it.
 
-    It ends with the process that it works for.
+    The worker ends with its parent process.
     """
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
 
 
 def shuffled(data: Dataset, batch_size: int, *, seed: int, epoch: int) -> list[Tensor]:
-    """Positions of an epoch's full batches, in an order keyed by (seed, epoch, ids); an incomplete last is dropped."""
+    """Positions of an epoch's full batches in an order keyed by (seed, epoch, ids); an incomplete batch is dropped."""
     order = words(seed, ORDER, data.ids, 1, draw=epoch)[:, 0].argsort(stable=True)
     return list(torch.split(order[: len(order) // batch_size * batch_size], batch_size))

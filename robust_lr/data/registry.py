@@ -49,7 +49,7 @@ def load(
     *,
     transform: Transform | None = None,
 ) -> Dataset:
-    """One split of a named data set.
+    """Load one split of a named data set.
 
     name:
       `fashion-mnist-mini`  ships with the package: 4,000 and 1,000 images [1, 28, 28]; ids index the full set's split.
@@ -63,8 +63,8 @@ def load(
       `tar:PATH`  a folder of WebDataset shards: PATH/train*.tar and PATH/test*.tar (or val*.tar) with KEY.jpg and
         KEY.cls. Without train and test, both splits are all of them.
     split: "train" or "test".
-    root: where the files lie; relative paths in `name` start from it. The embedded set has no use for it.
-    transform: what to make of a decoded file or JPEG: PIL image (RGB) -> tensor [C, H, W], float32 in [0, 1] or uint8.
+    root: folder of the files; relative paths in `name` start from it. The embedded set ignores it.
+    transform: converts a decoded file or JPEG: PIL image (RGB) -> tensor [C, H, W], float32 in [0, 1] or uint8.
 
     Raises `InputError` for an unknown name or split, missing or unreadable files, and data that break the rules above.
     """

@@ -23,7 +23,7 @@ CLASS_SUFFIX = ".cls"
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """An image in a shard: where its bytes lie, and its class."""
+    """An image in a shard: the place of its bytes, and its class."""
 
     shard: Path
     name: str
@@ -34,7 +34,7 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class TarSource:
-    """Images in tar files, see `lazy.Source`."""
+    """Images in tar files, see `encoded.Source`."""
 
     members: Sequence[Member]
 
@@ -74,7 +74,7 @@ def load_tars(name: str, folder: Path, split: str, transform: Transform | None) 
 
 
 def index(name: str, shards: Sequence[Path]) -> list[Member]:
-    """The images of `shards`, in order. Raises `InputError` for anything that is not images with classes."""
+    """Index the images of `shards`, in order. Raises `InputError` for anything that is not images with classes."""
     found: list[Member] = []
     for shard in shards:
         images: dict[str, tarfile.TarInfo] = {}
@@ -106,7 +106,7 @@ def index(name: str, shards: Sequence[Path]) -> list[Member]:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Key and suffix: up to the first dot of the last part of the path, and from it, as WebDataset does."""
+    """Split a path at the first dot of its last part into key and suffix, as WebDataset does."""
     folder, slash, file = name.rpartition("/")
     key, dot, suffix = file.partition(".")
     return f"{folder}{slash}{key}", f"{dot}{suffix}".lower()

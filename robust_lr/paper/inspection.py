@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import functional
 
-from ..data.dataset import unit
+from ..data.dataset import to_unit_range
 from ..data.encoded import FileSource, center_crop, decode
 from ..models.layers.local_relation import FullRelation2d, LocalRelation2d
 from ..ops.reference import similarity
@@ -61,7 +61,7 @@ def read_image(file: Path, channels: int, size: int | None = None) -> Tensor:
     if channels not in (1, 3):
         raise InputError(f"this network takes images of {channels} channels: a file gives 1 or 3")
     source = FileSource(file.parent, [file.name])
-    image = unit(decode(source, 0, None if size is None else partial(center_crop, short=size, side=size)))
+    image = to_unit_range(decode(source, 0, None if size is None else partial(center_crop, short=size, side=size)))
     gray: Tensor = functional.rgb_to_grayscale(image)
     return image if channels == 3 else gray
 

@@ -1,4 +1,4 @@
-"""What people wrote, checked: names and values, with a helpful error."""
+"""Check names and values that users wrote, and raise errors that say what is allowed."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _KINDS = {
 
 
 def choose(kind: str, name: str, among: Mapping[str, Value]) -> Value:
-    """``among[name]``, or an InputError that names what there is."""
+    """Return ``among[name]``, or raise an InputError that lists the allowed names."""
     check_name(kind, name, among)
     return among[name]
 
 
 def check_name(kind: str, name: str, among: Iterable[str]) -> None:
-    """InputError, with the list and the nearest name, unless ``name`` is one of ``among``."""
+    """Raise an InputError with the allowed names and the nearest one unless ``name`` is one of ``among``."""
     names = list(among)
     if name not in names:
         close = difflib.get_close_matches(str(name), names, n=1)
@@ -44,9 +44,9 @@ def check_name(kind: str, name: str, among: Iterable[str]) -> None:
 
 
 def typed(hint: Any, value: Any, name: str) -> Any:
-    """``value`` as the annotation ``hint`` says, with int -> float and list -> tuple; InputError otherwise.
+    """Convert ``value`` to the annotation ``hint`` (int to float, list to tuple); InputError if it does not fit.
 
-    Of a union, ``Literal`` options are taken as they are; other values must be as its first option says.
+    For a union, the options of a ``Literal`` are accepted as they are; other values must fit its first member.
     """
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         hint, *others = (option for option in typing.get_args(hint) if option is not type(None))
@@ -75,9 +75,9 @@ Record = TypeVar("Record", bound="DataclassInstance")
 
 
 def make(kind: type[Record], table: Mapping[str, Any], section: str, base: Record | None = None) -> Record:
-    """``kind(**table)``, or ``base`` with those values replaced, once names and types have been checked.
+    """Build ``kind(**table)``, or ``base`` with those values replaced, after checking names and types.
 
-    ``section`` is what errors call the table; "" is the top level.
+    ``section`` names the table in errors; "" is the top level.
     """
     hints = typing.get_type_hints(kind)
     values = {}
@@ -88,20 +88,21 @@ def make(kind: type[Record], table: Mapping[str, Any], section: str, base: Recor
 
 
 def at_least(low: float, **values: float) -> None:
-    """InputError unless every value is a finite number >= ``low``."""
+    """Raise an InputError unless every value is finite and at least ``low``."""
     for name, value in values.items():
         if not low <= value < inf:
             raise InputError(f"{name} = {value}: must be at least {low} and finite")
 
 
 def share(**values: float) -> None:
-    """InputError unless every value is in [0, 1)."""
+    """Raise an InputError unless every value is in [0, 1)."""
     for name, value in values.items():
         if not 0 <= value < 1:
             raise InputError(f"{name} = {value}: must be in [0, 1)")
 
 
 def check_whole(least: int, **values: int) -> None:
+    """Raise an InputError unless every value is an integer that is at least ``least``."""
     for name, value in values.items():
         if not isinstance(value, int) or value < least:
             raise InputError(f"{name} = {value}: must be a whole number, at least {least}")

@@ -1,4 +1,4 @@
-"""Where a model is, and states that are put back: its own while it is attacked, precision while it is evaluated."""
+"""The device of a model, and context managers that restore what they change: a model's state, and precision."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Of its parameters; the CPU if it has none."""
+    """Device of the parameters, else the CPU."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """``model`` in eval mode, without gradients of its parameters; afterwards as it was, whatever happened meanwhile.
+    """Put ``model`` into eval mode with frozen parameters, and restore it afterwards, also after an exception.
 
-    Modes, flags, gradients and buffers are put back, the latter also where a forward pass writes to them.
+    Modes, ``requires_grad`` flags, gradients and buffers are restored; buffers also if a forward pass wrote to them.
     """
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
@@ -47,7 +47,7 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def fp32(device: torch.device) -> Iterator[None]:
-    """Arithmetic in fp32, the same in every run, whatever the caller's autocast and precision settings are."""
+    """Compute in deterministic fp32, whatever the caller's autocast and precision settings are."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -62,7 +62,7 @@ def fp32(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def tf32() -> Iterator[None]:
-    """TF32 in matrix products and convolutions on CUDA, inside ``fp32``."""
+    """Use TF32 in matrix products and convolutions on CUDA; for use inside ``fp32``."""
     torch.set_float32_matmul_precision("high")
     try:
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):

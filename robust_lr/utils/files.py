@@ -10,12 +10,12 @@ from typing import Any
 
 
 def write_json(path: Path, record: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of one."""
+    """Write JSON atomically: a reader sees the old file or the new one, never half of one."""
     write_atomic(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Temporary file beside ``path``, fsync, rename. The mode is that of the old file, else as the umask says.
+    """Write to a temporary file beside ``path``, fsync it, and rename it. The mode is the old file's, else the umask's.
 
     Raises:
         OSError: names ``path``.

@@ -1,4 +1,4 @@
-"""Where a number came from: software versions and device."""
+"""Software versions and device names, which every result records."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DISTRIBUTION = "robust-lr"
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
+    """Versions of the software that numbers depend on."""
     return {
         DISTRIBUTION: metadata.version(DISTRIBUTION),
         "torch": torch.__version__,
@@ -22,7 +22,7 @@ def versions() -> dict[str, str]:
 
 
 def device_name(device: torch.device) -> str:
-    """The processor by its own name, e.g. "cuda: NVIDIA H100 80GB HBM3" or "cpu: AMD EPYC 9R14, 2 threads"."""
+    """Name of the device's processor, e.g. "cuda: NVIDIA H100 80GB HBM3" or "cpu: AMD EPYC 9R14, 2 threads"."""
     if device.type == "cuda":
         return f"cuda: {torch.cuda.get_device_name(device)}"
     return f"{device.type}: {_cpu_name()}, {torch.get_num_threads()} threads"

@@ -12,10 +12,10 @@ from math import pi, prod
 import torch
 from torch import Tensor
 
-# what a number is drawn for; streams never overlap
+# The streams of random numbers, one for each purpose; they never overlap.
 START, TARGET, AUGMENT, ORDER, RADIUS, SEARCH, CHOICE, HELD_OUT = range(8)
 
-#: numbers of a draw are below this
+#: number of draws (restarts, epochs) that can be keyed
 DRAWS = 2**24
 
 _LOW = 0xFFFFFFFF
@@ -36,13 +36,13 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
 
 
 def words(seed: int, stream: int, ids: Tensor, n: int, draw: int | Tensor = 0) -> Tensor:
-    """``n`` random 32-bit words for each id: [len(ids), n] int64 with values in [0, 2^32).
+    """Return ``n`` random 32-bit words for each id: [len(ids), n] int64 with values in [0, 2^32).
 
     Args:
         seed: any Python integer; its low 32 bits count.
-        stream: what the number is for, one of the constants above.
+        stream: purpose of the numbers, one of the constants above.
         ids: image ids, [N] int64, non-negative.
-        draw: number of the restart or epoch, below ``DRAWS``; one for all ids, or one each, [N] int64.
+        draw: index of the restart or epoch, below ``DRAWS``; one for all ids, or one each, [N] int64.
     """
     ids = ids.view(-1, 1)
     blocks = torch.arange((n + 3) // 4, device=ids.device).view(1, -1)

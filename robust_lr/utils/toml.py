@@ -11,6 +11,7 @@ from .errors import InputError
 
 
 def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file; InputError if it is missing, unreadable or malformed."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -20,5 +21,5 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def literal(value: Any) -> str:
-    """A value in TOML, where numbers, strings, booleans and lists look as in JSON."""
+    """Write a value as TOML, which spells numbers, strings, booleans and lists as JSON does."""
     return json.dumps(value, ensure_ascii=False)  # JSON's pairs of escapes for rare characters are no TOML
