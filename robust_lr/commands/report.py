@@ -51,8 +51,9 @@ def check_table(title: str, checks: Sequence[Check]) -> RichTable:
     for options in ({"no_wrap": True}, {"no_wrap": True}, {"overflow": "fold"}):
         table.add_column(**options)
     for check in checks:
+        found = f"{check.found}: {check.advice}" if check.advice else check.found
         mark = Text("-") if check.passed is None else Text("pass") if check.passed else Text("FAIL", style="bold red")
-        table.add_row(mark, check.name, Text(check.found, style="dim"))
+        table.add_row(mark, check.name, Text(found, style="dim"))
     return table
 
 

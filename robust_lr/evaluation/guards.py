@@ -37,6 +37,8 @@ class Sample:
         num_classes: of the data set.
         logits: of ``x``, [n, classes], finite.
         gradients: whether the attack takes any.
+        resolution: relative rounding of the dtype that the model computes its logits in.
+        away: images at random in a ball around ``x``, where an attack may start.
     """
 
     model: nn.Module
@@ -46,6 +48,8 @@ class Sample:
     num_classes: int
     logits: Tensor
     gradients: bool
+    resolution: float
+    away: Tensor
 
     def ask(self, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -58,13 +62,24 @@ class Sample:
         return float(self.logits.abs().max())
 
     @cached_property
-    def noise(self) -> float:
-        """How far logits of the same images differ from one pass to the next."""
-        return float((self.ask(self.x[:FEW]) - self.ask(self.x[:FEW])).abs().max())
+    def away_logits(self) -> Tensor:
+        return self.ask(self.away)
 
     @cached_property
+    def noise(self) -> tuple[float, str]:
+        """How far logits of the same images differ from one pass to the next, and which images these are."""
+        for logits, x, words in (
+            (self.ask(self.x[:FEW]), self.x[:FEW], "the same images"),
+            (self.away_logits, self.away, "the same perturbed images"),
+        ):
+            apart = float((self.ask(x) - logits).abs().max())
+            if not apart <= 1e-5 * self.scale:
+                return apart, words
+        return 0.0, ""
+
+    @property
     def random(self) -> bool:
-        return not self.noise <= 1e-5 * self.scale
+        return self.noise[0] != 0
 
 
 def guard(
@@ -76,6 +91,8 @@ def guard(
     num_classes: int,
     most: int,
     gradients: bool,
+    away: Tensor | None = None,
+    resolution: float = 2**-23,
     allow: Collection[str] = (),
 ) -> int:
     """Run every guard but those in ``allow``; returns the number of classes that the model tells apart.
@@ -85,6 +102,8 @@ def guard(
         x, labels, ids: a sample of the images.
         num_classes, most: of the data set, and its largest label.
         gradients: whether the attack takes any.
+        away: perturbed images that some guards look at as well; by default ``x``.
+        resolution: relative rounding of the dtype that the model computes its logits in.
         allow: names of ``GUARDS`` that are not to be asked.
 
     Raises:
@@ -102,7 +121,15 @@ def guard(
         raise InputError(f"{words}: give images of its classes")
     check_finite(logits, ids)
     sample = Sample(
-        model=model, x=x, labels=labels, ids=ids, num_classes=num_classes, logits=logits, gradients=gradients
+        model=model,
+        x=x,
+        labels=labels,
+        ids=ids,
+        num_classes=num_classes,
+        logits=logits,
+        gradients=gradients,
+        resolution=resolution,
+        away=x if away is None else away,
     )
     for name, complain in GUARDS.items():
         if name not in allow and (complaint := complain(sample)) is not None:
@@ -140,20 +167,29 @@ def training(s: Sample) -> str | None:
 
 
 def probabilities(s: Sample) -> str | None:
-    """Logits are unbounded. Behind a softmax or a sigmoid the gradient of the loss vanishes, which is no robustness."""
-    if s.logits.min() < -1e-6 or s.logits.max() > 1 + 1e-6:
+    """Logits come before a softmax or a sigmoid, behind which the gradient of the loss vanishes.
+
+    Values in [0, 1] alone are no sign: cosines and ReLU features lie there as well. Probabilities add up to 1, and the
+    values of a sigmoid gather at both ends.
+    """
+    if s.logits.min() < -1e-6 or s.logits.max() > 1 + 1e-6 or s.logits.amax(0).equal(s.logits.amin(0)):
         return None
-    if (s.logits.sum(1) - 1).abs().max() < 1e-3:
-        return "the model returns probabilities: logits are needed, before the softmax"
-    constant = s.logits.amax(0).equal(s.logits.amin(0))  # e.g. all zeros, of which other guards complain
-    return None if constant else "the model returns values in [0, 1] only: logits are needed, before any sigmoid"
+    if (s.logits.sum(1) - 1).abs().max() < max(1e-3, 4 * s.resolution):
+        return "the model returns probabilities: return the logits before the softmax"
+    ends = (s.logits < 0.02) | (s.logits > 0.98)
+    saturated = float(ends.float().mean()) > 0.5 and float(s.logits.max()) > 0.9
+    return "the model returns values of a sigmoid: return the logits before it" if saturated else None
 
 
 def deterministic(s: Sample) -> str | None:
-    """The same images twice give the same logits; attacks on random defenses need expectations over them."""
+    """The same images twice give the same logits, clean or perturbed; a random defense needs expectations over it."""
     if not s.random:
         return None
-    return f"the model is random: logits of the same images differ by {s.noise:.3g} from one pass to the next"
+    apart, words = s.noise
+    return (
+        f"the model is random or keeps state: logits of {words} differ by {apart:.3g} from one pass to the next; fix "
+        "its randomness in eval mode, or attack its average over many passes"
+    )
 
 
 def batch(s: Sample) -> str | None:
@@ -161,12 +197,20 @@ def batch(s: Sample) -> str | None:
     few = min(FEW, len(s.x) // 2)
     if few == 0 or s.random:
         return None
-    apart = float((s.ask(s.x[:few]) - s.logits[:few]).abs().max())
-    if apart <= 1e-3 * s.scale:
-        return None
-    return (
-        f"an image's logits depend on the others of its batch, by {apart:.3g}: does batch norm lack running statistics?"
-    )
+    tolerance = max(1e-3, 4 * s.resolution) * s.scale
+    for logits, x, n, words in (
+        (s.logits, s.x, few, "an image"),
+        (s.away_logits, s.away, (len(s.away) + 1) // 2, "a perturbed image"),
+    ):
+        apart = float((s.ask(x[:n].flip(0)).flip(0) - logits[:n]).abs().max())
+        if apart > tolerance:
+            untracked = any(
+                isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+                for module in s.model.modules()
+            )
+            hint = ": batch norm lacks running statistics" if untracked else ""
+            return f"the logits of {words} depend on the others of its batch, by {apart:.3g}{hint}"
+    return None
 
 
 def gradients(s: Sample) -> str | None:
@@ -192,7 +236,7 @@ def normalization(s: Sample) -> str | None:
     Other forms are tried where what the first layer receives is not centered and scaled, or accuracy is at chance.
     """
     received = first_layer(s)
-    for words, mean, std in statistics(s.x[:FEW]):
+    for words, mean, std in known_statistics(s.x[:FEW]):
         twice = ((s.x[:FEW] - mean) / std - mean) / std
         if received is not None and received.shape == twice.shape and torch.allclose(received, twice, atol=1e-3):
             return f"the first layer receives images normalized twice ({words})"
@@ -228,7 +272,7 @@ def first_layer(s: Sample) -> Tensor | None:
 
     def receive(module: nn.Module, arguments: tuple[object, ...]) -> None:
         if not seen and arguments and isinstance(arguments[0], Tensor):
-            seen.append(arguments[0].detach())
+            seen.append(arguments[0].detach().float())
 
     layers = [m for m in s.model.modules() if isinstance(m, nn.modules.conv._ConvNd | nn.Linear)]
     handles = [layer.register_forward_pre_hook(receive) for layer in layers]
@@ -240,7 +284,7 @@ def first_layer(s: Sample) -> Tensor | None:
     return seen[0] if seen else None
 
 
-def statistics(x: Tensor) -> list[tuple[str, Tensor, Tensor]]:
+def known_statistics(x: Tensor) -> list[tuple[str, Tensor, Tensor]]:
     """Means and standard deviations that networks for such images are trained with, and the options that say so."""
     out = []
     for name, values in {**PRESETS, "0.5": ((0.5,), (0.5,))}.items():
@@ -251,9 +295,23 @@ def statistics(x: Tensor) -> list[tuple[str, Tensor, Tensor]]:
 
 
 def forms(x: Tensor) -> list[tuple[str, Tensor]]:
-    """What a network may have been trained on instead: images normalized, not normalized twice, or in 0..255."""
+    """What a network may have been trained on instead: images normalized, not normalized twice, or in 0..255.
+
+    The sample's own statistics come last: they show that normalization is missing where no known ones are right.
+    """
     out = [("with pixels in 0..255: divide by 255 what it takes", 255 * x)]
-    for words, mean, std in statistics(x):
-        out.append((f"if normalized first: is {words} missing?", (x - mean) / std))
+    for words, mean, std in known_statistics(x):
+        out.append(
+            (f"if normalized first, e.g. by {words}: is the normalization of its training missing?", (x - mean) / std)
+        )
         out.append((f"if {words} is undone: are they normalized twice?", x * std + mean))
+    mean, std = (f(x.transpose(0, 1).flatten(1), 1).view(-1, 1, 1) for f in (torch.mean, torch.std))
+    words = f"their own `mean` {listed(mean)} `std` {listed(std)}"
+    out.append(
+        (f"if normalized first, e.g. by {words}: is the normalization of its training missing?", (x - mean) / std)
+    )
     return out
+
+
+def listed(values: Tensor) -> str:
+    return ",".join(f"{value:.2g}" for value in values.flatten().tolist())

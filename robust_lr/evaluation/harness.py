@@ -174,6 +174,7 @@ def evaluated(
         device=device_name(device),
         precision=ready.precision,
         agreement=agreement,
+        logits_dtype=ready.logits_dtype,
     )
     if folder is not None:
         write_json(folder / RESULT, result.to_dict())

@@ -56,6 +56,43 @@ class Bench:
         return torch.cat([column, column[:1].expand(missing, *column.shape[1:])]) if missing > 0 else column
 
 
+class InFloat32(nn.Module):
+    """A model of another floating dtype: images reach it in the dtype that it takes, logits leave it in float32.
+
+    Args:
+        model: pixels -> logits.
+        takes: dtype of its images.
+    """
+
+    def __init__(self, model: nn.Module, takes: torch.dtype):
+        super().__init__()
+        self.model, self.takes = model, takes
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.model(x.to(self.takes))
+        return logits.float() if isinstance(logits, Tensor) and logits.is_floating_point() else logits
+
+
+def in_float32(model: nn.Module, x: Tensor) -> tuple[nn.Module, torch.dtype]:
+    """``model``, wrapped if it takes images or gives logits of another floating dtype; and the dtype of its logits.
+
+    A model that fails in its own way, or returns something else, is left to the guards.
+    """
+    own = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    for takes in dict.fromkeys([torch.float32, *sorted(own, key=str)]):
+        try:
+            with torch.no_grad():
+                logits = model(x.to(takes))
+        except Exception:  # anybody's code; one that fails for every dtype fails again where it is reported
+            continue
+        if not isinstance(logits, Tensor) or not logits.is_floating_point():
+            break
+        if takes == logits.dtype == torch.float32:
+            return model, logits.dtype
+        return InFloat32(model, takes).eval(), logits.dtype
+    return model, torch.float32
+
+
 def check_logits(logits: Tensor, n: int, num_classes: int) -> None:
     if logits.shape != (n, num_classes):
         raise InputError(

@@ -17,12 +17,16 @@ from ..models.folding import attackable
 from ..protocols.autoattack import Cascade, Protocol
 from ..utils.contexts import device_of, fp32, frozen
 from ..utils.errors import InputError
+from ..utils.rng import GUARD, uniform
 from .guards import FEW, SAMPLE, guard
-from .model_under_test import Bench
+from .model_under_test import Bench, in_float32
 from .precision import check_precision
 
 #: rows of every forward pass on a CPU, where libraries round differently for other batch shapes
 COMPUTE_BATCH = 64
+
+#: distance at which guards look off the clean images where no protocol says one
+AWAY = 8 / 255
 
 #: steps between looks at which images are decided, on devices where a look makes the host wait
 PATIENCE = 4
@@ -34,6 +38,7 @@ class Prepared:
 
     Attributes:
         hashes: SHA-256 of weights and images.
+        logits_dtype: dtype that the model computes its logits in; losses and verdicts are in float32.
         bench: the model with the rows of its passes, in fp32.
         others: the arguments of ``prepare``.
     """
@@ -43,6 +48,7 @@ class Prepared:
     name: str
     device: torch.device
     hashes: dict[str, str]
+    logits_dtype: str
     bench: Bench
     batch_size: int
     shard: tuple[int, int] | None
@@ -85,17 +91,25 @@ def prepare(
     with frozen(model), fp32(device):  # a model that does not fit is refused before anything is written
         images, labels, ids = data.batch(most[spaced(len(most), min(SAMPLE, rows))])
         check_images(images, ids)
+        images, labels, ids = (column.to(device) for column in (images, labels, ids))
+        judge, logits_dtype = in_float32(model, images[:1])
+        eps = max((protocol.eps for protocol in protocols if protocol.norm == "linf"), default=AWAY)
+        away = (images + (eps or AWAY) * (2 * uniform(seed, GUARD, ids, images.shape[1:]) - 1)).clamp(0, 1)[:FEW]
         num_classes = guard(
-            model,
-            *(t.to(device) for t in (images, labels, ids)),
+            judge,
+            images,
+            labels,
+            ids,
             num_classes=data.num_classes,
             most=int(data.labels.max()),
             gradients=any(protocol.by_gradients for protocol in protocols),
+            away=away,
+            resolution=torch.finfo(logits_dtype).eps,
             allow=allow,
         )
         bench = Bench(
-            model=model,
-            attacked=attackable(model, images[:FEW].to(device)),
+            model=judge,
+            attacked=attackable(judge, torch.cat([images[:FEW], away])),
             num_classes=num_classes,
             seed=seed,
             rows=rows,
@@ -109,6 +123,7 @@ def prepare(
         name=name or type(model).__name__,
         device=device,
         hashes={"weights": weights_hash(model), "images": content_hash(data)},
+        logits_dtype=str(logits_dtype).removeprefix("torch."),
         bench=bench,
         batch_size=batch_size,
         shard=shard,

@@ -24,7 +24,7 @@ def fused(model: nn.Module, sample: Tensor) -> nn.Module | None:
 
     Args:
         model: in eval mode and frozen; it is left as it is.
-        sample: images [n, C, H, W] in [0, 1], on its device.
+        sample: images [n, C, H, W] in [0, 1] on its device, clean and perturbed ones.
     """
     if not norms(model) or any(map(hooked, model.modules())):
         return None
@@ -48,6 +48,7 @@ class Whole(Tracer):
 
 
 def norms(model: nn.Module) -> int:
+    """Number of batch norms."""
     return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
 
 
@@ -57,13 +58,19 @@ def hooked(module: nn.Module) -> bool:
 
 
 def same(model: nn.Module, folded: nn.Module, sample: Tensor) -> bool:
-    """Whether logits and gradients of both agree but for rounding."""
+    """Whether logits of both agree but for rounding, with and without gradients, and gradients do too."""
     with torch.no_grad():
-        classes = model(sample).argmin(1)  # the gradient of the loss of a likely class may be next to nothing
+        logits, theirs = model(sample), folded(sample)
+        if not close(logits, theirs):
+            return False
+        classes = logits.argmin(1)  # the gradient of the loss of a likely class may be next to nothing
     (logits, gradient), (their_logits, theirs) = (logits_and_gradient(net, sample, classes) for net in (model, folded))
-    close = (logits - their_logits).abs().max() <= LOGITS * logits.abs().max()
     apart, length = ((part).flatten(1).norm(dim=1) for part in (gradient - theirs, gradient))
-    return bool(close) and bool((apart <= GRADIENTS * length).all())
+    return close(logits, their_logits) and bool((apart <= GRADIENTS * length).all())
+
+
+def close(logits: Tensor, others: Tensor) -> bool:
+    return bool((logits - others).abs().max() <= LOGITS * logits.abs().max())
 
 
 def logits_and_gradient(model: nn.Module, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

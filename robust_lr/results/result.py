@@ -38,6 +38,7 @@ class Result:
             so ``batch_size`` does not matter.
         hashes: SHA-256 of weights, images and, for a targeted attack, of "id target" lines.
         precision: of the attack's arithmetic; finished images are always judged in fp32, by the model as given.
+        logits_dtype: dtype that the model computed its logits in; losses and verdicts are in float32.
         agreement: of verdicts with those of an fp32 attack, on a sample, where the precision is lower.
         seconds: time of the attack, summed over images, without loading.
         forwards, backwards: images x passes of the model that were really made, padding left out.
@@ -65,6 +66,7 @@ class Result:
     versions: dict[str, str]
     device: str
     precision: str
+    logits_dtype: str
     agreement: Proportion | None
     seconds: float
     forwards: int
