@@ -183,7 +183,7 @@ def content_hash(dataset: Dataset, *, images: bool = True) -> str:
 
 
 def spaced(count: int, n: int) -> Tensor:
-    """Evenly spaced positions of ``n`` of ``count`` images (folders are sorted by class), or of all if there are fewer."""
+    """Evenly spaced positions of ``n`` of ``count`` images, as folders are sorted by class; all if there are fewer."""
     n = min(n, count)
     return torch.arange(n) * count // n
 
