@@ -25,11 +25,13 @@ gpu-check: $(VENV)/installed  ## on a machine with a GPU: build, test, sanitize 
 lint: $(VENV)/installed  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.h' '*.cpp' '*.cu')
 	$(BIN)/mypy
 
 format: $(VENV)/installed  ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files '*.h' '*.cpp' '*.cu')
 
 wheel: $(VENV)/installed  ## dist/robust_lr-*.whl
 	$(BIN)/python -m build --wheel

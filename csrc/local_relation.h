@@ -1,37 +1,90 @@
-// The sizes and options of one call of the local relation operator, for every backend.
+// What the operators of every backend do first: check their arguments, and make tensors for results.
 #pragma once
 
-#include <algorithm>
-#include <cstdint>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <initializer_list>
+#include <optional>
+#include <type_traits>
+
+#include "problem.h"
 
 namespace robust_lr {
 
-using Index = std::int64_t;
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
 
-// In the order of `Composability` in robust_lr/reference.py.
-enum class Composability : Index { squared_difference, absolute_difference, product };
+// The problem of x [batch, channels, height, width], for q and k of `transforms` channels.
+inline Problem describe(Index batch, Index channels, Index height, Index width, Index transforms,
+                        const std::optional<Tensor>& geo, Index kernel, Index stride, Index shared, Index composability,
+                        bool softmax, bool mask) {
+  STD_TORCH_CHECK(
+      kernel >= 1 && kernel % 2 == 1 && stride >= 1 && shared >= 1 && composability >= 0 && composability <= 2,
+      "local_relation: an option is out of range");
+  Problem p;
+  p.batch = batch, p.channels = channels, p.height = height, p.width = width;
+  p.groups = (p.channels + shared - 1) / shared;
+  p.components = p.groups > 0 ? transforms / p.groups : 0;
+  p.out_height = (p.height + stride - 1) / stride, p.out_width = (p.width + stride - 1) / stride;
+  p.kernel = kernel, p.stride = stride;
+  p.shared = std::min(shared, p.channels);
+  p.composability = static_cast<Composability>(composability);
+  p.softmax = softmax;
+  // Zeros around the image only matter to the softmax's total.
+  p.padding = softmax && !mask ? kernel / 2 : 0;
+  STD_TORCH_CHECK(!geo || (geo->dim() == 3 && geo->size(0) == p.groups && geo->size(1) == kernel &&
+                           geo->size(2) == kernel && geo->is_contiguous()),
+                  "local_relation: geo must be contiguous [groups, K, K]");
+  return p;
+}
 
-// The most channels of an image that the stem's kernels take.
-inline constexpr int kMostInputs = 4;
+inline bool has_shape(const Tensor& t, Index n, Index c, Index h, Index w) {
+  return t.dim() == 4 && t.size(0) == n && t.size(1) == c && t.size(2) == h && t.size(3) == w;
+}
 
-struct Problem {
-  Index batch, channels, height, width;  // of x
-  Index groups, components;              // q and k have groups * components channels
-  Index out_height, out_width;           // of q and y
-  Index kernel, stride;
-  Index shared;   // channels in a full group
-  Index padding;  // rows and columns of zeros around the image that take part: none unless the border is "zero"
-  Composability composability;
-  bool softmax;
+inline Problem describe(const Tensor& x, const Tensor& q, const Tensor& k, const std::optional<Tensor>& geo,
+                        Index kernel, Index stride, Index shared, Index composability, bool softmax, bool mask) {
+  STD_TORCH_CHECK(x.dim() == 4 && q.dim() == 4 && k.dim() == 4, "local_relation: x, q and k must have 4 dimensions");
+  const Problem p = describe(x.size(0), x.size(1), x.size(2), x.size(3), q.size(1), geo, kernel, stride, shared,
+                             composability, softmax, mask);
+  STD_TORCH_CHECK(p.components >= 1 && has_shape(q, p.batch, p.groups * p.components, p.out_height, p.out_width) &&
+                      has_shape(k, p.batch, p.groups * p.components, p.height, p.width),
+                  "local_relation: the shapes of x, q and k do not fit");
+  return p;
+}
 
-  Index taps() const { return kernel * kernel; }
+inline void check_results(const Problem& p, std::initializer_list<const Tensor*> results) {
+  for (const Tensor* t : results) {
+    STD_TORCH_CHECK(has_shape(*t, p.batch, p.channels, p.out_height, p.out_width),
+                    "local_relation_backward: dy and y must have the shape of the result");
+  }
+}
 
-  // Rows (and columns) below are those of the padded image. The first in the window of output row `h`, often negative:
-  Index window_start(Index h) const { return h * stride + padding - kernel / 2; }
+inline void check_types(const Tensor& x, std::initializer_list<const Tensor*> others,
+                        const std::optional<Tensor>& geo) {
+  const ScalarType type = x.scalar_type();
+  for (const Tensor* other : others)
+    STD_TORCH_CHECK(other->scalar_type() == type, "local_relation: x, q, k, y and dy must have the same dtype");
+  STD_TORCH_CHECK(!geo || geo->scalar_type() == (type == ScalarType::Double ? type : ScalarType::Float),
+                  "local_relation: geo must be float32, or float64 where x is");
+}
 
-  // The first and last output rows whose windows hold row `i`; none where the first is greater.
-  Index first_query(Index i) const { return (std::max<Index>(0, i - padding - kernel / 2) + stride - 1) / stride; }
-  Index last_query(Index i, Index count) const { return std::min(count - 1, (i - padding + kernel / 2) / stride); }
-};
+// An uninitialized tensor [N, c, h, w] in the dtype and memory format of `t`.
+inline Tensor empty_like(const Tensor& t, Index c, Index h, Index w) {
+  const bool channels_last = t.size(1) > 1 && t.stride(1) == 1 && t.stride(3) != 1;
+  return torch::stable::empty({t.size(0), c, h, w}, t.scalar_type(), std::nullopt, t.device(), std::nullopt,
+                              channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
+template <class T>
+constexpr ScalarType kWideType = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
+
+template <class A>
+const A* data_or_null(const std::optional<Tensor>& t) {
+  return t ? static_cast<const A*>(t->data_ptr()) : nullptr;
+}
 
 }  // namespace robust_lr

@@ -3,8 +3,8 @@
 
 namespace robust_lr {
 
-// composability counts from 0 in the order of robust_lr/reference.py; `mask` is border == "mask". `stats` is what the
-// backend's backward needs besides y: its layout is the backend's own.
+// composability counts from 0 in the order of robust_lr/ops/reference.py; `mask` is border == "mask". `stats` is what
+// the backend's backward needs besides y: its layout is the backend's own.
 constexpr const char* kForwardSchema =
     "local_relation(Tensor x, Tensor q, Tensor k, Tensor? geo, int kernel_size, int stride, int channels_per_group, "
     "int composability, bool softmax, bool mask) -> (Tensor y, Tensor stats)";
@@ -13,13 +13,15 @@ constexpr const char* kBackwardSchema =
     "int kernel_size, int stride, int channels_per_group, int composability, bool softmax, bool mask, bool needs_geo) "
     "-> (Tensor dx, Tensor dq, Tensor dk, Tensor dgeo)";
 
-// The LR-Net stem in one: x = relu(transform * (image, 1)) of `transform` [C, inputs + 1], q and k channel transforms of x
-// with the weights `query` and `key` [G * d, C], y their local relation.
+// The LR-Net stem in one: x = relu(transform * (image, 1)) of `transform` [C, inputs + 1], q and k channel transforms
+// of x with the weights `query` and `key` [G * d, C], y their local relation.
 constexpr const char* kStemForwardSchema =
     "stem_relation(Tensor image, Tensor transform, Tensor query, Tensor key, Tensor? geo, int kernel_size, int stride, "
-    "int channels_per_group, int composability, bool softmax, bool mask) -> (Tensor y, Tensor q, Tensor k, Tensor stats)";
+    "int channels_per_group, int composability, bool softmax, bool mask) -> (Tensor y, Tensor q, Tensor k, Tensor "
+    "stats)";
 constexpr const char* kStemBackwardSchema =
-    "stem_relation_backward(Tensor dy, Tensor image, Tensor transform, Tensor query, Tensor key, Tensor? geo, Tensor y, "
+    "stem_relation_backward(Tensor dy, Tensor image, Tensor transform, Tensor query, Tensor key, Tensor? geo, Tensor "
+    "y, "
     "Tensor q, Tensor k, Tensor stats, int kernel_size, int stride, int channels_per_group, int composability, "
     "bool softmax, bool mask, bool needs_image, bool needs_weights) "
     "-> (Tensor dimage, Tensor dtransform, Tensor dquery, Tensor dkey, Tensor dgeo)";
@@ -28,8 +30,8 @@ constexpr const char* kStemBackwardSchema =
 constexpr const char* kImageGradientSchema =
     "image_gradient(Tensor dy, Tensor weight, int height, int width, int stride, int padding) -> Tensor";
 
-// relu(convolution of x + bias + shortcut) of channels-last tensors, and the gradient by x of the convolution alone. The
-// weights [outputs, inputs, K, K] are packed by the first, transposed for the gradient.
+// relu(convolution of x + bias + shortcut) of channels-last tensors, and the gradient by x of the convolution alone.
+// The weights [outputs, inputs, K, K] are packed by the first, transposed for the gradient.
 constexpr const char* kPackSchema = "pack_convolution(Tensor weight, bool transposed) -> Tensor";
 constexpr const char* kConvolutionSchema =
     "convolution(Tensor x, Tensor packed, Tensor? bias, Tensor? shortcut, int outputs, int kernel_size, int stride, "

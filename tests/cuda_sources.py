@@ -15,8 +15,8 @@ SHIM = Path(__file__).parent / "cuda_shim"
 def digest(*parts: str) -> str:
     """A name for what is made of the CUDA sources and `parts`."""
     found = hashlib.sha256("\0".join(parts).encode())
-    for path in sorted([*SOURCES.parent.glob("*.h"), *SOURCES.iterdir(), *SHIM.iterdir()]):
-        found.update(path.name.encode() + b"\0" + path.read_bytes())
+    for path in sorted([*SOURCES.parent.glob("*.h"), *SOURCES.rglob("*.*"), *SHIM.iterdir()]):
+        found.update(str(path.relative_to(SOURCES.parents[1])).encode() + b"\0" + path.read_bytes())
     return found.hexdigest()[:16]
 
 
@@ -42,9 +42,9 @@ def build_shim(compiler: str, cache: Path) -> Path:
     torch_folder = Path(torch.__file__).parent
     flags = ["-O1", "-std=c++20", "-fPIC", "-fno-strict-aliasing", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
     flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{SHIM}", f"-I{torch_folder / 'include'}"]
-    cpp = [path for path in SOURCES.glob("*.cpp") if path.name != "bindings.cpp"]
-    sources = [*sorted(SOURCES.glob("*.cu")), *sorted(cpp), SHIM / "shim.cpp"]
-    objects = [str(folder / f"{source.name}.o") for source in sources]
+    cpp = [path for path in SOURCES.rglob("*.cpp") if path.name != "bindings.cpp"]
+    sources = [*sorted(SOURCES.rglob("*.cu")), *sorted(cpp), SHIM / "shim.cpp"]
+    objects = [str(folder / f"{source.parent.name}_{source.name}.o") for source in sources]
     run_all([
         [compiler, *flags, "-x", "c++", "-c", str(source), "-o", made]
         for source, made in zip(sources, objects, strict=True)

@@ -14,7 +14,8 @@ class Device {
   Device(const Tensor& first, std::initializer_list<const Tensor*> others)
       : index_(first.get_device_index()), guard_(index_) {
     for (const Tensor* t : others)
-      STD_TORCH_CHECK(t->is_cuda() && t->get_device_index() == index_, "local_relation: tensors are on several devices");
+      STD_TORCH_CHECK(t->is_cuda() && t->get_device_index() == index_,
+                      "local_relation: tensors are on several devices");
   }
 
   Stream stream() const {
@@ -46,13 +47,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> stem_forward(Tensor image, Tensor tra
                                                         std::optional<Tensor> geo, Index kernel, Index stride,
                                                         Index shared, Index composability, bool softmax, bool mask) {
   const Device device(image, {&transform, &query, &key, geo ? &*geo : &image});
-  return stem_relation(device.stream(), image, transform, query, key, geo, kernel, stride, shared, composability, softmax, mask);
+  return stem_relation(device.stream(), image, transform, query, key, geo, kernel, stride, shared, composability,
+                       softmax, mask);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stem_backward(
-    Tensor dy, Tensor image, Tensor transform, Tensor query, Tensor key, std::optional<Tensor> geo, Tensor y, Tensor q,
-    Tensor k, Tensor stats, Index kernel, Index stride, Index shared, Index composability, bool softmax, bool mask,
-    bool needs_image, bool needs_weights) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stem_backward(Tensor dy, Tensor image, Tensor transform,
+                                                                 Tensor query, Tensor key, std::optional<Tensor> geo,
+                                                                 Tensor y, Tensor q, Tensor k, Tensor stats,
+                                                                 Index kernel, Index stride, Index shared,
+                                                                 Index composability, bool softmax, bool mask,
+                                                                 bool needs_image, bool needs_weights) {
   const Device device(image, {&dy, &transform, &query, &key, &y, &q, &k, &stats, geo ? &*geo : &image});
   return stem_relation_backward(device.stream(), dy, image, transform, query, key, geo, y, q, k, stats, kernel, stride,
                                 shared, composability, softmax, mask, needs_image, needs_weights);

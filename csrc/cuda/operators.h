@@ -4,8 +4,8 @@
 #include <optional>
 #include <tuple>
 
-#include "../operators.h"
-#include "arguments.h"
+#include "../local_relation.h"
+#include "common/arguments.h"
 
 namespace robust_lr::cuda {
 
@@ -13,11 +13,11 @@ std::tuple<Tensor, Tensor> local_relation(Stream stream, Tensor x, Tensor q, Ten
                                           Index kernel, Index stride, Index shared, Index composability, bool softmax,
                                           bool mask);
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> local_relation_backward(Stream stream, Tensor dy, Tensor x, Tensor q, Tensor k,
-                                                                   std::optional<Tensor> geo, Tensor y, Tensor stats,
-                                                                   Index kernel, Index stride, Index shared,
-                                                                   Index composability, bool softmax, bool mask,
-                                                                   bool needs_geo);
+std::tuple<Tensor, Tensor, Tensor, Tensor> local_relation_backward(Stream stream, Tensor dy, Tensor x, Tensor q,
+                                                                   Tensor k, std::optional<Tensor> geo, Tensor y,
+                                                                   Tensor stats, Index kernel, Index stride,
+                                                                   Index shared, Index composability, bool softmax,
+                                                                   bool mask, bool needs_geo);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> stem_relation(Stream stream, Tensor image, Tensor transform, Tensor query,
                                                          Tensor key, std::optional<Tensor> geo, Index kernel,

@@ -65,10 +65,10 @@ class Compiler:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a library is made: from which folders of the sources, with which command for each kind of file."""
+    """How to make a library: from the files in some folders of csrc, with a command for each kind of file."""
 
     name: str
-    folders: tuple[str, ...]
+    folders: tuple[str, ...]  # as patterns: "" is the top folder, "cpu/**/" is cpu and all below it
     commands: dict[str, list[str]]
     link: list[str]
     libraries: list[str]
@@ -76,7 +76,7 @@ class Plan:
 
     def sources(self) -> list[Path]:
         return sorted(
-            p for folder in self.folders for kind in self.commands for p in (SOURCES / folder).glob(f"*{kind}")
+            p for folder in self.folders for kind in self.commands for p in SOURCES.glob(f"{folder}*{kind}")
         )
 
     def library(self) -> Path:
@@ -84,7 +84,7 @@ class Plan:
         digest = hashlib.sha256()
         for part in (repr(self.commands), repr(self.link), repr(self.libraries), torch.__version__, *self.versions):
             digest.update(part.encode() + b"\0")
-        headers = (path for folder in (".", *self.folders) for path in (SOURCES / folder).glob("*.h"))
+        headers = (path for folder in ("", *self.folders) for path in SOURCES.glob(f"{folder}*.h"))
         for path in sorted({*headers, *self.sources()}):
             digest.update(str(path.relative_to(SOURCES)).encode() + b"\0" + path.read_bytes())
         return cache_folder() / f"torch{torch.__version__}-{digest.hexdigest()[:16]}" / f"{self.name}.so"
@@ -221,7 +221,7 @@ def plan_for(device: str, capabilities: Capabilities | None = None) -> Plan:
     libraries = [f"-L{_torch_folder() / 'lib'}", "-ltorch_cpu", "-lc10"]
     if device == "cpu":
         native = {".cpp": [*cpp, *compiler.native]}
-        return Plan("robust_lr", (".", "cpu"), native, link, libraries, (repr(sorted(compiler.macros.items())),))
+        return Plan("robust_lr", ("", "cpu/**/"), native, link, libraries, (repr(sorted(compiler.macros.items())),))
     # Nothing of this machine's processor: it may be built where there is no GPU, for machines of another kind.
     toolkit = nvcc.find()
     assert toolkit is not None
@@ -229,13 +229,13 @@ def plan_for(device: str, capabilities: Capabilities | None = None) -> Plan:
     cuda = [toolkit.nvcc, *nvcc.FLAGS, "-Xcompiler", "-fPIC,-fvisibility=hidden", *architectures]
     libraries += ["-ltorch_cuda", nvcc.static_runtime(toolkit), "-ldl", "-lrt", "-lpthread"]
     versions = (compiler.version, toolkit.version)
-    return Plan("robust_lr_cuda", ("cuda",), {".cpp": cpp, ".cu": cuda}, link, libraries, versions)
+    return Plan("robust_lr_cuda", ("cuda/**/",), {".cpp": cpp, ".cu": cuda}, link, libraries, versions)
 
 
 def _compile(plan: Plan, folder: Path) -> Path:
     """Run ninja in `folder` and return the library's path there."""
     kinds = {kind: f"compile_{kind[1:]}" for kind in plan.commands}
-    objects = {f"{path.parent.name}_{path.name}.o": path for path in plan.sources()}
+    objects = {f"{'_'.join(path.relative_to(SOURCES).parts)}.o": path for path in plan.sources()}
     lines = []
     for kind, command in plan.commands.items():
         lines += [f"rule {kinds[kind]}", f"  command = {_ninja_quoted(command)} -c $in -o $out"]

@@ -16,8 +16,8 @@ from . import local_relation as ops
 from . import reference
 from .reference import Border, Composability, Normalization
 
-#: channels of an image that the kernels take
-MOST_INPUTS = 4
+#: channels of an image that the kernels take, at most; kMaxInputs in csrc/problem.h
+MAX_INPUTS = 4
 
 #: of the results that there are kernels for
 PRECISIONS = {
@@ -33,7 +33,7 @@ def covers(image: Tensor) -> bool:
         not torch.compiler.is_compiling()
         and device in PRECISIONS  # of others, "meta" among them, autocast may not be asked
         and _precision(image) in PRECISIONS[device]
-        and 1 <= image.shape[1] <= MOST_INPUTS
+        and 1 <= image.shape[1] <= MAX_INPUTS
         and image.numel() > image.shape[1]  # more than one pixel, which training takes statistics of
         and not torch._C._are_functorch_transforms_active()
         and ops.has_kernels(device)

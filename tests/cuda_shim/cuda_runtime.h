@@ -2,9 +2,9 @@
 //
 // Blocks run one after another. The threads of a block are fibers: each runs until it waits for others, at a barrier or
 // a shuffle, or ends. What goes wrong on a GPU because threads are not in step goes wrong here, too: shared memory is
-// full of NaN to begin with, asynchronous copies arrive when they are waited for and not before, and the order of threads
-// can be turned round. Writing beyond the shared memory that was asked for ends the process. The names of the kernels that
-// are launched are written to the file that CUDA_SHIM_LOG names.
+// full of NaN to begin with, asynchronous copies arrive when they are waited for and not before, and the order of
+// threads can be turned round. Writing beyond the shared memory that was asked for ends the process. The names of the
+// kernels that are launched are written to the file that CUDA_SHIM_LOG names.
 #pragma once
 
 #include <algorithm>
@@ -65,7 +65,8 @@ struct cudaLaunchConfig_t {
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                const Arguments&... arguments) {
-  if (config->gridDim.x == 0 || config->blockDim.x == 0 || config->blockDim.x > 1024) return cudaErrorInvalidConfiguration;
+  if (config->gridDim.x == 0 || config->blockDim.x == 0 || config->blockDim.x > 1024)
+    return cudaErrorInvalidConfiguration;
   shim::log_launch(reinterpret_cast<const void*>(kernel));
   shim::run(config->gridDim, config->blockDim, config->dynamicSmemBytes, [&] { kernel(arguments...); });
   return cudaSuccess;

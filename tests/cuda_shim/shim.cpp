@@ -61,8 +61,8 @@ void wait(State state) {
   std::abort();
 }
 
-// Lets all that wait for the same go on; false where all have ended. A barrier counts all threads that have not ended, a
-// shuffle all 32 of its warp.
+// Lets all that wait for the same go on; false where all have ended. A barrier counts all threads that have not ended,
+// a shuffle all 32 of its warp.
 bool release(int count) {
   bool alive = false;
   for (int warp = 0; warp < count; warp += 32) {
@@ -174,15 +174,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor dy, Tensor x, Tensor 
 std::tuple<Tensor, Tensor, Tensor, Tensor> stem_forward(Tensor image, Tensor transform, Tensor query, Tensor key,
                                                         std::optional<Tensor> geo, Index kernel, Index stride,
                                                         Index shared, Index composability, bool softmax, bool mask) {
-  return stem_relation(nullptr, image, transform, query, key, geo, kernel, stride, shared, composability, softmax, mask);
+  return stem_relation(nullptr, image, transform, query, key, geo, kernel, stride, shared, composability, softmax,
+                       mask);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stem_backward(
-    Tensor dy, Tensor image, Tensor transform, Tensor query, Tensor key, std::optional<Tensor> geo, Tensor y, Tensor q,
-    Tensor k, Tensor stats, Index kernel, Index stride, Index shared, Index composability, bool softmax, bool mask,
-    bool needs_image, bool needs_weights) {
-  return stem_relation_backward(nullptr, dy, image, transform, query, key, geo, y, q, k, stats, kernel, stride,
-                                shared, composability, softmax, mask, needs_image, needs_weights);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stem_backward(Tensor dy, Tensor image, Tensor transform,
+                                                                 Tensor query, Tensor key, std::optional<Tensor> geo,
+                                                                 Tensor y, Tensor q, Tensor k, Tensor stats,
+                                                                 Index kernel, Index stride, Index shared,
+                                                                 Index composability, bool softmax, bool mask,
+                                                                 bool needs_image, bool needs_weights) {
+  return stem_relation_backward(nullptr, dy, image, transform, query, key, geo, y, q, k, stats, kernel, stride, shared,
+                                composability, softmax, mask, needs_image, needs_weights);
 }
 
 }  // namespace

@@ -450,8 +450,8 @@ def kernels(log: str) -> dict[str, tuple[int, int]]:
 
 # Some of the kernels for each architecture; ROBUST_LR_TEST_CUDA=all compiles all of them for both, which takes minutes.
 COMPILED = {
-    "sm_80": ["sum", "forward_float", "backward_float"],
-    "sm_90": ["forward_bfloat16", "backward_bfloat16", "stem_bfloat16"],
+    "sm_80": ["common/sum", "local_relation/forward_float", "local_relation/backward_float"],
+    "sm_90": ["local_relation/forward_bfloat16", "local_relation/backward_bfloat16", "stem/bfloat16"],
 }
 
 
@@ -461,7 +461,7 @@ def test_kernels_compile_without_spills(arch: str, pytestconfig: pytest.Config) 
     if toolkit is None:
         pytest.skip("no nvcc to compile the CUDA kernels with")
     every = os.environ.get("ROBUST_LR_TEST_CUDA") == "all"
-    sources = sorted(SOURCES.glob("*.cu")) if every else [SOURCES / f"{name}.cu" for name in COMPILED[arch]]
+    sources = sorted(SOURCES.rglob("*.cu")) if every else [SOURCES / f"{name}.cu" for name in COMPILED[arch]]
     key = f"cuda_kernels/{arch}-{digest(toolkit.version, *map(str, sources))}"
     log = pytestconfig.cache.get(key, None)
     if log is None:

@@ -38,15 +38,15 @@ def test_kernels_touch_only_what_is_theirs(vectors: str, compiler: Compiler, pyt
     if vectors == "native" and not compiler.native:
         pytest.skip(f"{compiler.command} does not know this processor")
     flags = [*FLAGS, *(compiler.native if vectors == "native" else [])]
-    sources = [DRIVER, KERNELS / "cpu" / "float.cpp", KERNELS / "cpu" / "stem_float.cpp"]
+    sources = [DRIVER, KERNELS / "cpu/local_relation/float.cpp", KERNELS / "cpu/stem/float.cpp"]
     digest = hashlib.sha256(repr((compiler, flags)).encode())
-    for path in sorted([*KERNELS.glob("*.h"), *KERNELS.glob("cpu/*"), *sources]):
+    for path in sorted([*KERNELS.glob("*.h"), *KERNELS.glob("cpu/**/*.*"), *sources]):
         digest.update(path.read_bytes())
     folder = Path(pytestconfig.cache.mkdir("sanitizers")) / digest.hexdigest()[:16]
     program = folder / "driver"
     if not program.exists():
         folder.mkdir(exist_ok=True)
-        objects = [str(folder / f"{source.stem}.o") for source in sources]
+        objects = [str(folder / f"{source.parent.name}_{source.stem}.o") for source in sources]
         commands = [
             [*compiler.command, *flags, "-c", str(source), "-o", made]
             for source, made in zip(sources, objects, strict=True)

@@ -2,11 +2,11 @@
 #include <cstdio>
 #include <random>
 
-#include "../../csrc/cpu/convolution.h"
-#include "../../csrc/cpu/image_gradient.h"
-#include "../../csrc/cpu/stem_kernels.h"
+#include "../../csrc/cpu/convolution/convolution.h"
+#include "../../csrc/cpu/convolution/image_gradient.h"
+#include "../../csrc/cpu/stem/kernels.h"
 
-namespace robust_lr {
+namespace robust_lr::cpu {
 
 void parallel_for(Index count, const std::function<void(Index, Index)>& f) {
   for (Index i = 0; i < count; ++i) f(i, i + 1);
@@ -29,7 +29,7 @@ struct Owned {
       : wide(is_narrow ? 0 : n * c * pixels), narrow(is_narrow ? n * c * pixels : 0) {
     std::normal_distribution<float> normal;
     for (float& v : wide) v = normal(generator);
-    for (BFloat16& v : narrow) robust_lr::narrow(normal(generator), &v);
+    for (BFloat16& v : narrow) cpu::narrow(normal(generator), &v);
     void* const data = is_narrow ? static_cast<void*>(narrow.data()) : wide.data();
     image = {data, c * pixels, channels_last ? 1 : pixels, channels_last ? c : 1, is_narrow};
   }
@@ -37,7 +37,8 @@ struct Owned {
 
 Problem random_problem() {
   Problem p;
-  p.batch = draw({0, 1, 2, 3}), p.channels = draw({1, 5, 8, 20, 64}), p.shared = std::min(draw({1, 3, 4, 8, 16}), p.channels);
+  p.batch = draw({0, 1, 2, 3}), p.channels = draw({1, 5, 8, 20, 64}),
+  p.shared = std::min(draw({1, 3, 4, 8, 16}), p.channels);
   p.height = draw({1, 3, 8, 17}), p.width = draw({1, 4, 8, 19, 33});
   p.groups = (p.channels + p.shared - 1) / p.shared, p.components = draw({1, 1, 2});
   p.kernel = draw({1, 3, 7}), p.stride = draw({1, 2, 3});
@@ -59,8 +60,7 @@ void run(const Problem& p) {
   {
     Owned x(p.batch, p.channels, pixels, narrow, last), q(p.batch, transforms, out, narrow, last);
     Owned k(p.batch, transforms, pixels, narrow, last);
-    run_forward<float>(
-        {p, x.image, q.image, k.image, y.image, prior_image, shift.image, total.image, wide_image});
+    run_forward<float>({p, x.image, q.image, k.image, y.image, prior_image, shift.image, total.image, wide_image});
     Owned dx = x, dq = q, dk = k;
     for (Owned* t : {&dx, &dq, &dk}) t->image.data = narrow ? static_cast<void*>(t->narrow.data()) : t->wide.data();
     run_backward<float>({p, x.image, dx.image, dy.image, q.image, k.image, wide_image.data ? wide_y.image : y.image,
@@ -75,7 +75,8 @@ void run(const Problem& p) {
   Owned weights(1, p.channels, query.padded());
   query.weights = key.weights = weights.wide.data();
   const Stem<float> stem{image.image, inputs, transform.wide.data(), {}, nullptr};
-  run_stem_forward<float>({p, stem, q.image, k.image, stem_y.image, prior_image, shift.image, total.image, {}}, query, key);
+  run_stem_forward<float>({p, stem, q.image, k.image, stem_y.image, prior_image, shift.image, total.image, {}}, query,
+                          key);
   std::vector<float> dtransform(p.batch * p.channels * (inputs + 1));
   const Stem<float> taking{image.image, inputs, transform.wide.data(), dimage.image, dtransform.data()};
   query.out = dq.image, key.out = dk.image;
@@ -108,7 +109,8 @@ void run_products() {
     std::vector<float> packed(Panels<float>(columns).vectors * kLanes<float> * rows * window.taps());
     pack(weight.wide.data(), outputs, inputs, window.taps(), transposed, packed.data());
     const Pixels<float> from{x.wide.data(), n, height, width, inputs}, to{y.wide.data(), n, down, across, outputs};
-    if (transposed) run_convolution_gradient<float>(window, {to.data, n, down, across, outputs}, packed.data(), from);
+    if (transposed)
+      run_convolution_gradient<float>(window, {to.data, n, down, across, outputs}, packed.data(), from);
     else
       run_convolution<float>(window, {from.data, n, height, width, inputs}, packed.data(), to,
                              {bias.wide.data(), shortcut.wide.data(), true});
@@ -116,9 +118,11 @@ void run_products() {
 }
 
 }  // namespace
-}  // namespace robust_lr
+}  // namespace robust_lr::cpu
 
 int main() {
-  for (int i = 0; i < 400; ++i) robust_lr::run(robust_lr::random_problem()), robust_lr::run_gradient(), robust_lr::run_products();
+  for (int i = 0; i < 400; ++i)
+    robust_lr::cpu::run(robust_lr::cpu::random_problem()), robust_lr::cpu::run_gradient(),
+        robust_lr::cpu::run_products();
   std::puts("400 problems");
 }

@@ -1,0 +1,223 @@
+// Moves image planes between a tensor, NCHW or channels-last, and lanes.
+//
+// The CPU kernels give each lane of a vector a plane of its own: one group of one image. All lanes then do the same at
+// the same pixel: windows are clipped exactly, no lane idles in a short row, a stride is nothing special, and a result
+// cannot depend on the place of its image in the batch.
+#pragma once
+
+#include "../../problem.h"
+#include "elements.h"
+
+namespace robust_lr::cpu {
+
+template <class A>
+class Planes;
+
+// A tensor [N, C, pixels] with its strides in elements, of type A, or of bfloat16 where it is narrow.
+template <class A>
+struct Image {
+  using Planes = robust_lr::cpu::Planes<A>;
+  void* data;
+  Index batch_stride, channel_stride, pixel_stride;
+  bool narrow;
+};
+
+// The images and groups of kLanes consecutive planes; plane n * groups + g is group g of image n. Lanes past the last
+// plane repeat it, and what they hold is not stored.
+template <class A>
+struct Block {
+  int used;
+  Index image[kLanes<A>], group[kLanes<A>];
+
+  Block() = default;
+
+  Block(const Problem& p, Index number) {
+    const Index first = number * kLanes<A>;
+    Index n = first / p.groups, g = first % p.groups;
+    used = int(std::min<Index>(kLanes<A>, p.batch * p.groups - first));
+    for (int lane = 0; lane < kLanes<A>; ++lane) {
+      image[lane] = n;
+      group[lane] = g;
+      if (lane + 1 < used && ++g == p.groups) ++n, g = 0;
+    }
+  }
+
+  static Index count(const Problem& p) { return (p.batch * p.groups + kLanes<A> - 1) / kLanes<A>; }
+};
+
+// The planes of one block in one tensor: `pitch` channels in each, fewer in a ragged last group, out of `total` in an
+// image. In lanes they take `channels`, at least `pitch`.
+template <class A>
+class Planes {
+  static constexpr int L = kLanes<A>, R = kRun<A>;
+
+ public:
+  Planes(const Image<A>& image, const Block<A>& block, Index channels, Index pitch, Index total)
+      : channels_(channels),
+        channel_stride_(image.channel_stride),
+        pixel_stride_(image.pixel_stride),
+        narrow_(image.narrow),
+        used_(block.used),
+        least_(pitch) {
+    const Index bytes = narrow_ ? sizeof(BFloat16) : sizeof(A);
+    for (int lane = 0; lane < L; ++lane) {
+      const Index first = block.group[lane] * pitch;
+      const Index offset = block.image[lane] * image.batch_stride + first * image.channel_stride;
+      lane_[lane] = static_cast<char*>(image.data) + offset * bytes;
+      present_[lane] = std::min(pitch, total - first);
+      least_ = std::min(least_, present_[lane]);
+    }
+  }
+
+  // Reads pixels [first, first + count) into lanes [count][channels]; channels that a plane lacks become zero.
+  void load(Index first, Index count, Vec<A>* lanes) const { move<false>(first, count, lanes); }
+
+  // Writes them from lanes.
+  void store(Index first, Index count, Vec<A>* lanes) const { move<true>(first, count, lanes); }
+
+ private:
+  template <bool kStore>
+  void move(Index first, Index count, Vec<A>* lanes) const {
+    if constexpr (std::is_same_v<A, float>) {
+      if (narrow_) return move<BFloat16, kStore>(first, count, lanes);
+    }
+    move<A, kStore>(first, count, lanes);
+  }
+
+  // Runs of pixels, or of channels of a group, that are neighbors in memory are transposed in registers; what remains
+  // goes element by element.
+  template <class T, bool kStore>
+  void move(Index first, Index count, Vec<A>* lanes) const {
+    if (pixel_stride_ == 1 && count >= R) {
+      for (Index c = 0; c < channels_; ++c) {
+        with_whole<kStore>(c, [&](auto whole) { move_pixels<T, kStore, whole>(first, c, count, lanes + c); });
+      }
+    } else if (channel_stride_ == 1 && channels_ % R == 0) {
+      for (Index c = 0; c < channels_; c += R) {
+        with_whole<kStore>(c + R - 1, [&](auto whole) { move_channels<T, kStore, whole>(first, c, count, lanes + c); });
+      }
+    } else {
+      for (Index i = 0; i < count; ++i) {
+        Vec<A>* const pixel = lanes + i * channels_;
+        for (Index c = 0; c < channels_; ++c) move_element<T, kStore>(offset(first + i, c), c, pixel[c]);
+      }
+    }
+  }
+
+  // Calls f with whether no lane is idle and none lacks a channel up to this one.
+  template <bool kStore, class F>
+  void with_whole(Index channel, F f) const {
+    channel < least_ && (!kStore || used_ == L) ? f(std::true_type()) : f(std::false_type());
+  }
+
+  // Both loops stand by themselves, so that what is around them takes none of their registers.
+  template <class T, bool kStore, bool kWhole>
+  __attribute__((noinline)) void move_pixels(Index first, Index channel, Index count, Vec<A>* lanes) const {
+    for (Index i = 0; i < count; i += R) {
+      const Index start = std::min(i, count - R);  // the last run overlaps the one before
+      const Index at = offset(first + start, channel);
+      if (i % (4 * R) == 0) prefetch<T, kStore>(at + count);
+      move_runs<T, kStore, 1, kWhole>(at, channel, lanes + start * channels_, channels_);
+    }
+  }
+
+  template <class T, bool kStore, bool kWhole>
+  __attribute__((noinline)) void move_channels(Index first, Index channel, Index count, Vec<A>* lanes) const {
+    Index at = offset(first, channel);
+    for (Index i = 0; i < count; ++i, at += pixel_stride_) {
+      if (channel == 0) prefetch<T, kStore>(at + count * pixel_stride_);
+      move_runs<T, kStore, R, kWhole>(at, channel, lanes + i * channels_, 1);
+    }
+  }
+
+  // What moves next, most likely: the row after this one.
+  template <class T, bool kStore>
+  void prefetch(Index at) const {
+#pragma GCC unroll 16
+    for (int lane = 0; lane < L; ++lane) __builtin_prefetch(pointer<T>(lane) + at, kStore);
+  }
+
+  // A run of each lane: of pixels, or of kPerLane channels of one. `lanes` are `step` apart.
+  template <class T, bool kStore, int kPerLane, bool kWhole>
+  void move_runs(Index at, Index channel, Vec<A>* lanes, Index step) const {
+    constexpr auto places = std::make_integer_sequence<int, L / R>();
+    Vec<A> rows[R];  // row r has the runs of lanes r, r + R, r + 2R, ...
+    if constexpr (kStore) {
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) rows[r] = lanes[r * step];
+      transpose_runs<A>(rows);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) write_row<T, kPerLane, kWhole>(rows[r], r, at, channel, places);
+    } else {
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) rows[r] = read_row<T, kPerLane, kWhole>(r, at, channel, places);
+      transpose_runs<A>(rows);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) lanes[r * step] = rows[r];
+    }
+  }
+
+  template <class T, int kPerLane, bool kWhole, int... Place>
+  Vec<A> read_row(int r, Index at, Index channel, std::integer_sequence<int, Place...>) const {
+    Vec<A> row = {};
+    ((row = put<A, Place>(row, read<T, kPerLane, kWhole>(Place * R + r, at, channel))), ...);
+    return row;
+  }
+
+  template <class T, int kPerLane, bool kWhole, int... Place>
+  void write_row(Vec<A> row, int r, Index at, Index channel, std::integer_sequence<int, Place...>) const {
+    (write<T, kPerLane, kWhole>(take<A, Place>(row), Place * R + r, at, channel), ...);
+  }
+
+  // How many elements of a run a lane has.
+  template <int kPerLane>
+  int present(int lane, Index channel) const {
+    return std::clamp<Index>(present_[lane] - channel, 0, kPerLane) * (R / kPerLane);
+  }
+
+  template <class T, int kPerLane, bool kWhole>
+  Run<A> read(int lane, Index at, Index channel) const {
+    const T* const from = pointer<T>(lane) + at;
+    if (kWhole || present<kPerLane>(lane, channel) == R) return read_run<A>(from);
+    T run[R] = {};
+    for (int i = 0; i < present<kPerLane>(lane, channel); ++i) run[i] = from[i];
+    return read_run<A>(run);
+  }
+
+  template <class T, int kPerLane, bool kWhole>
+  void write(Run<A> v, int lane, Index at, Index channel) const {
+    if (!kWhole && lane >= used_) return;
+    T* const to = pointer<T>(lane) + at;
+    if (kWhole || present<kPerLane>(lane, channel) == R) return write_run<A>(v, to);
+    T run[R];
+    write_run<A>(v, run);
+    for (int i = 0; i < present<kPerLane>(lane, channel); ++i) to[i] = run[i];
+  }
+
+  template <class T, bool kStore>
+  void move_element(Index at, Index channel, Vec<A>& v) const {
+    for (int lane = 0; lane < L; ++lane) {
+      if constexpr (kStore) {
+        if (lane < used_ && channel < present_[lane]) narrow(v[lane], pointer<T>(lane) + at);
+      } else {
+        v[lane] = channel < present_[lane] ? widen(pointer<T>(lane)[at]) : A(0);
+      }
+    }
+  }
+
+  template <class T>
+  T* pointer(int lane) const {
+    return reinterpret_cast<T*>(lane_[lane]);
+  }
+
+  Index offset(Index pixel, Index channel) const { return pixel * pixel_stride_ + channel * channel_stride_; }
+
+  Index channels_, channel_stride_, pixel_stride_;
+  bool narrow_;
+  int used_;
+  Index least_;  // channels that all planes have
+  char* lane_[L];
+  Index present_[L];
+};
+
+}  // namespace robust_lr::cpu

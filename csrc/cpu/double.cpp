@@ -1,5 +1,0 @@
-#include "kernels.h"
-
-namespace robust_lr {
-ROBUST_LR_KERNELS(, double);
-}

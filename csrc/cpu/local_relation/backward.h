@@ -1,0 +1,223 @@
+// The gradients of x, q, k and the prior from that of y, in one pass over key pixels.
+//
+// For each key pixel, and each output pixel whose window holds it, the weight is computed again. The gradients of x and
+// k gather in registers; that of q adds up in lanes that one thread owns, in a fixed order. There are no atomics, so
+// the result is the same every time.
+//
+//     dlogit = weight * (dot(dy, x) - dot(dy, y))   with softmax, dot over the channels of the group
+//     dlogit = dot(dy, x)                           without
+#pragma once
+
+#include "phi.h"
+#include "window.h"
+
+namespace robust_lr::cpu {
+
+// X is what x comes from and its gradient goes to.
+template <class A, class X = Image<A>>
+struct BackwardTensors {
+  Problem p;
+  X x, dx;
+  Image<A> dy, q, k, y, dq, dk;
+  Image<A> prior;         // no data where there is none; its batch stride is 0
+  Image<A> shift, total;  // from forward, unused without softmax: weight = exp(logit - shift) / total
+  Image<A> dprior;        // of each image, [N, groups, K * K]; no data where it is not needed
+};
+
+// The planes of one block.
+template <class A, class X = Image<A>>
+class BackwardTask {
+  using V = Vec<A>;
+
+ public:
+  BackwardTask(const BackwardTensors<A, X>& t, const Block<A>& block, Scratch& scratch = Scratch::fresh())
+      : p(t.p),
+        channels(lane_channels(p)),
+        x_planes(t.x, block, channels, p.shared, p.channels),
+        dx_planes(t.dx, block, channels, p.shared, p.channels),
+        dy_planes(t.dy, block, channels, p.shared, p.channels),
+        y_planes(t.y, block, channels, p.shared, p.channels),
+        q_planes(t.q, block, p.components, p.components, p.groups * p.components),
+        k_planes(t.k, block, p.components, p.components, p.groups * p.components),
+        dq_planes(t.dq, block, p.components, p.components, p.groups * p.components),
+        dk_planes(t.dk, block, p.components, p.components, p.groups * p.components),
+        shift_planes(t.shift, block, 1, 1, p.groups),
+        total_planes(t.total, block, 1, 1, p.groups),
+        dprior_planes(t.dprior, block, 1, 1, p.groups),
+        needs_dprior(t.dprior.data != nullptr),
+        step(std::min(rows_at_once<A>(p.width), p.height + 2 * p.padding)),
+        values(scratch, step, p.height, p.width, channels, p.padding),
+        dvalues(scratch, step, p.height, p.width, channels, p.padding),
+        keys(scratch, step, p.height, p.width, p.components, p.padding),
+        dkeys(scratch, step, p.height, p.width, p.components, p.padding),
+        queries(scratch, query_rows(), p.out_height, p.out_width, p.components),
+        dqueries(scratch, query_rows(), p.out_height, p.out_width, p.components),
+        dresults(scratch, query_rows(), p.out_height, p.out_width, channels),
+        results(scratch, query_rows(), p.out_height, p.out_width, channels),
+        shifts(scratch, query_rows(), p.out_height, p.out_width, 1),
+        dots(scratch, query_rows(), p.out_height, p.out_width, 1),
+        prior(load_prior(scratch, t.prior, p, block)),
+        dprior(scratch.take<V>(p.taps())),
+        row_dprior(scratch.take<V>(p.taps())),
+        weights(scratch.take<V>(p.taps())),
+        products(scratch.take<V>(p.taps())),
+        columns(scratch.take<Span>(p.width + 2 * p.padding)) {
+    for (Index j = 0; j < p.width + 2 * p.padding; ++j) columns[j] = viewers_of(p, j, p.out_width);
+  }
+
+  void run() {
+    const Index height = p.height + 2 * p.padding;
+    std::fill(dprior, dprior + p.taps(), V{});
+    Index loaded = 0, stored = 0;
+    for (Index first = 0; first < height; first += step) {
+      const Index last = std::min(first + step, height);
+      const Index needed = p.last_query(last - 1, p.out_height) + 1;
+      load_queries(loaded, needed);
+      loaded = std::max(loaded, needed);
+      values.load(x_planes, first, last);
+      keys.load(k_planes, first, last);
+      with_kernel<V>(p, [&](auto kernel) {
+        for (Index i = first; i < last; ++i) run_row<decltype(kernel)>(i);
+      });
+      dvalues.store(dx_planes, first, last);
+      dkeys.store(dk_planes, first, last);
+      const Index done = last == height ? p.out_height : p.first_query(last);
+      dqueries.store(dq_planes, stored, done);
+      stored = std::max(stored, done);
+    }
+    if (needs_dprior) dprior_planes.store(0, p.taps(), dprior);
+  }
+
+ private:
+  // Rows of output pixels whose windows hold any of `step` rows of key pixels.
+  Index query_rows() const { return (step + p.kernel - 2) / p.stride + 1; }
+
+  // Reads rows [first, last) of output pixels. Their gradients, and the dot products of these with y, are divided by
+  // the softmax's total here, once, instead of at each weight.
+  void load_queries(Index first, Index last) {
+    queries.load(q_planes, first, last);
+    dqueries.clear(first, last);
+    dresults.load(dy_planes, first, last);
+    if (!p.softmax) return;
+    results.load(y_planes, first, last);
+    shifts.load(shift_planes, first, last);
+    dots.load(total_planes, first, last);
+    for (Index h = first; h < last; ++h)
+      for (Index w = 0; w < p.out_width; ++w) {
+        V *dy = dresults.at(h, w), *y = results.at(h, w), *dot = dots.at(h, w);
+        const V scale = A(1) / *dot;
+        for (Index c = 0; c < channels; ++c) dy[c] *= scale;
+        // In the order in which `gather` multiplies, so that where one weight is 1 the difference is 0.
+        V sum = {};
+        for (Index c = kChannels; c < channels; ++c) sum += dy[c] * y[c];
+        for (Index c = 0; c < std::min<Index>(kChannels, channels); ++c) sum += dy[c] * y[c];
+        *dot = sum;
+      }
+  }
+
+  template <class Kernel>
+  void run_row(Index i) {
+    constexpr int M = Kernel::M;
+    const Span rows = viewers_of(p, i, p.out_height);
+    std::fill(row_dprior, row_dprior + p.taps(), V{});
+    for (Index j = 0; j < p.width + 2 * p.padding; ++j) {
+      const V *value = values.at(i, j), *key = keys.at(i, j);
+      V *dvalue = dvalues.at(i, j), *dkey = dkeys.at(i, j);
+      if (channels > M) std::fill(products, products + rows.count * columns[j].count, V{});
+      for (Index c = M; c < channels; c += M) multiply_more<M>(rows, columns[j], value + c, c);
+      gather<Kernel>(rows, columns[j], value, key, dvalue, dkey);
+      for (Index c = M; c < channels; c += M) gather_more<M>(rows, columns[j], dvalue + c, c);
+    }
+    // Row by row, so that rounding errors stay small.
+    if (needs_dprior) {
+      for (Index t = 0; t < p.taps(); ++t) dprior[t] += row_dprior[t];
+    }
+  }
+
+  // All gradients by one key pixel, that of x for the first M channels. If there are more, their share of the products
+  // is there already, and the weights are kept.
+  template <class Kernel>
+  void gather(const Span& rows, const Span& columns, const V* value, const V* key, V* dvalue, V* dkey) const {
+    constexpr int M = Kernel::M;
+    const Index channels = Kernel::channels(p);
+    const bool more = channels > M;
+    V x[M], dx[M] = {};
+    for (int m = 0; m < M; ++m) x[m] = value[m];
+    std::fill(dkey, dkey + Kernel::components(p), V{});
+    V dk = {};  // of the first component, in a register
+    V *weight = weights, *product = products;
+    for (Index r = 0; r < rows.count; ++r) {
+      const Index h = rows.first + r, w = columns.first;
+      const V *query = queries.at(h, w), *shift = shifts.at(h, w), *dot = dots.at(h, w), *dy = dresults.at(h, w);
+      V* dquery = dqueries.at(h, w);
+      Index tap = (rows.tap - r * p.stride) * p.kernel + columns.tap;
+      for (Index c = 0; c < columns.count; ++c, tap -= p.stride, dy += channels) {
+        V e = Kernel::logit(p, prior[tap], query, key);
+        if (Kernel::softmax(p)) e = exponential<A>(e, shift[c]);
+        V dlogit = {};
+        if (more) {
+          *weight++ = e;
+          dlogit = *product++;
+        }
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+          dlogit += dy[m] * x[m];
+          dx[m] += e * dy[m];
+        }
+        if (Kernel::softmax(p)) dlogit = e * (dlogit - dot[c]);
+        Kernel::Phi::add_gradient(dlogit, query[0], key[0], dquery[0], dk);
+        for (Index n = 1; n < Kernel::components(p); ++n) {
+          Kernel::Phi::add_gradient(dlogit, query[n], key[n], dquery[n], dkey[n]);
+        }
+        query += Kernel::components(p);
+        dquery += Kernel::components(p);
+        if (needs_dprior) row_dprior[tap] += dlogit;
+      }
+    }
+    for (int m = 0; m < M; ++m) dvalue[m] = dx[m];
+    dkey[0] = dk;
+  }
+
+  // Adds the dot products of M more channels, ahead of `gather`.
+  template <int M>
+  void multiply_more(const Span& rows, const Span& columns, const V* value, Index channel) const {
+    V* product = products;
+    for (Index r = 0; r < rows.count; ++r) {
+      const V* dy = dresults.at(rows.first + r, columns.first) + channel;
+      for (Index c = 0; c < columns.count; ++c, ++product, dy += channels) {
+        for (int m = 0; m < M; ++m) *product += dy[m] * value[m];
+      }
+    }
+  }
+
+  // The gradient of x for M more channels, after `gather`.
+  template <int M>
+  void gather_more(const Span& rows, const Span& columns, V* dvalue, Index channel) const {
+    V dx[M] = {};
+    const V* weight = weights;
+    for (Index r = 0; r < rows.count; ++r) {
+      const V* dy = dresults.at(rows.first + r, columns.first) + channel;
+      for (Index c = 0; c < columns.count; ++c, dy += channels) {
+        const V e = *weight++;
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) dx[m] += e * dy[m];
+      }
+    }
+    for (int m = 0; m < M; ++m) dvalue[m] = dx[m];
+  }
+
+  const Problem p;
+  const Index channels;  // of a group in lanes
+  const typename X::Planes x_planes, dx_planes;
+  const Planes<A> dy_planes, y_planes, q_planes, k_planes, dq_planes, dk_planes;
+  const Planes<A> shift_planes, total_planes, dprior_planes;
+  const bool needs_dprior;
+  const Index step;                                                  // rows of key pixels at once
+  const Rows<A> values, dvalues, keys, dkeys;                        // by key pixel
+  const Rows<A> queries, dqueries, dresults, results, shifts, dots;  // by output pixel
+  const V* const prior;                                              // by tap
+  V *const dprior, *const row_dprior, *const weights, *const products;
+  Span* const columns;
+};
+
+}  // namespace robust_lr::cpu

@@ -1,0 +1,5 @@
+#include "kernels.h"
+
+namespace robust_lr::cpu {
+ROBUST_LR_KERNELS(, float);
+}

@@ -1,0 +1,38 @@
+// Which pixels meet in windows, and the prior of their taps.
+#pragma once
+
+#include "../common/rows.h"
+
+namespace robust_lr::cpu {
+
+// Rows (or columns) of one image that meet one row (or column) of another in windows, clipped to the image.
+struct Span {
+  Index first, count;
+  Index tap;  // the row (or column) of the window in which the first of them meets it
+};
+
+// The rows of the padded image in the windows of output row `out`; each next one is a tap further.
+inline Span window_of(const Problem& p, Index out, Index size) {
+  const Index start = p.window_start(out), first = std::max<Index>(0, start);
+  return {first, std::min(size + 2 * p.padding, start + p.kernel) - first, first - start};
+}
+
+// The output rows in whose windows row `i` of the padded image lies; each next one is `stride` taps back.
+inline Span viewers_of(const Problem& p, Index i, Index out_size) {
+  const Index first = p.first_query(i);
+  return {first, p.last_query(i, out_size) - first + 1, i - p.window_start(first)};
+}
+
+// The prior [groups, K * K] of a block's planes in lanes [K * K]; zeros where there is none.
+template <class A>
+Vec<A>* load_prior(Scratch& scratch, const Image<A>& prior, const Problem& p, const Block<A>& block) {
+  Vec<A>* lanes = scratch.take<Vec<A>>(p.taps());
+  if (prior.data == nullptr) {
+    std::fill(lanes, lanes + p.taps(), Vec<A>{});
+  } else {
+    Planes<A>(prior, block, 1, 1, p.groups).load(0, p.taps(), lanes);
+  }
+  return lanes;
+}
+
+}  // namespace robust_lr::cpu

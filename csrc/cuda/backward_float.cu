@@ -1,6 +1,0 @@
-#include "run_backward.h"
-
-namespace robust_lr::cuda {
-template void run_backward(const BackwardArguments<float>&, Stream);
-template Parts parts_of(const BackwardArguments<float>&);
-}

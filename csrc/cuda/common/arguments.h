@@ -1,0 +1,104 @@
+// What the kernels are called with. Neither PyTorch nor CUDA is needed to read this.
+#pragma once
+
+#include <type_traits>
+
+#include "../../problem.h"
+
+struct CUstream_st;
+struct __half;
+struct __nv_bfloat16;
+
+namespace robust_lr::cuda {
+
+using Stream = CUstream_st*;
+using Half = __half;
+using BFloat16 = __nv_bfloat16;
+
+// The type that elements of type T are computed in.
+template <class T>
+using WideOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// A tensor [N, C, H, W] with its strides in elements.
+template <class T>
+struct Image {
+  using Scalar = std::remove_const_t<T>;  // the type of queries and keys, where these are the values
+  using Gradient = Image<Scalar>;
+
+  T* data;
+  Index batch, channel, row, column;
+  int bytes;  // how many may be moved at once from any group's first channel on: 16, 8, or one element's
+};
+
+// What is known of the gradient of the stem's values, [N, C, H, W]: it goes on to the image and the transform that they
+// are made from. Null where nothing is wanted.
+template <class A>
+struct StemGradient {
+  Image<A> values;  // itself, from the kernels for all cases
+  A* image;         // or from the others, in parts to sum: [parts, N, inputs, H, W]
+  A* transform;     // and [parts, C, inputs + 1]
+};
+
+// The values of LR-Net's stem, x = relu(transform * (image, 1)). They are made where they are needed: at full
+// resolution they are many times larger than the image, and are never in memory.
+template <class A>
+struct Stem {
+  using Scalar = A;
+  using Gradient = StemGradient<A>;
+
+  const A* image;      // [N, inputs, H, W]
+  const A* transform;  // [C, inputs + 1], the bias last
+  int inputs;
+};
+
+// X is what the values are: in memory, or the stem's.
+template <class T, class X = Image<const T>>
+struct ForwardArguments {
+  using A = WideOf<T>;
+  Problem p;
+  X x;
+  Image<const typename X::Scalar> q, k;
+  const A* geo;  // [groups, K, K], or null
+  Image<T> y;
+  A* lse;  // [N, groups, Ho, Wo], the logarithm of the softmax's total, or null without softmax
+};
+
+template <class T, class X = Image<const T>>
+struct BackwardArguments {
+  using A = WideOf<T>;
+  Problem p;
+  Image<const T> dy;
+  X x;
+  Image<const typename X::Scalar> q, k;
+  Image<const T> y;
+  const A *geo, *lse;
+  typename X::Gradient dx;
+  Image<typename X::Scalar> dq, dk;
+  A* dgeo;  // [groups, K, K], or null where it is not wanted
+  // Scratch. Of each window [N, groups, Ho, Wo], or null without softmax: the weighted mean of dot(dy, x), and the base
+  // 2 logarithm of the sum of exp(logit - lse), which is 0 but for the rounding of lse.
+  A *mean, *excess;
+  A* dgeo_partial;  // [parts, groups, K, K], or null
+};
+
+// In how many parts the kernels leave gradients that are sums: over pixels (of the prior, of the stem's transform), and
+// over groups (of the stem's image; 0 where they leave that of the values).
+struct Parts {
+  Index pixels, groups;
+};
+
+// Defined in a file for each type.
+template <class T, class X>
+void run_forward(const ForwardArguments<T, X>& arguments, Stream stream);
+
+template <class T, class X>
+void run_backward(const BackwardArguments<T, X>& arguments, Stream stream);
+
+template <class T, class X>
+Parts parts_of(const BackwardArguments<T, X>& arguments);
+
+// sums [entries] of parts [count, entries], which change.
+template <class A>
+void run_sum(A* parts, Index count, Index entries, A* sums, Stream stream);
+
+}  // namespace robust_lr::cuda

@@ -1,0 +1,74 @@
+// Chooses and launches the kernels of the backward operator.
+#pragma once
+
+#include "backward_keys.h"
+#include "backward_queries.h"
+#include "blocking.h"
+#include "general.h"
+
+namespace robust_lr::cuda {
+
+// The division of the key pixels, with those around the image where zeros take part.
+template <class T, class X, class O>
+struct KeyBlocking {
+  Blocking b;
+  size_t bytes;
+
+  explicit KeyBlocking(const BackwardArguments<T, X>& a) {
+    auto needed = [](const Blocking& b) {
+      return QueryMemory<T, X>::bytes(QueryWindow<O, kKeyStrip>::tile(b), O::kSize * O::kSize);
+    };
+    const Index around = key_lead(a.p) + a.p.padding;
+    b = divide(a.p, a.p.height + around, a.p.width + around, kKeyStrip, neighbors(a.x), needed);
+    bytes = needed(b);
+  }
+};
+
+template <class T, class X, class O>
+void launch_backward_strips(const BackwardArguments<T, X>& a, O, Stream stream) {
+  using Window = KeyWindow<O, kQueryStrip>;
+  auto bytes = [](const Blocking& b) { return KeyMemory<T>::bytes(Window::tile(b), O::kSize * O::kSize); };
+  const Blocking queries = divide(a.p, a.p.out_height, a.p.out_width, kQueryStrip, neighbors(a.x), bytes);
+  launch(backward_queries<T, X, O>, a.p.batch * queries.blocks(), threads(queries), bytes(queries), stream, a, queries);
+  const KeyBlocking<T, X, O> keys(a);
+  launch(backward_keys<T, X, O>, a.p.batch * keys.b.blocks(), threads(keys.b), keys.bytes, stream, a, keys.b);
+}
+
+template <class T, class X>
+void launch_backward_general(const BackwardArguments<T, X>& a, Stream stream) {
+  const Problem& p = a.p;
+  auto launch_items = [&](auto kernel, Index units, Index height, Index width) {
+    const Index items = p.batch * p.groups * units * height * width;
+    launch(kernel, ceil_div(items, kGeneralThreads), kGeneralThreads, 0, stream, a);
+  };
+  launch_items(dq_general<T, X>, parts(p.components), p.out_height, p.out_width);
+  launch_items(dk_general<T, X>, parts(p.components), p.height, p.width);
+  launch_items(dx_general<T, X>, parts(p.shared), p.height, p.width);
+  if (a.dgeo != nullptr) {
+    const size_t bytes = kGeneralThreads * sizeof(WideOf<T>);
+    launch(dgeo_general<T, X>, p.batch * p.groups * p.taps(), kGeneralThreads, bytes, stream, a);
+  }
+}
+
+template <class T, class X>
+Parts parts_of(const BackwardArguments<T, X>& a) {
+  Parts parts{a.p.batch, 0};
+  if constexpr (!std::is_same_v<T, double>) {
+    with_options(a.p, [&](auto options) {
+      const Blocking b = KeyBlocking<T, X, decltype(options)>(a).b;
+      parts = {a.p.batch * b.column_blocks * b.strip_blocks, b.group_blocks};
+    });
+  }
+  return parts;
+}
+
+template <class T, class X>
+void run_backward(const BackwardArguments<T, X>& a, Stream stream) {
+  bool done = false;
+  if constexpr (!std::is_same_v<T, double>)
+    done = with_options(a.p, [&](auto options) { launch_backward_strips(a, options, stream); });
+  if (!done) launch_backward_general(a, stream);
+  if (a.dgeo != nullptr) run_sum(a.dgeo_partial, parts_of(a).pixels, a.p.groups * a.p.taps(), a.dgeo, stream);
+}
+
+}  // namespace robust_lr::cuda

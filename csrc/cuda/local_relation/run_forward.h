@@ -1,0 +1,30 @@
+// Chooses and launches the kernel of the forward operator.
+#pragma once
+
+#include "blocking.h"
+#include "forward.h"
+#include "general.h"
+
+namespace robust_lr::cuda {
+
+template <class T, class X, class O>
+void launch_forward_strips(const ForwardArguments<T, X>& a, O, Stream stream) {
+  constexpr int strip = kForwardStrip<O>;
+  auto bytes = [&](const Blocking& b) {
+    return KeyMemory<T>::bytes(KeyWindow<O, strip>::tile(b), O::kSize * O::kSize);
+  };
+  const Blocking b = divide(a.p, a.p.out_height, a.p.out_width, strip, neighbors(a.x), bytes);
+  launch(forward_strips<T, X, O>, a.p.batch * b.blocks(), threads(b), bytes(b), stream, a, b);
+}
+
+template <class T, class X>
+void run_forward(const ForwardArguments<T, X>& a, Stream stream) {
+  const Problem& p = a.p;
+  if constexpr (!std::is_same_v<T, double>) {
+    if (with_options(p, [&](auto options) { launch_forward_strips(a, options, stream); })) return;
+  }
+  const Index items = p.batch * p.groups * parts(p.shared) * p.out_height * p.out_width;
+  launch(forward_general<T, X>, ceil_div(items, kGeneralThreads), kGeneralThreads, 0, stream, a);
+}
+
+}  // namespace robust_lr::cuda
