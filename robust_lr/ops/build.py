@@ -75,9 +75,7 @@ class Plan:
     versions: tuple[str, ...]  # what else the result depends on
 
     def sources(self) -> list[Path]:
-        return sorted(
-            p for folder in self.folders for kind in self.commands for p in SOURCES.glob(f"{folder}*{kind}")
-        )
+        return sorted(p for folder in self.folders for kind in self.commands for p in SOURCES.glob(f"{folder}*{kind}"))
 
     def library(self) -> Path:
         """Where the cache has it: a place that changes with the sources, commands, compilers and PyTorch."""
