@@ -1,4 +1,4 @@
-"""Networks by name. Every one takes pixels in [0, 1] and normalizes them itself."""
+"""Build networks by name. All take pixels in [0, 1] and normalize them internally."""
 
 from __future__ import annotations
 

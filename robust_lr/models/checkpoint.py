@@ -1,4 +1,4 @@
-"""Weights and training state on disk: safetensors only, written whole or not at all, never unpickled."""
+"""Read and write weights and training state: safetensors only, written atomically, never unpickled."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FORMAT = "robust-lr/1"
 
 
 def save_weights(path: Path, model: nn.Module, spec: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Write a model's weights with what is needed to build it again.
+    """Write a model's weights together with the arguments that rebuild it.
 
     Args:
         spec: keyword arguments of ``build_model``, ``name`` included.
@@ -35,7 +35,7 @@ def save_weights(path: Path, model: nn.Module, spec: Mapping[str, Any], about: M
 
 
 def load_model(path: str | Path | None = None) -> ResNet:
-    """A trained network in eval mode, on the CPU.
+    """Load a trained network in eval mode, on the CPU.
 
     Args:
         path: a run folder, or a weights file; None is the small adversarially trained LR-Net-26 that ships with the
@@ -58,14 +58,14 @@ def load_model(path: str | Path | None = None) -> ResNet:
 
 
 def about(path: str | Path | None = None) -> dict[str, Any]:
-    """What ``save_weights`` was told about a checkpoint."""
+    """Read the record that ``save_weights`` stored in a checkpoint."""
     file = weights_file(path)
     with opened(file) as content:
         return read_record(content.metadata() or {}, "about", file)
 
 
 def weights_file(path: str | Path | None) -> Path:
-    """The weights file of a run folder, or the file itself, or the one that ships with the package."""
+    """Find the weights file of a run folder; a file stands for itself, None for the one that ships with the package."""
     path = SHIPPED if path is None else Path(path)
     file = path / WEIGHTS if path.is_dir() else path
     if not file.is_file():
@@ -86,20 +86,20 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], file: Path) ->
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """One safetensors file, atomically."""
+    """Write one safetensors file atomically."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomic(path, safetensors.torch.save(plain, {"format": _FORMAT, **metadata}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors and the metadata of a safetensors file; InputError if it is none."""
+    """Read all tensors and the metadata of a safetensors file; InputError if it is not one."""
     with opened(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """A safetensors file, of which only what is asked for is read; InputError if it is none."""
+    """Open a safetensors file for lazy reading; InputError if it is not one."""
     try:
         with safetensors.safe_open(path, "pt") as file:
             yield file
@@ -108,7 +108,7 @@ def opened(path: Path) -> Iterator[Any]:
 
 
 def read_record(metadata: Mapping[str, str], key: str, file: Path) -> dict[str, Any]:
-    """The JSON object under ``key`` of a file's metadata, empty if there is none."""
+    """Parse the JSON object under ``key`` of a file's metadata, empty if there is none."""
     try:
         record = json.loads(metadata.get(key, "{}"))
     except ValueError:
@@ -119,7 +119,7 @@ def read_record(metadata: Mapping[str, str], key: str, file: Path) -> dict[str, 
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file begins like those of torch.save, or another pickle, and not like safetensors."""
+    """Return True if a file begins like one of torch.save, or another pickle, and not like safetensors."""
     with path.open("rb") as file:
         head = file.read(9)
     # safetensors: the length of the header, of which any byte may come first, and the header, a JSON object
@@ -142,7 +142,7 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
-    """The same of any tensors."""
+    """SHA-256, in hex, of names, dtypes, shapes and bytes of tensors, in their order."""
     digest = hashlib.sha256()
     for name, tensor in tensors.items():
         plain = tensor.detach().cpu().contiguous()

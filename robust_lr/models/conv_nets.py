@@ -1,4 +1,4 @@
-"""The paper's networks of convolutions: ResNet, ResNet-DW with depthwise ones, NL with non-local layers instead."""
+"""The paper's networks without local relation: ResNet, ResNet-DW (depthwise) and NL (non-local layers)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-adds, activations; and the width at which it costs as much as another."""
+"""Count parameters, multiply-adds and activations, and find the width at which two networks cost the same."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .resnet import Block
 
 @dataclass(frozen=True)
 class Profile:
-    """What a network costs.
+    """Cost of a network.
 
     Attributes:
         parameters: learnt values, each counted once.
@@ -37,7 +37,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class Cost:
-    """Multiply-adds of one call of a layer, and the number of values that it makes, its result included."""
+    """Multiply-adds of one call of a layer, and the number of values it produces, including intermediate ones."""
 
     multiply_adds: int
     values: int
@@ -77,7 +77,7 @@ def profile(model: nn.Module, input: Tensor) -> Profile:
 
 
 def counted(model: nn.Module) -> Iterator[nn.Module]:
-    """Modules whose calls are counted: known layers as a whole, else those without parts, and residual sums."""
+    """Select the modules to count: known layers as a whole, other leaf modules, and residual sums."""
     inside: set[nn.Module] = set()
     for module in model.modules():
         if module in inside:
@@ -95,7 +95,7 @@ def cost(module: nn.Module, x: Tensor, y: Tensor) -> Cost:
 
 
 def kind(module: nn.Module) -> Callable[[Any, Tensor, Tensor], Cost] | None:
-    """The rule for this kind of layer."""
+    """Find the counting rule for this kind of layer."""
     return next((RULES[base] for base in type(module).__mro__ if base in RULES), None)
 
 
@@ -139,7 +139,7 @@ def pixels(x: Tensor) -> int:
 
 
 def coarse(x: Tensor, stride: int) -> int:
-    """Pixels of x's grid when it is so many times coarser."""
+    """Number of positions of x's grid after downsampling by ``stride``."""
     return prod(-(-side // stride) for side in x.shape[2:])
 
 
@@ -154,15 +154,15 @@ RULES: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Cost]] = {
 
 @functools.cache
 def paper_size(name: str, **options: Any) -> Profile:
-    """The profile of a network for one image of 224 x 224 and 1000 classes; nothing is computed."""
+    """Profile a network for one image of 224 x 224 and 1000 classes on the meta device."""
     with torch.device("meta"):
         return profile(build_model(name, **options), torch.empty(1, 3, 224, 224))
 
 
 def solve_bottleneck(name: str, like: int, **options: Any) -> int:
-    """The ``bottleneck`` with which a network comes closest to ``like`` multiply-adds at the paper's size.
+    """Find the ``bottleneck`` with which a network comes closest to ``like`` multiply-adds at the paper's size.
 
-    So rows of one table cost the same (the condition of the paper's Table 3); the shipped configs hold its results.
+    Rows of one table then cost the same (the condition of the paper's Table 3); the shipped configs hold its results.
 
     Raises:
         InputError: no width between 1 and 1024 comes within 5 %.

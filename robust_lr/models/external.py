@@ -1,4 +1,4 @@
-"""Any model by name: our own, torchvision's, timm's, or what a callable of the user's returns; with the user's weights.
+"""Load any model by name: our own, torchvision's, timm's, or one that a user's callable returns; with given weights.
 
 Code is run only where the user names it: ``package.module:callable`` or ``file.py:callable``. Weights are tensors,
 never unpickled objects.
@@ -40,7 +40,7 @@ def load_source(
     normalization: str | Statistics | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """A model in eval mode, on the CPU: pixels [N, in_channels, H, W] in [0, 1] -> what the network returns.
+    """Load a model in eval mode, on the CPU: pixels [N, in_channels, H, W] in [0, 1] -> logits.
 
     Args:
         source: a name of ``MODELS``; ``torchvision:NAME``; ``timm:NAME``; or ``package.module:callable`` or
@@ -90,14 +90,14 @@ def _known(name: str) -> None:
 
 
 def source_name(source: str, weights: Path | None = None) -> str:
-    """What a result calls the model, good for a folder: "torchvision-resnet50-mine"."""
+    """Name of the model in results, usable as a folder name: "torchvision-resnet50-mine"."""
     place, colon, attribute = source.rpartition(":")
     name = f"{Path(place).stem if place.endswith('.py') else place}{'-' if colon else ''}{attribute}"
     return name if weights is None else f"{name}-{weights.stem}"
 
 
 def spread_channels(statistics: Statistics, channels: int) -> Statistics:
-    """One value stands for every channel."""
+    """Expand a single mean and standard deviation to all channels."""
     mean, std = (tuple(values) * (channels if len(values) == 1 else 1) for values in statistics)
     return mean, std
 
@@ -183,7 +183,7 @@ def _by_name(name: str) -> ModuleType:
 
 
 def _built(source: str, build: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """``build(...)``, where any error becomes one line that names the source."""
+    """Call ``build(...)`` and turn any error into one line that names the source."""
     try:
         return build(*arguments, **options)
     except (InputError, RunError):
@@ -196,7 +196,7 @@ def _built(source: str, build: Callable[..., Any], *arguments: Any, **options: A
 
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """``folder`` first among those that modules are imported from, as for a script that lies there."""
+    """Import modules from ``folder`` first, as a script in that folder would."""
     sys.path.insert(0, str(folder))
     try:
         yield
@@ -236,7 +236,7 @@ def _first(names: Sequence[str], n: int = 3) -> str:
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors or .pt file, under the names of the network: without the prefixes of wrappers.
+    """Read the tensors of a safetensors or .pt file under the network's names, without the prefixes of wrappers.
 
     Raises:
         InputError: a file that is missing or unreadable, or that holds anything that must be unpickled.

@@ -1,4 +1,4 @@
-"""The skeleton of all networks: ResNet (He et al. 2016), the stride on the 3x3 layer ("v1.5"), torchvision's names."""
+"""Skeleton of all networks: ResNet (He et al. 2016) with the stride on the 3x3 layer ("v1.5"), as in torchvision."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Block(nn.Module, ABC):
     @property
     @abstractmethod
     def last_norm(self) -> nn.BatchNorm2d:
-        """The batch norm just before the sum."""
+        """The batch norm before the residual sum."""
 
     @abstractmethod
     def body(self, x: Tensor) -> Tensor: ...
@@ -92,7 +92,7 @@ class Bottleneck(Block):
 
 @dataclass(frozen=True)
 class Frame:
-    """What every network is told: the arguments of ``build_model`` that are no layer options."""
+    """Arguments of ``build_model`` that apply to the network as a whole rather than to its layers."""
 
     num_classes: int
     in_channels: int
@@ -108,10 +108,10 @@ class Frame:
 
 @dataclass(frozen=True)
 class Stage:
-    """Blocks on one resolution.
+    """A stage: blocks at one resolution.
 
     Attributes:
-        depth: how many.
+        depth: number of blocks.
         mid, out: channels inside and at the end of them.
         spatial: their spatial layer.
         after: from a number of channels, what follows each block: a non-local block, or nothing.
@@ -165,7 +165,7 @@ class ResNet(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """He initialization; each block starts as its shortcut, its last batch norm being zero (Goyal et al. 2017)."""
+        """Apply He initialization; zero last batch norms make each block start as its shortcut (Goyal et al. 2017)."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -183,7 +183,7 @@ class ResNet(nn.Module):
         return x
 
     def stem(self, x: Tensor) -> Tensor:
-        """What comes before the stages, of normalized pixels."""
+        """Apply the layers before the first stage to normalized pixels."""
         for name in self.stem_names:
             x = self.get_submodule(name)(x)
         return x
@@ -207,7 +207,7 @@ def four_stages(
     *,
     non_local: bool = False,
 ) -> list[Stage]:
-    """The stages of a network of the paper.
+    """Describe the four stages of a network of the paper.
 
     Args:
         depths: blocks per stage.
