@@ -3,8 +3,9 @@ PYTHON ?= python3
 TORCH ?=# e.g. 2.12: that PyTorch, in an environment of its own
 VENV ?= .venv$(if $(TORCH),-torch$(TORCH))
 BIN := $(VENV)/bin
+PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
 
-.PHONY: help table9 test xval gpu-check lint format wheel wheel-check clean
+.PHONY: help table9 test test-fast xval gpu-check lint format wheel wheel-check clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -12,8 +13,11 @@ help:  ## this list
 table9: $(VENV)/installed  ## the main job: train six networks, attack them, print Table 9
 	$(BIN)/robust-lr table9
 
-test: $(VENV)/installed  ## all tests; TORCH=2.12 with that PyTorch
-	$(BIN)/pytest
+test: $(VENV)/installed  ## all tests, on all cores; TORCH=2.12 with that PyTorch
+	$(BIN)/pytest $(PARALLEL)
+
+test-fast: $(VENV)/installed  ## the tests that take less than a few seconds each
+	$(BIN)/pytest $(PARALLEL) -m "not slow and not gpu"
 
 xval: $(VENV)/installed  ## attacks against torchattacks, cleverhans and foolbox, which are installed without what else they ask for
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps cleverhans foolbox eagerpy gitpython gitdb smmap

@@ -1,5 +1,6 @@
 """Compiles the CUDA sources, with nvcc or as C++ that the shim runs on the CPU."""
 
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -36,9 +37,15 @@ def build_shim(compiler: str, cache: Path) -> Path:
     """The library that has the CUDA operators for CPU tensors, as torch.ops.robust_lr_shim; kept in `cache`."""
     folder = cache / digest(torch.__version__)
     library = folder / "shim.so"
-    if library.exists():
-        return library
     folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:  # several processes run the tests
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            compile_shim(compiler, folder, library)
+    return library
+
+
+def compile_shim(compiler: str, folder: Path, library: Path) -> None:
     torch_folder = Path(torch.__file__).parent
     flags = ["-O1", "-std=c++20", "-fPIC", "-fno-strict-aliasing", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
     flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{SHIM}", f"-I{torch_folder / 'include'}"]
@@ -52,4 +59,3 @@ def build_shim(compiler: str, cache: Path) -> Path:
     link = [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10"]
     run_all([[compiler, "-shared", *objects, *link, "-o", f"{library}.part"]])
     os.replace(f"{library}.part", library)
-    return library
