@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from ..protocols.autoattack import Protocol
+from ..protocols.base import Protocol
 from ..results.curve import Curve
 from ..results.result import Result
 from ..results.validity import Check

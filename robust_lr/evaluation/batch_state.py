@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..protocols.autoattack import Protocol
+from ..protocols.base import Protocol
 from ..results.ledger import Row
 
 Rows = dict[str, Tensor]

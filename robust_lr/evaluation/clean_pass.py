@@ -14,9 +14,7 @@ from torch import Tensor
 from ..attacks.arguments import check_images
 from ..attacks.losses import lead
 from ..data.dataset import Batch
-from ..protocols.apply import goals
-from ..protocols.autoattack import Protocol
-from ..protocols.pgd import PGD
+from ..protocols.base import Protocol
 from ..results.targets import Targets
 from .batch_state import Rows, timed
 from .model_under_test import Bench
@@ -41,8 +39,8 @@ def known(
         target = none
         if targets is not None:
             target = targets.of(id_, label)
-        elif isinstance(protocol, PGD) and protocol.targeted:
-            target = goals(protocol, partial(always, logits), x, label, id_, bench.num_classes, seed=bench.seed)
+        elif protocol.targeted:
+            target = protocol.goals(partial(always, logits), x, label, id_, bench.num_classes, seed=bench.seed)
         no, yes = torch.zeros_like(label, dtype=torch.bool), torch.ones_like(label, dtype=torch.bool)
         there = clean == target if protocol.targeted else clean != label
         recorded = (len(label), len(protocol.record))

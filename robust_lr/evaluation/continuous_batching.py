@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attacks.losses import Objective, lead
+from ..attacks.losses import lead
 from ..attacks.stepwise import Stepwise, constant, look
-from ..protocols.apply import aims, attempts, starts, stepwise
-from ..protocols.autoattack import Stepped
+from ..protocols.base import StepwiseProtocol
 from .batch_state import Rows, first, join, size, split, timed
 from .model_under_test import Bench, verified
 
@@ -23,14 +22,14 @@ from .model_under_test import Bench, verified
 STATE = "attack."
 
 
-def attack_pool(part: Stepped, number: int, source: Iterator[Rows], bench: Bench) -> Iterator[Rows]:
+def attack_pool(part: StepwiseProtocol, number: int, source: Iterator[Rows], bench: Bench) -> Iterator[Rows]:
     """The rows of ``source`` once they are decided, in any order.
 
     Args:
         part: the protocol, or part ``number`` of a cascade.
         source: images to attack, with the columns of ``images.known``; those decided already are passed on.
     """
-    attack, objective = stepwise(part, bench.seed)
+    attack = part.stepwise(bench.seed)
     early = part.criterion == "worst"
     queue: Rows = {}  # waits for its next draw
     returning: Rows = {}  # waits in the middle of one
@@ -62,7 +61,7 @@ def attack_pool(part: Stepped, number: int, source: Iterator[Rows], bench: Bench
             verdicts, landed = first(landed, bench.rows)
             verdicts = judged(part, number, verdicts, bench)
             doubted = verdicts.pop("unsure").cpu()
-            over = (verdicts["decided"] | (verdicts["draw"] >= attempts(part, bench.num_classes))).cpu()
+            over = (verdicts["decided"] | (verdicts["draw"] >= part.draws(bench.num_classes))).cpu()
             unsure, sure = split(timed(verdicts, began), doubted)
             returning = join([returning, unsure])
             if sure:
@@ -81,14 +80,14 @@ def attack_pool(part: Stepped, number: int, source: Iterator[Rows], bench: Bench
             down, flying = split(timed(flying, began), landing)  # on a GPU, the look at them waited for their steps
             landed, due = join([landed, down]), due[~landing]
         else:
-            flying, turn = timed(flown(part, attack, objective, flying, bench), began), turn + 1
+            flying, turn = timed(flown(part, attack, flying, bench), began), turn + 1
 
 
-def begun(part: Stepped, attack: Stepwise, rows: Rows, seed: int) -> Rows:
+def begun(part: StepwiseProtocol, attack: Stepwise, rows: Rows, seed: int) -> Rows:
     """``rows`` before the first step of their next draw."""
-    start = starts(part, rows["x"], rows["id"], seed=seed, draw=rows["draw"])
+    start = part.starts(rows["x"], rows["id"], seed=seed, draw=rows["draw"])
     state = attack.begin(rows["x"], start, rows["id"], rows["draw"])
-    away, toward = aims(part, rows)
+    away, toward = part.classes(rows)
     return {
         **rows,
         **{STATE + name: column for name, column in state.items()},
@@ -100,14 +99,14 @@ def begun(part: Stepped, attack: Stepwise, rows: Rows, seed: int) -> Rows:
     }
 
 
-def flown(part: Stepped, attack: Stepwise, objective: Objective, rows: Rows, bench: Bench) -> Rows:
+def flown(part: StepwiseProtocol, attack: Stepwise, rows: Rows, bench: Bench) -> Rows:
     """One step of every row: a query to the model, what it tells, and the next query."""
     n, rows = size(rows), {name: bench.padded(column) for name, column in rows.items()}
     state = {name[len(STATE) :]: column for name, column in rows.items() if name.startswith(STATE)}
-    targets = rows["toward"] if part.aimed else None
+    targets = rows["toward"] if part.objective_takes_targets else None
     with bench.precision():
         logits, loss, gradient = look(
-            bench.attacked, state["query"], rows["away"], targets, objective, attack.needs_gradient
+            bench.attacked, state["query"], rows["away"], targets, part.objective, attack.needs_gradient
         )
     undecided = ~rows["decided"]
     noted, reached = note(part, rows, logits, undecided)
@@ -125,7 +124,7 @@ def flown(part: Stepped, attack: Stepwise, objective: Objective, rows: Rows, ben
     return {name: column[:n] for name, column in rows.items()}
 
 
-def judged(part: Stepped, number: int, rows: Rows, bench: Bench) -> Rows:
+def judged(part: StepwiseProtocol, number: int, rows: Rows, bench: Bench) -> Rows:
     """Verdicts on finished images by the model itself: last iterates, or what the attacked model called a success.
 
     A success that the model does not confirm is ``unsure`` and goes on where it was.
@@ -160,7 +159,7 @@ def judged(part: Stepped, number: int, rows: Rows, bench: Bench) -> Rows:
     }
 
 
-def note(part: Stepped, rows: Rows, logits: Tensor, undecided: Tensor) -> tuple[Rows, Tensor]:
+def note(part: StepwiseProtocol, rows: Rows, logits: Tensor, undecided: Tensor) -> tuple[Rows, Tensor]:
     """What the logits of the current iterates tell, and which of them are at the attack's aim, [N] bool."""
     step, predictions = rows["step"], logits.argmax(1)
     right = predictions == rows["label"]

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..data.dataset import Dataset
-from ..protocols.autoattack import Protocol
+from ..protocols.base import Protocol
 from ..results.result import Result
 from ..results.targets import Targets
 from ..utils.errors import InputError

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ from torch import nn
 from ..attacks.targets import given
 from ..data.dataset import Batch, Dataset, spaced
 from ..data.loader import batches
-from ..protocols.autoattack import Cascade, Part, Protocol
-from ..protocols.pgd import PGD
+from ..protocols.base import Protocol, StepwiseProtocol
 from ..protocols.presets import get as get_protocol
 from ..protocols.torchattacks import Library
 from ..results.ledger import Ledger, Row, remove
@@ -124,7 +122,7 @@ def evaluated(
 ) -> tuple[Result, list[Row]]:
     """One of the evaluations that ``ready`` is for: its result, and its rows by id; arguments as in ``evaluate``."""
     bench, data, device = ready.bench, ready.data, ready.device
-    positions, parts = ready.positions(protocol), parts_of(protocol)
+    positions, parts = ready.positions(protocol), protocol.attacks()
     about = configuration(ready, protocol, targets)
     folder = None if out is None else Path(out)
     if folder is not None and fresh:
@@ -169,7 +167,7 @@ def evaluated(
         data=data.name,
         seed=bench.seed,
         shard=about["shard"],
-        batch_invariant=bench.fixed and all(keyed(part) for part in parts),
+        batch_invariant=bench.fixed and protocol.is_keyed_by_image,
         hashes=ready.hashes,
         device=device_name(device),
         precision=ready.precision,
@@ -211,13 +209,9 @@ def attack_all(
 ) -> Iterator[Rows]:
     """Rows of all images once they are decided, in any order."""
     decided = known(batches, protocol, bench, device, targets)
-    for number, part in enumerate(parts_of(protocol)):
+    for number, part in enumerate(protocol.attacks()):
         decided = attack_stream(part, number, decided, bench)
     return decided
-
-
-def parts_of(protocol: Protocol) -> tuple[Part, ...]:
-    return protocol.parts if isinstance(protocol, Cascade) else (protocol,)
 
 
 def resolved(protocol: str | Protocol, targets: Targets | None = None) -> Protocol:
@@ -228,21 +222,15 @@ def resolved(protocol: str | Protocol, targets: Targets | None = None) -> Protoc
 def with_targets(protocol: Protocol, targets: Targets | None) -> Protocol:
     """``protocol``, which says that targets are given if they are; InputError where they have no place, or lack."""
     if targets is None:
-        if isinstance(protocol, PGD) and protocol.targeted and protocol.target == "given":
+        if protocol.needs_targets:
             raise InputError("target = 'given': give the `targets` as well")
         return protocol
-    if not isinstance(protocol, PGD) or not protocol.targeted:
-        raise InputError(f"protocol {protocol.name!r} aims at no given class: leave the targets out")
-    return replace(protocol, target="given")
+    return protocol.with_given_targets()
 
 
-def attack_stream(part: Part, number: int, source: Iterator[Rows], bench: Bench) -> Iterator[Rows]:
-    """Attack the images of ``source`` that are undecided; see ``pool.attack_pool``."""
-    if isinstance(part, Library):
-        return attack_library(part, number, source, bench)
-    return attack_pool(part, number, source, bench)
-
-
-def keyed(part: Part) -> bool:
-    """Whether an image's numbers can be independent of the images beside it."""
-    return not isinstance(part, Library) or not part.together
+def attack_stream(part: Protocol, number: int, source: Iterator[Rows], bench: Bench) -> Iterator[Rows]:
+    """Attack the images of ``source`` that are undecided; see ``continuous_batching.attack_pool``."""
+    if isinstance(part, StepwiseProtocol):
+        return attack_pool(part, number, source, bench)
+    assert isinstance(part, Library), f"no way to run {type(part).__name__}"
+    return attack_library(part, number, source, bench)

@@ -9,9 +9,10 @@ from typing import Any
 from torch import nn
 
 from ..data.dataset import Dataset
-from ..protocols.autoattack import Protocol, Square
+from ..protocols.base import Protocol
 from ..protocols.pgd import PGD
 from ..protocols.presets import get
+from ..protocols.square import Square
 from ..results.validity import NOISE, Check
 from ..utils.errors import InputError
 from .harness import evaluated

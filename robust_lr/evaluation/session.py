@@ -14,7 +14,7 @@ from ..attacks.targets import check_classes
 from ..data.dataset import Dataset, content_hash, spaced
 from ..models.checkpoint import weights_hash
 from ..models.folding import attackable
-from ..protocols.autoattack import Cascade, Protocol
+from ..protocols.base import Protocol
 from ..utils.contexts import device_of, fp32, frozen
 from ..utils.errors import InputError
 from ..utils.rng import GUARD, uniform
@@ -102,7 +102,7 @@ def prepare(
             ids,
             num_classes=data.num_classes,
             most=int(data.labels.max()),
-            gradients=any(protocol.by_gradients for protocol in protocols),
+            gradients=any(protocol.follows_gradients for protocol in protocols),
             away=away,
             resolution=torch.finfo(logits_dtype).eps,
             allow=allow,
@@ -138,7 +138,7 @@ def positions(data: Dataset, protocol: Protocol, shard: tuple[int, int] | None) 
     Raises:
         InputError: a shard that is none.
     """
-    first = protocol.first if isinstance(protocol, Cascade) else 0
+    first = protocol.first
     chosen = data.ids.argsort()[:first].sort().values if first else torch.arange(len(data))
     index, count = shard or (1, 1)
     n = len(chosen)

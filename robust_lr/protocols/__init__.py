@@ -1,8 +1,11 @@
 """Protocols: every value that an attack fixes, by name or as a frozen record."""
 
-from .autoattack import APGD, Cascade, Protocol, Square
+from .apgd import APGD
+from .base import Protocol
+from .cascade import Cascade
 from .pgd import PGD
 from .presets import PROTOCOLS, SWEEPS, get, get_pgd
+from .square import Square
 from .sweep import Sweep
 from .torchattacks import Library
 

@@ -1,25 +1,157 @@
-"""What every protocol has: norms and the values that are printed."""
+"""What every protocol is: the values of an attack, and everything that the harness needs to run it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from torch import Tensor
+
+from ..attacks.losses import Objective
+from ..attacks.starts import clean
+from ..attacks.stepwise import Stepwise
+from ..utils.contexts import Model
+from ..utils.errors import InputError
+
+NORMS = ("linf", "l2")
+
+#: values that may be written as a fraction such as "8/255"
+DISTANCES = ("eps", "step_size")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
-    """What holds for every attack that ends at its first success: untargeted, from keyed starts, worst iterate seen."""
+class Protocol(ABC):
+    """An attack and every value that changes a robustness number, as a frozen record.
 
-    criterion: ClassVar[str] = "worst"
-    targeted: ClassVar[bool] = False
-    label: ClassVar[str] = "true"
-    start: ClassVar[str] = "uniform"
-    record: ClassVar[tuple[int, ...]] = ()
+    The class attributes hold for attacks that are untargeted and end at their first success.
+    """
+
+    if TYPE_CHECKING:  # fields or properties of every protocol; here they would become the fields' defaults
+
+        @property
+        def eps(self) -> float: ...
+        @property
+        def norm(self) -> str: ...
+        @property
+        def steps(self) -> int: ...
+        @property
+        def name(self) -> str: ...
+        @property
+        def source(self) -> str: ...
+
+    # not annotated, so that they are no fields of their own
+    criterion = "worst"
+    targeted = False
+    record = cast(tuple[int, ...], ())
+    #: only so many images, those with the smallest ids; 0 for all
+    first = 0
+
+    @abstractmethod
+    def values(self) -> dict[str, Any]:
+        """Every value that changes a number, and its source."""
+
+    def attacks(self) -> tuple[Protocol, ...]:
+        """The attacks that run one after the other, each on the images that withstood those before."""
+        return (self,)
+
+    def at(self, eps: float) -> Self:
+        """The same attack in another ball."""
+        return self.with_values(eps=eps)
+
+    def with_values(self, **values: Any) -> Self:
+        """The same attack with some fields replaced."""
+        return cast(Any, replace)(self, **values)  # type: ignore[no-any-return]
+
+    @property
+    def follows_gradients(self) -> bool:
+        """Whether the attack uses gradients of the model."""
+        return True
+
+    @property
+    def is_keyed_by_image(self) -> bool:
+        """Whether what happens to an image is independent of the images beside it."""
+        return True
+
+    @property
+    def needs_targets(self) -> bool:
+        """Whether the targets must be handed to ``evaluate``."""
+        return False
+
+    def with_given_targets(self) -> Self:
+        """The same attack on targets that are handed to ``evaluate``.
+
+        Raises:
+            InputError: the attack has no place for them.
+        """
+        raise InputError(f"protocol {self.name!r} aims at no given class: leave the targets out")
+
+    def goals(
+        self, model: Model, x: Tensor, labels: Tensor, ids: Tensor, num_classes: int, *, seed: int, draw: int = 0
+    ) -> Tensor:
+        """Classes that the attack's loss is taken on, [N] int64: targets if ``targeted``, otherwise labels."""
+        return labels
 
 
-NORMS = ("linf", "l2")
+@dataclass(frozen=True, kw_only=True)
+class StepwiseProtocol(Protocol):
+    """An attack that runs as a sequence of queries, see ``attacks.stepwise``."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def restarts(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def objective(self) -> Objective:
+        """What the attack ascends."""
+
+    @property
+    def objective_takes_targets(self) -> bool:
+        """Whether the objective is handed target classes."""
+        return self.targeted
+
+    @abstractmethod
+    def stepwise(self, seed: int) -> Stepwise:
+        """The attack as a sequence of queries."""
+
+    def starts(self, x: Tensor, ids: Tensor, *, seed: int, draw: int | Tensor = 0) -> Tensor:
+        """First iterates, like ``x`` [N, C, H, W]; ``draw`` is the number of the restart or epoch, one or [N]."""
+        return clean(x)
+
+    def draws(self, num_classes: int) -> int:
+        """The most runs of the attack on one image: restarts, for each target where there are several."""
+        return self.restarts
+
+    def classes(self, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Classes that the next draw moves away from and towards, [N] each; -1 where there is none.
+
+        ``rows`` has the columns label, target, clean (the prediction), ranking (classes by logit, the largest first)
+        and draw.
+        """
+        return rows["label"], rows["target"]
 
 
 def length(value: float, norm: str) -> str:
     """A distance as people write it: 0.0627... -> "16/255" in L-infinity, "0.5 (L2)" in L2."""
-    return f"{value * 255:.4g}/255" if norm == "linf" else f"{value:.4g} (L2)"
+    return f"{value * 255:.4g}/255" if norm == "linf" else f"{value:.4g} ({norm.upper()})"
+
+
+def distance(key: str, value: Any) -> Any:
+    """The number for a distance that is written as a fraction; any other value as it is."""
+    if key not in DISTANCES or not isinstance(value, str):
+        return value
+    try:
+        return float(Fraction(value))
+    except (ValueError, ZeroDivisionError):
+        raise InputError(f"{key} = {value!r}: a number or a fraction like 16/255 is needed") from None
+
+
+def take_fractions(protocol: Protocol) -> None:
+    """Replace distances that were given as fractions in text, such as ``eps="8/255"``, by their numbers."""
+    for key in DISTANCES:
+        if isinstance(value := getattr(protocol, key, None), str):
+            object.__setattr__(protocol, key, distance(key, value))

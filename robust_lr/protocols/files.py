@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import typing
 from collections.abc import Mapping
-from dataclasses import fields, replace
-from fractions import Fraction
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,16 @@ from ..utils.checks import check_name, make, typed
 from ..utils.errors import InputError
 from ..utils.toml import read_toml
 from . import presets as protocols
-from .autoattack import APGD, Cascade, Protocol, Square
+from .apgd import APGD
+from .base import DISTANCES, Protocol, distance
+from .cascade import Cascade
 from .pgd import PGD
+from .square import Square
 from .torchattacks import Library
 
-KINDS: dict[str, type[PGD | APGD | Square]] = {"pgd": PGD, "apgd": APGD, "square": Square}
+#: attacks by the name that ``values()`` gives them
+KINDS: dict[str, type[Any]] = {"pgd": PGD, "apgd": APGD, "square": Square}
 _LIBRARY = "torchattacks "
-
-#: what may be written as a fraction of 255
-_DISTANCES = ("eps", "step_size")
 
 
 def from_values(values: Mapping[str, Any]) -> Protocol:
@@ -88,16 +88,6 @@ def _fixed(protocol: Protocol, values: Mapping[str, Any]) -> None:
             raise InputError(f"{key} = {value!r}: this kind of attack has {own!r}")
 
 
-def distance(key: str, value: Any) -> Any:
-    """A distance that is written as a fraction as a number; any other value as it is."""
-    if key not in _DISTANCES or not isinstance(value, str):
-        return value
-    try:
-        return float(Fraction(value))
-    except (ValueError, ZeroDivisionError):
-        raise InputError(f"{key} = {value!r}: a number or a fraction like 16/255 is needed") from None
-
-
 def to_toml(protocol: Protocol, head: str = "") -> str:
     """The protocol's values as TOML, which ``from_values`` turns into the same protocol."""
     return head + "\n".join(_lines(protocol.values(), "")) + "\n"
@@ -119,7 +109,7 @@ def _tables(value: Any) -> bool:
 
 def literal(key: str, value: Any) -> str:
     """A value in TOML, where numbers, strings, booleans and lists look as in JSON; distances as fractions of 255."""
-    if key in _DISTANCES and isinstance(value, float):
+    if key in DISTANCES and isinstance(value, float):
         levels = round(value * 255, 6)
         if levels == int(levels) and int(levels) / 255 == value:
             return f'"{int(levels)}/255"'
@@ -136,14 +126,7 @@ def protocol(table: Mapping[str, Any], default: str = "lrnet-train") -> protocol
         check_name("key in [attack]", key, ["protocol", *names])
     if not values:
         return base
-    for key in ("eps", "step_size"):
-        if isinstance(values.get(key), str):
-            try:
-                values[key] = float(Fraction(values[key]))
-            except (ValueError, ZeroDivisionError):
-                raise InputError(
-                    f"attack.{key} = {values[key]!r}: a number in [0, 1] or a fraction like 16/255"
-                ) from None
+    values = {key: distance(key, value) for key, value in values.items()}
     if isinstance(base, protocols.Cascade):
         base = base.at(typed(float, values.pop("eps", base.eps), "attack.eps"))
     values = {"name": "custom", "source": f"{base.name} with changes", **values}
@@ -161,4 +144,4 @@ def named(name: str) -> protocols.Protocol:
         found = from_values(table) if "attack" in table else protocol(table)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
-    return found if "name" in table else replace(found, name=Path(name).stem)
+    return found if "name" in table else found.with_values(name=Path(name).stem)

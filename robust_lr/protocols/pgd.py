@@ -1,15 +1,22 @@
-"""PGD as a protocol, a frozen record that fixes every value that changes a robustness number; and sweeps of it."""
+"""PGD as a protocol, for evaluations and for training."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from ..attacks import starts, targets
 from ..attacks.arguments import check_attack
-from ..attacks.losses import LOSSES
+from ..attacks.losses import LOSSES, Objective
+from ..attacks.pgd import ProjectedGradient, pgd_l2, pgd_linf
 from ..utils.checks import check_name, check_whole
+from ..utils.contexts import Model
 from ..utils.errors import InputError
-from .base import NORMS, length
+from .base import NORMS, StepwiseProtocol, length, take_fractions
 
 STARTS = ("uniform", "clean", "normal")
 TARGETS = ("uniform", "least-likely", "given")
@@ -18,7 +25,7 @@ CRITERIA = ("last", "worst")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PGD:
+class PGD(StepwiseProtocol):
     """Projected gradient descent; the values of ``attacks.pgd_linf`` and ``attacks.pgd_l2``.
 
     Args:
@@ -64,6 +71,7 @@ class PGD:
     source: str = "user"
 
     def __post_init__(self) -> None:
+        take_fractions(self)
         check_name("norm", self.norm, NORMS)
         check_attack(eps=self.eps, step_size=self.step_size, steps=self.steps, norm=self.norm)
         check_name("loss", self.loss, LOSSES)
@@ -84,14 +92,86 @@ class PGD:
             raise InputError(f"record = {list(self.record)}: increasing numbers from 0 to {self.steps} are needed")
 
     @property
-    def aimed(self) -> bool:
-        """Whether the loss takes a target."""
-        return self.targeted
+    def objective(self) -> Objective:
+        """What the attack ascends."""
+        return LOSSES[self.loss]
 
     @property
-    def by_gradients(self) -> bool:
-        """Whether the attack follows gradients of the model."""
+    def follows_gradients(self) -> bool:
+        """Whether the attack uses gradients of the model."""
         return self.steps > 0
+
+    @property
+    def needs_targets(self) -> bool:
+        """Whether the targets must be handed to ``evaluate``."""
+        return self.targeted and self.target == "given"
+
+    def with_given_targets(self) -> PGD:
+        """The same attack on targets that are handed to ``evaluate``; InputError for an untargeted one."""
+        return replace(self, target="given") if self.targeted else super().with_given_targets()
+
+    def goals(
+        self, model: Model, x: Tensor, labels: Tensor, ids: Tensor, num_classes: int, *, seed: int, draw: int = 0
+    ) -> Tensor:
+        """Classes that the attack's loss is taken on, [N] int64: targets if ``targeted``, otherwise labels."""
+        if self.targeted and self.target == "least-likely":
+            return targets.least_likely(model, x, labels)
+        if self.targeted and self.target == "given":
+            raise InputError("target = 'given': targets are given to evaluations only; use 'uniform' or 'least-likely'")
+        if self.targeted:
+            return targets.uniform(labels, ids, num_classes, seed=seed, draw=draw)
+        if self.label == "predicted":
+            with torch.no_grad():
+                return model(x).argmax(1)
+        return labels
+
+    def starts(self, x: Tensor, ids: Tensor, *, seed: int, draw: int | Tensor = 0) -> Tensor:
+        """First iterates, like ``x`` [N, C, H, W]; ``draw`` is the number of the restart or epoch, one or [N]."""
+        if self.start == "clean":
+            return starts.clean(x)
+        if self.start == "normal":
+            return starts.around(x, ids, self.eps, seed=seed, draw=draw)
+        return starts.in_ball(x, ids, self.eps, self.norm, seed=seed, draw=draw)
+
+    def stepwise(self, seed: int) -> ProjectedGradient:
+        """The attack as a sequence of queries."""
+        return ProjectedGradient(self.norm, self.eps, self.step_size, self.steps, self.momentum)
+
+    def classes(self, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Classes that the attack moves away from and towards, [N] each; -1 where there is none."""
+        return rows["clean"] if self.label == "predicted" else rows["label"], rows["target"]
+
+    def perturb(
+        self,
+        model: Model,
+        x: Tensor,
+        labels: Tensor,
+        goals: Tensor,
+        ids: Tensor,
+        *,
+        seed: int,
+        draw: int = 0,
+        start: Tensor | None = None,
+        loss: Objective | None = None,
+    ) -> Tensor:
+        """Adversarial images of ``x`` [N, C, H, W]; ``goals`` are the labels or the targets.
+
+        ``start`` and ``loss`` take the place of the protocol's.
+        """
+        pgd = pgd_linf if self.norm == "linf" else pgd_l2
+        return pgd(
+            model,
+            x,
+            goals,
+            eps=self.eps,
+            step_size=self.step_size,
+            steps=self.steps,
+            targeted=self.targeted,
+            start=self.starts(x, ids, seed=seed, draw=draw) if start is None else start,
+            loss=self.objective if loss is None else loss,
+            momentum=self.momentum,
+            true_labels=labels,
+        )
 
     def values(self) -> dict[str, Any]:
         """Every value that changes a number, and its source; ``target`` or ``label`` where it plays a part."""

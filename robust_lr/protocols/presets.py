@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ..utils.checks import choose
 from ..utils.errors import InputError
-from .autoattack import APGD, Cascade, Protocol, Square
+from .apgd import APGD
+from .base import Protocol
+from .cascade import Cascade
 from .pgd import PGD
+from .square import Square
 from .sweep import Sweep
 from .torchattacks import Library
 
@@ -147,7 +148,7 @@ PROTOCOLS: dict[str, Protocol] = {
             "Croce et al. 2021 (RobustBench), ImageNet: the first 5,000 ids, crop 224 of 256",
             first=5000,
         ),
-        *(replace(part, source=_ONE) for part in _STANDARD.parts),
+        *(part.with_values(source=_ONE) for part in _STANDARD.parts),
         PGD(
             name="mi-fgsm",
             eps=16 / 255,

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 from ..attacks.arguments import check_attack
 from ..utils.checks import check_name
-from .base import NORMS, Standing, length
+from .base import NORMS, Protocol, length, take_fractions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Library(Standing):
+class Library(Protocol):
     """An attack of torchattacks; see ``attacks.torchattack``. What it returns is judged, within eps.
 
     Args:
@@ -28,8 +28,6 @@ class Library(Standing):
         InputError: a value out of range. That the class has such values is checked when it is used.
     """
 
-    aimed: ClassVar[bool] = False
-    restarts: ClassVar[int] = 1
     steps: ClassVar[int] = 1  # at least
 
     attack: str
@@ -41,13 +39,19 @@ class Library(Standing):
     source: str = "user"
 
     def __post_init__(self) -> None:
+        take_fractions(self)
         check_name("norm", self.norm, NORMS)
         check_attack(eps=self.eps, step_size=self.eps, steps=1, norm=self.norm)
 
     @property
-    def by_gradients(self) -> bool:
-        """Whether the attack follows gradients of the model."""
+    def follows_gradients(self) -> bool:
+        """Whether the attack uses gradients of the model."""
         return self.attack not in BLACK_BOX
+
+    @property
+    def is_keyed_by_image(self) -> bool:
+        """Whether what happens to an image is independent of the images beside it."""
+        return not self.together
 
     def values(self) -> dict[str, Any]:
         """Every value that changes a number, and its source."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..protocols.autoattack import Protocol
+from ..protocols.base import Protocol
 from ..protocols.files import from_values
 from ..utils.errors import InputError
 from ..utils.files import write_json

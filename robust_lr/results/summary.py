@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from ..protocols.autoattack import Protocol
+from ..protocols.base import Protocol
 from ..utils.provenance import versions
 from ..utils.statistics import Proportion
 from .ledger import Row

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..protocols.autoattack import Protocol
+from ..protocols.base import Protocol
 from ..utils.statistics import mcnemar, wilson
 from .ledger import Row
 

@@ -14,7 +14,6 @@ from ..attacks.losses import Objective
 from ..config.training import Config
 from ..models.folding import fold, folded_state
 from ..models.resnet import ResNet
-from ..protocols.apply import goals, perturb, starts
 from ..utils.contexts import fp32, frozen
 from ..utils.rng import CHOICE, uniform
 
@@ -46,12 +45,12 @@ class Attacker:
             protocol = replace(protocol, eps=scale * protocol.eps, step_size=scale * protocol.step_size)
         with self.ready(), precision(x.device, self.config.compute.attack_precision):
             loss = self.divergence(x) if train.loss == "trades" else None
-            aims = goals(protocol, self.attacked, x, labels, ids, self.num_classes, seed=seed, draw=epoch)
-            start = starts(protocol, x, ids, seed=seed, draw=epoch)
+            goals = protocol.goals(self.attacked, x, labels, ids, self.num_classes, seed=seed, draw=epoch)
+            start = protocol.starts(x, ids, seed=seed, draw=epoch)
             if train.clean_start:
                 clean = uniform(seed, CHOICE, ids, (1,), epoch)[:, 0] < train.clean_start
                 start = torch.where(clean.view(-1, 1, 1, 1), x, start)
-            return perturb(protocol, self.attacked, x, labels, aims, ids, seed=seed, draw=epoch, start=start, loss=loss)
+            return protocol.perturb(self.attacked, x, labels, goals, ids, seed=seed, draw=epoch, start=start, loss=loss)
 
     @torch.no_grad()
     def divergence(self, x: Tensor) -> Objective:

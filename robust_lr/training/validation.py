@@ -12,7 +12,6 @@ from ..config.training import Config
 from ..data.dataset import Dataset
 from ..data.loader import batches
 from ..models.folding import attackable
-from ..protocols.apply import goals, perturb
 from ..protocols.pgd import PGD
 from ..protocols.presets import get_pgd
 from ..utils.contexts import device_of, fp32, frozen
@@ -68,8 +67,8 @@ def top_k(
         attacked = model if attack is None else attackable(model)
         for x, y, ids in batches(data, order, workers=workers, skip=skip, device=device):
             if attack is not None:
-                aims = goals(attack, attacked, x, y, ids, data.num_classes, seed=seed)
-                x = perturb(attack, attacked, x, y, aims, ids, seed=seed)
+                goals = attack.goals(attacked, x, y, ids, data.num_classes, seed=seed)
+                x = attack.perturb(attacked, x, y, goals, ids, seed=seed)
             hits = model(x).topk(max(ks)).indices == y[:, None]
             counts += torch.stack([y.new_tensor(len(y)), *(hits[:, :k].sum() for k in ks)])
         return counts

@@ -15,11 +15,12 @@ from torch import nn
 import robust_lr as rlr
 from robust_lr.evaluation import session as prepared
 from robust_lr.evaluation.guards import GUARDS
-from robust_lr.protocols.autoattack import APGD, Cascade, Square
+from robust_lr.protocols import APGD, Cascade, Square
 from robust_lr.protocols.pgd import PGD
 from robust_lr.protocols.torchattacks import Library
 from robust_lr.utils import rng
 from robust_lr.utils.errors import InputError, RunError
+from robust_lr.utils.statistics import Proportion
 
 EPS = 8 / 255
 WORST = PGD(eps=EPS, step_size=2 / 255, steps=8, criterion="worst")
@@ -291,7 +292,7 @@ def test_passes_that_do_not_fit_say_what_helps(tmp_path, data, model):
 def test_images_wrong_when_clean_are_not_attacked_but_counted(data, model):
     result = rlr.evaluate(model, data, WORST, **QUICK)
     assert result.attacked == result.clean.count < len(data)
-    assert result.success == rlr.results.Proportion(result.clean.count - result.robust.count, result.clean.count)
+    assert result.success == Proportion(result.clean.count - result.robust.count, result.clean.count)
     assert result.n == result.robust.n == len(data)
 
 

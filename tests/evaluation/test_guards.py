@@ -11,7 +11,7 @@ from robust_lr.evaluation import guards
 from robust_lr.evaluation import session as prepared
 from robust_lr.evaluation.guards import GUARDS
 from robust_lr.models.layers.basic import PRESETS, Normalize
-from robust_lr.protocols.autoattack import APGD, Cascade, Square
+from robust_lr.protocols import APGD, Cascade, Square
 from robust_lr.protocols.pgd import PGD
 from robust_lr.protocols.sweep import Sweep
 from robust_lr.protocols.torchattacks import Library

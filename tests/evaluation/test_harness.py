@@ -21,6 +21,7 @@ from robust_lr.evaluation.guards import GUARDS
 from robust_lr.protocols.pgd import PGD
 from robust_lr.utils import rng
 from robust_lr.utils.errors import InputError, RunError
+from robust_lr.utils.statistics import Proportion, wilson
 
 WEAK = PGD(eps=4 / 255, step_size=2 / 255, steps=4)
 AIMED = dataclasses.replace(WEAK, eps=16 / 255, step_size=6 / 255, targeted=True)
@@ -179,7 +180,7 @@ def test_last_iterate_and_worst_seen(tmp_path, targeted, pixel, steps, clean, ro
     protocol = PGD(eps=1.0, step_size=0.1, steps=steps, start="clean", targeted=targeted)
     result = rlr.evaluate(Band(), data, protocol, out=tmp_path, **UNGUARDED)
     assert (result.clean.count, result.robust.count, result.robust_worst_seen.count) == (clean, robust, worst_seen)
-    assert result.success == rlr.results.Proportion(success or 0, 0 if success is None else 1)
+    assert result.success == Proportion(success or 0, 0 if success is None else 1)
     row = table(tmp_path)[7]
     assert row["first_success"] == first
     assert row["target"] == (1 if targeted else None)
@@ -267,7 +268,7 @@ def test_result_says_what_was_done(tmp_path, data, cnn):
         n, (low, high) = record["denominators"][name], record["intervals"][name]
         assert 0 <= low <= record[name] <= high <= 1
         assert (record[name] * n) == pytest.approx(round(record[name] * n))
-        assert [low, high] == list(rlr.results.wilson(round(record[name] * n), n))
+        assert [low, high] == list(wilson(round(record[name] * n), n))
     assert record["robust_accuracy"] == result.robust.value
     assert record["attack_success"] == result.success.value
     assert record["denominators"]["robust_accuracy"] == 70

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from robust_lr import protocols
-from robust_lr.protocols.autoattack import Square
+from robust_lr.protocols import Square
 from robust_lr.protocols.pgd import PGD
 from robust_lr.utils.errors import InputError
 

@@ -20,7 +20,6 @@ from robust_lr.data.encoded import pixels
 from robust_lr.data.loader import Batches, batches, shuffled, stream
 from robust_lr.models.build import build_model
 from robust_lr.models.folding import fold
-from robust_lr.protocols.apply import goals, perturb
 from robust_lr.protocols.pgd import PGD
 from robust_lr.protocols.presets import get
 from robust_lr.training.adversary import Attacker
@@ -341,8 +340,8 @@ def test_an_attacked_step_is_a_step_on_the_adversarial_images_and_nothing_else(n
 
     x, y, ids = data.batch(shuffled(data, 8, seed=3, epoch=0)[0])
     folded = fold(given)
-    aims = goals(PGD3, folded, x, y, ids, 4, seed=3)
-    x_adv = perturb(PGD3, folded, x, y, aims, ids, seed=3)
+    goals = PGD3.goals(folded, x, y, ids, 4, seed=3)
+    x_adv = PGD3.perturb(folded, x, y, goals, ids, seed=3)
     assert 0 < (x_adv - x).abs().max() <= 16 / 255 + 1e-6
     optimizer = sgd(given, config.train)
     given.train()

@@ -1,0 +1,94 @@
+"""APGD as a protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..attacks.apgd import AutoPGD
+from ..attacks.arguments import check_attack
+from ..attacks.losses import LOSSES, Objective
+from ..attacks.starts import on_surface
+from ..utils.checks import check_name, check_whole
+from ..utils.errors import InputError
+from .base import NORMS, StepwiseProtocol, length, take_fractions
+
+
+@dataclass(frozen=True, kw_only=True)
+class APGD(StepwiseProtocol):
+    """Auto-PGD; the values of ``attacks.apgd``. An image leaves at its first success.
+
+    Args:
+        eps: radius of the ball, in pixels of [0, 1].
+        norm: of the ball, "linf" or "l2".
+        steps: iterations.
+        loss: "cross-entropy" (APGD-CE), "margin" or "dlr".
+        targets: 0, or the number of wrong classes, the likeliest on the clean image first, that are aimed at one after
+            the other (APGD-T has 9). Where there are fewer wrong classes, it is as many as there are.
+        restarts: independent starts, for each target.
+        rho: share of iterations that must raise the loss, or else the step size is halved.
+        name, source: for reports, and where the values come from.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    eps: float
+    norm: str = "linf"
+    steps: int = 100
+    loss: str = "cross-entropy"
+    targets: int = 0
+    restarts: int = 1
+    rho: float = 0.75
+    name: str = "apgd"
+    source: str = "user"
+
+    def __post_init__(self) -> None:
+        take_fractions(self)
+        check_name("norm", self.norm, NORMS)
+        check_attack(eps=self.eps, step_size=self.eps, steps=self.steps, norm=self.norm)
+        check_name("loss", self.loss, LOSSES)
+        check_whole(1, steps=self.steps, restarts=self.restarts)
+        check_whole(0, targets=self.targets)
+        if not 0 < self.rho < 1:
+            raise InputError(f"rho = {self.rho}: must be between 0 and 1")
+
+    @property
+    def objective(self) -> Objective:
+        """What the attack ascends."""
+        return LOSSES[self.loss]
+
+    @property
+    def objective_takes_targets(self) -> bool:
+        """Whether the objective is handed target classes."""
+        return self.targets > 0
+
+    def stepwise(self, seed: int) -> AutoPGD:
+        """The attack as a sequence of queries."""
+        return AutoPGD(self.norm, self.eps, self.steps, self.rho)
+
+    def starts(self, x: Tensor, ids: Tensor, *, seed: int, draw: int | Tensor = 0) -> Tensor:
+        """First iterates, like ``x`` [N, C, H, W], at the surface of the ball."""
+        return on_surface(x, ids, self.eps, self.norm, seed=seed, draw=draw)
+
+    def draws(self, num_classes: int) -> int:
+        """The most runs of the attack on one image: restarts, for each target where there are several."""
+        return self.restarts * (min(self.targets, num_classes - 1) if self.targets else 1)
+
+    def classes(self, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Classes that the next draw moves away from and towards, [N] each; -1 where there is none."""
+        if not self.targets:
+            return rows["label"], rows["target"]
+        return rows["label"], rows["ranking"].gather(1, 1 + rows["draw"][:, None] // self.restarts)[:, 0]
+
+    def values(self) -> dict[str, Any]:
+        """Every value that changes a number, and its source."""
+        return {"attack": "apgd", "criterion": self.criterion, **asdict(self)}
+
+    def __str__(self) -> str:
+        targets = f"{self.targets} targets, " if self.targets else ""
+        restarts = f", {self.restarts} restarts" if self.restarts > 1 else ""
+        return f"APGD, {self.loss} loss, {targets}eps {length(self.eps, self.norm)}, {self.steps} steps{restarts}"
