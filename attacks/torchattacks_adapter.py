@@ -6,13 +6,15 @@ installs an old top-level `robustbench` beside it.
 
 from __future__ import annotations
 
+import inspect
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..utils.checks import choose
+from ..utils.checks import check_name, choose
 from ..utils.contexts import frozen
 from ..utils.errors import InputError, RunError
 from .arguments import check_images, check_labels, within
@@ -43,7 +45,8 @@ def torchattack(
     """
     check_images(x)
     check_labels(x, labels if targets is None else targets)
-    attack = _make(name, model, values)
+    check_options(name, values)
+    attack = _class(name)(model, **values)
     if targets is not None:
         if "targeted" not in attack.supported_mode:
             raise InputError(f"torchattacks' {name} has no targeted mode: leave targets out")
@@ -55,7 +58,37 @@ def torchattack(
     return x_adv
 
 
-def _make(name: str, model: nn.Module, values: dict[str, Any]) -> Attack:
+def ball(name: str, eps: float, norm: str) -> dict[str, Any]:
+    """Values that put the torchattacks class ``name`` into a ball, under the class's own names, where it has such.
+
+    Raises:
+        InputError: no such attack, or one that knows another norm only.
+    """
+    known = inspect.signature(_class(name).__init__).parameters
+    radius = {key: eps for key in RADII if key in known}
+    if "norm" in known:
+        return {**radius, "norm": NORMS[norm]}
+    own = "l2" if "L2" in name else "linf"
+    if radius and norm != own:
+        raise InputError(f"norm = {norm!r}: torchattacks' {name} takes its eps in {NORMS[own]}, set norm = {own!r}")
+    return radius
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """InputError unless torchattacks has the attack ``name`` and it has parameters of all these names."""
+    known = [key for key in inspect.signature(_class(name).__init__).parameters if key not in ("self", "model")]
+    for key in options:
+        check_name(f"option of torchattacks' {name}", key, known)
+
+
+#: parameters of torchattacks' classes that are the radius of the ball
+RADII = ("eps", "max_epsilon")
+
+#: our norms in torchattacks' words
+NORMS = {"linf": "Linf", "l2": "L2"}
+
+
+def _class(name: str) -> type[Attack]:
     with warnings.catch_warnings():
         # that old requests complains about newer neighbors; the attacks do not use it
         warnings.filterwarnings("ignore", message=".*doesn't match a supported version")
@@ -65,12 +98,7 @@ def _make(name: str, model: nn.Module, values: dict[str, Any]) -> Attack:
         for key, kind in vars(torchattacks).items()
         if isinstance(kind, type) and issubclass(kind, torchattacks.attack.Attack) and key != "MultiAttack"
     }
-    kind = choose("attack of torchattacks", name, kinds)
-    try:
-        attack: Attack = kind(model, **values)
-    except TypeError as error:
-        raise InputError(f"torchattacks' {name}: {error}") from None
-    return attack
+    return choose("attack of torchattacks", name, kinds)
 
 
 def _verify(name: str, x: Tensor, x_adv: Tensor, eps: float | None, norm: str) -> None:

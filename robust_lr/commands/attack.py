@@ -23,6 +23,8 @@ _PATH = click.Path(path_type=Path)
 @of_attack(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a value of the protocol, e.g. eps=8/255."
 )
+@of_attack("--eps", metavar="LIST", help="Radius of the ball, e.g. 4/255; several, e.g. 0,2,4,8/255, make a curve.")
+@of_attack("--steps", metavar="LIST", help="Number of steps; several, e.g. 1,10,100, make a curve.")
 @of_attack("--seed", type=int, default=0, show_default=True, help="Of starts and targets.")
 @of_attack("--targets", "targets_file", type=_PATH, help="Aim at the classes that --save-targets wrote to this file.")
 @of_attack("--save-targets", type=_PATH, help="Write the classes that were aimed at, for other models.")
@@ -58,6 +60,8 @@ def attack(
     untargeted: bool,
     protocol: str | None,
     overrides: tuple[str, ...],
+    eps: str | None,
+    steps: str | None,
     seed: int,
     targets_file: Path | None,
     save_targets: Path | None,
@@ -81,6 +85,7 @@ def attack(
     from ..config.training import set_value
     from ..evaluation.harness import evaluate, with_targets
     from ..evaluation.sweep import sweep
+    from ..protocols.changes import over_grid
     from ..protocols.files import protocol as read_protocol
     from ..results.curve import CURVE, curve_of
     from ..results.shards import merge_sweep_when_complete, merge_when_complete, parse_shard, shard_folder
@@ -100,6 +105,7 @@ def attack(
         set_value(table, override, "key=value, e.g. eps=8/255")
     options = table.pop("model", {})
     settings = protocols.SWEEPS[chosen[0]] if chosen[0] in protocols.SWEEPS else read_protocol(table)
+    settings = over_grid(settings, eps=eps, steps=steps)
     launched = torchrun_shard()
     if isinstance(settings, protocols.Sweep):
         if len(table) > 1 or save_targets:

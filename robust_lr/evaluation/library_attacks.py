@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..attacks.arguments import within
 from ..attacks.losses import lead
-from ..attacks.torchattacks_adapter import torchattack
+from ..attacks.torchattacks_adapter import ball, torchattack
 from ..protocols.torchattacks import Library
 from ..utils.errors import InputError, RunError
 from ..utils.rng import SEARCH, words
@@ -81,8 +81,8 @@ def attacked(part: Library, number: int, rows: Rows, bench: Bench) -> Rows:
 
 
 def options(part: Library, bench: Bench, seed: int) -> dict[str, Any]:
-    """Values of the class: no more classes than the model has, and a seed where the class sets the generator by it."""
-    values = dict(part.options)
+    """Values of the class: the ball, no more classes than the model has, and a seed where the class sets one."""
+    values = {**part.options, **ball(part.attack, part.eps, part.norm)}
     if "n_classes" in values:
         values["n_classes"] = min(values["n_classes"], bench.num_classes)
     return {"seed": seed, **values} if part.attack in SEEDED else values

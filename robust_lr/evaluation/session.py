@@ -75,6 +75,8 @@ def prepare(
     allow: Collection[str] = (),
 ) -> Prepared:
     """Everything that comes before the first image is attacked; arguments and errors as in ``evaluate``."""
+    for protocol in protocols:
+        protocol.check()
     if any(protocol.targeted for protocol in protocols):
         check_classes(data.num_classes)
     if not 0 <= seed < 2**32:

@@ -53,6 +53,9 @@ class Protocol(ABC):
     def values(self) -> dict[str, Any]:
         """Every value that changes a number, and its source."""
 
+    def check(self) -> None:  # noqa: B027 - most protocols have nothing left to check
+        """Check what only a library can know; InputError for a value that it refuses."""
+
     def attacks(self) -> tuple[Protocol, ...]:
         """The attacks that run one after the other, each on the images that withstood those before."""
         return (self,)

@@ -61,6 +61,11 @@ class Cascade(Protocol):
         """Whether what happens to an image is independent of the images beside it."""
         return all(part.is_keyed_by_image for part in self.parts)
 
+    def check(self) -> None:
+        """Check what only a library can know; InputError for a value that it refuses."""
+        for part in self.parts:
+            part.check()
+
     def attacks(self) -> tuple[Protocol, ...]:
         """The attacks that run one after the other."""
         return self.parts

@@ -9,14 +9,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..utils.checks import check_name, make, typed
+from ..utils.checks import check_name, typed
 from ..utils.errors import InputError
 from ..utils.toml import read_toml
-from . import presets as protocols
 from .apgd import APGD
 from .base import DISTANCES, Protocol, distance
 from .cascade import Cascade
+from .changes import with_changes
 from .pgd import PGD
+from .presets import get
 from .square import Square
 from .torchattacks import Library
 
@@ -116,27 +117,17 @@ def literal(key: str, value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def protocol(table: Mapping[str, Any], default: str = "lrnet-train") -> protocols.Protocol:
+def protocol(table: Mapping[str, Any], default: str = "lrnet-train") -> Protocol:
     """A named ``protocol``, whose values the other keys replace; eps and step_size may be "16/255"."""
-    values = dict(table)
-    base = named(values.pop("protocol", default))
-    cascade = isinstance(base, protocols.Cascade)
-    names = ["eps", "first"] if cascade else [f.name for f in fields(base) if f.name not in ("attack", "options")]
-    for key in values:
-        check_name("key in [attack]", key, ["protocol", *names])
-    if not values:
-        return base
-    values = {key: distance(key, value) for key, value in values.items()}
-    if isinstance(base, protocols.Cascade):
-        base = base.at(typed(float, values.pop("eps", base.eps), "attack.eps"))
-    values = {"name": "custom", "source": f"{base.name} with changes", **values}
-    return make(type(base), values, "attack", base=base)
+    changes = dict(table)
+    base = named(changes.pop("protocol", default))
+    return with_changes(base, changes) if changes else base
 
 
-def named(name: str) -> protocols.Protocol:
+def named(name: str) -> Protocol:
     """A protocol of ``protocols.PROTOCOLS``, or what a TOML file says: every value, or a ``protocol`` and changes."""
     if not str(name).endswith(".toml"):
-        return protocols.get(name)
+        return get(name)
     table = read_toml(Path(name))
     if ("attack" in table) == ("protocol" in table):
         raise InputError(f"{name}: give either attack, e.g. 'pgd', and all its values, or protocol = NAME and changes")

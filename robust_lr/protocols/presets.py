@@ -27,19 +27,18 @@ _TORCHATTACKS = "torchattacks' defaults, given in full"
 
 def autoattack(name: str, eps: float, norm: str, source: str, first: int = 0) -> Cascade:
     """AutoAttack "standard" with the official values; torchattacks' own of that name makes 10 steps, not 100."""
-    ball = {"eps": eps, "norm": {"linf": "Linf", "l2": "L2"}[norm]}
     fab = Library(
         name="fab-t",
         attack="FAB",
         eps=eps,
         norm=norm,
-        options={**ball, "steps": 100, "n_restarts": 1, "multi_targeted": True, "n_classes": 10},
+        options={"steps": 100, "n_restarts": 1, "multi_targeted": True, "n_classes": 10},
         together=True,
         source=source,
     )
     squares: Square | Library = Square(name="square", eps=eps, queries=5000, p=0.8, source=source)
     if norm == "l2":
-        options = {**ball, "n_queries": 5000, "p_init": 0.8, "n_restarts": 1, "resc_schedule": False}
+        options = {"n_queries": 5000, "p_init": 0.8, "n_restarts": 1, "resc_schedule": False}
         squares = Library(name="square", attack="Square", eps=eps, norm=norm, options=options, source=source)
     parts = (
         APGD(name="apgd-ce", eps=eps, norm=norm, source=source),

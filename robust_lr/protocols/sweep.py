@@ -7,8 +7,7 @@ from typing import Any
 
 from ..utils.checks import check_name
 from ..utils.errors import InputError
-from .base import length
-from .pgd import PGD
+from .base import Protocol, length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +24,7 @@ class Sweep:
     """
 
     axis: str
-    parts: tuple[PGD, ...]
+    parts: tuple[Protocol, ...]
     name: str
     source: str = "user"
 

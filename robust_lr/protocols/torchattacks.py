@@ -7,7 +7,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from ..attacks.arguments import check_attack
+from ..attacks.torchattacks_adapter import NORMS as NAMES
+from ..attacks.torchattacks_adapter import RADII, ball, check_options
 from ..utils.checks import check_name
+from ..utils.errors import InputError
 from .base import NORMS, Protocol, length, take_fractions
 
 
@@ -17,7 +20,8 @@ class Library(Protocol):
 
     Args:
         attack: name of its class.
-        options: values of the class, under its own names, eps included where it has one.
+        options: values of the class, under its own names. Its eps and norm are those of the protocol, and its seed is
+            a function of (seed, image id).
         eps, norm: of the ball in which a success counts.
         together: whether the images of a batch may be attacked together. By default each is attacked by itself, with a
             generator seeded by (seed, image id), so that nothing depends on the images beside it: most of these
@@ -25,7 +29,7 @@ class Library(Protocol):
         name, source: for reports, and where the values come from.
 
     Raises:
-        InputError: a value out of range. That the class has such values is checked when it is used.
+        InputError: a value out of range, or an option that contradicts the protocol's eps or norm.
     """
 
     steps: ClassVar[int] = 1  # at least
@@ -42,6 +46,22 @@ class Library(Protocol):
         take_fractions(self)
         check_name("norm", self.norm, NORMS)
         check_attack(eps=self.eps, step_size=self.eps, steps=1, norm=self.norm)
+        own: dict[str, Any] = {**dict.fromkeys(RADII, self.eps), "norm": NAMES.get(self.norm)}
+        for key, value in self.options.items():
+            if key == "seed":
+                raise InputError("options.seed: the seed is a function of `seed` and the image's id, leave it out")
+            if key in own and value != own[key]:
+                raise InputError(f"options.{key} = {value!r} contradicts the protocol's {own[key]!r}: leave it out")
+        object.__setattr__(self, "options", {key: v for key, v in self.options.items() if key not in own})
+
+    def check(self) -> None:
+        """Check the options against the library's class, and the norm.
+
+        Raises:
+            InputError: no such class, an option that it does not have, or a norm that it does not know.
+        """
+        ball(self.attack, self.eps, self.norm)
+        check_options(self.attack, self.options)
 
     @property
     def follows_gradients(self) -> bool:
@@ -64,7 +84,7 @@ class Library(Protocol):
         }
 
     def __str__(self) -> str:
-        options = "".join(f", {key} {value}" for key, value in self.options.items() if key not in ("eps", "norm"))
+        options = "".join(f", {key} {value}" for key, value in self.options.items())
         return f"torchattacks' {self.attack}, eps {length(self.eps, self.norm)}{options}"
 
 

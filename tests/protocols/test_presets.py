@@ -128,7 +128,7 @@ def test_autoattack_has_its_official_values(name, eps, norm, first):
     if norm == "linf":
         assert (square.queries, square.p, square.restarts) == (5000, 0.8, 1)
     else:
-        values = {"n_queries": 5000, "p_init": 0.8, "n_restarts": 1, "resc_schedule": False, "eps": eps, "norm": "L2"}
+        values = {"n_queries": 5000, "p_init": 0.8, "n_restarts": 1, "resc_schedule": False}
         assert dict(square.options) == values
 
 
