@@ -108,7 +108,7 @@ def attack(
     settings = over_grid(settings, eps=eps, steps=steps)
     launched = torchrun_shard()
     if isinstance(settings, protocols.Sweep):
-        if len(table) > 1 or save_targets:
+        if (chosen[0] in protocols.SWEEPS and len(table) > 1) or save_targets:
             raise InputError(
                 f"--set and --save-targets are for single protocols: {settings.name!r} is a sweep over several"
             )

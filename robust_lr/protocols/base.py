@@ -143,14 +143,14 @@ def length(value: float, norm: str) -> str:
     return f"{value * 255:.4g}/255" if norm == "linf" else f"{value:.4g} ({norm.upper()})"
 
 
-def distance(key: str, value: Any) -> Any:
+def distance(key: str, value: Any, section: str = "") -> Any:
     """The number for a distance that is written as a fraction; any other value as it is."""
     if key not in DISTANCES or not isinstance(value, str):
         return value
     try:
         return float(Fraction(value))
     except (ValueError, ZeroDivisionError):
-        raise InputError(f"{key} = {value!r}: a number or a fraction like 16/255 is needed") from None
+        raise InputError(f"{section}{key} = {value!r}: a number or a fraction like 16/255 is needed") from None
 
 
 def take_fractions(protocol: Protocol) -> None:

@@ -32,7 +32,7 @@ def with_changes(base: Protocol, changes: Mapping[str, Any]) -> Protocol:
     names = ["eps", "first", "name", "source"] if cascade else [f.name for f in fields(base) if f.name != "attack"]
     for key in changes:
         check_name("key in [attack]", key, ["protocol", *names])
-    values = {key: distance(key, value) for key, value in changes.items()}
+    values = {key: distance(key, value, "attack.") for key, value in changes.items()}
     changed = base
     if cascade and "eps" in values:
         changed = changed.at(typed(float, values.pop("eps"), "attack.eps"))
@@ -41,7 +41,10 @@ def with_changes(base: Protocol, changes: Mapping[str, Any]) -> Protocol:
             raise InputError(f"attack.options = {given!r}: a table of options is needed, e.g. options.steps=20")
         changed = replace(base, options={**base.options, **given})
     changed = make(type(changed), values, "attack", base=changed)
-    if (words := differences(base, changed)) and "name" not in values:
+    words = differences(base, changed)
+    if not words:
+        return changed
+    if "name" not in values:
         changed = changed.with_values(name=named_after(base.name, words))
     return changed if "source" in values else changed.with_values(source=f"{base.name} with changes")
 
@@ -142,7 +145,7 @@ def parse_distances(text: str) -> list[float]:
     """ "0,2,4,8/255" -> fractions of 255: a denominator holds for the numbers before it."""
     items = [item.strip() for item in text.split(",")]
     for at in range(len(items) - 2, -1, -1):
-        numerator, slash, denominator = items[at + 1].partition("/")
+        _, slash, denominator = items[at + 1].partition("/")
         if slash and "/" not in items[at]:
             items[at] = f"{items[at]}/{denominator}"
     try:

@@ -206,7 +206,7 @@ def test_shards_have_folders_of_their_own_by_default(here):
     for i in (1, 2):
         arguments = ["attack", "--untargeted", "--set", "steps=1", *MINE, "--shard", f"{i}/2"]
         assert CliRunner().invoke(main, arguments).exit_code == 0
-    folder = here / "runs" / "nets-make" / "attacks" / "custom"
+    folder = here / "runs" / "nets-make" / "attacks" / "lrnet-untargeted,steps=1"
     assert sorted(os.listdir(folder)) == ["shard-1-of-2", "shard-2-of-2"]
 
 

@@ -285,7 +285,7 @@ def test_values_of_a_protocol_can_be_changed(tmp_path, attack):
     assert record["protocol"]["eps"] == 4 / 255
     assert record["protocol"]["steps"] == 3
     assert record["protocol"]["targeted"] is False
-    assert record["protocol"]["name"] == "custom"
+    assert record["protocol"]["name"] == "madry-cifar10,eps=4_255"
     assert (record["n"], record["seed"]) == (6, 7)
 
 

@@ -150,7 +150,7 @@ def test_a_file_s_own_values_come_before_its_recipe_s():
     config = config_room.from_dict(table)
     assert (config.train.mix, config.train.label_smoothing) == (0.25, 0.1)
     assert (config.attack.steps, config.attack.step_size, config.attack.target) == (4, 2 / 255, "least-likely")
-    assert config.attack.name == "custom"
+    assert config.attack.name == "alp-train,steps=4"
     assert config_room.from_dict({"recipe": "alp-release"}).attack is get("alp-train")
 
 

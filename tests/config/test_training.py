@@ -174,7 +174,7 @@ def test_items_of_a_list_are_typed():
         ("attack.eps=16", "eps = 16 is outside .*write 16/255"),
         ("attack.eps=-0.1", "eps = -0.1 is outside"),
         ("attack.eps=nan", "eps = nan is outside"),
-        ("attack.eps=sixteen", "attack.eps = 'sixteen': a number in .* or a fraction like 16/255"),
+        ("attack.eps=sixteen", "attack.eps = 'sixteen': a number or a fraction like 16/255"),
         ("attack.eps=1/0", "attack.eps = '1/0'"),
         ("attack.step_size=2", "step_size = 2 is outside"),
         ("attack.steps=-1", "steps = -1"),
@@ -237,7 +237,7 @@ def test_a_named_protocol_stays_itself_until_a_value_changes():
     assert load(None, ["attack.protocol=madry-cifar10"]).attack is protocols.get("madry-cifar10")
     changed = load(None, ["attack.protocol=madry-cifar10", "attack.steps=3"]).attack
     assert changed == replace(
-        protocols.get("madry-cifar10"), steps=3, name="custom", source="madry-cifar10 with changes"
+        protocols.get("madry-cifar10"), steps=3, name="madry-cifar10,steps=3", source="madry-cifar10 with changes"
     )
 
 

@@ -16,6 +16,7 @@ import robust_lr as rlr
 from robust_lr.evaluation import session as prepared
 from robust_lr.evaluation.guards import GUARDS
 from robust_lr.protocols import APGD, Cascade, Square
+from robust_lr.protocols.files import protocol as protocol_of
 from robust_lr.protocols.pgd import PGD
 from robust_lr.protocols.torchattacks import Library
 from robust_lr.utils import rng
@@ -374,7 +375,7 @@ def test_cascades_that_make_no_sense_are_refused(parts, message):
 def test_a_cascade_moves_to_another_ball_as_a_whole():
     standard = rlr.protocols.get("autoattack-standard").at(4 / 255)
     assert {part.eps for part in standard.parts} == {4 / 255}
-    assert rlr.config.protocol({"protocol": "autoattack-standard", "eps": "4/255"}).parts == standard.parts
+    assert protocol_of({"protocol": "autoattack-standard", "eps": "4/255"}).parts == standard.parts
 
 
 @pytest.mark.parametrize(("name", "norm"), [("CW", "l2"), ("DeepFool", "l2"), ("MIFGSM", "linf")])

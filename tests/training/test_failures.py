@@ -199,7 +199,10 @@ def test_on_a_full_disk_the_file_is_named_and_what_was_written_stays(tmp_path):
     room = {}
     exec((tmp_path / "nets.py").read_text(), room)
     protocol = dataclasses.replace(
-        rlr.protocols.get("lrnet-untargeted"), steps=1, name="custom", source="lrnet-untargeted with changes"
+        rlr.protocols.get("lrnet-untargeted"),
+        steps=1,
+        name="lrnet-untargeted,steps=1",
+        source="lrnet-untargeted with changes",
     )
     whole = rlr.data.load("fashion-mnist-mini", "test")
     rlr.evaluate(room["make"](), whole, protocol, name="nets-make", out=tmp_path / "out", resume=True)
