@@ -64,7 +64,7 @@ def test_a_run_folder_holds_all_that_is_needed(straight, config, data):
     assert provenance["model"] == {**config.model, "num_classes": 3, "in_channels": 1}
     for split, key in (("train", "data_sha256"), ("test", "test_data_sha256")):
         assert provenance[key] == rlr.data.content_hash(rlr.data.load(f"npz:{data}", split))
-    assert about(folder) == {"data": f"npz:{data}", "attack": "custom", "seed": 5, "epoch": 3.0}
+    assert about(folder) == {"data": f"npz:{data}", "attack": config.attack.name, "seed": 5, "epoch": 3.0}
     assert len(steps) == STEPS
 
 
