@@ -14,10 +14,36 @@ from .terminal import console, say
 
 if TYPE_CHECKING:
     from ..results.compare import Comparison
+    from ..results.compare_groups import GroupComparison
+
+#: joins the runs of a group into one value, which no path can hold
+_JOINT = "\0"
 
 
-@click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+class _WithGroups(click.Command):
+    """A command whose ``--group`` takes all the words up to the next option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        joined: list[str] = []
+        inside = False
+        for word in args:
+            if inside and not word.startswith("-"):
+                joined[-1] = f"{joined[-1]}{_JOINT}{word}" if joined[-1] else word
+                continue
+            if inside and not joined[-1]:
+                raise click.UsageError("--group needs the runs of a group: --group RUN RUN RUN", ctx)
+            inside = word == "--group"
+            joined += [word, ""] if inside else [word]
+        if inside and not joined[-1]:
+            raise click.UsageError("--group needs the runs of a group: --group RUN RUN RUN", ctx)
+        return super().parse_args(ctx, joined)
+
+
+@click.command(cls=_WithGroups)
+@click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--group", "groups", multiple=True, metavar="RUN...", help="The training runs of one kind of network, by seed."
+)
 @click.option(
     "--figure",
     default="robust",
@@ -26,24 +52,37 @@ if TYPE_CHECKING:
     help="Accuracy that is tested: clean, robust or worst-seen.",
 )
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write every figure to this file.")
-def compare(runs: tuple[Path, ...], figure: str, json_file: Path | None) -> None:
-    """Whether one model is more robust than another. Paired, on the same images and targets.
+def compare(runs: tuple[Path, ...], groups: tuple[str, ...], figure: str, json_file: Path | None) -> None:
+    """Compare the robustness of models, paired, on the same images and targets.
 
     RUNS are folders that `robust-lr attack` wrote. Each pair gets the difference of accuracies with a 95 % interval
     (Newcombe 1998, method 10) and the p-value of McNemar's exact test, corrected for the number of pairs (Holm 1979).
+    They hold for the networks that were trained, whose images are a sample.
+
+    With --group RUN... --group RUN... kinds of networks are compared by several training runs of each, one for each
+    seed and in the same order. Intervals and p-values then cover training runs as well as images.
     """
     from ..results.compare import FIGURES
     from ..results.compare import compare as compare_runs
+    from ..results.compare_groups import compare_groups
     from ..utils.checks import check_name
     from ..utils.files import write_json
 
     check_name("figure", figure, FIGURES)
-    comparison = compare_runs(runs)
-    console.print(accuracy_table(comparison))
-    console.print(pair_table(comparison, figure))
+    if bool(runs) == bool(groups):
+        raise click.UsageError("give RUN RUN ..., or --group RUN... --group RUN...")
+    comparison: Comparison | GroupComparison
+    if groups:
+        comparison = compare_groups([group.split(_JOINT) for group in groups])
+        console.print(group_table(comparison))
+        console.print(difference_table(comparison, figure))
+    else:
+        comparison = compare_runs(runs)
+        console.print(accuracy_table(comparison))
+        console.print(pair_table(comparison, figure))
     if json_file is not None:
         write_json(json_file, comparison.to_dict())
-        say(f"written to {json_file}")
+        say(f"Written to {json_file}")
 
 
 def accuracy_table(comparison: Comparison) -> Table:
@@ -80,6 +119,57 @@ def pair_table(comparison: Comparison, figure: str) -> Table:
             str(pair.only_second),
             f"{pair.p:.2g}",
             f"{pair.p_holm:.2g}",
+            end_section=True,
+        )
+    return table
+
+
+def group_table(comparison: GroupComparison) -> Table:
+    """Show the mean and standard deviation over the runs of each group, and each run."""
+    table = Table(
+        title=Text(
+            f"{comparison.protocol['name']} on {comparison.data}: accuracy in %, mean +- std over training runs"
+        ),
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+    )
+    table.add_column("group", overflow="fold")
+    figures = next(iter(comparison.accuracies.values()))
+    for figure in figures:
+        table.add_column(figure, justify="right")
+    for name, estimates in comparison.accuracies.items():
+        cells = [
+            Text(f"{100 * e.value:.1f} +- {100 * (e.std or 0):.1f}\n", style="bold").append(
+                " ".join(f"{100 * value:.1f}" for value in e.per_run), style="not bold dim"
+            )
+            for e in estimates.values()
+        ]
+        table.add_row(Text(name), *cells, end_section=True)
+    return table
+
+
+def difference_table(comparison: GroupComparison, figure: str) -> Table:
+    """Show each pair of groups: the difference, its interval over runs and images, and how many runs would decide."""
+    from ..utils.random_effects import runs_needed
+
+    table = Table(
+        title=Text(f"{figure} accuracy: differences in points, over training runs and images"),
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+    )
+    table.add_column("first\nsecond", overflow="fold", min_width=16)
+    for heading in ("first -\nsecond", "95 %\ninterval", "\np", "p\n(Holm)", "runs to\ndecide"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for each in comparison.of(figure):
+        low, high = each.estimate.interval
+        needed = runs_needed(each.estimate)
+        table.add_row(
+            Text(f"{each.first}\n{each.second}"),
+            f"{100 * each.estimate.value:+.1f}",
+            f"{100 * low:+.1f} to {100 * high:+.1f}",
+            f"{each.estimate.p:.2g}",
+            f"{each.p_holm:.2g}",
+            "more images" if needed is None else "decided" if each.p_holm < 0.05 else str(needed),
             end_section=True,
         )
     return table

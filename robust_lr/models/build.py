@@ -54,7 +54,8 @@ def build_model(
         num_classes: at least 1.
         in_channels: at least 1.
         width: multiplies every channel count, > 0; 1.0 is the paper's network.
-        stem: "imagenet", or "small" for images up to 64 pixels (full resolution, no pooling).
+        stem: "imagenet" (stride 2 and pooling), "stride2" (no pooling, for images of about 28 to 96 pixels), or "small"
+            (full resolution, for images up to 64 pixels).
         mean, std: pixel statistics of the first layer; by default ImageNet's for three channels, else 0.5 and 0.25.
         options: of the layers, see ``conv_nets.resnet`` and ``lr_net.lr_net``.
 

@@ -29,16 +29,18 @@ def depthwise(kernel_size: int) -> SpatialLayer:
 
 
 def resnet_stem(frame: Frame, channels: int) -> dict[str, nn.Module]:
-    """ "imagenet": 7x7 stride 2 and max-pooling; "small": one 3x3 convolution at full resolution (He et al., CIFAR)."""
+    """Build the stem: a 7x7 convolution of stride 2, with max-pooling after it for "imagenet", without for "stride2".
+
+    "small" is one 3x3 convolution at full resolution (He et al. 2016, CIFAR-10).
+    """
     check_stem(frame.stem)
     norm = {"bn1": nn.BatchNorm2d(channels), "relu": nn.ReLU(inplace=True)}
     if frame.stem == "small":
         return {"conv1": convolution(3)(frame.in_channels, channels, 1), **norm}
-    return {
-        "conv1": convolution(7)(frame.in_channels, channels, 2),
-        **norm,
-        "maxpool": nn.MaxPool2d(3, stride=2, padding=1),
-    }
+    modules: dict[str, nn.Module] = {"conv1": convolution(7)(frame.in_channels, channels, 2), **norm}
+    if frame.stem == "imagenet":
+        modules["maxpool"] = nn.MaxPool2d(3, stride=2, padding=1)
+    return modules
 
 
 def resnet(

@@ -17,7 +17,10 @@ from .resnet import BasicBlock, Bottleneck, Frame, ResNet, SpatialLayer, check_s
 
 
 def lr_stem(frame: Frame, channels: int, layer: SpatialLayer) -> dict[str, nn.Module]:
-    """1x1 to 64 channels, then local relation: with stride 2 and max-pooling ("imagenet"), or neither ("small")."""
+    """Build the stem: a 1x1 convolution to 64 channels, then local relation.
+
+    The relation has stride 2 and max-pooling follows it ("imagenet"), stride 2 alone ("stride2"), or neither ("small").
+    """
     check_stem(frame.stem)
     modules: dict[str, nn.Module] = {
         "conv1": Pointwise2d(frame.in_channels, channels),

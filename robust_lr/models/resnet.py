@@ -17,7 +17,7 @@ from .layers.non_local import NonLocal2d, NonLocalBlock
 #: (in_channels, out_channels, stride) -> the spatial layer of a block: a 3x3 convolution, or a local relation layer
 SpatialLayer = Callable[[int, int, int], nn.Module]
 
-STEMS = ("imagenet", "small")
+STEMS = ("imagenet", "stride2", "small")
 
 #: how many times coarser than a stage its grid of keys is, where a layer sees the full image: for res2 to res4 as the
 #: paper says (Table 3), for res5, which is small, ours
@@ -195,7 +195,10 @@ class ResNet(nn.Module):
 
 def check_stem(stem: str) -> None:
     if stem not in STEMS:
-        raise InputError(f"stem = {stem!r}: choose one of {', '.join(STEMS)} ('small' is for images up to 64 pixels)")
+        raise InputError(
+            f"stem = {stem!r}: choose one of {', '.join(STEMS)} ('stride2' has no pooling, for 28 to 96 pixels; "
+            "'small' has neither, for images up to 64 pixels)"
+        )
 
 
 def four_stages(

@@ -95,7 +95,7 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
         raise InputError("a comparison needs two evaluations or more")
     runs = [read_evaluation(folder) for folder in folders]
     for run in runs[1:]:
-        comparable(runs[0], run)
+        check_comparable(runs[0], run)
     names = [run.record["model"] for run in runs]
     if len(set(names)) < len(names):
         names = [str(run.folder) for run in runs]
@@ -113,8 +113,16 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
     )
 
 
-def comparable(first: Evaluation, second: Evaluation) -> None:
-    """InputError, with the first difference, unless both are of one protocol, seed, images to the pixel and targets."""
+def check_comparable(first: Evaluation, second: Evaluation, *, same_draw: bool = True) -> None:
+    """Check that two evaluations have the same protocol, images (to the pixel), seed and targets.
+
+    Args:
+        same_draw: compare the seed and the targets, too.
+
+    Raises:
+        InputError: the first difference that was found.
+    """
+    drawn = () if same_draw else ("seed", "targets_sha256")
     one, other = (
         {
             **{f"protocol.{key}": value for key, value in run.protocol.items()},
@@ -123,7 +131,7 @@ def comparable(first: Evaluation, second: Evaluation) -> None:
         for run in (first, second)
     )
     # targets are compared themselves, however they were chosen
-    found = first_difference(one, other, but=("protocol.name", "protocol.source", "protocol.target"))
+    found = first_difference(one, other, but=("protocol.name", "protocol.source", "protocol.target", *drawn))
     if found is not None:
         key, its, theirs = found
         raise InputError(
@@ -131,7 +139,7 @@ def comparable(first: Evaluation, second: Evaluation) -> None:
             f"second{_ADVICE.get(key, '')}"
         )
     for row, theirs in zip(first.rows, second.rows, strict=True):
-        for name in ("id", "input_hash", "label", "target"):
+        for name in ("id", "input_hash", "label", *(("target",) if same_draw else ())):
             one, other = getattr(row, name), getattr(theirs, name)
             if one != other:
                 raise InputError(

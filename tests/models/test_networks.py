@@ -77,7 +77,8 @@ def test_resnets_are_torchvision_s(name):
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet26", "lrnet26"])
 @pytest.mark.parametrize(
-    ("stem", "size", "first", "last"), [("imagenet", 64, 16, 2), ("imagenet", 28, 7, 1), ("small", 32, 32, 4)]
+    ("stem", "size", "first", "last"),
+    [("imagenet", 64, 16, 2), ("imagenet", 28, 7, 1), ("stride2", 28, 14, 2), ("small", 32, 32, 4)],
 )
 def test_stems_and_stages_shrink_the_image_as_they_should(name, stem, size, first, last):
     model = tiny(name, stem=stem)

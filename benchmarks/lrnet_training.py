@@ -1,0 +1,251 @@
+"""Why LR-Net-26 varies from one training run to the next: one change of its training at a time, over several seeds.
+
+    python benchmarks/lrnet_training.py --out FILE --networks lrnet26 --variants baseline clip --seeds 0 1 2 3 4
+
+Each run trains one network on 1,000 of the embedded training images, in batches of 32, and measures its accuracy on 500
+others, clean and under the paper's untargeted 16-step PGD; --set changes any of that, but for the test images, which are
+not touched. Runs are kept in a folder, one file each, and are not repeated; FILE gets all of them with means and
+standard deviations. docs/lrnet-training.md discusses the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from robust_lr import config as config_room
+from robust_lr import protocols
+from robust_lr.config.training import Config
+from robust_lr.models.layers.geometric_prior import GeometricPrior
+from robust_lr.models.layers.local_relation import LocalRelation2d
+from robust_lr.models.resnet import Block
+from robust_lr.training.loop import adversarial_train, averaged, sgd
+from robust_lr.training.run import Ready, fresh, prepare
+from robust_lr.training.validation import accuracy
+from robust_lr.utils.files import write_json
+from robust_lr.utils.provenance import device_name, versions
+
+BASE = "lrnet26_fashion_mnist_mini"
+HELD_OUT = 500
+SMALL = (f"validation.images={HELD_OUT}", f"data.limit={1000 + HELD_OUT}", "train.batch_size=32")
+ATTACK = "lrnet-untargeted"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One change of the training.
+
+    Attributes:
+        hypothesis: the cause of the variation that the change would remove.
+        overrides: of the config.
+        initialize: changes the fresh network in place.
+        optimizer: makes the optimizer of the network.
+    """
+
+    hypothesis: str
+    overrides: tuple[str, ...] = ()
+    initialize: Callable[[nn.Module], None] = lambda model: None
+    optimizer: Callable[[nn.Module, Config], torch.optim.Optimizer] = lambda model, config: sgd(model, config.train)
+
+
+def relations(model: nn.Module) -> Iterable[LocalRelation2d]:
+    return (module for module in model.modules() if isinstance(module, LocalRelation2d))
+
+
+@torch.no_grad()
+def scale_queries_and_keys(model: nn.Module, factor: float) -> None:
+    for layer in relations(model):
+        layer.query.weight.mul_(factor)
+        layer.key.weight.mul_(factor)
+
+
+@torch.no_grad()
+def flatten_priors(model: nn.Module) -> None:
+    """Let every geometric prior start at zero, so that position does not count at first."""
+    for module in model.modules():
+        if isinstance(module, GeometricPrior):
+            module.value.weight.zero_()
+            module.value.bias.zero_()
+
+
+def start_blocks_as_sums(model: nn.Module) -> None:
+    """Undo the zero initialization of the last batch norm of each block."""
+    for module in model.modules():
+        if isinstance(module, Block):
+            nn.init.ones_(module.last_norm.weight)
+
+
+def set_batchnorm_momentum(model: nn.Module, momentum: float) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = momentum
+
+
+def relation_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters that decide the weights of local relation: query, key and prior."""
+    return [
+        p for layer in relations(model) for part in (layer.query, layer.key, layer.prior) for p in part.parameters()
+    ]
+
+
+def grouped(
+    model: nn.Module, config: Config, chosen: Iterable[nn.Parameter], **options: float
+) -> torch.optim.Optimizer:
+    """Make SGD with its own options for the chosen parameters."""
+    apart = list(chosen)
+    ids = {id(parameter) for parameter in apart}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in ids]
+    train = config.train
+    return torch.optim.SGD(
+        [{"params": rest}, {"params": apart, **options}],
+        lr=train.lr,
+        momentum=train.momentum,
+        weight_decay=train.weight_decay,
+    )
+
+
+class ClippedSGD(torch.optim.SGD):
+    """SGD that first scales gradients down to a norm of 1 over all parameters."""
+
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        nn.utils.clip_grad_norm_([p for group in self.param_groups for p in group["params"]], 1.0)
+        return super().step(closure)
+
+
+def clipped(model: nn.Module, config: Config) -> torch.optim.Optimizer:
+    train = config.train
+    return ClippedSGD(model.parameters(), lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay)
+
+
+VARIANTS: dict[str, Variant] = {
+    "baseline": Variant("none: the config as it is"),
+    "small-queries": Variant(
+        "queries and keys start too large", initialize=lambda model: scale_queries_and_keys(model, 0.1)
+    ),
+    "large-queries": Variant(
+        "queries and keys start too small", initialize=lambda model: scale_queries_and_keys(model, 3.0)
+    ),
+    "flat-prior": Variant("a random prior decides at first which neighbors count", initialize=flatten_priors),
+    "table-prior": Variant("the prior network is hard to train", ("model.prior=table",)),
+    "no-zero-init": Variant("blocks that start as their shortcut begin to learn late", initialize=start_blocks_as_sums),
+    "half-rate": Variant("the learning rate is too high", ("train.lr=0.025",)),
+    "double-rate": Variant("the learning rate is too low", ("train.lr=0.1",)),
+    "long-warm-up": Variant("the rate rises too fast", ("train.warmup_epochs=2",)),
+    "eps-warm-up": Variant("the attack is too strong at first", ("train.eps_warmup_epochs=2",)),
+    "no-prior-decay": Variant(
+        "weight decay pulls queries, keys and priors to zero",
+        optimizer=lambda model, config: grouped(model, config, relation_parameters(model), weight_decay=0.0),
+    ),
+    "fast-statistics": Variant(
+        "running statistics of batch norm lag behind the weights that are attacked",
+        initialize=lambda model: set_batchnorm_momentum(model, 0.3),
+    ),
+    "clip": Variant("single steps are too long", optimizer=clipped),
+    "average": Variant("the last weights are noisy", ("train.ema=0.97",)),
+    "smooth-similarity": Variant(
+        "rounding flips signs of the gradient where query and key are close", ("model.composability=product",)
+    ),
+}
+
+
+def settings(network: str, variant: Variant, seed: int, overrides: Iterable[str]) -> Config:
+    return config_room.load(BASE, [f"model.name={network}", f"seed={seed}", *SMALL, *overrides, *variant.overrides])
+
+
+def train_once(config: Config, variant: Variant, ready: Ready) -> dict[str, Any]:
+    """Train and measure one network."""
+    began, cpu = time.monotonic(), time.process_time()
+    model = fresh(ready.spec, config.seed)
+    variant.initialize(model)
+    average = averaged(model, config.train)
+    losses = [
+        step.loss
+        for step in adversarial_train(
+            model, ready.train, config, optimizer=variant.optimizer(model, config), average=average
+        )
+    ]
+    trained, training = time.monotonic() - began, time.process_time() - cpu
+    kept = model if average is None else average.module
+    attack = protocols.get_pgd(ATTACK)
+    assert ready.validation is not None
+    return {
+        "clean": 100 * accuracy(kept, ready.validation),
+        "untargeted": 100 * accuracy(kept, ready.validation, attack),
+        "loss": statistics.mean(losses[-20:]),
+        "losses": [round(statistics.mean(losses[i : i + 20]), 4) for i in range(0, len(losses), 20)],
+        "seconds": round(trained, 1),
+        "cpu_seconds": round(training, 1),
+    }
+
+
+def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and standard deviation (n - 1) over the seeds."""
+    out: dict[str, Any] = {"seeds": len(records)}
+    for figure in ("clean", "untargeted"):
+        values = [record[figure] for record in records]
+        out[figure] = {
+            "mean": statistics.mean(values),
+            "std": statistics.stdev(values) if len(values) > 1 else None,
+            "values": values,
+        }
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="file for all runs of the folder")
+    parser.add_argument("--networks", nargs="+", default=["resnet26", "lrnet26"])
+    parser.add_argument("--variants", nargs="+", default=["baseline"], choices=VARIANTS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    parser.add_argument("--label", default="", help="name of what --set changes")
+    parser.add_argument("--runs", type=Path, default=Path("runs/lrnet-training"))
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    table: dict[str, Any] = {}
+    for seed in arguments.seeds:  # all variants of one seed before the next, so that an unfinished run compares them
+        for network in arguments.networks:
+            for name in arguments.variants:
+                variant = VARIANTS[name]
+                label = " ".join(part for part in (network, name, arguments.label) if part)
+                file = arguments.runs / f"{label.replace(' ', '_')}_{seed}.json"
+                if not file.exists():
+                    config = settings(network, variant, seed, arguments.set)
+                    record = train_once(config, variant, prepare(config))
+                    write_json(file, {"network": network, "variant": name, "seed": seed, **record})
+                record = json.loads(file.read_text())
+                table.setdefault(label, {"hypothesis": variant.hypothesis, "runs": []})["runs"].append(record)
+                figures = ", ".join(
+                    f"{key} {record[key]:.1f}" for key in ("clean", "untargeted", "held_out_untargeted")
+                )
+                print(f"{label}, seed {seed}: {figures}, {record['cpu_seconds']} s", flush=True)
+    for label, row in table.items():
+        row["over_seeds"] = summary(row["runs"])
+        found = row["over_seeds"]["untargeted"]
+        print(f"{label}: untargeted {found['mean']:.1f} +- {found['std'] or 0:.1f}, {len(row['runs'])} seeds")
+    if arguments.out:
+        config = settings(arguments.networks[0], VARIANTS["baseline"], 0, arguments.set)
+        write_json(
+            arguments.out,
+            {
+                "what": "accuracy in percent on the true label of held-out images, by network and variant",
+                "attack": protocols.get(ATTACK).values(),
+                "networks": table,
+                "device": device_name(torch.device("cpu")),
+                "versions": versions(),
+            },
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Compare kinds of networks by several training runs of each: paired by image within seeds, clustered by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..utils.errors import InputError
+from ..utils.random_effects import Estimate, images_needed, mean_over_runs, runs_needed
+from ..utils.statistics import holm
+from .compare import FIGURES, check_comparable
+from .stored import Evaluation, read_evaluation
+
+METHODS = {
+    "interval": "95 %, two-way random effects over training runs and images (Searle et al. 1992; quantiles joined "
+    "as in Graybill and Wang 1980)",
+    "p": "two-sided, of the same model",
+    "p_holm": "Holm 1979, over the pairs of a figure",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Two groups in one figure: accuracy of the first minus that of the second, and what would decide it."""
+
+    figure: str
+    first: str
+    second: str
+    estimate: Estimate
+    p_holm: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "figure": self.figure,
+            "first": self.first,
+            "second": self.second,
+            **estimate_to_dict(self.estimate),
+            "p_holm": self.p_holm,
+            "runs_needed": runs_needed(self.estimate),
+            "images_needed": images_needed(self.estimate),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupComparison:
+    """Groups by name with their accuracies, by figure, and every pair of them in every figure."""
+
+    data: str
+    protocol: dict[str, Any]
+    seeds: tuple[int, ...]
+    accuracies: dict[str, dict[str, Estimate]]
+    differences: tuple[Difference, ...]
+
+    def of(self, figure: str) -> list[Difference]:
+        """Return the differences in one figure."""
+        return [difference for difference in self.differences if difference.figure == figure]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "schema": 1,
+            "data": self.data,
+            "protocol": self.protocol,
+            "seeds": list(self.seeds),
+            "methods": METHODS,
+            "accuracies": {
+                name: {figure: estimate_to_dict(estimate) for figure, estimate in figures.items()}
+                for name, figures in self.accuracies.items()
+            },
+            "differences": [difference.to_dict() for difference in self.differences],
+        }
+
+
+def compare_groups(groups: Sequence[Sequence[str | Path]]) -> GroupComparison:
+    """Compare groups of evaluations: each group has one for each training run of one kind of network.
+
+    Raises:
+        InputError: fewer than two groups or two runs, groups of different sizes, runs of one place that differ in
+            protocol, seed, images or targets, or runs of a group that differ in protocol or images.
+    """
+    if len(groups) < 2 or min(map(len, groups)) < 2:
+        raise InputError("a comparison of groups needs two groups or more, each with two training runs or more")
+    sizes = [len(group) for group in groups]
+    if len(set(sizes)) > 1:
+        raise InputError(
+            f"the groups have {', '.join(map(str, sizes))} runs: give one run for each seed in every group"
+        )
+    runs = [[read_evaluation(folder) for folder in group] for group in groups]
+    for group in runs:
+        for run in group[1:]:
+            check_comparable(group[0], run, same_draw=False)
+        hashes = [run.record["weights_sha256"] for run in group]
+        for run, found in zip(group, hashes, strict=True):
+            if hashes.count(found) > 1:
+                raise InputError(f"{run.folder}: another run of its group has the same weights; give different runs")
+    for place in zip(*runs, strict=True):
+        for run in place[1:]:
+            check_comparable(place[0], run)
+    named = dict(zip(names(runs), runs, strict=True))
+    return GroupComparison(
+        data=runs[0][0].record["data"],
+        protocol=runs[0][0].protocol,
+        seeds=tuple(run.record["seed"] for run in runs[0]),
+        accuracies={
+            name: {figure: mean_over_runs(right(group, figure)) for figure in FIGURES} for name, group in named.items()
+        },
+        differences=tuple(difference for figure in FIGURES for difference in differences(named, figure)),
+    )
+
+
+def names(runs: Sequence[Sequence[Evaluation]]) -> list[str]:
+    """Name the groups by their models, or by their first folders where the models do not tell them apart."""
+    models = [group[0].record["model"] for group in runs]
+    return models if len(set(models)) == len(models) else [str(group[0].folder) for group in runs]
+
+
+def right(group: Sequence[Evaluation], figure: str) -> Tensor:
+    """Return 1 for each image that a run is right on in this figure, else 0: [runs, images]."""
+    return torch.tensor([[FIGURES[figure](row) for row in run.rows] for run in group], dtype=torch.float64)
+
+
+def differences(named: dict[str, Sequence[Evaluation]], figure: str) -> list[Difference]:
+    """Compare every pair of groups in one figure, in the order given."""
+    values = {name: right(group, figure) for name, group in named.items()}
+    chosen = list(combinations(named, 2))
+    estimates = [mean_over_runs(values[first] - values[second]) for first, second in chosen]
+    adjusted = holm([estimate.p for estimate in estimates])
+    return [
+        Difference(figure=figure, first=first, second=second, estimate=estimate, p_holm=p)
+        for (first, second), estimate, p in zip(chosen, estimates, adjusted, strict=True)
+    ]
+
+
+def estimate_to_dict(estimate: Estimate) -> dict[str, Any]:
+    """Return the JSON form; an interval that a single run cannot give is null."""
+    return {
+        "value": estimate.value,
+        "interval": list(estimate.interval) if isfinite(estimate.interval[0]) else None,
+        "p": estimate.p if estimate.components else None,
+        "std": estimate.std,
+        "per_run": list(estimate.per_run),
+        "images": estimate.images,
+        "components": None if estimate.components is None else asdict(estimate.components),
+    }

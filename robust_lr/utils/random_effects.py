@@ -1,0 +1,165 @@
+"""Means and differences over training runs and images, when both are samples: intervals, p-values, sizes needed.
+
+Images are crossed with training runs, because every run is judged on the same images. A figure of a run on an image is
+then a mean plus an effect of the run, an effect of the image, and a rest (two-way random effects, Searle, Casella and
+McCulloch 1992, chapter 4; medical imaging has the same design with readers for runs and cases for images: Hillis 2007,
+Statistics in Medicine 26:596). Its variance components follow from the mean squares of a two-way analysis of variance.
+
+A few runs say little about the variance between runs, thousands of values a lot about the other components. So each
+part of the variance of the mean gets the quantile of its own distribution, and the squares are added (Graybill and Wang
+1980, Journal of the American Statistical Association 75:869): Student's t with runs - 1 degrees of freedom for what the
+mean square between runs estimates, the normal distribution for the images. The former contains the rest as well; a
+quarter of the rest is taken to be known (``KNOWN``, ours), with which simulated intervals cover 94 to 96 %, see
+``tests/utils/test_random_effects.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf, sqrt
+
+import torch
+from torch import Tensor
+
+LEVEL = 0.95
+#: share of the rest's variance that counts as known; with 0 the intervals of 3 runs cover 97 %, with 1 they cover 93 %
+KNOWN = 0.25
+#: probability with which the sizes of ``runs_needed`` and ``images_needed`` decide
+POWER = 0.8
+MAX_RUNS = 1000
+MAX_IMAGES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Components:
+    """Variance of one run on one image: between runs, between images, and the rest.
+
+    They are unbiased estimates, so the first two can be negative.
+    """
+
+    runs: float
+    images: float
+    rest: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over training runs and images.
+
+    Attributes:
+        value: the mean.
+        interval: 95 %; infinite where one run says nothing of others.
+        p: two-sided, that the true mean is 0.
+        per_run: the mean of each run, over the images.
+        images: their number.
+        components: of the variance; None for a single run.
+    """
+
+    value: float
+    interval: tuple[float, float]
+    p: float
+    per_run: tuple[float, ...]
+    images: int
+    components: Components | None
+
+    @property
+    def runs(self) -> int:
+        return len(self.per_run)
+
+    @property
+    def std(self) -> float | None:
+        """Standard deviation of the runs' means (n - 1); None for a single run."""
+        return float(torch.tensor(self.per_run, dtype=torch.float64).std()) if self.runs > 1 else None
+
+
+def mean_over_runs(values: Tensor) -> Estimate:
+    """Estimate the mean of ``values`` [runs, images], in which runs and images are both samples.
+
+    For a difference of two kinds of networks give the differences of a run of one and a run of the other, image by
+    image; which runs are paired does not matter, if they are independent.
+    """
+    x = values.double()
+    runs, images = x.shape
+    value, by_run, by_image = float(x.mean()), x.mean(1), x.mean(0)
+    per_run = tuple(by_run.tolist())
+    if runs < 2 or images < 2:
+        return Estimate(value, (-inf, inf), 1.0, per_run, images, None)
+    rest = x - by_run[:, None] - by_image[None] + value
+    ms_rest = float((rest * rest).sum()) / ((runs - 1) * (images - 1))
+    found = Components(
+        runs=float(by_run.var()) - ms_rest / images,
+        images=float(by_image.var()) - ms_rest / runs,
+        rest=ms_rest,
+    )
+    half = half_width(found, runs, images, LEVEL)
+    return Estimate(value, (value - half, value + half), p_value(value, found, runs, images), per_run, images, found)
+
+
+def half_width(found: Components, runs: int, images: int, level: float) -> float:
+    """Half the interval of a mean over so many runs and images."""
+    share = (1 + level) / 2
+    between = max(0.0, found.runs + (1 - KNOWN) * found.rest / images) / runs
+    within = max(0.0, found.images) / images + KNOWN * found.rest / (runs * images)
+    return sqrt(student(runs - 1, share) ** 2 * between + normal(share) ** 2 * within)
+
+
+def p_value(value: float, found: Components, runs: int, images: int) -> float:
+    """The p-value that belongs to the intervals: 1 minus the level at which one ends at 0."""
+    low, high = 0.0, 1.0  # levels; the interval grows with the level
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if half_width(found, runs, images, middle) < abs(value) else (low, middle)
+    return 1 - high if value else 1.0
+
+
+def runs_needed(estimate: Estimate, images: int | None = None) -> int | None:
+    """Find the number of training runs with which the interval would exclude 0 with a probability of 80 %.
+
+    The true difference and variances are taken to be those that were estimated.
+
+    Args:
+        images: by default as many as now.
+
+    Returns:
+        None if not even ``MAX_RUNS`` would do.
+    """
+    return smallest(lambda runs: decides(estimate, runs, images=images or estimate.images), 2, MAX_RUNS)
+
+
+def images_needed(estimate: Estimate) -> int | None:
+    """Find the number of images with which the present number of runs would decide, as in ``runs_needed``."""
+    return smallest(lambda images: decides(estimate, estimate.runs, images=images), 2, MAX_IMAGES)
+
+
+def decides(estimate: Estimate, runs: int, *, images: int) -> bool:
+    """Check whether so many runs and images have the power to find a difference as large as the estimate."""
+    found = estimate.components
+    if found is None:
+        return False
+    components = max(0.0, found.runs) / runs + max(0.0, found.images) / images + found.rest / (runs * images)
+    return abs(estimate.value) > half_width(found, runs, images, LEVEL) + normal(POWER) * sqrt(components)
+
+
+def smallest(enough: Callable[[int], bool], low: int, high: int) -> int | None:
+    """Find the least number between ``low`` and ``high`` that is enough, where more is always enough, too."""
+    if not enough(high):
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle + 1, high)
+    return low
+
+
+def student(freedom: int, share: float) -> float:
+    """Quantile of Student's t."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, share))
+
+
+def normal(share: float) -> float:
+    """Quantile of the standard normal distribution."""
+    from scipy.special import ndtri
+
+    return float(ndtri(share))
