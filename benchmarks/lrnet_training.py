@@ -3,9 +3,9 @@
     python benchmarks/lrnet_training.py --out FILE --networks lrnet26 --variants baseline clip --seeds 0 1 2 3 4
 
 Each run trains one network on 1,000 of the embedded training images, in batches of 32, and measures its accuracy on 500
-others, clean and under the paper's untargeted 16-step PGD; --set changes any of that, but for the test images, which are
-not touched. Runs are kept in a folder, one file each, and are not repeated; FILE gets all of them with means and
-standard deviations. docs/lrnet-training.md discusses the results.
+others, clean and under the paper's untargeted 16-step PGD; --set changes any of that. Test images are not touched. Runs
+are kept in a folder, one file each, and are not repeated; FILE gets all of them with means and standard deviations.
+docs/lrnet-training.md discusses the results.
 """
 
 from __future__ import annotations
