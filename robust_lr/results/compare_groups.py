@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from math import isfinite
@@ -127,7 +127,7 @@ def right(group: Sequence[Evaluation], figure: str) -> Tensor:
     return torch.tensor([[FIGURES[figure](row) for row in run.rows] for run in group], dtype=torch.float64)
 
 
-def differences(named: dict[str, Sequence[Evaluation]], figure: str) -> list[Difference]:
+def differences(named: Mapping[str, Sequence[Evaluation]], figure: str) -> list[Difference]:
     """Compare every pair of groups in one figure, in the order given."""
     values = {name: right(group, figure) for name, group in named.items()}
     chosen = list(combinations(named, 2))
