@@ -7,6 +7,7 @@ from math import inf
 import torch
 from torch import Tensor
 
+from ..utils.checks import check_whole
 from ..utils.errors import InputError
 
 #: that libraries may take for rounding of x + delta, in pixels of [0, 1]
@@ -17,13 +18,12 @@ def check_attack(*, eps: float, step_size: float, steps: int, norm: str = "linf"
     """Pixels are in [0, 1]: in L-infinity, an eps or a step above 1 was meant in 0..255."""
     for name, value in {"eps": eps, "step_size": step_size}.items():
         if norm == "linf" and not 0 <= value <= 1:
-            meant = 1 < value <= 255 and value == int(value)  # 300/255 was not meant in levels
-            hint = f"; for {value:g} of 255 levels write {value:g}/255" if meant else ""
-            raise InputError(f"{name} = {value:g} is outside [0, 1]: pixels are in [0, 1]{hint}")
+            meant = 1 < value <= 255 and value == int(value)
+            hint = f"for {value:g} of 255 levels write {value:g}/255" if meant else "for 8 of 255 levels write 8/255"
+            raise InputError(f"{name} = {value:g} is outside [0, 1]: pixels are in [0, 1]; {hint}")
         if norm == "l2" and not 0 <= value < inf:
             raise InputError(f"{name} = {value:g}: an L2 distance of pixels in [0, 1] is needed, 0 or more")
-    if not isinstance(steps, int) or steps < 0:
-        raise InputError(f"steps = {steps}: must be a whole number, 0 or more")
+    check_whole(0, steps=steps)
 
 
 def check_labels(x: Tensor, labels: Tensor) -> None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..utils.errors import InputError
-from .options import choose, model_and_images
-from .progress import progress_bars
-from .terminal import GroupedCommand, console, grouped, say, use_threads
+from .completion import complete
+from .options import Choice, choose, model_and_images
+from .progress import Bars, progress_bars
+from .terminal import GroupedCommand, console, count_of, grouped, json_option, say, threads_option, use_threads
+
+if TYPE_CHECKING:
+    from ..protocols import Sweep
+    from ..protocols.autoattack import Protocol
+    from ..results.curve import Curve
+    from ..results.ledger import Row
 
 of_attack, of_guards, of_work = map(grouped, ("Attack", "Guards", "Work and output"))
 _PATH = click.Path(path_type=Path)
@@ -19,13 +27,18 @@ _PATH = click.Path(path_type=Path)
 @click.command(cls=GroupedCommand)
 @of_attack("--targeted", is_flag=True, help="Protocol lrnet-targeted.")
 @of_attack("--untargeted", is_flag=True, help="Protocol lrnet-untargeted.")
-@of_attack("--protocol", metavar="NAME", help="A name of `robust-lr list protocols`, or a TOML file.")
+@of_attack(
+    "--protocol",
+    metavar="NAME",
+    help="A name of `robust-lr list protocols`, or a TOML file.",
+    shell_complete=complete("protocols"),
+)
 @of_attack(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a value of the protocol, e.g. eps=8/255."
 )
 @of_attack("--eps", metavar="LIST", help="Radius of the ball, e.g. 4/255; several, e.g. 0,2,4,8/255, make a curve.")
 @of_attack("--steps", metavar="LIST", help="Number of steps; several, e.g. 1,10,100, make a curve.")
-@of_attack("--seed", type=int, default=0, show_default=True, help="Of starts and targets.")
+@of_attack("--seed", type=int, default=0, show_default=True, help="Seed of random starts and targets.", metavar="N")
 @of_attack("--targets", "targets_file", type=_PATH, help="Aim at the classes that --save-targets wrote to this file.")
 @of_attack("--save-targets", type=_PATH, help="Write the classes that were aimed at, for other models.")
 @model_and_images
@@ -34,10 +47,13 @@ _PATH = click.Path(path_type=Path)
     multiple=True,
     metavar="GUARD",
     help="Go on although this guard complains, e.g. probabilities; may be repeated.",
+    shell_complete=complete("guards"),
 )
 @of_work("--out", type=_PATH, help="Folder for result.json and the ledger.")
-@of_work("--figure", type=_PATH, help="PNG of a curve; needs matplotlib.")
+@json_option(of_work)
+@of_work("--figure", type=_PATH, help="Picture of a curve: .png, .pdf or .svg; needs matplotlib.")
 @of_work("--fresh", is_flag=True, help="Evaluate anew, even if the folder holds an evaluation.")
+@of_work("--dry-run", is_flag=True, help="Check everything and say what would run; attack and write nothing.")
 @of_work(
     "--shard",
     "shard_text",
@@ -49,12 +65,20 @@ _PATH = click.Path(path_type=Path)
     "--precision",
     default="fp32",
     show_default=True,
-    help="Of the attack: fp32, tf32 or bf16; a lower one must agree with fp32 on a sample.",
+    metavar="NAME",
+    help="Precision of the attack: fp32, tf32 or bf16; a lower one must agree with fp32 on a sample.",
 )
-@of_work("--batch-size", type=int, default=64, show_default=True, help="Images loaded at a time.")
-@of_work("--workers", type=int, default=0, show_default=True, help="Processes that load images.")
-@of_work("--threads", type=int, default=0, help="CPU threads.  [default: PyTorch's choice]")
-@of_work("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@of_work("--batch-size", type=int, default=64, show_default=True, help="Images loaded at a time.", metavar="N")
+@of_work(
+    "--compute-batch",
+    type=int,
+    help="Images in every pass of the model; 0 pads nothing, and results may then depend on the batch by rounding.  "
+    "[default: on a CPU 64, fewer for fewer images; else 0]",
+    metavar="N",
+)
+@of_work("--workers", type=int, default=0, show_default=True, help="Processes that load images.", metavar="N")
+@threads_option(of_work)
+@of_work("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...", metavar="NAME")
 def attack(
     targeted: bool,
     untargeted: bool,
@@ -67,13 +91,16 @@ def attack(
     save_targets: Path | None,
     allow: tuple[str, ...],
     out: Path | None,
+    json_file: Path | None,
     figure: Path | None,
     fresh: bool,
+    dry_run: bool,
     shard_text: str | None,
     precision: str,
     batch_size: int,
+    compute_batch: int | None,
     workers: int,
-    threads: int,
+    threads: int | None,
     device: str,
     **where: Any,
 ) -> None:
@@ -82,7 +109,7 @@ def attack(
     An interrupted evaluation goes on where it was when the same command runs again.
     """
     from .. import protocols
-    from ..config.training import set_value
+    from ..config.training import set_values
     from ..evaluation.harness import evaluate, with_targets
     from ..evaluation.sweep import sweep
     from ..protocols.changes import over_grid
@@ -93,16 +120,18 @@ def attack(
     from ..results.targets import load_targets
     from ..utils.checks import at_least
     from ..utils.devices import torchrun_device, torchrun_shard
+    from ..utils.files import check_writable, check_writable_folder
+    from ..utils.machine import check_processes
+    from ..utils.pictures import check_picture
     from . import report
 
     chosen = [*["lrnet-targeted"] * targeted, *["lrnet-untargeted"] * untargeted, *[protocol] * (protocol is not None)]
     if len(chosen) != 1:
         raise InputError("which attack? give one of --targeted, --untargeted and --protocol NAME")
-    at_least(0, workers=workers)
     at_least(1, batch_size=batch_size)
+    check_processes(workers=workers)
     table: dict[str, Any] = {"protocol": chosen[0]}
-    for override in overrides:
-        set_value(table, override, "key=value, e.g. eps=8/255")
+    set_values(table, overrides, "key=value, e.g. eps=8/255")
     options = table.pop("model", {})
     settings = protocols.SWEEPS[chosen[0]] if chosen[0] in protocols.SWEEPS else read_protocol(table)
     settings = over_grid(settings, eps=eps, steps=steps)
@@ -117,7 +146,10 @@ def attack(
     elif save_targets is not None and not settings.targeted:
         raise InputError(f"--save-targets: protocol {settings.name!r} aims at no class")
     if figure is not None:
-        report.figure_class()  # before any time is spent
+        check_picture("figure", figure)
+    check_writable(save_targets=save_targets, json_file=json_file)
+    if out is None or not out.is_file():
+        check_writable_folder(out=out)
     if launched is not None and shard_text is not None:
         raise InputError("--shard: torchrun divides the images already, leave it out")
     shard = launched or (None if shard_text is None else parse_shard(shard_text))
@@ -127,28 +159,32 @@ def attack(
     whole = choice.folder / "attacks" / settings.name if out is None else out
     folder = whole if shard is None or (out is not None and launched is None) else shard_folder(whole, shard)
     file = CURVE if isinstance(settings, protocols.Sweep) else RESULT
+    if dry_run:
+        describe(choice, settings, folder, finished=(folder / file).exists() and not fresh)
+        return
     if launched is not None:
         (whole / file).unlink(missing_ok=True)  # until all processes have finished
+    work: dict[str, Any] = {
+        "seed": seed,
+        "shard": shard,
+        "batch_size": batch_size,
+        "compute_batch": compute_batch,
+        "out": folder,
+        "resume": True,
+        "fresh": fresh,
+        "targets": given,
+        "name": choice.name,
+        "workers": workers,
+        "precision": precision,
+        "allow": allow,
+    }
     with progress_bars(shown=launched is None or launched[0] == 1) as bars:
-        task = bars.add(f"attacking {choice.name}", total=None)
-        work: dict[str, Any] = {
-            "seed": seed,
-            "shard": shard,
-            "batch_size": batch_size,
-            "out": folder,
-            "resume": True,
-            "fresh": fresh,
-            "targets": given,
-            "name": choice.name,
-            "workers": workers,
-            "precision": precision,
-            "allow": allow,
-            "progress": lambda done, total: bars.update(task, completed=done, total=total),
-        }
         if isinstance(settings, protocols.Sweep):
-            curve = sweep(choice.model, choice.data, settings, **work)
+            curve = sweep(choice.model, choice.data, settings, **work, progress=Watch(bars, choice.name).progress)
         else:
-            curve = curve_of(evaluate(choice.model, choice.data, settings, **work))
+            watch = Watch(bars, choice.name)
+            result = evaluate(choice.model, choice.data, settings, **work, progress=watch.progress, on_rows=watch.count)
+            curve = curve_of(result)
     if shard is not None:
         n, seconds = curve.results[0].n, sum(result.seconds for result in curve.results)
         say(f"shard {shard[0]}/{shard[1]}: {n} images in {seconds:.1f} s; written to {folder / file}")
@@ -163,13 +199,47 @@ def attack(
         curve, folder = joined, whole
     if save_targets is not None:
         read_evaluation(folder).targets().save(save_targets)
-    if not isinstance(settings, protocols.Sweep):
-        (result,) = curve.results
-        console.print(report.result_table(result, with_targets(settings, given)))
-        console.print(report.check_table("is it to be trusted?", result.validity))
-    if curve.points:
-        console.print(report.curve_table(curve))
+    show(curve, settings if isinstance(settings, protocols.Sweep) else with_targets(settings, given))
     if figure is not None:
         report.curve_picture(curve, figure)
+    report.write_evaluation(json_file, folder / file)
     seconds = sum(result.seconds for result in curve.results)
     say(f"{seconds:.1f} s on {curve.results[0].device}; written to {folder / file}")
+
+
+class Watch:
+    """Moves the progress bar of an evaluation, and counts the robust accuracy so far."""
+
+    def __init__(self, bars: Bars, name: str):
+        self.bars, self.task = bars, bars.add(f"attacking {name}", unit="images")
+        self.rows = self.robust = 0
+
+    def count(self, rows: Sequence[Row]) -> None:
+        self.rows += len(rows)
+        self.robust += sum(row.robust for row in rows)
+
+    def progress(self, done: int, total: int) -> None:
+        found = f"robust {100 * self.robust / self.rows:.1f} %" if self.rows else ""
+        self.bars.update(self.task, completed=done, total=total, found=found)
+
+
+def describe(choice: Choice, settings: Protocol | Sweep, folder: Path, *, finished: bool) -> None:
+    """Say what an evaluation would do."""
+    say(f"model      {choice.name} on {next(choice.model.parameters()).device}")
+    say(f"images     {count_of(len(choice.data), 'image')} of {choice.data.name}")
+    say(f"protocol   {settings.name}: {settings}")
+    say(f"folder     {folder}{', finished already' if finished else ''}")
+    say("nothing was attacked or written (--dry-run)")
+
+
+def show(curve: Curve, settings: Protocol | Sweep) -> None:
+    """Print the tables of an evaluation."""
+    from ..protocols import Sweep
+    from . import report
+
+    if not isinstance(settings, Sweep):
+        (result,) = curve.results
+        console.print(report.result_table(result, settings))
+        console.print(report.check_table("validity", result.validity))
+    if curve.points:
+        console.print(report.curve_table(curve))

@@ -29,5 +29,5 @@ def merge(runs: tuple[Path, ...], out: Path) -> None:
         return
     result = merge_runs(runs, out)
     console.print(result_table(result, from_values(result.protocol)))
-    console.print(check_table("is it to be trusted?", result.validity))
+    console.print(check_table("validity", result.validity))
     say(f"{len(runs)} shards joined; written to {out / RESULT}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..utils.errors import InputError
+from .completion import complete
 from .terminal import grouped
 
 if TYPE_CHECKING:
@@ -21,22 +22,36 @@ if TYPE_CHECKING:
 of_model, of_data = grouped("Model"), grouped("Images")
 _PATH = click.Path(path_type=Path)
 
+#: pixels; larger images are no test images of a classifier
+MAX_SIDE = 4096
+
 _OPTIONS = (
     of_model("--checkpoint", type=_PATH, help="Run folder or weights file.  [default: shipped]"),
     of_model(
         "--model",
         "source",
         metavar="NAME",
+        shell_complete=complete("models"),
         help="Instead: a name of `robust-lr list models`, torchvision:NAME, timm:NAME, or module.path:callable or "
         "file.py:callable, which is run and returns a torch.nn.Module. Options: --set model.KEY=VALUE.",
     ),
-    of_model("--weights", type=_PATH, help="Of --model: safetensors, or .pt with nothing but tensors."),
-    of_model("--preset", metavar="NAME", help="What --model's input is normalized by: imagenet, cifar10 or none."),
-    of_model("--mean", metavar="X,X,X", help="Instead of a preset: the means, one a channel."),
-    of_model("--std", metavar="X,X,X", help="And the standard deviations."),
-    of_data("--data", "data_name", metavar="NAME", help="Data set.  [default: what the checkpoint was trained on]"),
+    of_model("--weights", type=_PATH, help="Weights of --model: safetensors, or .pt with nothing but tensors."),
+    of_model("--preset", metavar="NAME", help="Normalization of --model's input: imagenet, cifar10 or none."),
+    of_model("--mean", metavar="X,X,X", help="Instead of a preset: the mean of each channel, pixels in [0, 1]."),
+    of_model("--std", metavar="X,X,X", help="And the standard deviations, in the same unit."),
+    of_data(
+        "--data",
+        "data_name",
+        metavar="NAME",
+        help="Data set.  [default: what the checkpoint was trained on]",
+        shell_complete=complete("data"),
+    ),
     of_data("--root", type=_PATH, help="Folder of a data set that does not ship."),
-    of_data("--limit", type=int, default=0, help="Only so many test images, evenly spaced.  [default: all]"),
+    of_data(
+        "--resize", type=int, help="Resize the short side of image files to so many pixels, then crop.", metavar="N"
+    ),
+    of_data("--crop", type=int, help="Side of the center crop.  [default: --resize]", metavar="N"),
+    of_data("--limit", type=int, help="Only so many test images, evenly spaced.  [default: all]", metavar="N"),
 )
 
 
@@ -67,7 +82,9 @@ def choose(
     std: str | None,
     data_name: str | None,
     root: Path | None,
-    limit: int,
+    resize: int | None,
+    crop: int | None,
+    limit: int | None,
     device: str,
     options: Mapping[str, Any],
 ) -> Choice:
@@ -79,7 +96,8 @@ def choose(
     from ..utils.checks import at_least
     from ..utils.devices import pick_device
 
-    at_least(0, limit=limit)
+    if limit is not None:
+        at_least(1, limit=limit)
     chosen_device = pick_device(device)
     if source is None:
         own = {
@@ -94,14 +112,14 @@ def choose(
                 raise InputError(f"{option} belongs to a model: give --model NAME as well")
         model: nn.Module = checkpoint_room.load_model(checkpoint)
         trained_on = checkpoint_room.about(checkpoint).get("data", data_room.DEFAULT)
-        data = data_room.load(data_name or trained_on, "test", root)
+        data = test_images(data_name or trained_on, root, resize, crop)
         name = checkpoint_name(checkpoint)
     else:
         if checkpoint is not None:
             raise InputError("which model? give one of --checkpoint and --model")
         if data_name is None:
             raise InputError("which images? a model of --model needs --data NAME")
-        data = data_room.load(data_name, "test", root)
+        data = test_images(data_name, root, resize, crop)
         model = load_source(
             source,
             weights=weights,
@@ -117,6 +135,27 @@ def choose(
         name=name,
         folder=checkpoint if checkpoint is not None and checkpoint.is_dir() else Path("runs") / name,
     )
+
+
+def test_images(name: str, root: Path | None, resize: int | None, crop: int | None) -> Dataset:
+    """The test images of a data set, image files resized and cropped on request."""
+    from functools import partial
+
+    from .. import data as data_room
+    from ..data.encoded import center_crop
+    from ..utils.checks import at_least
+
+    if resize is None and crop is None:
+        return data_room.load(name, "test", root)
+    side = crop or resize or 0
+    short = resize or side
+    at_least(1, resize=short, crop=side)
+    if max(short, side) > MAX_SIDE or side > short:
+        raise InputError(
+            f"`crop` {side} of `resize` {short}: at most {MAX_SIDE} pixels, and no larger crop than the resized side"
+        )
+    data = data_room.load(name, "test", root, transform=partial(center_crop, short=short, side=side))
+    return replace(data, name=f"{data.name} ({short} -> {side} pixels)")
 
 
 def checkpoint_name(checkpoint: Path | None) -> str:
@@ -138,7 +177,13 @@ def normalization(preset: str | None, mean: str | None, std: str | None) -> str 
         return preset
     if preset is not None:
         raise InputError("which normalization? give --preset, or --mean and --std")
-    return numbers("--mean", mean), numbers("--std", std)
+    means, deviations = numbers("--mean", mean), numbers("--std", std)
+    if not all(0 <= value <= 1 for value in means) or not all(0 < value <= 1 for value in deviations):
+        raise InputError(
+            f"--mean {mean} --std {std}: pixels are in [0, 1], and so are their means and standard deviations; divide "
+            "values for 0..255 by 255"
+        )
+    return means, deviations
 
 
 def numbers(option: str, text: str) -> tuple[float, ...]:

@@ -1,24 +1,33 @@
-"""Progress of long work: bars with time left on a terminal, a line now and then elsewhere. All of it on stderr."""
+"""Progress of long work: bars on a terminal, a line now and then elsewhere. All of it on stderr."""
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.table import Column
+from rich.text import Text
+
+from .terminal import console as stdout
+from .terminal import duration
 
 #: between lines, when the output is not a terminal
 QUIET_SECONDS = 30.0
+#: a terminal narrower than this shows no bar, so that the figures have room
+BAR_COLUMNS = 90
+
+
+class StateColumn(ProgressColumn):
+    """How far a task is, how long it will take, how fast it goes, and what was found so far."""
+
+    def render(self, task: Task) -> Text:
+        return Text(state_words(task))
 
 
 class Bars:
@@ -26,13 +35,13 @@ class Bars:
 
     def __init__(self, console: Console):
         self.console = console
+        columns: list[ProgressColumn] = [
+            TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold", min_width=16)),
+            *[BarColumn(bar_width=24)] * (console.width >= BAR_COLUMNS),
+            StateColumn(table_column=Column(no_wrap=True)),
+        ]
         self.shown = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
+            *columns,
             console=console,
             disable=not console.is_terminal,
             # a training step takes long: estimate from the last minutes, not the last seconds
@@ -40,8 +49,9 @@ class Bars:
         )
         self.printed = time.monotonic()
 
-    def add(self, description: str, total: float | None = None) -> TaskID:
-        return self.shown.add_task(description, total=total)
+    def add(self, description: str, total: float | None = None, unit: str = "") -> TaskID:
+        """A task; with a ``unit``, e.g. "images", its rate is shown."""
+        return self.shown.add_task(description, total=total, unit=unit, found="")
 
     def update(
         self,
@@ -50,21 +60,41 @@ class Bars:
         total: float | None = None,
         description: str | None = None,
         visible: bool = True,
+        found: str | None = None,
     ) -> None:
-        self.shown.update(task, completed=completed, total=total, description=description, visible=visible)
+        """Move a task on; ``found`` is what its results are so far, e.g. "robust 41.2 %"."""
+        fields: dict[str, Any] = {} if found is None else {"found": found}
+        self.shown.update(task, completed=completed, total=total, description=description, visible=visible, **fields)
         if not self.console.is_terminal and time.monotonic() - self.printed > QUIET_SECONDS:
             state = self.shown.tasks[task]
-            left = f", {state.time_remaining:.0f} s left" if state.time_remaining is not None else ""
-            self.say(f"{state.description}: {state.percentage:.0f} %{left}")
+            self.say(f"{state.description}: {state_words(state)}")
 
     def say(self, line: str) -> None:
         self.printed = time.monotonic()
         self.shown.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def state_words(task: Task) -> str:
+    """ "17 %, eta 0:22, 45 images/s, robust 41.2 %", as far as it is known."""
+    unit, found = task.fields.get("unit", ""), task.fields.get("found", "")
+    words = [] if task.total is None else [f"{task.percentage:.0f} %"]
+    if task.finished:
+        words += [f"in {duration(task.finished_time or 0)}"]
+    elif task.total is not None:
+        words += [f"eta {'-:--' if task.time_remaining is None else duration(task.time_remaining)}"]
+    if unit and task.speed:
+        words += [f"{task.speed:.3g} {unit}/s"]
+    return ", ".join([*words, *[found] * bool(found)])
+
+
 @contextmanager
 def progress_bars(shown: bool = True) -> Iterator[Bars]:
-    """Bars on stderr, which are gone when the work is done."""
-    bars = Bars(Console(stderr=True, quiet=not shown))
+    """Bars on stderr, which are gone when the work is done; none after ``--quiet``.
+
+    From here on Ctrl-C raises KeyboardInterrupt, so that what was finished is saved.
+    """
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    bars = Bars(Console(stderr=True, quiet=not shown or stdout.quiet))
     with bars.shown:
         yield bars

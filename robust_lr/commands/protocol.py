@@ -1,81 +1,64 @@
-"""``robust-lr list`` and ``robust-lr protocol``: what there is, and what a protocol fixes."""
+"""``robust-lr list`` and ``robust-lr protocol``: the names that exist, and the values that a protocol fixes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import click
 from rich import box
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from ..utils.checks import check_name
 from ..utils.errors import InputError
-from .terminal import console, say
-
-KINDS = ("models", "data", "protocols", "guards", "recipes", "configs")
+from .catalog import KINDS, catalog
+from .completion import complete
+from .terminal import console, json_option, say, write_record
 
 
 @click.command("list")
 @click.argument("kind", type=click.Choice(KINDS), required=False)
-def list_names(kind: str | None) -> None:
+@json_option()
+def list_names(kind: str | None, json_file: Path | None) -> None:
     """Models, data sets, protocols, ... by name. All of them, or one KIND."""
-    for shown in [kind] if kind else KINDS:
+    found = catalog()
+    shown = [kind] if kind else [*KINDS]
+    if json_file is not None:
+        write_record(json_file, {each: found[each] for each in shown})
+        return
+    for each in shown:
         if kind is None:
-            console.print(f"[bold]{'data sets' if shown == 'data' else shown}[/]")
-        for line in _NAMES[shown]():
-            say(line if kind else f"  {line}")
+            console.print(f"[bold]{'data sets' if each == 'data' else each}[/]")
+        print_names(found[each], "" if kind else "  ")
+        if each == "models":
+            say(f"{'' if kind else '  '}torchvision:NAME timm:NAME module.path:callable file.py:callable")
 
 
-def _models() -> list[str]:
-    from ..models.build import MODELS
-
-    return [" ".join(MODELS), "torchvision:NAME timm:NAME module.path:callable file.py:callable"]
-
-
-def _data() -> list[str]:
-    from ..data.registry import DATASETS
-
-    return [" ".join(DATASETS)]
-
-
-def _protocols() -> list[str]:
-    from ..protocols.presets import PROTOCOLS, SWEEPS
-
-    return [f"{name:28} {protocol}" for name, protocol in (PROTOCOLS | SWEEPS).items()]
-
-
-def _guards() -> list[str]:
-    from ..evaluation.guards import GUARDS
-
-    return [f"{name:28} {(guard.__doc__ or '').partition(chr(10))[0]}" for name, guard in GUARDS.items()]
-
-
-def _recipes() -> list[str]:
-    from ..config.recipes import RECIPES
-
-    return [" ".join(RECIPES)]
-
-
-def _configs() -> list[str]:
-    from ..config.training import shipped
-
-    return [" ".join(shipped())]
-
-
-_NAMES: dict[str, Callable[[], list[str]]] = {
-    "models": _models,
-    "data": _data,
-    "protocols": _protocols,
-    "guards": _guards,
-    "recipes": _recipes,
-    "configs": _configs,
-}
+def print_names(names: Mapping[str, str], indent: str) -> None:
+    """One name a line where there is something to say of it, else all on one line."""
+    if not any(names.values()):
+        console.print(Padding(Text(" ".join(names)), (0, 0, 0, len(indent)))) if console.is_terminal else say(
+            indent + " ".join(names)
+        )
+        return
+    width = max(map(len, names))
+    if not console.is_terminal:
+        for name, line in names.items():
+            say(f"{indent}{name:{width}} {line}")
+        return
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, line in names.items():
+        grid.add_row(Text(indent + name), Text(line))
+    console.print(grid)
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete("protocols"))
 @click.option("--toml", is_flag=True, help="As TOML, to be edited and given to `robust-lr attack --protocol FILE`.")
 def protocol(name: str, toml: bool) -> None:
     """Every value of the protocol NAME, and where they come from.

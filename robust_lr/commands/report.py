@@ -1,8 +1,9 @@
-"""What people see: tables for the terminal, and curves as pictures."""
+"""Tables for the terminal, and curves as pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,13 @@ from ..protocols.base import Protocol
 from ..results.curve import Curve
 from ..results.result import Result
 from ..results.validity import Check
-from ..utils.errors import InputError
+from ..utils.pictures import empty_figure, save_picture
 from ..utils.statistics import interval, value
+from .terminal import write_record
+
+#: eps in levels, or steps, up to which an axis is linear
+LINEAR_TO = 20
+TICKS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 
 LAST, SEEN, SUCCESS = "robust_accuracy_last", "robust_accuracy_worst_seen", "attack_success"
 
@@ -71,36 +77,51 @@ def curve_table(curve: Curve) -> RichTable:
     return table
 
 
-def curve_picture(curve: Curve, path: Path) -> None:
-    """Accuracy by the sweep's value as a PNG, with intervals; InputError without matplotlib."""
-    figure = figure_class()(figsize=(6, 4), layout="constrained")
+def write_evaluation(json_file: Path | None, finished: Path) -> None:
+    """Hand on the JSON that an evaluation left in its folder, where it was asked for."""
+    if json_file is not None:
+        write_record(json_file, json.loads(finished.read_text(encoding="utf-8")))
+
+
+def curve_picture(curve: Curve, file: Path) -> None:
+    """Draw accuracy by eps or by steps, with intervals, attack and number of images; see ``utils.pictures``."""
+    first = curve.results[0]
+    figure = empty_figure(4.8, 3.6)
     axes = figure.subplots()
-    places = range(len(curve.points))
-    for name, heading in ((LAST, "last iterate"), (SEEN, "worst seen")):
-        shares = [shares.get(name) for _, shares in curve.points]
-        known = [(place, share) for place, share in zip(places, shares, strict=True) if share is not None]
-        if known:
-            lows, highs = zip(*(share.interval for _, share in known), strict=True)
-            at = [place for place, _ in known]
-            axes.plot(at, [share.value for _, share in known], marker="o", label=heading)
-            axes.fill_between(at, lows, highs, alpha=0.2)
-    axes.set_xticks(list(places), [label(curve.axis, at) for at, _ in curve.points])
-    axes.set(xlabel=curve.axis, ylabel="robust accuracy", ylim=(0, 1), title=f"{curve.results[0].model}, {curve.name}")
-    axes.legend()
-    figure.savefig(path, dpi=150)
+    scale = 255 if curve.axis == "eps" else 1
+    styles = {LAST: ("last iterate", "o", "-", "#0072b2", 4), SEEN: ("worst seen", "s", "--", "#d55e00", 7)}
+    for name, (heading, marker, line, color, size) in styles.items():
+        found = [(at * scale, shares[name]) for at, shares in curve.points if name in shares]
+        if not found:
+            continue
+        at: Any = [place for place, _ in found]
+        lows, highs = zip(*(share.interval for _, share in found), strict=True)
+        shown: Any = [share.value for _, share in found]
+        axes.plot(at, shown, line, marker=marker, ms=size, mfc="none", color=color, label=heading)
+        axes.fill_between(at, lows, highs, alpha=0.15, color=color, linewidth=0)
+    largest = max(at for at, _ in curve.points) * scale
+    if largest > LINEAR_TO:
+        axes.set_xscale("symlog", linthresh=1)
+        ticks = [tick for tick in TICKS if tick <= largest]
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.set_xlim(-0.2, largest * 1.15)
+    axes.set_xlabel("eps, in levels of 255" if curve.axis == "eps" else "steps")
+    axes.set_ylabel("accuracy on the true label")
+    axes.set_ylim(0, 1)
+    axes.set_title(
+        f"{first.model} on {first.data}, n = {first.n}\n{curve.name}: {attack_words(first.protocol, curve.axis)}",
+        fontsize=8,
+    )
+    axes.legend(title="with 95 % Wilson intervals", title_fontsize=7, fontsize=8)
+    save_picture(figure, file)
 
 
-def figure_class() -> Any:
-    """matplotlib's Figure.
-
-    Raises:
-        InputError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError("a picture needs matplotlib: pip install matplotlib") from None
-    return Figure
+def attack_words(protocol: Mapping[str, Any], axis: str) -> str:
+    """The attack of a curve, without the value that its axis shows."""
+    words = "targeted PGD" if protocol.get("targeted") else "untargeted PGD"
+    others = {"eps": f"eps {label('eps', protocol['eps'])}", "steps": f"{protocol['steps']} steps"}
+    return f"{words}, {next(value for name, value in others.items() if name != axis)}"
 
 
 def label(axis: str, at: float) -> str:

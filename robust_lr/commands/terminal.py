@@ -1,14 +1,93 @@
-"""What every command of the command line shares: how a line is printed, options that come in groups, threads."""
+"""Output of the command line: lines and tables on stdout, options in groups, options that every command has."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from copy import copy
+from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
+import rich.console
+from rich.measure import Measurement
+from rich.table import Column, Table
+from rich.text import Text
+
+#: a column of text may be folded down to this width; a column of numbers never is
+MIN_TEXT_WIDTH = 12
+#: columns of a pipe or a file: no table is wider
+WIDE = 10_000
+
+#: stands for stdout where a command takes a file
+STDOUT = Path("-")
+
+
+class Console(rich.console.Console):
+    """Prints tables so that no cell is cut: folded text, then several tables below each other, never an ellipsis.
+
+    Output that goes to a pipe or a file is as wide as its content.
+    """
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        for each in objects:
+            if not isinstance(each, Table):
+                super().print(each, **options)
+                continue
+            for part in fitting(each, self):
+                if self.is_terminal:
+                    super().print(part, **options)
+                    continue
+                before, self._width = self._width, WIDE
+                try:
+                    self._width = max(80, Measurement.get(self, self.options, part).maximum)
+                    super().print(part, **options)
+                finally:
+                    self._width = before
+
 
 console = Console()
+
+
+def fitting(table: Table, console: rich.console.Console) -> list[Table]:
+    """``table``, or its columns divided among several tables that each repeat the first column, none of them cut."""
+    columns = [copy(column) for column in table.columns]
+    for column in columns:
+        natural = width_of(column, console)
+        column.overflow = "fold"
+        column.no_wrap = column.justify == "right"
+        column.min_width = natural if column.no_wrap else min(natural, MIN_TEXT_WIDTH)
+    edges = 4 if table.pad_edge or table.box is not None else 0
+    gap = max(sum(table.padding[1::2]), 1) + (1 if table.box is not None else 0)
+    room = console.width - edges if console.is_terminal else WIDE
+    parts: list[list[Column]] = [columns[:1]]
+    for column in columns[1:]:
+        used = sum((each.min_width or 0) + gap for each in parts[-1])
+        if used + (column.min_width or 0) > room and len(parts[-1]) > 1:
+            parts.append(columns[:1])
+        parts[-1] = [*parts[-1], column]
+    tables = []
+    for number, chosen in enumerate(parts):
+        part = copy(table)
+        part.columns = [copy(column) for column in chosen]
+        for index, column in enumerate(part.columns):
+            column._index = index
+        part.title = table.title if number == 0 else None
+        part.caption = table.caption if number == len(parts) - 1 else None
+        tables.append(part)
+    return tables
+
+
+def width_of(column: Column, console: rich.console.Console) -> int:
+    """The widest line of a column, header included."""
+    cells = [column.header, *column.cells]
+    widths = (Text.from_markup(cell).cell_len if isinstance(cell, str) else _text_width(cell) for cell in cells)
+    return max(widths, default=0)
+
+
+def _text_width(cell: Any) -> int:
+    return max((line.cell_len for line in cell.split()), default=0) if isinstance(cell, Text) else 0
 
 
 def say(line: str) -> None:
@@ -16,13 +95,101 @@ def say(line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def use_threads(threads: int) -> None:
-    """CPU threads of one operation; 0 leaves PyTorch's choice. Two can be slower than one for small networks."""
+def print_json(record: Any) -> None:
+    """Write ``record`` to stdout, where it is the only output: the rest has gone to stderr, see ``json_option``."""
+    import json
+
+    click.echo(json.dumps(record, indent=2, allow_nan=False))
+
+
+def duration(seconds: float) -> str:
+    """A time span in the units that people use: "0:07", "1:02:03", "2 days 3 h"."""
+    if not isfinite(seconds) or seconds < 0:
+        return "-:--"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} day{'s' if days > 1 else ''} {hours} h"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def count_of(number: int, noun: str) -> str:
+    """ "1 thread", "2 threads", "1,000 images"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+# Options that commands share
+
+
+def hush_console(ctx: click.Context) -> None:
+    """Print nothing but errors, without progress, until the end of ``ctx``."""
+    before, console.quiet = console.quiet, True
+    ctx.call_on_close(lambda: setattr(console, "quiet", before))
+
+
+def _hush(ctx: click.Context, parameter: click.Parameter, quiet: bool) -> None:
+    if quiet:
+        hush_console(ctx)
+        logging.getLogger("robust_lr").setLevel(logging.WARNING)
+
+
+def quiet_option() -> click.Option:
+    """``--quiet``, which the command line adds to every command."""
+    return click.Option(
+        ["-q", "--quiet"],
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_hush,
+        help="Print errors only.",
+    )
+
+
+def json_option(option: Callable[..., Any] = click.option, **changes: Any) -> Callable[..., Any]:
+    """``--json FILE``: write every figure to a file, or with ``-`` to stdout, which then gets nothing else."""
+
+    def redirect(ctx: click.Context, parameter: click.Parameter, file: Path | None) -> Path | None:
+        if file == STDOUT:
+            before, console.stderr = console.stderr, True
+            ctx.call_on_close(lambda: setattr(console, "stderr", before))
+        return file
+
+    help_text = "Write every figure to this file as JSON; `-` is stdout, and tables then go to stderr."
+    values = {"type": click.Path(path_type=Path), "metavar": "FILE", "help": help_text, "callback": redirect, **changes}
+    decorator: Callable[..., Any] = option("--json", "json_file", **values)
+    return decorator
+
+
+def write_record(file: Path, record: Any) -> None:
+    """``record`` as JSON in ``file``, or on stdout for ``-``."""
+    from ..utils.files import write_json
+
+    if file == STDOUT:
+        print_json(record)
+    else:
+        write_json(file, record)
+        say(f"Written to {file}")
+
+
+def threads_option(option: Callable[..., Any] = click.option) -> Callable[..., Any]:
+    decorator: Callable[..., Any] = option(
+        "--threads", type=int, metavar="N", help="CPU threads.  [default: PyTorch's choice]"
+    )
+    return decorator
+
+
+def use_threads(threads: int | None) -> None:
+    """Set the CPU threads of one operation; 0 or None leaves PyTorch's choice.
+
+    Two threads can be slower than one for small networks.
+    """
     import torch
 
-    from ..utils.checks import at_least
+    from ..utils.machine import check_threads
 
-    at_least(0, threads=threads)
+    if threads is not None:
+        check_threads(threads)
     if threads:
         torch.set_num_threads(threads)
 

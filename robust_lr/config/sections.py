@@ -8,6 +8,7 @@ from .. import protocols
 from ..data.augmentation import AUGMENTATIONS
 from ..utils.checks import at_least, check_name, share
 from ..utils.errors import InputError
+from ..utils.machine import check_processes, check_threads
 
 LOSSES = ("cross-entropy", "trades")
 PRECISIONS = ("fp32", "bf16")
@@ -39,7 +40,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_name("augmentation", self.augment, AUGMENTATIONS)
         check_name("choice for data.unreadable", self.unreadable, UNREADABLE)
-        at_least(0, workers=self.workers, limit=self.limit)
+        at_least(0, limit=self.limit)
+        check_processes(workers=self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,8 @@ class TrainConfig:
         at_least(1, epochs=self.epochs)
         at_least(2, batch_size=self.batch_size)  # batch norm needs two images
         at_least(0, lr=self.lr, lr_images=self.lr_images, warmup_epochs=self.warmup_epochs)
-        at_least(0, weight_decay=self.weight_decay, beta=self.beta, threads=self.threads)
+        at_least(0, weight_decay=self.weight_decay, beta=self.beta)
+        check_threads(self.threads)
         at_least(0, eps_warmup_epochs=self.eps_warmup_epochs)
         share(momentum=self.momentum, mix=self.mix, label_smoothing=self.label_smoothing, ema=self.ema)
         check_name("loss", self.loss, LOSSES)

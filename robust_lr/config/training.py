@@ -91,9 +91,24 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
     table = {} if path is None else read_toml(find(path))
     if "rows" in table:
         raise InputError(f"{path} holds the [[rows]] of a table, not one training run: give it to robust-lr table")
-    for override in overrides:
-        set_value(table, override)
+    if path is not None and "model" not in table and not any(each.startswith("model.") for each in overrides):
+        raise InputError(
+            f"{path} has no [model]: a config of a training run names its network, e.g. [model] with name = 'lrnet26'"
+        )
+    set_values(table, overrides)
     return from_dict(table)
+
+
+def set_values(
+    table: dict[str, Any], overrides: Sequence[str], form: str = "section.key=value, e.g. train.epochs=3"
+) -> None:
+    """Apply overrides in order, see ``set_value``; InputError for a key that is set twice."""
+    keys = [override.partition("=")[0].strip() for override in overrides]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise InputError(f"override {key!r} is given {keys.count(key)} times: give it once")
+    for override in overrides:
+        set_value(table, override, form)
 
 
 def set_value(table: dict[str, Any], override: str, form: str = "section.key=value, e.g. train.epochs=3") -> None:

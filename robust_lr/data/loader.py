@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..utils.devices import CPU, STOPPING
 from ..utils.errors import InputError, RunError
+from ..utils.machine import check_processes
 from ..utils.rng import AUGMENT, ORDER, words
 from .dataset import Batch, Dataset, to_unit_range
 from .encoded import stacked
@@ -128,8 +129,7 @@ def from_workers(
     source: Batches, orders: Iterable[Order], workers: int, device: torch.device
 ) -> Iterator[Loaded | InputError]:
     """Yield the items of ``source`` at ``orders``, loaded ahead by ``workers`` processes; pinned for a GPU."""
-    if workers < 0:
-        raise InputError(f"workers = {workers}: must be at least 0")
+    check_processes(workers=workers)
     try:
         yield from torch.utils.data.DataLoader(
             source,

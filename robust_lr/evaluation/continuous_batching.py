@@ -104,7 +104,7 @@ def flown(part: StepwiseProtocol, attack: Stepwise, rows: Rows, bench: Bench) ->
     n, rows = size(rows), {name: bench.padded(column) for name, column in rows.items()}
     state = {name[len(STATE) :]: column for name, column in rows.items() if name.startswith(STATE)}
     targets = rows["toward"] if part.objective_takes_targets else None
-    with bench.precision():
+    with bench.precision(), bench.failures_named(rows["x"][:n], rows["id"][:n]):
         logits, loss, gradient = look(
             bench.attacked, state["query"], rows["away"], targets, part.objective, attack.needs_gradient
         )

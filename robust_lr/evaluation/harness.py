@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from ..results.targets import Targets, targets_hash
 from ..utils.contexts import fp32, frozen
 from ..utils.errors import InputError, RunError
 from ..utils.files import write_json
+from ..utils.progress import ProgressLine
 from ..utils.provenance import device_name, versions
 from ..utils.statistics import Proportion
 from .batch_state import Rows, ledger_rows, size
@@ -57,7 +58,8 @@ def evaluate(
     workers: int = 0,
     precision: str = "fp32",
     allow: Collection[str] = (),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | bool | None = None,
+    on_rows: Callable[[Sequence[Row]], None] | None = None,
 ) -> Result:
     """Attack ``model`` on every image of ``data`` and count what survives.
 
@@ -86,7 +88,9 @@ def evaluate(
             the verdicts of fp32 for 95 % of a sample of 64 images. Finished images are always judged in fp32; iterates
             on the way by the attack's own passes, and so are curves and mistakes that count for worst seen alone.
         allow: names of ``guards.GUARDS`` that are not to be asked.
-        progress: called as ``progress(done, total)`` whenever images are done.
+        progress: called as ``progress(done, total)`` whenever images are done; True prints a line on stderr, for
+            scripts and notebooks.
+        on_rows: called with the rows of the ledger as they are written, first with those that were there.
 
     Raises:
         InputError: unknown protocol, images outside [0, 1], a guard's complaint, a used ``out`` folder.
@@ -107,7 +111,19 @@ def evaluate(
         precision=precision,
         allow=allow,
     )
-    return evaluated(ready, protocol, out=out, resume=resume, fresh=fresh, targets=targets, progress=progress)[0]
+    if progress is True:
+        line = ProgressLine(ready.name)
+        progress, on_rows = line, line.add_rows if on_rows is None else on_rows
+    return evaluated(
+        ready,
+        protocol,
+        out=out,
+        resume=resume,
+        fresh=fresh,
+        targets=targets,
+        progress=progress or None,
+        on_rows=on_rows,
+    )[0]
 
 
 def evaluated(
@@ -119,6 +135,7 @@ def evaluated(
     fresh: bool = False,
     targets: Targets | None = None,
     progress: Callable[[int, int], None] | None = None,
+    on_rows: Callable[[Sequence[Row]], None] | None = None,
 ) -> tuple[Result, list[Row]]:
     """One of the evaluations that ``ready`` is for: its result, and its rows by id; arguments as in ``evaluate``."""
     bench, data, device = ready.bench, ready.data, ready.device
@@ -133,6 +150,8 @@ def evaluated(
         finished = len(done)
         if folder is not None and len(todo):
             (folder / RESULT).unlink(missing_ok=True)  # it was another evaluation's
+        if on_rows is not None and done:
+            on_rows(ledger.rows())
         if progress is not None:
             progress(finished, len(positions))
         agreement = None
@@ -149,8 +168,11 @@ def evaluated(
             loaded = batches(data, torch.split(todo, ready.batch_size), workers=ready.workers)
             try:
                 for group in attack_all(loaded, protocol, bench, device, targets):
-                    ledger.add(ledger_rows(group, protocol, [part.name for part in parts]))
+                    written = ledger_rows(group, protocol, [part.name for part in parts])
+                    ledger.add(written)
                     finished += size(group)
+                    if on_rows is not None:
+                        on_rows(written)
                     if progress is not None:
                         progress(finished, len(positions))
             except torch.OutOfMemoryError as error:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -44,11 +44,38 @@ class Bench:
             InputError: logits of another shape.
             RunError: logits that are not finite; names the image.
         """
-        with torch.no_grad():
+        with torch.no_grad(), self.failures_named(x, ids):
             logits = self.model(self.padded(x))[: len(x)]
         check_logits(logits, len(x), self.num_classes)
         check_finite(logits, ids)
         return logits
+
+    @contextmanager
+    def failures_named(self, x: Tensor, ids: Tensor) -> Iterator[None]:
+        """Turn whatever the model raises, SystemExit included, into a RunError that names the image.
+
+        Args:
+            x, ids: the images [n, C, H, W] that the model is asked about, and their ids [n].
+        """
+        try:
+            yield
+        except (InputError, RunError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except (Exception, SystemExit) as error:
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+            raise RunError(
+                f"the model failed on {self.first_failure(x, ids)}: {reason}; rows written before are kept"
+            ) from error
+
+    def first_failure(self, x: Tensor, ids: Tensor) -> str:
+        """The first image that the model fails on when it is asked about this one alone, else all of them."""
+        for image, id_ in zip(torch.split(x, 1), ids.tolist(), strict=True):
+            try:
+                with torch.no_grad():
+                    self.model(self.padded(image))
+            except (Exception, SystemExit):
+                return f"image {id_}"
+        return f"a batch of images {', '.join(map(str, ids.tolist()[:8]))}{', ...' * (len(ids) > 8)}"
 
     def padded(self, column: Tensor) -> Tensor:
         """``column`` with its first row repeated behind it until it has ``rows`` rows, where passes are fixed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,10 @@ from ..data.dataset import Dataset, content_hash, spaced
 from ..models.checkpoint import weights_hash
 from ..models.folding import attackable
 from ..protocols.base import Protocol
+from ..utils.checks import at_least
 from ..utils.contexts import device_of, fp32, frozen
 from ..utils.errors import InputError
+from ..utils.machine import check_batch, check_processes
 from ..utils.rng import GUARD, uniform
 from .guards import FEW, SAMPLE, guard
 from .model_under_test import Bench, in_float32
@@ -25,11 +28,22 @@ from .precision import check_precision
 #: rows of every forward pass on a CPU, where libraries round differently for other batch shapes
 COMPUTE_BATCH = 64
 
+#: the fewest rows of a pass that are padded to, for few images
+MIN_COMPUTE_BATCH = 8
+
 #: distance at which guards look off the clean images where no protocol says one
 AWAY = 8 / 255
 
 #: steps between looks at which images are decided, on devices where a look makes the host wait
 PATIENCE = 4
+
+
+def default_compute_batch(images: int) -> int:
+    """Rows of a pass on a CPU: ``COMPUTE_BATCH``, or for fewer images the next power of two, so that few are padded.
+
+    It depends on the images of the whole evaluation, so that shards agree with it and with each other.
+    """
+    return min(COMPUTE_BATCH, max(MIN_COMPUTE_BATCH, 1 << (images - 1).bit_length()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,13 +95,16 @@ def prepare(
         check_classes(data.num_classes)
     if not 0 <= seed < 2**32:
         raise InputError(f"seed = {seed}: must be between 0 and 2^32 - 1")
-    for option, value, least in (("batch_size", batch_size, 1), ("compute_batch", compute_batch or 0, 0)):
-        if value < least:
-            raise InputError(f"{option} = {value}: must be at least {least}")
+    at_least(1, batch_size=batch_size)
+    at_least(0, compute_batch=compute_batch or 0)
+    check_processes(workers=workers)
     device = device_of(model)
     if compute_batch is None:
-        compute_batch = COMPUTE_BATCH if device.type == "cpu" else 0
+        whole = max(len(positions(data, protocol, None)) for protocol in protocols)
+        compute_batch = default_compute_batch(whole) if device.type == "cpu" else 0
     rows = compute_batch or batch_size
+    check_batch("batch_size", min(batch_size, len(data)), prod(data.image_shape))
+    check_batch("compute_batch", compute_batch, prod(data.image_shape))
     check_precision(precision, device)
     most = max((positions(data, protocol, shard) for protocol in protocols), key=len)
     with frozen(model), fp32(device):  # a model that does not fit is refused before anything is written

@@ -188,7 +188,7 @@ def _built(source: str, build: Callable[..., Any], *arguments: Any, **options: A
         return build(*arguments, **options)
     except (InputError, RunError):
         raise
-    except Exception as error:  # the user's or a library's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's or a library's code may raise anything
         kind = InputError if isinstance(error, TypeError) and options else RunError
         reason = str(error).partition("\n")[0]
         raise kind(f"{source} failed: {type(error).__name__}: {reason}") from error

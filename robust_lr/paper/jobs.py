@@ -23,9 +23,9 @@ from ..models.build import build_model
 from ..models.checkpoint import load_model
 from ..training.run import prepare, train_run
 from ..training.run_folder import CONFIG
-from ..utils.checks import at_least
 from ..utils.devices import pick_device
 from ..utils.errors import InputError, RunError
+from ..utils.machine import check_processes
 from .clean_accuracy import CLEAN, measure
 
 
@@ -108,7 +108,7 @@ def run(todo: Sequence[Job], *, workers: int = 0) -> Iterator[tuple[Job, Event]]
     Raises:
         InputError, RunError: what a job raised; the others are told to stop and save.
     """
-    at_least(0, jobs=workers)
+    check_processes(jobs=workers)
     for job in todo:
         check(job)
     cpu = all(pick_device(job.config.train.device).type == "cpu" for job in todo)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import protocols
-from ..config.training import RECORDS, Config, find, from_dict, set_value
+from ..config.training import RECORDS, Config, find, from_dict, set_values
 from ..config.training import to_dict as config_to_dict
 from ..models.cost import Profile, paper_size
 from ..models.resnet import Frame
@@ -83,8 +83,7 @@ def read(name: str | Path, overrides: Sequence[str] = (), limit: int = 0) -> Tab
         InputError: missing file, unknown key, wrong value.
     """
     table = read_toml(find(name))
-    for override in overrides:
-        set_value(table, override)
+    set_values(table, overrides)
     if "rows" not in table:
         raise InputError(f"{name}: a table needs [[rows]]; one network is trained by robust-lr adv-train")
     for key in table:

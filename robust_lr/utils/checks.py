@@ -87,9 +87,15 @@ def make(kind: type[Record], table: Mapping[str, Any], section: str, base: Recor
     return kind(**values) if base is None else replace(base, **values)
 
 
+#: whole numbers above this are mistakes, and would overflow in tensors and in the ledger
+MAX_COUNT = 2**31 - 1
+
+
 def at_least(low: float, **values: float) -> None:
-    """Raise an InputError unless every value is finite and at least ``low``."""
+    """Raise an InputError unless every value is finite and at least ``low``, and at most ``MAX_COUNT`` if whole."""
     for name, value in values.items():
+        if isinstance(value, int) and value > MAX_COUNT:
+            raise InputError(f"{name} = {value}: must be at most {MAX_COUNT}")
         if not low <= value < inf:
             raise InputError(f"{name} = {value}: must be at least {low} and finite")
 
@@ -104,5 +110,5 @@ def share(**values: float) -> None:
 def check_whole(least: int, **values: int) -> None:
     """Raise an InputError unless every value is an integer that is at least ``least``."""
     for name, value in values.items():
-        if not isinstance(value, int) or value < least:
-            raise InputError(f"{name} = {value}: must be a whole number, at least {least}")
+        if not isinstance(value, int) or not least <= value <= MAX_COUNT:
+            raise InputError(f"{name} = {value}: must be a whole number, at least {least} and at most {MAX_COUNT}")

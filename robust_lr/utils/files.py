@@ -5,8 +5,46 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import tempfile
 from pathlib import Path
 from typing import Any
+
+from .errors import InputError
+
+
+def check_writable(**files: Path | None) -> None:
+    """Refuse files that could not be written, before the work that would fill them.
+
+    Args:
+        files: path by the name of the parameter; None is skipped.
+
+    Raises:
+        InputError: the path is a folder, or its folder cannot be written or made.
+    """
+    for name, file in files.items():
+        if file is None or file == Path("-"):  # stdout
+            continue
+        if file.is_dir():
+            raise InputError(f"`{name}` {file} is a folder: name a file in it")
+        check_writable_folder(**{name: file.parent})
+
+
+def check_writable_folder(**folders: Path | None) -> None:
+    """Refuse folders that could not be made or written to; as ``check_writable``."""
+    for name, folder in folders.items():
+        if folder is None:
+            continue
+        try:
+            place = folder.absolute()
+            while not place.exists():
+                place = place.parent
+            if not place.is_dir():
+                raise InputError(f"`{name}` {folder}: {place} is a file, not a folder; choose another place")
+            with tempfile.TemporaryFile(dir=place):
+                pass
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise InputError(f"`{name}` {folder} cannot be written: {reason}; choose another place") from None
 
 
 def write_json(path: Path, record: Any) -> None:

@@ -25,7 +25,8 @@ def device_name(device: torch.device) -> str:
     """Name of the device's processor, e.g. "cuda: NVIDIA H100 80GB HBM3" or "cpu: AMD EPYC 9R14, 2 threads"."""
     if device.type == "cuda":
         return f"cuda: {torch.cuda.get_device_name(device)}"
-    return f"{device.type}: {_cpu_name()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{device.type}: {_cpu_name()}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def _cpu_name() -> str:
