@@ -42,7 +42,7 @@ def test_commands_are_understood(line):
     words = shlex.split(line, comments=True)[1:]
     command = main
     while isinstance(command, click.Group):
-        command = command.commands[words.pop(0)]
+        command = command.get_command(click.Context(command), words.pop(0))
     values = command.make_context(command.name, words).params
     if values.get("config") not in (None, "CONFIG"):
         find(values["config"])

@@ -12,7 +12,17 @@ from ..utils.errors import InputError
 from .completion import complete
 from .options import Choice, choose, model_and_images
 from .progress import Bars, progress_bars
-from .terminal import GroupedCommand, console, count_of, grouped, json_option, say, threads_option, use_threads
+from .terminal import (
+    GroupedCommand,
+    console,
+    count_of,
+    grouped,
+    json_option,
+    once_each,
+    say,
+    threads_option,
+    use_threads,
+)
 
 if TYPE_CHECKING:
     from ..protocols import Sweep
@@ -34,7 +44,12 @@ _PATH = click.Path(path_type=Path)
     shell_complete=complete("protocols"),
 )
 @of_attack(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a value of the protocol, e.g. eps=8/255."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a value of the protocol, e.g. eps=8/255.",
+    callback=once_each,
 )
 @of_attack("--eps", metavar="LIST", help="Radius of the ball, e.g. 4/255; several, e.g. 0,2,4,8/255, make a curve.")
 @of_attack("--steps", metavar="LIST", help="Number of steps; several, e.g. 1,10,100, make a curve.")

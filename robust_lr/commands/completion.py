@@ -32,8 +32,7 @@ def completion(shell: str) -> None:
     zsh    robust-lr completion zsh >> ~/.zshrc
     fish   robust-lr completion fish > ~/.config/fish/completions/robust-lr.fish
     """
-    from ..cli import main
-
+    main = click.get_current_context().find_root().command
     kind = get_completion_class(shell)
     assert kind is not None  # click knows the shells of the choice
     click.echo(kind(main, {}, "robust-lr", "_ROBUST_LR_COMPLETE").source())

@@ -15,6 +15,8 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
+from ..utils.errors import InputError
+
 #: a column of text may be folded down to this width; a column of numbers never is
 MIN_TEXT_WIDTH = 12
 #: columns of a pipe or a file: no table is wider
@@ -194,9 +196,20 @@ def use_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
+def once_each(ctx: click.Context, parameter: click.Parameter, overrides: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse a key that is set twice: nobody means both values."""
+    keys = [override.partition("=")[0].strip() for override in overrides]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise InputError(f"--set {key} is given {keys.count(key)} times: give it once")
+    return overrides
+
+
 def set_option(example: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     help_text = f"Change one value of the config, e.g. {example}; may be repeated."
-    return click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help=help_text)
+    return click.option(
+        "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help=help_text, callback=once_each
+    )
 
 
 class GroupedOption(click.Option):

@@ -102,11 +102,7 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
 def set_values(
     table: dict[str, Any], overrides: Sequence[str], form: str = "section.key=value, e.g. train.epochs=3"
 ) -> None:
-    """Apply overrides in order, see ``set_value``; InputError for a key that is set twice."""
-    keys = [override.partition("=")[0].strip() for override in overrides]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise InputError(f"override {key!r} is given {keys.count(key)} times: give it once")
+    """Apply overrides in order, see ``set_value``."""
     for override in overrides:
         set_value(table, override, form)
 

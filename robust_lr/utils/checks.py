@@ -111,4 +111,5 @@ def check_whole(least: int, **values: int) -> None:
     """Raise an InputError unless every value is an integer that is at least ``least``."""
     for name, value in values.items():
         if not isinstance(value, int) or not least <= value <= MAX_COUNT:
-            raise InputError(f"{name} = {value}: must be a whole number, at least {least} and at most {MAX_COUNT}")
+            most = f" and at most {MAX_COUNT}" if isinstance(value, int) and value > MAX_COUNT else ""
+            raise InputError(f"{name} = {value}: must be a whole number, at least {least}{most}")

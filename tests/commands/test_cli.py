@@ -52,7 +52,8 @@ def training(room, *overrides):
     values = ["model.name=resnet18", "model.width=0.0625", "model.stem=small", f"data.name=npz:{room / 'small.npz'}"]
     values += ["attack.steps=2", "train.epochs=2", "train.batch_size=8", "train.lr=0.1", "train.threads=1"]
     values += ["train.device=cpu"]
-    return ["adv-train", *(word for value in (*values, *overrides) for word in ("--set", value))]
+    own = {value.partition("=")[0]: value for value in (*values, *overrides)}
+    return ["adv-train", *(word for value in own.values() for word in ("--set", value))]
 
 
 def invoke(*arguments):

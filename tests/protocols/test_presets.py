@@ -15,13 +15,16 @@ GOOD = {"eps": 8 / 255, "step_size": 2 / 255, "steps": 10}
     ("values", "message"),
     [
         ({"eps": 8}, r"eps = 8 is outside \[0, 1\]: pixels are in \[0, 1\]; for 8 of 255 levels write 8/255"),
-        ({"eps": 300 / 255}, r"eps = 1\.17647 is outside \[0, 1\]: pixels are in \[0, 1\]$"),
+        (
+            {"eps": 300 / 255},
+            r"eps = 1\.17647 is outside \[0, 1\]: pixels are in \[0, 1\]; for 8 of 255 levels write 8/255$",
+        ),
         ({"eps": -1 / 255}, "eps = -0.0039"),
         ({"eps": float("nan")}, "eps = nan"),
         ({"eps": float("inf")}, "eps = inf"),
         ({"step_size": 2.0}, "step_size = 2 .* write 2/255"),
         ({"step_size": -0.1}, "step_size = -0.1"),
-        ({"steps": -1}, "steps = -1: must be a whole number, 0 or more"),
+        ({"steps": -1}, "steps = -1: must be a whole number, at least 0"),
         ({"steps": 1.5}, "steps = 1.5: must be a whole number"),
         ({"restarts": 0}, "restarts = 0: must be a whole number, at least 1"),
         ({"restarts": 1.5}, "restarts = 1.5"),
