@@ -41,8 +41,8 @@ def check_processes(**counts: int) -> None:
     for name, count in counts.items():
         if not 0 <= count <= max_processes():
             raise InputError(
-                f"{name} = {count}: must be at least 0 and at most {max_processes()} on this machine ({_cores()}); each "
-                "is a process of its own"
+                f"{name} = {count}: must be at least 0 and at most {max_processes()}, as this machine has {_cores()} "
+                "and each is a process of its own"
             )
 
 

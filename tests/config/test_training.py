@@ -81,7 +81,7 @@ def test_a_missing_path_is_never_replaced_by_a_shipped_file(name):
 
 def test_a_file_of_the_user_s_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "table9.toml").write_text("seed = 7")
+    (tmp_path / "table9.toml").write_text("seed = 7\n[model]\nname = 'lrnet26'")
     assert load("table9.toml").seed == 7
 
 
