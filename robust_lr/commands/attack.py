@@ -26,7 +26,7 @@ from .terminal import (
 
 if TYPE_CHECKING:
     from ..protocols import Sweep
-    from ..protocols.autoattack import Protocol
+    from ..protocols.base import Protocol
     from ..results.curve import Curve
     from ..results.ledger import Row
 
