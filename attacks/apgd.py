@@ -75,7 +75,7 @@ class AutoPGD:
             "step_size": 2 * self.eps * one,
         }
 
-    def advance(self, x: Tensor, state: State, step: Tensor, loss: Tensor, gradient: Tensor) -> State:
+    def advance(self, x: Tensor, state: State, step: Tensor, loss: Tensor, gradient: Tensor, reached: Tensor) -> State:
         begins = step == 0
         better = loss > state["best_loss"]
         best = torch.where(wide(better), state["query"], state["best"])

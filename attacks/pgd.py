@@ -120,7 +120,7 @@ class ProjectedGradient:
     def begin(self, x: Tensor, start: Tensor, ids: Tensor, draws: Tensor) -> State:
         return {"query": start, "velocity": torch.zeros_like(x)} if self.momentum else {"query": start}
 
-    def advance(self, x: Tensor, state: State, step: Tensor, loss: Tensor, gradient: Tensor) -> State:
+    def advance(self, x: Tensor, state: State, step: Tensor, loss: Tensor, gradient: Tensor, reached: Tensor) -> State:
         query = state["query"]
         if self.momentum:
             # The paper divides by the L1 norm; the mean, as in torchattacks, differs by a factor that no step feels.

@@ -70,7 +70,7 @@ class SquareSearch:
             "draws": draws,
         }
 
-    def advance(self, x: Tensor, state: State, step: Tensor, loss: Tensor, gradient: Tensor) -> State:
+    def advance(self, x: Tensor, state: State, step: Tensor, loss: Tensor, gradient: Tensor, reached: Tensor) -> State:
         better = loss > state["best_loss"]
         best = torch.where(better.view(-1, 1, 1, 1), state["query"], state["best"])
         channels, height, width = x.shape[1:]

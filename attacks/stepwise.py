@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -29,8 +29,19 @@ class Stepwise(Protocol):
     def begin(self, x: Tensor, start: Tensor, ids: Tensor, draws: Tensor) -> State:
         """The state of images ``x`` whose first query is ``start``; ids and draws [N] key what is random."""
 
-    def advance(self, x: Tensor, state: State, step: Tensor, loss: Tensor, gradient: Tensor) -> State:
-        """The next state, after query ``step`` [N] gave ``loss`` [N] and its ``gradient`` (empty if not needed)."""
+    def advance(self, x: Tensor, state: State, step: Tensor, loss: Tensor, gradient: Tensor, reached: Tensor) -> State:
+        """The next state, after query ``step`` [N] gave ``loss`` [N] and its ``gradient`` (empty if not needed).
+
+        ``reached`` [N] bool says whether the query is at the attack's aim.
+        """
+
+
+@runtime_checkable
+class TestsProposals(Protocol):
+    """A stepwise attack whose next query is first shown to the model without taking a gradient."""
+
+    def settle(self, x: Tensor, state: State, reached: Tensor) -> State:
+        """The next state, given whether the query that ``advance`` proposed is at the attack's aim, [N] bool."""
 
 
 @lru_cache(maxsize=64)
@@ -87,5 +98,15 @@ def run(
         logits, loss, gradient = look(model, query, labels, targets, objective, attack.needs_gradient)
         if observe is not None:
             observe(step, query, logits)
-        state = attack.advance(x, state, torch.full_like(labels, step), loss, gradient)
+        reached = is_reached(logits, labels, targets)
+        state = attack.advance(x, state, torch.full_like(labels, step), loss, gradient, reached)
+        if isinstance(attack, TestsProposals):
+            with torch.no_grad():
+                state = attack.settle(x, state, is_reached(model(state["query"]), labels, targets))
     return state["query"]
+
+
+def is_reached(logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
+    """Whether the prediction is the target, or without targets any class but the label, [N] bool."""
+    predictions = logits.argmax(1)
+    return predictions != labels if targets is None else predictions == targets

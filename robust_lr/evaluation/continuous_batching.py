@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from math import inf
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..attacks.arguments import distances
 from ..attacks.losses import lead
-from ..attacks.stepwise import Stepwise, constant, look
+from ..attacks.stepwise import Stepwise, TestsProposals, constant, look
 from ..protocols.base import StepwiseProtocol
 from .batch_state import Rows, first, join, size, split, timed
 from .model_under_test import Bench, verified
@@ -30,7 +32,7 @@ def attack_pool(part: StepwiseProtocol, number: int, source: Iterator[Rows], ben
         source: images to attack, with the columns of ``images.known``; those decided already are passed on.
     """
     attack = part.stepwise(bench.seed)
-    early = part.criterion == "worst"
+    early = part.ends_at_success
     queue: Rows = {}  # waits for its next draw
     returning: Rows = {}  # waits in the middle of one
     flying: Rows = {}
@@ -109,18 +111,22 @@ def flown(part: StepwiseProtocol, attack: Stepwise, rows: Rows, bench: Bench) ->
             bench.attacked, state["query"], rows["away"], targets, part.objective, attack.needs_gradient
         )
     undecided = ~rows["decided"]
-    noted, reached = note(part, rows, logits, undecided)
-    if part.criterion == "worst":
-        now = undecided & reached
-        noted["final"] = torch.where(now.view(-1, 1, 1, 1), state["query"], rows["final"])
-        noted["decided"] = rows["decided"] | now
-        noted["before"] = torch.where(now, rows["first_wrong"], rows["before"])
+    noted, reached = note_query(part, rows, state["query"], logits, undecided)
     if attack.needs_gradient:
         noted["zero_gradients"] = rows["zero_gradients"] + undecided * (gradient == 0).flatten(1).all(1)
     noted["forwards"] = rows["forwards"] + undecided
     noted["backwards"] = rows["backwards"] + undecided * attack.needs_gradient
-    state = attack.advance(rows["x"], state, rows["step"], loss, gradient)
-    rows = {**rows, **noted, **{STATE + name: c for name, c in state.items()}, "step": rows["step"] + 1}
+    state = attack.advance(rows["x"], state, rows["step"], loss, gradient, reached)
+    rows = {**rows, **noted}
+    if isinstance(attack, TestsProposals):
+        undecided = ~rows["decided"]
+        with bench.precision(), torch.no_grad():
+            logits = bench.attacked(state["query"])
+        after = {**rows, "step": rows["step"] + 1}
+        noted, reached = note_query(part, after, state["query"], logits, undecided)
+        state = attack.settle(rows["x"], state, reached)
+        rows = {**rows, **noted, "forwards": rows["forwards"] + undecided}
+    rows = {**rows, **{STATE + name: c for name, c in state.items()}, "step": rows["step"] + 1}
     return {name: column[:n] for name, column in rows.items()}
 
 
@@ -129,13 +135,16 @@ def judged(part: StepwiseProtocol, number: int, rows: Rows, bench: Bench) -> Row
 
     A success that the model does not confirm is ``unsure`` and goes on where it was.
     """
-    final = rows[f"{STATE}query"]
-    if part.criterion == "worst":
+    final = part.final(rows["x"], rows[f"{STATE}query"], rows.get(f"{STATE}best"))
+    if part.ends_at_success:
         final = torch.where(rows["decided"].view(-1, 1, 1, 1), rows["final"], final)
-    distance = verified(rows["x"], final, rows["id"], part.eps, part.norm)
+    distance = verified(rows["x"], final, rows["id"], inf if part.finds_distances else part.eps, part.norm)
     logits = bench.logits(final, rows["id"])
-    noted, reached = note(part, rows, logits, ~rows["decided"])
-    right = logits.argmax(1) == rows["label"]
+    noted, _, reached = note(part, rows, final, logits, ~rows["decided"])
+    if part.finds_distances:  # what counts is the nearest adversarial image, as the model itself sees it
+        noted["first_wrong"] = torch.where(reached, noted["first_wrong"], -1)
+        noted["first_success"] = torch.where(reached, noted["first_success"], -1)
+    right = ~reached if not part.stays_in_ball else logits.argmax(1) == rows["label"]
     loss = F.cross_entropy(logits, rows["label"], reduction="none")
     unsure = rows["decided"] & ~reached
     broke = reached & ~rows["success"]
@@ -145,7 +154,7 @@ def judged(part: StepwiseProtocol, number: int, rows: Rows, bench: Bench) -> Row
         # what is not confirmed did not happen
         "first_wrong": torch.where(unsure, rows["before"], noted["first_wrong"]),
         "first_success": torch.where(unsure, -1, noted["first_success"]),
-        "decided": reached if part.criterion == "worst" else rows["decided"],
+        "decided": reached if part.ends_at_success else rows["decided"],
         "unsure": unsure,
         "unconfirmed": rows["unconfirmed"] + unsure,
         "adversarial": torch.where(rows["held"], logits.argmax(1), rows["adversarial"]),
@@ -159,11 +168,33 @@ def judged(part: StepwiseProtocol, number: int, rows: Rows, bench: Bench) -> Row
     }
 
 
-def note(part: StepwiseProtocol, rows: Rows, logits: Tensor, undecided: Tensor) -> tuple[Rows, Tensor]:
-    """What the logits of the current iterates tell, and which of them are at the attack's aim, [N] bool."""
+def note_query(
+    part: StepwiseProtocol, rows: Rows, query: Tensor, logits: Tensor, undecided: Tensor
+) -> tuple[Rows, Tensor]:
+    """As ``note``; an image whose first success ends the attack is then decided, and its query kept as ``final``."""
+    noted, reached, counts = note(part, rows, query, logits, undecided)
+    if part.ends_at_success:
+        now = undecided & counts
+        noted["final"] = torch.where(now.view(-1, 1, 1, 1), query, rows["final"])
+        noted["decided"] = rows["decided"] | now
+        noted["before"] = torch.where(now, rows["first_wrong"], rows["before"])
+    return noted, reached
+
+
+def note(
+    part: StepwiseProtocol, rows: Rows, query: Tensor, logits: Tensor, undecided: Tensor
+) -> tuple[Rows, Tensor, Tensor]:
+    """What the logits of the queries tell, which of them are at the attack's aim, and which of those count, [N] bool.
+
+    Queries of an attack that does not stay in the ball count where they are inside.
+    """
     step, predictions = rows["step"], logits.argmax(1)
     right = predictions == rows["label"]
     reached = predictions == rows["target"] if part.targeted else ~right
+    counts = reached
+    if not part.stays_in_ball:
+        inside = distances(rows["x"], query, part.norm) <= part.eps
+        right, counts = right | ~inside, reached & inside
 
     def since(column: Tensor, now: Tensor) -> Tensor:
         return torch.where(undecided & now & ((column < 0) | (step < column)), step, column)
@@ -171,10 +202,10 @@ def note(part: StepwiseProtocol, rows: Rows, logits: Tensor, undecided: Tensor) 
     noted = {
         "margin": torch.where(undecided, torch.minimum(rows["margin"], lead(logits, rows["label"])), rows["margin"]),
         "first_wrong": since(rows["first_wrong"], ~right),
-        "first_success": since(rows["first_success"], reached),
+        "first_success": since(rows["first_success"], counts),
     }
     if part.record and part.criterion == "last":
         elsewhere = step[:, None] != constant(part.record, step.dtype, step.device)
         noted["kept"] = rows["kept"] & (right[:, None] | elsewhere)
         noted["hit"] = rows["hit"] | (reached[:, None] & ~elsewhere)
-    return noted, reached
+    return noted, reached, counts

@@ -107,6 +107,23 @@ class StepwiseProtocol(Protocol):
         @property
         def restarts(self) -> int: ...
 
+    #: whether every query lies in the ball; others count where they do
+    stays_in_ball = True
+    #: whether the attack looks for each image's smallest perturbation; its verdict is on the nearest one found
+    finds_distances = False
+
+    @property
+    def ends_at_success(self) -> bool:
+        """Whether an image leaves the attack at its first success."""
+        return self.criterion == "worst" and not self.finds_distances
+
+    def final(self, x: Tensor, query: Tensor, best: Tensor | None) -> Tensor:
+        """The images to be judged where no success ended the attack; ``best`` is the state's, if it has one."""
+        if self.finds_distances:
+            assert best is not None, f"{type(self).__name__} keeps no best image"
+            return best
+        return query if self.stays_in_ball else x
+
     @property
     @abstractmethod
     def objective(self) -> Objective:
