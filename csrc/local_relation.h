@@ -24,6 +24,7 @@ inline Problem describe(Index batch, Index channels, Index height, Index width, 
   STD_TORCH_CHECK(
       kernel >= 1 && kernel % 2 == 1 && stride >= 1 && shared >= 1 && composability >= 0 && composability <= 2,
       "local_relation: an option is out of range");
+  STD_TORCH_CHECK(height >= 1 && width >= 1, "local_relation: the image has no pixels");
   Problem p;
   p.batch = batch, p.channels = channels, p.height = height, p.width = width;
   p.groups = (p.channels + shared - 1) / shared;

@@ -179,8 +179,11 @@ def missing(device: str, capabilities: Capabilities | None = None) -> str | None
         return None
     if torch.version.cuda is None:
         return f"PyTorch {torch.__version__} has no CUDA"
-    if nvcc.find() is None:
+    toolkit = nvcc.find()
+    if toolkit is None:
         return "no CUDA compiler was found (nvcc on the PATH, or name its toolkit in CUDA_HOME)"
+    if capabilities is None and (reason := nvcc.newer_than_driver(toolkit)):
+        return reason
     if not (capabilities or nvcc.wanted_capabilities()):
         return "no GPU was found (name what to compile for in TORCH_CUDA_ARCH_LIST, e.g. 9.0)"
     return None

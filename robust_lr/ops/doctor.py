@@ -75,6 +75,7 @@ def _cuda() -> dict[str, object]:
         "nvcc": located[0] if located else None,
         "nvcc_found_by": located[1] if located else None,
         "nvcc_version": toolkit.version if toolkit else None,
+        "driver_supports": nvcc.name_of(driver) if (driver := nvcc.driver_version()) else None,
         "nvcc_compiles_for": _names(list(toolkit.capabilities)) if toolkit else None,
         "gpus": [
             f"{torch.cuda.get_device_name(i)} (sm_{''.join(map(str, torch.cuda.get_device_capability(i)))})"

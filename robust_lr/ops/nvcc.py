@@ -1,13 +1,15 @@
-"""Finds the CUDA compiler, and asks it where its libraries are and for which GPUs it can compile.
+"""Find the CUDA compiler, and ask it where its libraries are and for which GPUs it can compile.
 
 The environment decides:
 
 - `CUDA_HOME` or `CUDA_PATH`: the toolkit; otherwise the nvcc on the PATH, or /usr/local/cuda.
-- `TORCH_CUDA_ARCH_LIST`: GPUs to compile for, as for PyTorch's own extensions, e.g. "8.0 9.0"; otherwise those present.
+- `TORCH_CUDA_ARCH_LIST`: GPUs to compile for, as for PyTorch's own extensions, e.g. "8.0 9.0" or "Hopper"; otherwise
+  those present. Entries older than 8.0 are dropped, and where GPUs are present, entries that none of them needs.
 - `NVCC_PREPEND_FLAGS`: flags that nvcc reads itself, e.g. `-ccbin g++-12` for another C++ compiler.
 """
 
 import functools
+import logging
 import os
 import re
 import shlex
@@ -20,8 +22,25 @@ import torch
 
 from ..utils.errors import InputError, RunError
 
+log = logging.getLogger("robust_lr")
+
+Capability = tuple[int, int]
+
 FLAGS = ("-O3", "-std=c++20")
 OLDEST = (8, 0)  # the kernels copy asynchronously, which came with Ampere
+
+#: names of GPU generations that TORCH_CUDA_ARCH_LIST may hold, as in torch.utils.cpp_extension
+GENERATIONS = {
+    "Kepler": "3.5",
+    "Maxwell": "5.0",
+    "Pascal": "6.0 6.1",
+    "Volta": "7.0",
+    "Turing": "7.5",
+    "Ampere": "8.0 8.6",
+    "Ada": "8.9",
+    "Hopper": "9.0",
+    "Blackwell": "10.0 10.3 12.0 12.1",
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +55,7 @@ class Toolkit:
 
 
 def locate() -> tuple[str, str] | None:
-    """The path of nvcc, and what led to it."""
+    """Find the path of nvcc, and the variable or place that led to it."""
     for variable in ("CUDA_HOME", "CUDA_PATH"):
         nvcc = Path(os.environ.get(variable, "")) / "bin" / "nvcc"
         if os.environ.get(variable) and nvcc.exists():
@@ -76,28 +95,79 @@ def _probe(nvcc: str, found_by: str) -> Toolkit:
 
 
 def wanted_capabilities() -> list[tuple[int, int]]:
-    """The compute capabilities to compile for: those named in TORCH_CUDA_ARCH_LIST, or of the GPUs present.
+    """Compute capabilities to compile for: those of TORCH_CUDA_ARCH_LIST that are of use here, or of the GPUs present.
+
+    Containers preset long lists. Entries that the kernels do not support are dropped, and where GPUs are present, so
+    are entries that run on none of them; if nothing is left, the GPUs present decide. What is dropped is logged once.
 
     Raises:
-        InputError: for a name that is not a number like 9.0.
+        InputError: an entry that is neither a number like 9.0 nor the name of a generation.
     """
-    named = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
-    if named.strip():
-        return capabilities(named, "TORCH_CUDA_ARCH_LIST")
-    return sorted({torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())})
+    present = sorted({torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())})
+    names = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+    if not names.strip(";, "):
+        return present
+    named = capabilities(names, "TORCH_CUDA_ARCH_LIST")
+    useful = [one for one in named if one >= OLDEST and (not present or any(runs_on(one, gpu) for gpu in present))]
+    chosen = useful or present
+    if dropped := sorted(set(named) - set(chosen)):
+        _log_once(
+            f"TORCH_CUDA_ARCH_LIST: {', '.join(map(name_of, dropped))} left out, as the kernels "
+            f"{'are for the GPUs present' if present else f'need {name_of(OLDEST)} or newer'}"
+        )
+    return chosen
+
+
+def runs_on(code: Capability, gpu: Capability) -> bool:
+    """Return True if machine code for `code` runs on `gpu`: same major number, minor number not newer."""
+    return code[0] == gpu[0] and code[1] <= gpu[1]
+
+
+def name_of(capability: Capability) -> str:
+    return ".".join(map(str, capability))
+
+
+@functools.cache
+def _log_once(message: str) -> None:
+    log.info(message)
 
 
 def capabilities(names: str, source: str) -> list[tuple[int, int]]:
-    """Compute capabilities from their names, e.g. "8.0 9.0", "8.0;9.0" or "9.0+PTX"; `source` is for the error.
+    """Parse compute capabilities, e.g. "8.0 9.0", "8.0;9.0a", "9.0+PTX" or "Ampere"; `source` is for the error.
 
     Raises:
-        InputError: for a name that is not a number like 9.0, or none at all.
+        InputError: an entry that is neither a number like 9.0 nor the name of a generation, or no entry.
     """
     words = re.split(r"[;,\s]+", names.strip(";, "))
-    found = [re.fullmatch(r"(\d+)\.(\d)a?(\+PTX)?", word) for word in words]
-    if None in found:
-        raise InputError(f"{source} must name compute capabilities like 8.0 or 9.0, got {names!r}")
+    numbers = " ".join(GENERATIONS.get(word.removesuffix("+PTX"), word) for word in words).split()
+    found = [re.fullmatch(r"(\d+)\.(\d)[af]?(\+PTX)?", number) for number in numbers]
+    if None in found or not found:
+        generations = ", ".join(GENERATIONS)
+        raise InputError(f"{source} must name compute capabilities like 8.0 or 9.0, or {generations}; got {names!r}")
     return sorted({(int(match[1]), int(match[2])) for match in found if match})
+
+
+def newer_than_driver(toolkit: Toolkit) -> str | None:
+    """Why code of this toolkit cannot run here, or None: a driver runs code of its own major CUDA version, or older.
+
+    PTX of a newer minor version is refused too, but only GPUs that the compiler does not know need it.
+    """
+    driver = driver_version()
+    version = re.match(r"(\d+)", toolkit.version)
+    if driver is None or version is None or int(version[1]) <= driver[0]:
+        return None
+    return (
+        f"the CUDA compiler {toolkit.nvcc} is of CUDA {toolkit.version}, newer than the driver, which supports CUDA "
+        f"{name_of(driver)} (update the driver, or name an older toolkit in CUDA_HOME)"
+    )
+
+
+def driver_version() -> tuple[int, int] | None:
+    """Newest CUDA version that the driver supports, e.g. (12, 8); None where there is no GPU."""
+    if not torch.cuda.is_available():
+        return None
+    number: int = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
+    return number // 1000, number % 1000 // 10
 
 
 def architecture_flags(toolkit: Toolkit, wanted: list[tuple[int, int]]) -> list[str]:
@@ -112,8 +182,8 @@ def architecture_flags(toolkit: Toolkit, wanted: list[tuple[int, int]]) -> list[
     for capability in sorted(wanted):
         usable = [known for known in toolkit.capabilities if OLDEST <= known <= capability]
         if not usable:
-            name, oldest = ".".join(map(str, capability)), ".".join(map(str, OLDEST))
-            raise RunError(f"the CUDA kernels need a GPU of compute capability {oldest} or newer, this is {name}")
+            needed, found = name_of(OLDEST), name_of(capability)
+            raise RunError(f"the CUDA kernels need a GPU of compute capability {needed} or newer, this is {found}")
         major, minor = usable[-1]
         translated, code = f"compute_{major}{minor}", f"sm_{major}{minor}"
         codes = [code] * (usable[-1] == capability) + [translated] * (capability == max(wanted))

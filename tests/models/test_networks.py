@@ -342,6 +342,21 @@ def test_taking_pixels_first_is_a_strided_convolution():
     torch.testing.assert_close(layer(x), plain(x))
 
 
+def test_pixels_are_taken_first_on_a_cpu_only():
+    layer, strides = Pointwise2d(6, 5, 2), []
+
+    class Convolutions(TorchDispatchMode):
+        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+            if operator is torch.ops.aten.convolution.default:
+                strides.append(tuple(args[3]))
+            return operator(*args, **(kwargs or {}))
+
+    with Convolutions():
+        layer(torch.rand(1, 6, 4, 4))
+        layer.to("meta")(torch.rand(1, 6, 4, 4, device="meta"))
+    assert strides == [(1, 1), (2, 2)]
+
+
 def test_depthwise_layers_convolve_each_channel_by_itself():
     model = tiny("resnet26_dw", kernel_size=5)
     for stage in stages(model):

@@ -454,3 +454,10 @@ def test_shapes_without_values(monkeypatch: pytest.MonkeyPatch) -> None:
     assert y.is_contiguous(memory_format=torch.channels_last)
     with pytest.raises(InputError, match="q must have the shape"):
         ops.local_relation(x, q, k, geo)
+
+
+@pytest.mark.parametrize("size", [(0, 4), (4, 0)])
+def test_an_image_without_pixels_is_refused(size):
+    x, q, k = torch.zeros(1, 8, *size), torch.zeros(1, 1, *size), torch.zeros(1, 1, *size)
+    with pytest.raises(RuntimeError, match="the image has no pixels"):
+        torch.ops.robust_lr.local_relation.default(x, q, k, None, 7, 1, 8, 0, True, True)

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from robust_lr.ops import nvcc
+from robust_lr.ops import build, doctor, nvcc
 from robust_lr.utils.errors import InputError, RunError
 
 
@@ -27,9 +28,57 @@ def test_code_is_made_for_each_gpu() -> None:
 def test_gpus_may_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0+PTX;8.0")
     assert nvcc.wanted_capabilities() == [(8, 0), (9, 0)]
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
-    with pytest.raises(InputError, match=r"TORCH_CUDA_ARCH_LIST must name .* like 8.0 or 9.0, got 'Hopper'"):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper;10.0f 9.0a")
+    assert nvcc.wanted_capabilities() == [(9, 0), (10, 0)]
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hoper")
+    with pytest.raises(InputError, match=r"TORCH_CUDA_ARCH_LIST must name .* like 8.0 or 9.0, or .*; got 'Hoper'"):
         nvcc.wanted_capabilities()
+
+
+def present(monkeypatch: pytest.MonkeyPatch, *gpus: tuple[int, int], driver: int = 13000) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(gpus))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: gpus[i])
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: driver, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "names", "expected"),
+    [
+        ([(9, 0)], "7.5 8.0 8.6 9.0 10.0 12.0+PTX", [(9, 0)]),
+        ([(8, 6), (9, 0)], "7.5 8.0 9.0", [(8, 0), (9, 0)]),
+        ([(9, 0)], "7.0 7.5", [(9, 0)]),
+        ([], "7.5 8.0 9.0", [(8, 0), (9, 0)]),
+        ([(9, 0)], "", [(9, 0)]),
+    ],
+)
+def test_presets_of_containers_are_narrowed_to_the_gpus_present(monkeypatch, caplog, gpus, names, expected) -> None:
+    present(monkeypatch, *gpus)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", names)
+    nvcc._log_once.cache_clear()
+    with caplog.at_level("INFO", logger="robust_lr"):
+        assert nvcc.wanted_capabilities() == expected
+        assert nvcc.wanted_capabilities() == expected
+    left_out = [record for record in caplog.records if "left out" in record.message]
+    assert len(left_out) == (1 if names else 0)  # said once
+    assert not names or "7." in left_out[0].message
+
+
+@pytest.mark.parametrize(
+    ("version", "driver", "newer"), [("13.0", 12080, True), ("13.1", 13000, False), ("12.9", 13000, False)]
+)
+def test_a_toolkit_newer_than_the_driver_is_named(monkeypatch, version, driver, newer) -> None:
+    toolkit = nvcc.Toolkit("/cuda/bin/nvcc", "PATH", version, (), ((9, 0),))
+    assert nvcc.newer_than_driver(toolkit) is None  # no GPU, no driver to ask
+    present(monkeypatch, (9, 0), driver=driver)
+    reason = nvcc.newer_than_driver(toolkit)
+    assert (reason is not None) == newer
+    assert not newer or "CUDA 13.0, newer than the driver, which supports CUDA 12.8" in reason
+    monkeypatch.setattr(nvcc, "find", lambda: toolkit)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert build.missing("cuda") == reason
+    assert doctor.describe()["driver_supports"] == nvcc.name_of((driver // 1000, driver % 1000 // 10))
 
 
 def fake_nvcc(folder: Path, script: str) -> None:

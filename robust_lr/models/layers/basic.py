@@ -44,17 +44,19 @@ class Normalize(nn.Module):
 
 
 class Pointwise2d(nn.Conv2d):
-    """A 1x1 convolution without bias that takes every ``stride``-th pixel first.
+    """A 1x1 convolution without bias that on a CPU takes every ``stride``-th pixel first.
 
-    The same function as a strided convolution, whose weight gradient writes past its workspace on x86 CPUs where a
-    channels-last image has fewer than 16 channels (AVX-512) or 8 (AVX2): a crash or a hang in oneDNN, seen with PyTorch
-    2.11, 2.12, 2.14 and 2.15 (https://github.com/uxlfoundation/oneDNN/issues/6035).
+    This computes the same function as a strided convolution, whose weight gradient writes past its workspace on x86
+    CPUs where a channels-last image has fewer than 16 channels (AVX-512) or 8 (AVX2): a crash or a hang in oneDNN, seen
+    with PyTorch 2.11, 2.12, 2.14 and 2.15 (https://github.com/uxlfoundation/oneDNN/issues/6035).
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
         super().__init__(in_channels, out_channels, 1, stride, bias=False)
 
     def forward(self, input: Tensor) -> Tensor:
+        if not input.is_cpu:  # slicing would only cost a copy
+            return super().forward(input)
         down, across = self.stride
         return F.conv2d(input[..., ::down, ::across], self.weight, self.bias)
 
