@@ -158,7 +158,9 @@ def clocked(owner: Any, name: str, spent: list[float]) -> Iterator[None]:
 
 def overhead(model: nn.Module, data: Dataset, protocol: PGD) -> dict[str, float]:
     """Shares of an evaluation's time that guards, hashes of the input and ledger take, by their own clocks."""
-    room, images = (importlib.import_module(f"robust_lr.{name}") for name in ("prepared", "images"))
+    room, images = (
+        importlib.import_module(f"robust_lr.{name}") for name in ("evaluation.session", "evaluation.batch_state")
+    )
     spent: dict[str, list[float]] = {"guards": [], "ledger": [], "hashes": []}
     with (
         clocked(room, "guard", spent["guards"]),

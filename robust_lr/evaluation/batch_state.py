@@ -1,13 +1,20 @@
-"""Tensors by name with one row an image: what is known of the images of an evaluation while it goes on."""
+"""The images of an evaluation while it goes on: tensors by name with one row an image, and the ledger rows they become.
+
+Every column that outlives one attack is made in ``initial_rows`` and written down by ``ledger_rows``. An attack in
+progress adds columns of its own, which it drops again.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ..attacks.losses import lead
 from ..protocols.base import Protocol
 from ..results.ledger import Row
 
@@ -15,11 +22,12 @@ Rows = dict[str, Tensor]
 
 
 def size(rows: Rows) -> int:
+    """Return the number of images."""
     return len(next(iter(rows.values()))) if rows else 0
 
 
 def join(parts: Sequence[Rows]) -> Rows:
-    """The rows of all ``parts``, which have the same columns; empty ones (``{}``) may be among them."""
+    """Concatenate the rows of all ``parts``, which have the same columns; parts without rows (``{}``) are skipped."""
     full = [part for part in parts if part]
     if len(full) < 2:
         return full[0] if full else {}
@@ -27,7 +35,7 @@ def join(parts: Sequence[Rows]) -> Rows:
 
 
 def split(rows: Rows, mask: Tensor) -> tuple[Rows, Rows]:
-    """The rows where ``mask``, a CPU tensor, holds, and the others; ``{}`` where there are none."""
+    """Return the rows where ``mask``, a CPU tensor, holds, and the other rows; ``{}`` stands for no rows."""
     if not rows or bool(mask.all()):
         return rows, {}
     if not bool(mask.any()):
@@ -37,17 +45,79 @@ def split(rows: Rows, mask: Tensor) -> tuple[Rows, Rows]:
 
 
 def first(rows: Rows, n: int) -> tuple[Rows, Rows]:
-    """The first ``n`` rows, and the others."""
+    """Return the first ``n`` rows, and the other rows."""
     return split(rows, torch.arange(size(rows)) < n)
 
 
 def timed(rows: Rows, began: float) -> Rows:
-    """Each row gets its share of the time since ``began``."""
+    """Add to each row its share of the time since ``began``."""
     return {**rows, "seconds": rows["seconds"] + (time.perf_counter() - began) / size(rows)}
 
 
+def initial_rows(
+    images: Tensor, x: Tensor, ids: Tensor, labels: Tensor, targets: Tensor | None, logits: Tensor, protocol: Protocol
+) -> Rows:
+    """Every column of images that are not attacked yet.
+
+    Under the worst-seen criterion, images that are at the attack's aim already are decided: an untargeted attack need
+    not run on mistakes.
+
+    Args:
+        images: clean images on the CPU, as they are hashed.
+        x, ids, labels: the same images on the model's device, with their ids and classes.
+        targets: classes that the attack aims at, None if it aims at none.
+        logits: for ``x``, [N, classes].
+    """
+    none = torch.full_like(labels, -1)
+    zero = torch.zeros_like(labels)
+    no, yes = zero.bool(), ~zero.bool()
+    clean = logits.argmax(1)
+    loss = F.cross_entropy(logits, labels, reduction="none")
+    reached = clean == targets if targets is not None else clean != labels
+    recorded = (len(labels), len(protocol.record))
+    return {
+        # the image
+        "x": x,
+        "id": ids,
+        "hash": input_hashes(images).to(x.device),
+        "label": labels,
+        "target": none if targets is None else targets,
+        # the model on the clean image: prediction, loss, and classes from the likeliest to the least likely
+        "clean": clean,
+        "clean_loss": loss,
+        "ranking": logits.argsort(dim=1, descending=True, stable=True),
+        # verdicts so far, see ``ledger.Row``
+        "decided": reached if protocol.criterion == "worst" else no,  # leaves the attack
+        "robust_last": yes,  # right at the last iterate of every restart so far
+        "success": no,
+        "first_success": none,
+        "first_wrong": torch.where(clean == labels, -1, 0),
+        "right_at": yes[:, None].expand(recorded),  # by recorded step: right in every restart so far
+        "reached_at": no[:, None].expand(recorded),  # by recorded step: at the aim in any restart so far
+        "part": none,  # number of the attack that broke the image
+        "unconfirmed": zero,
+        # figures on the finished image and on the way
+        "adversarial": clean,
+        "loss": loss,
+        "margin": lead(logits, labels),
+        "distance": torch.zeros_like(loss),
+        # work
+        "draw": zero,  # restarts that are finished, times targets
+        "zero_gradients": zero,
+        "forwards": torch.ones_like(zero),
+        "backwards": zero,
+        "seconds": torch.zeros_like(zero, dtype=torch.float64),
+    }
+
+
+def input_hashes(images: Tensor) -> Tensor:
+    """The first 64 bits of each image's SHA-256, [N] int64."""
+    digests = (hashlib.sha256(image.tobytes()).digest()[:8] for image in images.contiguous().numpy())
+    return torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in digests])
+
+
 def ledger_rows(rows: Rows, protocol: Protocol, parts: Sequence[str]) -> list[Row]:
-    """Finished rows as they are written down; ``parts`` names the attacks of a cascade."""
+    """Turn finished rows into rows of the ledger; ``parts`` names the attacks of a cascade."""
     columns = {name: column.tolist() for name, column in rows.items() if name not in ("x", "ranking")}
     last = protocol.criterion == "last"
     return [
@@ -58,7 +128,7 @@ def ledger_rows(rows: Rows, protocol: Protocol, parts: Sequence[str]) -> list[Ro
             target=row["target"] if protocol.targeted else None,
             clean=row["clean"],
             adversarial=row["adversarial"],
-            robust=row["held"] if last else row["first_wrong"] < 0,
+            robust=row["robust_last"] if last else row["first_wrong"] < 0,
             robust_worst_seen=row["first_wrong"] < 0,
             success=row["success"],
             first_success=None if row["first_success"] < 0 else row["first_success"],
@@ -70,8 +140,8 @@ def ledger_rows(rows: Rows, protocol: Protocol, parts: Sequence[str]) -> list[Ro
             distance=row["distance"],
             broken_by=None if row["part"] < 0 else parts[row["part"]],
             record="".join(
-                "t" if hit and protocol.targeted else "r" if kept else "w"
-                for kept, hit in zip(row["kept"], row["hit"], strict=True)
+                "t" if reached and protocol.targeted else "r" if right else "w"
+                for right, reached in zip(row["right_at"], row["reached_at"], strict=True)
                 if last
             ),
             unconfirmed=row["unconfirmed"],

@@ -29,7 +29,7 @@ def attack_pool(part: StepwiseProtocol, number: int, source: Iterator[Rows], ben
 
     Args:
         part: the protocol, or part ``number`` of a cascade.
-        source: images to attack, with the columns of ``images.known``; those decided already are passed on.
+        source: images to attack, with the columns of ``batch_state.initial_rows``; those decided already are passed on.
     """
     attack = part.stepwise(bench.seed)
     early = part.ends_at_success
@@ -157,9 +157,9 @@ def judged(part: StepwiseProtocol, number: int, rows: Rows, bench: Bench) -> Row
         "decided": reached if part.ends_at_success else rows["decided"],
         "unsure": unsure,
         "unconfirmed": rows["unconfirmed"] + unsure,
-        "adversarial": torch.where(rows["held"], logits.argmax(1), rows["adversarial"]),
-        "loss": torch.where(rows["held"], loss, rows["loss"]),
-        "held": rows["held"] & (right | unsure),
+        "adversarial": torch.where(rows["robust_last"], logits.argmax(1), rows["adversarial"]),
+        "loss": torch.where(rows["robust_last"], loss, rows["loss"]),
+        "robust_last": rows["robust_last"] & (right | unsure),
         "success": rows["success"] | reached,
         "part": torch.where(broke, number, rows["part"]),
         "distance": torch.maximum(rows["distance"], distance),
@@ -206,6 +206,6 @@ def note(
     }
     if part.record and part.criterion == "last":
         elsewhere = step[:, None] != constant(part.record, step.dtype, step.device)
-        noted["kept"] = rows["kept"] & (right[:, None] | elsewhere)
-        noted["hit"] = rows["hit"] | (reached[:, None] & ~elsewhere)
+        noted["right_at"] = rows["right_at"] & (right[:, None] | elsewhere)
+        noted["reached_at"] = rows["reached_at"] | (reached[:, None] & ~elsewhere)
     return noted, reached, counts

@@ -55,9 +55,9 @@ def agreed(bench: Bench, precision: str, low: Bench, attack: Callable[[Bench], I
 
 
 def verdicts(rows: Rows) -> dict[int, tuple[bool, bool]]:
-    """By image: whether it held at the last iterates, and at every iterate."""
-    columns = (rows["id"].tolist(), rows["held"].tolist(), (rows["first_wrong"] < 0).tolist())
-    return {id_: (held, held_throughout) for id_, held, held_throughout in zip(*columns, strict=True)}
+    """By image: right at the last iterates, and right at every iterate."""
+    columns = (rows["id"].tolist(), rows["robust_last"].tolist(), (rows["first_wrong"] < 0).tolist())
+    return {id_: (robust_last, robust_seen) for id_, robust_last, robust_seen in zip(*columns, strict=True)}
 
 
 class InBfloat16(nn.Module):

@@ -78,7 +78,10 @@ def test_pairs_are_counted_image_by_image(runs):
         ({"seed": 1}, "seed is 0 in the first, 1 in the second"),
         ({"images": slice(0, 100)}, "n is 120 in the first, 100 in the second"),
         ({"images": [*range(119), 150]}, "images_sha256 is '"),
-        ({"protocol": dataclasses.replace(AIMED, target="least-likely")}, "targets_sha256 is .*--save-targets"),
+        (
+            {"protocol": dataclasses.replace(AIMED, target="least-likely")},
+            "targets_sha256 is .*as `targets`",
+        ),
     ],
 )
 def test_runs_that_cannot_be_compared_are_refused_with_the_difference(runs, data, tmp_path, changes, words):

@@ -105,6 +105,6 @@ def test_what_cannot_be_a_ledger_is_refused(tmp_path):
     for path in (file, tmp_path):
         with pytest.raises(InputError, match="cannot be used as a ledger"):
             Ledger(path, {}, resume=True)
-    with pytest.raises(InputError, match=r"file cannot be a folder: File exists; choose another \(--out\)"):
+    with pytest.raises(InputError, match=r"file cannot be a folder: File exists; choose another \(`out`\)"):
         Ledger(file / "ledger", {}, resume=True)
     assert file.read_text().startswith("some other file")
