@@ -2,39 +2,69 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from ..utils.errors import InputError
+from .completion import complete
 from .progress import progress_bars
-from .terminal import say, set_option, use_threads
+from .terminal import count_of, say, set_option, use_threads
+
+if TYPE_CHECKING:
+    from ..config.training import Config
+
+log = logging.getLogger(__name__)
+
+DEFAULT_CONFIG = "lrnet26_fashion_mnist_mini"
 
 
 @click.command("adv-train")
-@click.argument("config", default="lrnet26_fashion_mnist_mini")
+@click.argument("config", required=False, metavar="[CONFIG]", shell_complete=complete("configs"))
 @set_option("train.epochs=3")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/CONFIG]")
-@click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
-def adv_train(config: str, overrides: tuple[str, ...], out: Path | None, resume: bool) -> None:
+@click.option("--resume", is_flag=True, help="Go on with a run: `adv-train --resume RUN`; its config is taken from it.")
+@click.option("--fresh", is_flag=True, help="Start anew, and remove the run that is in the folder.")
+@click.option("--dry-run", is_flag=True, help="Check everything and say what would run; train and write nothing.")
+def adv_train(
+    config: str | None, overrides: tuple[str, ...], out: Path | None, resume: bool, fresh: bool, dry_run: bool
+) -> None:
     """Train one network adversarially. CONFIG is a TOML file, or the name of one that ships.
 
     The run folder gets the config as resolved, metrics (JSON lines), weights (safetensors) and provenance.
 
     \b
     robust-lr adv-train --set recipe=madry                        another recipe; see `robust-lr list`
+    robust-lr adv-train --resume runs/mine                        go on with an interrupted run
     torchrun --nproc-per-node 2 -m robust_lr adv-train CONFIG     two processes, one batch
     """
-    from .. import config as config_room
-    from ..training.run import train_run
+    from ..config.advice import advice
+    from ..training.run import prepare, train_run
+    from ..training.run_folder import clear_folder
     from ..training.watch import Latest
+    from ..utils.files import check_writable_folder
 
-    settings = config_room.load(config, overrides)
-    folder = out or Path("runs") / Path(config).stem
+    if resume and fresh:
+        raise InputError("which run? give one of --resume and --fresh")
+    settings, folder = resumed(config, overrides, out) if resume else chosen(config, overrides, out)
+    if not folder.is_file():
+        check_writable_folder(out=folder)
     use_threads(settings.train.threads)
+    first = int(os.environ.get("RANK", 0)) == 0
+    if dry_run:
+        describe(settings, folder, resume)
+        return
+    ready = prepare(settings, int(os.environ.get("WORLD_SIZE", 1)))
+    for line in advice(settings, ready.train.image_shape) if first and not resume else ():
+        log.warning("warning: %s", line)
+    if fresh and first:
+        clear_folder(folder)
     run = train_run(settings, folder, resume=resume)
-    if int(os.environ.get("RANK", 0)) > 0:
+    if not first:
         for _ in run:
             pass
         return
@@ -50,4 +80,58 @@ def adv_train(config: str, overrides: tuple[str, ...], out: Path | None, resume:
         say(f"{folder} is finished already.")
     else:
         say(f"Trained {settings.model['name']} for {latest.step.epoch:g} epochs: {folder}")
-    say(f"Attack it with: robust-lr attack --targeted --checkpoint {shlex.quote(str(folder))}")
+    say(f"Attack it with: robust-lr attack {attack_advice(settings)} --checkpoint {shlex.quote(str(folder))}")
+
+
+def chosen(config: str | None, overrides: tuple[str, ...], out: Path | None) -> tuple[Config, Path]:
+    """The config and the folder of a new run."""
+    from ..config.training import load
+
+    name = config or DEFAULT_CONFIG
+    return load(name, overrides), out or Path("runs") / Path(name).stem
+
+
+def resumed(config: str | None, overrides: tuple[str, ...], out: Path | None) -> tuple[Config, Path]:
+    """The config and the folder of a run to go on with: the folder as argument, or as of a new run.
+
+    Raises:
+        InputError: the folder holds no run.
+    """
+    from ..config.training import from_dict, load, set_values
+    from ..training.run_folder import CONFIG
+    from ..utils.toml import read_toml
+
+    named = config is not None and Path(config).is_dir()
+    if named and out is not None:
+        raise InputError(f"which run? give the folder {config} or --out {out}")
+    folder = Path(config or "") if named else out or Path("runs") / Path(config or DEFAULT_CONFIG).stem
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder} holds no run to resume: leave --resume out, or name the folder of one")
+    if config is not None and not named:
+        return load(config, overrides), folder
+    table = read_toml(folder / CONFIG)
+    set_values(table, overrides)
+    return from_dict(table), folder
+
+
+def describe(settings: Config, folder: Path, resume: bool) -> None:
+    """Say what a run would do."""
+    from ..config.training import to_toml
+    from ..training.run import prepare
+
+    ready = prepare(settings, int(os.environ.get("WORLD_SIZE", 1)))
+    steps = settings.train.epochs * (len(ready.train) // settings.train.batch_size)
+    say(to_toml(settings))
+    counts = {"training image": len(ready.train), "step": steps, "test image": len(ready.test)}
+    say(f"# {', '.join(count_of(number, noun) for noun, number in counts.items())}")
+    say(f"# {'resume' if resume else 'run'} folder: {folder}; nothing was trained or written (--dry-run)")
+
+
+def attack_advice(config: Config) -> str:
+    """Arguments of ``robust-lr attack`` that fit what ``config`` has trained against."""
+    eps = config.attack.eps
+    if config.attack.steps and config.attack.norm == "linf" and abs(eps - 8 / 255) < 1e-9:
+        return "--protocol madry-cifar10"
+    if not config.attack.steps or config.attack.norm != "linf" or abs(eps - 16 / 255) < 1e-9:
+        return "--targeted" if config.attack.targeted or not config.attack.steps else "--untargeted"
+    return f"--untargeted --eps {eps * 255:g}/255"

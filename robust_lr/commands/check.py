@@ -9,7 +9,7 @@ import click
 
 from .options import choose, model_and_images
 from .progress import progress_bars
-from .terminal import GroupedCommand, console, grouped, use_threads
+from .terminal import GroupedCommand, console, grouped, threads_option, use_threads
 
 of_attack, of_guards, of_work = map(grouped, ("Attack", "Guards", "Work"))
 
@@ -19,12 +19,12 @@ SAMPLE = 64
 
 @click.command(cls=GroupedCommand)
 @of_attack("--protocol", default="lrnet-untargeted", show_default=True, help="Name or TOML file of the attack.")
-@of_attack("--seed", type=int, default=0, show_default=True, help="Of starts.")
+@of_attack("--seed", type=int, default=0, show_default=True, help="Seed of random starts.", metavar="N")
 @model_and_images
 @of_guards("--allow", multiple=True, metavar="GUARD", help="Go on although this guard complains; may be repeated.")
-@of_work("--threads", type=int, default=0, help="CPU threads.  [default: PyTorch's choice]")
+@threads_option(of_work)
 @of_work("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
-def check(protocol: str, seed: int, allow: tuple[str, ...], threads: int, **where: Any) -> None:
+def check(protocol: str, seed: int, allow: tuple[str, ...], threads: int | None, **where: Any) -> None:
     """Look for signs of a broken evaluation. A sample is attacked in ways whose order of strength is known.
 
     An attack must break every image at eps 255/255, be stronger than one step, than random noise and than a black-box

@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from .terminal import console, say
+from .terminal import console, json_option, write_record
 
 if TYPE_CHECKING:
     from ..results.compare import Comparison
@@ -51,7 +51,7 @@ class _WithGroups(click.Command):
     metavar="NAME",
     help="Accuracy that is tested: clean, robust or worst-seen.",
 )
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write every figure to this file.")
+@json_option()
 def compare(runs: tuple[Path, ...], groups: tuple[str, ...], figure: str, json_file: Path | None) -> None:
     """Compare the robustness of models, paired, on the same images and targets.
 
@@ -66,9 +66,10 @@ def compare(runs: tuple[Path, ...], groups: tuple[str, ...], figure: str, json_f
     from ..results.compare import compare as compare_runs
     from ..results.compare_groups import compare_groups
     from ..utils.checks import check_name
-    from ..utils.files import write_json
+    from ..utils.files import check_writable
 
     check_name("figure", figure, FIGURES)
+    check_writable(json_file=json_file)
     if bool(runs) == bool(groups):
         raise click.UsageError("give RUN RUN ..., or --group RUN... --group RUN...")
     comparison: Comparison | GroupComparison
@@ -81,8 +82,7 @@ def compare(runs: tuple[Path, ...], groups: tuple[str, ...], figure: str, json_f
         console.print(accuracy_table(comparison))
         console.print(pair_table(comparison, figure))
     if json_file is not None:
-        write_json(json_file, comparison.to_dict())
-        say(f"Written to {json_file}")
+        write_record(json_file, comparison.to_dict())
 
 
 def accuracy_table(comparison: Comparison) -> Table:

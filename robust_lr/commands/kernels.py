@@ -29,6 +29,7 @@ def build(cuda: bool | None, arch: str | None) -> None:
             "--arch says what to build the CUDA kernels for, and --no-cuda not to build them; leave one out"
         )
     named = nvcc.capabilities(arch, "--arch") if arch is not None else []
+    nvcc.check_compilable(named)
     say(f"CPU kernels: {extension.build('cpu')}")
     if named:
         for capability in named:

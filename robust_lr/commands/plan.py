@@ -7,14 +7,32 @@ import click
 from .terminal import say, set_option, use_threads
 
 
+def span(hours: float) -> str:
+    """A time in the unit that people would use for it."""
+    if hours >= 48:
+        return f"{hours / 24:,.1f} days"
+    return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+
+
 @click.command()
 @click.argument("config", default="imagenet/lrnet26_adv")
 @set_option("train.epochs=3")
-@click.option("--processes", type=int, default=1, show_default=True, help="Of the run that is planned, one a GPU.")
 @click.option(
-    "--images", type=int, default=0, help="Of a measured step.  [default: one process's share; on a CPU 4 of 224 x 224]"
+    "--processes",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Processes of the planned run, one for each GPU.",
+    metavar="N",
 )
-@click.option("--steps", type=int, default=3, show_default=True, help="That are measured.")
+@click.option(
+    "--images",
+    type=int,
+    default=0,
+    metavar="N",
+    help="Images of a measured step.  [default: one process's share; on a CPU 4 of 224 x 224]",
+)
+@click.option("--steps", type=int, default=3, show_default=True, help="Steps that are measured.", metavar="N")
 def plan(config: str, overrides: tuple[str, ...], processes: int, images: int, steps: int) -> None:
     """How long a training run would take. A few steps of CONFIG are measured on this machine.
 
@@ -32,7 +50,7 @@ def plan(config: str, overrides: tuple[str, ...], processes: int, images: int, s
         f"measured: {found.images_per_second:.3g} images/s on {found.device} ({precision}; {found.images} images a "
         f"step, {found.seconds:.3g} s), {found.memory / 2**30:.2f} GiB at the peak"
     )
-    time = f"{found.hours:,.1f} hours" if found.hours >= 1 else f"{60 * found.hours:.1f} minutes"
+    time = span(found.hours)
     say(
         f"planned: {found.epochs} epochs of {found.epoch_images:,} images on {found.processes} such "
         f"device{'s' if found.processes > 1 else ''}: {time}"

@@ -87,14 +87,19 @@ def state_words(task: Task) -> str:
     return ", ".join([*words, *[found] * bool(found)])
 
 
+def raise_on_interrupt() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt again, where ``__main__`` has made it end the process at once."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @contextmanager
 def progress_bars(shown: bool = True) -> Iterator[Bars]:
     """Bars on stderr, which are gone when the work is done; none after ``--quiet``.
 
     From here on Ctrl-C raises KeyboardInterrupt, so that what was finished is saved.
     """
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    raise_on_interrupt()
     bars = Bars(Console(stderr=True, quiet=not shown or stdout.quiet))
     with bars.shown:
         yield bars

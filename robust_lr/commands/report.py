@@ -21,7 +21,10 @@ from .terminal import write_record
 
 #: eps in levels, or steps, up to which an axis is linear
 LINEAR_TO = 20
-TICKS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+TICKS = {
+    "eps": (0, 1, 2, 4, 8, 16, 32, 64, 128, 255),
+    "steps": (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000),
+}
 
 LAST, SEEN, SUCCESS = "robust_accuracy_last", "robust_accuracy_worst_seen", "attack_success"
 
@@ -102,13 +105,13 @@ def curve_picture(curve: Curve, file: Path) -> None:
     largest = max(at for at, _ in curve.points) * scale
     if largest > LINEAR_TO:
         axes.set_xscale("symlog", linthresh=1)
-        ticks = [tick for tick in TICKS if tick <= largest]
+        ticks = [tick for tick in TICKS[curve.axis] if tick <= largest]
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
         axes.set_xlim(-0.2, largest * 1.15)
     axes.set_xlabel("eps, in levels of 255" if curve.axis == "eps" else "steps")
     axes.set_ylabel("accuracy on the true label")
-    axes.set_ylim(0, 1)
+    axes.set_ylim(-0.03, 1.03)
     axes.set_title(
         f"{first.model} on {first.data}, n = {first.n}\n{curve.name}: {attack_words(first.protocol, curve.axis)}",
         fontsize=8,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .progress import Bars, progress_bars
-from .terminal import console, say, set_option
+from .terminal import console, count_of, duration, json_option, say, set_option, write_record
 
 if TYPE_CHECKING:
     from ..paper.clean_accuracy import Accuracy
@@ -23,12 +23,13 @@ _PATH = click.Path(path_type=Path)
 
 _OPTIONS = (
     set_option("model.width=0.5 or adversarial.train.epochs=8"),
-    click.option("--limit", type=int, default=0, help="Only so many test images.  [default: all]"),
+    click.option("--limit", type=int, help="Only so many test images.  [default: all]", metavar="N"),
     click.option("--out", type=_PATH, help="Folder of the runs.  [default: runs/tableN]"),
-    click.option("--json", "json_file", type=_PATH, help="File for the results.  [default: tableN.json]"),
+    json_option(help="File for the results; `-` is stdout.  [default: tableN.json]"),
     click.option(
-        "--jobs", type=int, default=0, help="Networks trained side by side.  [default: one per core, one on a GPU]"
+        "--jobs", type=int, help="Networks trained side by side.  [default: one per core, one on a GPU]", metavar="N"
     ),
+    click.option("--dry-run", is_flag=True, help="Check everything and list what would run; train and write nothing."),
 )
 
 
@@ -81,35 +82,55 @@ def show(
     overrides: tuple[str, ...],
     *,
     count_only: bool,
-    limit: int,
+    limit: int | None,
     out: Path | None,
     json_file: Path | None,
-    jobs: int,
+    jobs: int | None,
+    dry_run: bool,
 ) -> None:
     """Read, run and print a table, and write its JSON: static columns only where ``--json`` asks for them."""
     from ..paper import tables as room
     from ..paper.report import architectures, counts, render
-    from ..utils.files import write_json
+    from ..utils.checks import at_least
+    from ..utils.files import check_writable, check_writable_folder
 
-    rows = room.read(config, overrides, limit)
+    at_least(1, **{name: value for name, value in {"limit": limit, "jobs": jobs}.items() if value is not None})
+    check_writable(json_file=json_file)
+    rows = room.read(config, overrides, limit or 0)
     if count_only or not rows.regimes:
         if not rows.regimes:
             console.print(architectures(rows, number))
         console.print(counts(rows, number))
         if json_file is not None:
-            write_json(json_file, room.counts_to_dict(rows, number))
-            say(f"Written to {json_file}")
+            write_record(json_file, room.counts_to_dict(rows, number))
         return
     folder = out or Path(f"runs/table{number}")
     file = json_file or Path(f"table{number}.json")
+    check_writable(json_file=file)
+    check_writable_folder(out=folder)
+    if dry_run:
+        describe(room.jobs(rows, folder))
+        return
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that workers are told to save
     began = time.monotonic()
     with progress_bars() as bars:
-        results = run_all(room.jobs(rows, folder), jobs, bars)
+        results = run_all(room.jobs(rows, folder), jobs or 0, bars)
     record = {**room.to_dict(rows, number, results), "seconds": time.monotonic() - began}
-    write_json(file, record)
     console.print(render(rows, number, results))
-    say(f"{record['seconds']:.0f} s; written to {file}, runs in {folder}")
+    write_record(file, record)
+    say(f"{duration(record['seconds'])} in all; runs in {folder}")
+
+
+def describe(todo: Sequence[Job]) -> None:
+    """List the jobs of a table once they are checked."""
+    from ..paper import jobs
+    from ..training.run_folder import CONFIG
+
+    for job in todo:
+        jobs.check(job)
+        state = "begun or finished" if (job.folder / CONFIG).exists() else "to be trained"
+        say(f"{job.name}: {count_of(job.config.train.epochs, 'epoch')}, {state}, {job.folder}")
+    say("nothing was trained or written (--dry-run)")
 
 
 def run_all(todo: list[Job], workers: int, bars: Bars) -> dict[tuple[str, str, str], Result | Accuracy]:

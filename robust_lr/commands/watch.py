@@ -1,7 +1,8 @@
-"""``robust-lr watch``: a run, seen from another terminal."""
+"""``robust-lr watch``: follow a run from another terminal."""
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,32 +15,45 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from .terminal import console, say
+from .progress import raise_on_interrupt
+from .terminal import console, duration, say
 
 if TYPE_CHECKING:
-    from ..training.watch import Latest
+    from ..training.watch import Follower, Latest
 
-#: lines of the table of epochs
+#: epochs that the table shows
 SHOWN = 12
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--once", is_flag=True, help="Say how the run stands, and end.")
-@click.option("--interval", type=click.FloatRange(min=0.05), help="Seconds between looks.  [default: 1; 30 in a file]")
+@click.option("--once", is_flag=True, help="Print the state of the run once, and end.")
+@click.option(
+    "--interval", type=click.FloatRange(0.05, 86_400), help="Seconds between updates.  [default: 1; 30 in a file]"
+)
 def watch(run: Path, once: bool, interval: float | None) -> None:
     """Look at a training run from another terminal, until it is finished or stopped.
 
-    RUN is its folder. Where the output is no terminal, a line is printed at each look.
+    RUN is its folder. Where the output is no terminal, each update is a line.
     """
     from ..training.watch import Follower
 
     follower = Follower(run)
     seconds = interval or (1.0 if console.is_terminal else 30.0)
+    raise_on_interrupt()
+    try:
+        follow(run, follower, seconds, once)
+    except KeyboardInterrupt:
+        say(f"{run} is no longer watched; its training is not affected.")
+        sys.exit(130)
+
+
+def follow(run: Path, follower: Follower, seconds: float, once: bool) -> None:
+    """Show the run until it is no longer running, or just ``once``."""
     if once or not console.is_terminal:
         while True:
             latest, state = follower.read(), follower.state()
-            left = f", {time_left(latest)} left" if state == "running" and latest.step is not None else ""
+            left = f", {duration(latest.seconds_left)} left" if state == "running" and latest.step is not None else ""
             say(f"{run}: {state}: {latest.words()}{left}")
             if once or state != "running":
                 return
@@ -51,12 +65,6 @@ def watch(run: Path, once: bool, interval: float | None) -> None:
             if state != "running":
                 return
             time.sleep(seconds)
-
-
-def time_left(latest: Latest) -> str:
-    minutes, seconds = divmod(round(latest.seconds_left), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"
 
 
 def picture(run: Path, state: str, latest: Latest) -> Group:
@@ -76,7 +84,7 @@ def picture(run: Path, state: str, latest: Latest) -> Group:
     return Group(
         head,
         Text(latest.words()),
-        Text(f"{waiting}{time_left(latest)} left"),
+        Text(f"{waiting}{duration(latest.seconds_left)} left"),
         ProgressBar(total=step.steps, completed=step.step, width=60),
         rows,
     )

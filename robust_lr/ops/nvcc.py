@@ -170,6 +170,25 @@ def driver_version() -> tuple[int, int] | None:
     return number // 1000, number % 1000 // 10
 
 
+def check_compilable(named: list[tuple[int, int]]) -> None:
+    """Refuse capabilities that the compiler here, if there is one, does not know or that the kernels cannot run on.
+
+    Raises:
+        InputError: names what can be compiled for.
+    """
+    toolkit = find() if named else None
+    if toolkit is None:
+        return
+    usable = [known for known in toolkit.capabilities if known >= OLDEST]
+    for capability in named:
+        if capability not in usable:
+            words = ", ".join(".".join(map(str, known)) for known in usable)
+            raise InputError(
+                f"compute capability {'.'.join(map(str, capability))}: nvcc {toolkit.version} compiles the kernels for "
+                f"{words}"
+            )
+
+
 def architecture_flags(toolkit: Toolkit, wanted: list[tuple[int, int]]) -> list[str]:
     """Flags that compile for GPUs of the wanted capabilities.
 

@@ -1,47 +1,22 @@
-"""The paper's Figures 4 and 5 as PNG, drawn with matplotlib, which is loaded here alone."""
+"""The paper's Figures 4 and 5, drawn with matplotlib."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..data.dataset import spaced
-from ..utils.errors import InputError
-from ..utils.files import write_atomic
+from ..utils.pictures import empty_figure
 from .inspection import Composition
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: of a figure
-DOTS = 150
-#: priors of a stage that are drawn; more than that cannot be told apart
+#: at most so many priors of a stage are drawn; more cannot be told apart
 COLUMNS = 12
-
-
-def empty(width: float, height: float) -> Figure:
-    """A figure of so many inches.
-
-    Raises:
-        InputError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError("a picture needs matplotlib: pip install matplotlib") from None
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def save(figure: Figure, path: Path) -> None:
-    """The figure as PNG, whole or not at all."""
-    content = BytesIO()
-    figure.savefig(content, dpi=DOTS, format="png")
-    write_atomic(path, content.getvalue())
 
 
 def draw_priors(priors: Mapping[str, Tensor], title: str) -> Figure:
@@ -51,22 +26,24 @@ def draw_priors(priors: Mapping[str, Tensor], title: str) -> Figure:
         priors: after softmax, [groups, K, K], by stage.
     """
     columns = min(COLUMNS, max(len(values) for values in priors.values()))
-    figure = empty(1.2 + 0.85 * columns, 0.6 + 1.05 * len(priors))
+    figure = empty_figure(1.9 + 0.85 * columns, 0.6 + 1.05 * len(priors))
     grid = figure.subplots(len(priors), columns, squeeze=False)
+    shown = {stage: spaced(len(values), columns).tolist() for stage, values in priors.items()}
+    highest = max(float(values[shown[stage]].max()) for stage, values in priors.items())
     for row, (stage, values) in zip(grid, priors.items(), strict=True):
-        shown = spaced(len(values), columns).tolist()
-        highest = float(values[shown].max())
         for axes in row:
             axes.set_axis_off()
-        for axes, group in zip(row, shown, strict=False):
+        for axes, group in zip(row, shown[stage], strict=False):
             drawn = axes.imshow(values[group].numpy(), vmin=0, vmax=highest, cmap="viridis")
             axes.set_title(f"group {group}", fontsize=7, pad=2)
-        side = values.shape[-1]
-        label(row[0], f"{stage}\n{side}x{side}\n{len(values)} groups")
-        bar = figure.colorbar(drawn, ax=list(row), fraction=0.02, pad=0.01)
-        bar.ax.tick_params(labelsize=7)
+        side, total = values.shape[-1], len(values)
+        groups = f"all {total} groups" if total <= columns else f"{columns} of {total} groups"
+        label(row[0], f"{stage}\n{side} x {side}\n{groups}")
+    bar = figure.colorbar(drawn, ax=grid.ravel().tolist(), fraction=0.02, pad=0.01)
+    bar.ax.tick_params(labelsize=7)
+    for side in {values.shape[-1] for values in priors.values()}:
         bar.ax.axhline(1 / side**2, color="white", linewidth=1)
-    figure.suptitle(f"{title}: geometric priors after softmax (white line: all positions alike)", fontsize=9)
+    figure.suptitle(f"{title}: geometric priors after softmax, one scale (white line: uniform weights)", fontsize=9)
     return figure
 
 
@@ -77,7 +54,7 @@ def draw_compositions(image: Tensor, pixel: tuple[int, int], found: Sequence[Com
         image: [C, H, W] in [0, 1].
         pixel: row and column of the image.
     """
-    figure = empty(8.6, 0.6 + 2.35 * len(found))
+    figure = empty_figure(8.6, 0.6 + 2.35 * len(found))
     grid = figure.subplots(len(found), 3, squeeze=False)
     height, width = image.shape[1:]
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import statistics
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 
@@ -15,6 +16,7 @@ from ..models.build import build_model
 from ..utils.checks import at_least
 from ..utils.devices import pick_device
 from ..utils.errors import InputError
+from ..utils.machine import check_batch
 from ..utils.provenance import device_name
 from .loop import adversarial_train
 from .run import prepare
@@ -89,6 +91,7 @@ def plan(config: Config, *, processes: int = 1, images: int = 0, steps: int = 3)
     at_least(0, images=images)
     device = pick_device(config.train.device)
     epoch_images, classes, shape, assumed = size(config)
+    check_batch("images * (steps + 1)", images * (steps + 1), prod(shape))
     batch_size = config.train.batch_size
     share = -(-batch_size // processes)
     if config.compute.micro_batch:

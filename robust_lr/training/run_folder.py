@@ -6,16 +6,18 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..config.training import Config, from_dict, to_dict, to_toml
+from ..models.checkpoint import BEST, WEIGHTS
 from ..utils.errors import InputError
 from ..utils.files import write_atomic
 from ..utils.toml import read_toml
-from .train_state import State, newest_state
+from .train_state import STATES, State, newest_state
 
 CONFIG, METRICS, PROVENANCE = "config.toml", "metrics.jsonl", "provenance.json"
 
@@ -77,7 +79,10 @@ def open_folder(config: Config, folder: Path, data_hash: str, *, resume: bool) -
             raise InputError(f"{folder} cannot be written: {error.strerror}; choose another folder") from None
         return None
     if not resume:
-        raise InputError(f"{folder} already holds a run: resume it with `resume`, or choose another folder with `out`")
+        raise InputError(
+            f"{folder} already holds a run: resume it with `resume`, start anew with `fresh`, or choose another folder "
+            "with `out`"
+        )
     same_config(from_dict(read_toml(file)), config, folder)
     state = newest_state(folder)
     if state is None:
@@ -87,6 +92,21 @@ def open_folder(config: Config, folder: Path, data_hash: str, *, resume: bool) -
         raise InputError(f"{folder} holds a run on other images: give the same, or choose another folder with `out`")
     keep_metrics(folder / METRICS, int(state[1]["step"]))
     return state
+
+
+def clear_folder(folder: Path) -> None:
+    """Remove the run in ``folder``, but nothing else that lies there.
+
+    Raises:
+        InputError: another process trains there.
+    """
+    if not (folder / CONFIG).is_file():
+        return
+    with locked(folder):
+        for name in (METRICS, PROVENANCE, WEIGHTS, BEST):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / STATES, ignore_errors=True)
+        (folder / CONFIG).unlink()  # last: until then the folder is known to hold a run
 
 
 def same_config(before: Config, now: Config, folder: Path) -> None:

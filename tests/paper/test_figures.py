@@ -156,7 +156,7 @@ def test_the_shipped_network_is_drawn(picture, tmp_path, monkeypatch):
     for arguments, name in (
         (["priors", "--out", "deep/other.png"], "deep/other.png"),
         (
-            ["composability", "--image", str(picture), "--size", "32", "--pixel", "0,31", "--group", "2"],
+            ["composability", "--image", str(picture), "--size", "28", "--pixel", "0,27", "--group", "2"],
             "composability.png",
         ),
     ):
@@ -173,7 +173,8 @@ def test_a_picture_names_stages_and_groups(tmp_path):
     model = tiny()
     texts = [text.get_text() for axes in draw_priors(learnt_priors(model), "mine").axes for text in axes.texts]
     assert [text.split("\n")[0] for text in texts] == ["res2", "res3", "res4", "res5"]
-    assert texts[3].endswith("13 groups")
+    assert texts[0].endswith("all 2 groups")
+    assert texts[3].endswith("12 of 13 groups")
     figure = draw_priors(learnt_priors(model), "mine")
     titles = [axes.get_title() for axes in figure.axes]
     assert "group 12" not in titles  # of 13 groups 12 are shown
@@ -203,8 +204,11 @@ def test_bad_input_is_named(picture, tmp_path):
         (["priors", "--checkpoint", str(tmp_path / "r.safetensors")], "no local relation layers"),
         (["priors", "--checkpoint", "gone"], "gone"),
         (["composability", "--image", "gone.png"], "gone.png"),
-        (["composability", "--image", str(picture), "--pixel", "middle"], "write ROW,COLUMN"),
-        (["composability", "--image", str(picture), "--pixel", "40,0"], "outside the image"),
+        (["composability", "--image", str(picture), "--size", "28", "--pixel", "middle"], "write ROW,COLUMN"),
+        (["composability", "--image", str(picture), "--size", "28", "--pixel", "40,0"], "outside the image"),
+        (["composability", "--image", str(picture)], "40 x 56 pixels, the network was trained on 28 x 28"),
+        (["priors", "--out", "priors.foo"], "the suffix decides the format, one of .png, .pdf, .svg"),
+        (["priors", "--out", str(picture / "in-a-file.png")], "is a file, not a folder"),
     ):
         result = CliRunner().invoke(main, ["figure", *arguments])
         assert result.exit_code == 2, result.output
