@@ -177,7 +177,7 @@ def test_a_loss_that_is_not_finite_is_a_failure_not_wrong_input(room, here):
     [
         ("model.name=lrnet27", ["'lrnet27'", "'lrnet26'", "resnet101"]),
         ("model.width=wide", ["'wide'", "a number"]),
-        ("model.stem=huge", ["'huge'", "imagenet, small"]),
+        ("model.stem=huge", ["'huge'", "imagenet, stride2, small"]),
         ("model.border=zero", ["'border'", "resnet18"]),
         ("data.name=fashion-mnist-mimi", ["'fashion-mnist-mimi'", "did you mean 'fashion-mnist-mini'", "cifar10"]),
         ("data.name=npz:gone.npz", ["gone.npz", "check the path"]),
@@ -286,7 +286,7 @@ def test_values_of_a_protocol_can_be_changed(tmp_path, attack):
     assert record["protocol"]["eps"] == 4 / 255
     assert record["protocol"]["steps"] == 3
     assert record["protocol"]["targeted"] is False
-    assert record["protocol"]["name"] == "madry-cifar10,eps=4_255"
+    assert record["protocol"]["name"] == "madry-cifar10,eps=4_255,steps=3"
     assert (record["n"], record["seed"]) == (6, 7)
 
 
