@@ -1,0 +1,44 @@
+"""The report's tables as Markdown."""
+
+from __future__ import annotations
+
+from .blocks import Cell, Notice, Table
+from .record import Report
+from .sections import sections
+
+
+def markdown(report: Report) -> str:
+    """Every table that the page shows unfolded, with its note."""
+    parts = [f"# {report.title}"]
+    for section in sections(report):
+        tables = [table for table in section.tables if not table.folded]
+        notices = [f"> {escape(block.text)}" for block in section.blocks if isinstance(block, Notice)]
+        if tables or notices:
+            parts += [f"## {section.title}", escape(section.text), *notices, *map(rendered, tables)]
+    return "\n\n".join(parts) + "\n"
+
+
+def rendered(table: Table) -> str:
+    headings = [" ".join(filter(None, (column.heading, column.detail))) for column in table.columns]
+    lines = [
+        f"**{escape(table.title)}**",
+        "",
+        f"| {' | '.join(map(escape, headings))} |",
+        f"|{'|'.join('---:' if column.figures else '---' for column in table.columns)}|",
+        *(f"| {' | '.join(map(cell, row))} |" for row in table.rows),
+        "",
+        escape(table.note),
+    ]
+    return "\n".join(lines)
+
+
+def cell(found: Cell) -> str:
+    text = f"**{escape(found.text)}**" if found.strong else escape(found.text)
+    return f"{text} {escape(found.detail)}" if found.detail else text
+
+
+def escape(text: str) -> str:
+    """Text without characters that Markdown or HTML would take for markup."""
+    for character in "\\|*_`<>":
+        text = text.replace(character, f"\\{character}")
+    return text.replace("\n", " ")

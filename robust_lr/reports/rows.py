@@ -1,0 +1,65 @@
+"""Rows of the evaluations for the page, as compact JSON: what a figure counted can be looked at one by one."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ..results.ledger import Row
+from .collect import Found
+from .record import Report
+
+#: characters of all rows together; a page stays below 5 MB
+MAX_CHARACTERS = 2_500_000
+
+#: columns of the page, in its order
+COLUMNS = (
+    "id",
+    "label",
+    "target",
+    "clean",
+    "adversarial",
+    "robust",
+    "robust_worst_seen",
+    "success",
+    "first_wrong",
+    "margin",
+    "broken_by",
+)
+
+
+def payload(report: Report) -> str:
+    """JSON of every evaluation with its rows, which are left out once ``MAX_CHARACTERS`` are used up."""
+    parts, used = [], 0
+    for found in report.evaluations:
+        about = json.dumps(described(found, report), ensure_ascii=False, separators=(",", ":"))
+        rows = json.dumps(columns(found), ensure_ascii=False, separators=(",", ":"))
+        used += len(rows)
+        parts.append(f'{{"about":{about},"rows":{rows if used <= MAX_CHARACTERS else "null"}}}')
+    # no "</script>" may end the element that holds this
+    return ("[" + ",\n".join(parts) + "]").replace("<", "\\u003c")
+
+
+def described(found: Found, report: Report) -> dict[str, Any]:
+    return {
+        "model": report.labels[found.number],
+        "data": report.data_label(found),
+        "protocol": str(found.protocol["name"]),
+        "seed": found.seed,
+        "targeted": bool(found.protocol.get("targeted", False)),
+        "folder": found.folder.as_posix(),
+        "n": len(found.evaluation.rows),
+    }
+
+
+def columns(found: Found) -> dict[str, list[Any]]:
+    """Values by column; columns that are empty are left out."""
+    out = {name: [value(row, name) for row in found.evaluation.rows] for name in COLUMNS}
+    return {name: values for name, values in out.items() if any(each is not None for each in values)}
+
+
+def value(row: Row, name: str) -> Any:
+    found = getattr(row, name)
+    if isinstance(found, bool):
+        return int(found)
+    return round(found, 3) if isinstance(found, float) else found

@@ -1,0 +1,35 @@
+"""The sections of a report, one file an idea, in the order in which they appear."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..blocks import Section
+from ..record import Report
+from .attacks import cascades, cost
+from .classes import classes
+from .comparison import comparison
+from .curves import curves
+from .headline import details, headline
+from .provenance import provenance
+from .seeds import seeds
+from .validity import validity
+
+#: each returns None where a report has nothing to say about it
+SECTIONS: tuple[Callable[[Report], Section | None], ...] = (
+    headline,
+    comparison,
+    validity,
+    details,
+    seeds,
+    curves,
+    classes,
+    cascades,
+    cost,
+    provenance,
+)
+
+
+def sections(report: Report) -> list[Section]:
+    """Every section that has something to show."""
+    return [section for make in SECTIONS if (section := make(report)) is not None]

@@ -1,0 +1,168 @@
+"""The main table, models by protocols, and every figure behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean, stdev
+from typing import Any
+
+from ...protocols.base import length
+from ..blocks import Block, Cell, Column, Notice, Section, Table, count_cell, share_cell, text_cell
+from ..collect import Found
+from ..record import Group, Report, ball, winners
+from .validity import verdict
+
+CRITERIA = {"last": "last iterate", "worst": "worst seen"}
+
+
+def headline(report: Report) -> Section | None:
+    """One table per set of images: a row for each model, a column for each protocol."""
+    if not report.groups:
+        return None
+    labels = list(dict.fromkeys(group.data for group in report.groups))
+    tables = [table(report, label, number) for number, label in enumerate(labels, start=1)]
+    return Section(
+        key="headline",
+        title="Robust accuracy",
+        text="Share of images whose true label the model still predicts, in %, with 95 % Wilson intervals. Bold: "
+        "better than every other model in McNemar's exact test on the same images, p < 0.05 after Holm's correction.",
+        blocks=[*notices(report), *tables],
+    )
+
+
+def notices(report: Report) -> list[Block]:
+    """What a reader must know before any figure."""
+    out: list[Block] = []
+    for folder, done, total in report.collection.unfinished:
+        out.append(Notice(text=f"{folder} is left out: {done:,} of {total:,} images are done.", tone="bad"))
+    doubtful = [found for found in report.evaluations if verdict(found.record).tone == "bad"]
+    if doubtful:
+        out.append(
+            Notice(
+                text=f"{len(doubtful)} of {len(report.evaluations)} evaluations failed a validity check: their robust "
+                "accuracy may be an overestimate. See Validity.",
+                tone="bad",
+            )
+        )
+    for group in report.groups:
+        if group.apart is not None:
+            out.append(Notice(text=f"Not compared in pairs: {group.apart}."))
+    return list(dict.fromkeys(out))
+
+
+def table(report: Report, data: str, number: int) -> Table:
+    """Models by protocols on one set of images."""
+    groups = [group for group in report.groups if group.data == data]
+    names = list(dict.fromkeys(group.name for group in groups if attacks(group)))
+    models = list(dict.fromkeys(model for group in groups for model in group.members))
+    first = next(iter(groups[0].members.values()))
+    words = {group.name: heading(group) for group in groups}
+    seeds = sorted({group.seed for group in groups})
+    n = counted(groups)
+    note = f"Denominator: {n} images. " + "; ".join(
+        dict.fromkeys(f"{group.name}: {group.words}" for group in groups if attacks(group))
+    )
+    if len(seeds) > 1:
+        note += f". Mean and standard deviation over {len(seeds)} seeds where there are several"
+    return Table(
+        key=f"headline-{number}",
+        title=f"{data}, {n} images, {first.record['precision']}",
+        note=f"{note}.",
+        columns=[Column("model", figures=False), Column("clean", "no attack"), *(Column(n, words[n]) for n in names)],
+        rows=[
+            [text_cell(model), figure(groups, model, None), *(figure(groups, model, name) for name in names)]
+            for model in models
+        ],
+    )
+
+
+def counted(groups: Sequence[Group]) -> str:
+    """The number of images, or the numbers where protocols differ."""
+    return " or ".join(f"{n:,}" for n in sorted({group.n for group in groups}))
+
+
+def attacks(group: Group) -> bool:
+    """Tell an attack from the evaluation of clean images."""
+    return bool(group.protocol.get("steps", 1)) and bool(group.protocol.get("eps", 1))
+
+
+def heading(group: Group) -> str:
+    """The ball and the criterion of a protocol."""
+    parts = ball(group.protocol), CRITERIA.get(str(group.protocol.get("criterion")), "")
+    return ", ".join(part for part in parts if part)
+
+
+def figure(groups: Sequence[Group], model: str, protocol: str | None) -> Cell:
+    """A model's accuracy under a protocol, or on clean images; its mean and deviation where seeds differ."""
+    name = "clean" if protocol is None else "robust"
+    among = [group for group in groups if model in group.members and protocol in (None, group.name)]
+    if not among:
+        return share_cell(None)
+    shares: dict[Any, tuple[Group, Found]] = {}
+    for group in among:
+        found = group.members[model]
+        key = found.record["weights_sha256"] if protocol is None else (found.seed, found.record["weights_sha256"])
+        shares.setdefault(key, (group, found))
+    chosen = list(shares.values())
+    if len(chosen) == 1:
+        group, found = chosen[0]
+        best = model in winners(group, name)
+        return share_cell(found.shares[name], f"{found.number}:{name}", strong=best)
+    values = [100 * (found.shares[name].value or 0.0) for _, found in chosen]
+    return Cell(
+        text=f"{mean(values):.1f}",
+        detail=f"± {stdev(values):.1f}, {len(values)} seeds",
+        sort=mean(values) / 100,
+        rows=f"{chosen[0][1].number}:{name}",
+    )
+
+
+def details(report: Report) -> Section | None:
+    """One row per evaluation with every accuracy, success and what to think of it."""
+    if not report.groups:
+        return None
+    rows = []
+    for group in report.groups:
+        for model, found in group.members.items():
+            number, eps = found.number, float(group.protocol.get("eps", 0.0))
+            rows.append(
+                [
+                    text_cell(model),
+                    text_cell(group.name, detail=group.data),
+                    Cell(text=length(eps, str(group.protocol.get("norm", "linf"))), sort=eps),
+                    count_cell(group.seed),
+                    share_cell(found.shares["clean"], f"{number}:clean"),
+                    share_cell(found.shares["robust"], f"{number}:robust"),
+                    share_cell(found.shares["worst-seen"], f"{number}:worst"),
+                    share_cell(found.shares["success"], f"{number}:success"),
+                    count_cell(len(found.evaluation.rows), f"{number}:all"),
+                    text_cell(verdict(found.record).text, tone=verdict(found.record).tone),
+                ]
+            )
+    columns = [
+        *(Column(name, figures=False) for name in ("model", "protocol")),
+        Column("eps"),
+        Column("seed"),
+        Column("clean", "of all images"),
+        Column("robust", "of all, by criterion"),
+        Column("worst seen", "of all images"),
+        Column("success", "of images it could win"),
+        Column("n", "images"),
+        Column("verdict", figures=False),
+    ]
+    return Section(
+        key="details",
+        title="Every evaluation",
+        text="Robust counts an image under the protocol's criterion; worst seen also counts mistakes on the way and on "
+        "the clean image. Success is the share of images that end in the target class among those that were not "
+        "predicted so when clean or, untargeted, that end misclassified among those right when clean.",
+        blocks=[
+            Table(
+                key="details",
+                title="All evaluations",
+                note="Accuracies and success in % with 95 % Wilson intervals; each figure opens the rows it counts.",
+                columns=columns,
+                rows=rows,
+            )
+        ],
+    )

@@ -1,0 +1,103 @@
+"""Everything that is needed to repeat the evaluations: commands, protocols, versions, hashes."""
+
+from __future__ import annotations
+
+import shlex
+
+from ...protocols.files import from_values, to_toml
+from ...protocols.presets import PROTOCOLS
+from ...utils.errors import InputError
+from ..blocks import Block, Column, Listing, Section, Table, count_cell, text_cell
+from ..collect import Found
+from ..record import Report
+
+#: file in a run folder with the command that wrote it
+COMMAND = "command.txt"
+
+
+def provenance(report: Report) -> Section:
+    """Commands to copy, protocols that do not ship, versions and hashes."""
+    commands = list(dict.fromkeys(command(found, report) for found in report.evaluations))
+    blocks: list[Block] = [Listing(title="Commands", text="\n".join(commands))]
+    blocks += [Listing(title=f"{name}.toml", text=text) for name, text in custom_protocols(report).items()]
+    blocks += [hashes(report), versions(report)]
+    return Section(
+        key="repeat",
+        title="To repeat this",
+        text="The same weights, images, protocol, seed and versions on the same kind of device give the same rows, to "
+        "the bit where an evaluation says that it does not depend on the batch.",
+        blocks=blocks,
+    )
+
+
+def command(found: Found, report: Report) -> str:
+    """The command that made an evaluation: as it was kept, or else from the values in its result."""
+    for folder in (found.folder, *found.folder.parents):
+        if (folder / COMMAND).is_file():
+            return (folder / COMMAND).read_text(encoding="utf-8").strip()
+        if folder == found.root:
+            break
+    if found.sweep is not None:
+        name = str(report.collection.curves[found.sweep]["sweep"])
+        out = found.sweep
+    else:
+        name = str(found.protocol["name"])
+        out = found.folder
+        if is_custom(found):
+            name = f"{name}.toml"
+    words = ["robust-lr", "attack", "--protocol", name, "--seed", str(found.seed), "--data", str(found.record["data"])]
+    return shlex.join([*words, "--checkpoint", f"WEIGHTS-OF-{found.model}", "--out", str(out)])
+
+
+def is_custom(found: Found) -> bool:
+    """Tell whether the protocol's values are other than those of the preset with its name."""
+    preset = PROTOCOLS.get(str(found.protocol["name"]))
+    return preset is None or preset.values() != found.protocol
+
+
+def custom_protocols(report: Report) -> dict[str, str]:
+    """Protocols that do not ship, as TOML, by name."""
+    out: dict[str, str] = {}
+    for found in report.evaluations:
+        if found.sweep is None and is_custom(found):
+            try:
+                out.setdefault(str(found.protocol["name"]), to_toml(from_values(found.protocol)).strip())
+            except InputError:  # an attack of the user's
+                continue
+    return out
+
+
+def hashes(report: Report) -> Table:
+    """Weights, images and targets of every evaluation."""
+    rows = [
+        [
+            text_cell(report.labels[found.number]),
+            text_cell(str(found.protocol["name"]), detail=report.data_label(found)),
+            count_cell(found.seed),
+            *(text_cell(str(found.record.get(f"{kind}_sha256", "-"))) for kind in ("weights", "images", "targets")),
+            text_cell("yes" if found.record["batch_invariant"] else "no"),
+            text_cell(found.folder.as_posix()),
+        ]
+        for found in report.evaluations
+    ]
+    names = ("model", "protocol", "seed", "weights", "images", "targets", "any batch size", "folder")
+    return Table(
+        key="hashes",
+        title="Hashes",
+        note="SHA-256 of weights, images and targets; whether the figures are the same for any batch size.",
+        columns=[Column(name, figures=name == "seed") for name in names],
+        rows=rows,
+    )
+
+
+def versions(report: Report) -> Table:
+    """Software of the evaluations, one row for each set that differs."""
+    found = list(dict.fromkeys(tuple(each.record["versions"].items()) for each in report.evaluations))
+    names = list(dict.fromkeys(name for each in found for name, _ in each))
+    return Table(
+        key="versions",
+        title="Versions",
+        note=f"Of {len(report.evaluations)} evaluations.",
+        columns=[Column(name, figures=False) for name in names],
+        rows=[[text_cell(str(dict(each).get(name, "-"))) for name in names] for each in found],
+    )
