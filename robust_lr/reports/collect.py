@@ -97,7 +97,8 @@ def collect(runs: Sequence[str | Path]) -> Collection:
         curves |= {sweep: read_curve(sweep) for sweep in sweeps}
         for folder in below:
             folders.setdefault(folder, (run, next((sweep for sweep in sweeps if folder.parent == sweep), None)))
-    found, unfinished = [], []
+    found: list[Found] = []
+    unfinished = []
     for folder, (root, sweep) in folders.items():
         done, total = progress(folder)
         if done < total:

@@ -17,11 +17,15 @@ WIDTH, FONT_SIZE = 3.35, 8.0
 COLORS = ("#1f6feb", "#c2570c", "#0f7b6c", "#7a4bd1", "#c5304e", "#7a6a00", "#b0368b", "#52606d")
 STYLES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (4, 2, 1, 2, 1, 2)), (0, (8, 3)), (0, (1, 2)), (0, (5, 2, 2, 2)))
 MARKS = "os^D"
-FORMATS = ("png", "pdf")
 
 
 def pictures(report: Report, kind: str) -> dict[str, bytes]:
-    """Every plot as a file of ``kind``, by name without suffix; the same bytes for the same ledgers.
+    """Every plot as a file of ``kind``, by name without suffix; InputError as ``picture``."""
+    return {plot.key: picture(plot, kind) for section in sections(report) for plot in section.plots}
+
+
+def picture(plot: Plot, kind: str) -> bytes:
+    """The plot as a file of ``kind``, a key of ``METADATA``; the same bytes for the same figures.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -31,17 +35,13 @@ def pictures(report: Report, kind: str) -> dict[str, bytes]:
         from matplotlib.figure import Figure
     except ImportError:
         raise InputError("figures need matplotlib: pip install 'robust-lr[report]'") from None
-    out = {}
     settings = {"font.size": FONT_SIZE, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42}
+    file = io.BytesIO()
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **settings, "backend": "agg"}):
-        for plot in [plot for section in sections(report) for plot in section.plots]:
-            figure = Figure(figsize=(WIDTH, height(plot)), layout="constrained")
-            axes = figure.subplots()
-            DRAWN[plot.kind](plot, axes)
-            file = io.BytesIO()
-            figure.savefig(file, format=kind, dpi=300, metadata=METADATA[kind])
-            out[plot.key] = file.getvalue()
-    return out
+        figure = Figure(figsize=(WIDTH, height(plot)), layout="constrained")
+        DRAWN[plot.kind](plot, figure.subplots())
+        figure.savefig(file, format=kind, dpi=300, metadata=METADATA[kind])
+    return file.getvalue()
 
 
 #: nothing that changes from run to run
@@ -52,8 +52,10 @@ METADATA: dict[str, dict[str, None]] = {
 
 
 def height(plot: Plot) -> float:
-    rows = len(plot.ticks) * (1 if plot.kind in ("forest", "bars") else 0.6 + 0.4 * len(plot.series))
-    return 2.3 if plot.kind in ("lines", "smooth", "steps") else 0.9 + 0.3 * rows
+    if plot.kind in ("lines", "smooth", "steps"):
+        return 2.4
+    row = 0.12 + 0.07 * len(plot.series) if plot.kind == "dots" else 0.32
+    return 0.9 + row * len(plot.ticks)
 
 
 def color(index: int) -> str:

@@ -9,7 +9,7 @@ from math import floor, log10
 from .blocks import Plot, Point, Series
 
 WIDTH, HEIGHT = 460.0, 280.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 10.0, 44.0
+LEFT, RIGHT, TOP, BOTTOM = 58.0, 14.0, 12.0, 46.0
 
 #: how series differ beside their color: dashes of lines, and shapes of marks
 DASHES = ("", "6 3", "2 3", "8 3 2 3", "4 2 1 2 1 2", "10 4", "1 2", "6 2 2 2")
@@ -125,7 +125,7 @@ def frame(plot: Plot, *, steps: bool) -> tuple[list[str], float]:
     if not plot.ticks and low < 0 < high:
         out.append(rule(place_x(0), TOP, place_x(0), TOP + height, "axis"))
     out.append(text(LEFT + width / 2, HEIGHT - 6, plot.x_label, kind="label"))
-    out.append(text(11, TOP + height / 2, plot.y_label, kind="label", turn=True))
+    out.append(text(15, TOP + height / 2, plot.y_label, kind="label", turn=True))
     for index, line in enumerate(plot.series):
         out += band(line, index, place_x, place_y, steps)
     for index, line in enumerate(plot.series):

@@ -5,12 +5,31 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from contextlib import suppress
 
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --remote-debugging-pipe"
-).split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--remote-debugging-pipe",
+]
+
+
+#: become Chromium, which reads commands from descriptor 3 and writes answers to 4
+START = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+for end, wanted in zip(ends, (3, 4)):
+    os.dup2(end, wanted)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 def executable():
@@ -23,10 +42,10 @@ class Browser:
 
     def __init__(self, profile):
         here, theirs = os.pipe(), os.pipe()
-        command = f'exec "$@" 3<&{here[0]} 4>&{theirs[1]}'
+        ends = (here[0], theirs[1])
         arguments = [executable(), *FLAGS, f"--user-data-dir={profile}", "about:blank"]
         self.process = subprocess.Popen(
-            ["sh", "-c", command, "sh", *arguments], pass_fds=(here[0], theirs[1]), stderr=subprocess.DEVNULL
+            [sys.executable, "-c", START, *map(str, ends), *arguments], pass_fds=ends, stderr=subprocess.DEVNULL
         )
         os.close(here[0])
         os.close(theirs[1])
@@ -76,9 +95,7 @@ class Browser:
             self.receive()
 
     def open(self, url, width, height, mobile=False):
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile
-        )
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
         self.events.clear()
         self.call("Page.navigate", url=url)
         self.wait("Page.loadEventFired")

@@ -68,7 +68,7 @@ def cascade(group: Group, number: int) -> list[Block]:
                 + "."
                 for model in group.members
             ),
-            x_label=f"share of images, n = {group.n:,}",
+            x_label=f"share of images; n = {group.n:,}",
             y_label="",
             series=series,
             ticks=[(float(row), model) for row, model in enumerate(group.members)],

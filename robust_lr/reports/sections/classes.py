@@ -71,7 +71,7 @@ def by_class(group: Group, number: int) -> list[Block]:
             title=f"Classes under {group.name}{fewer}",
             summary="Robust accuracy by true class. "
             + " ".join(f"{line.name}: {extremes(line, drawn)}." for line in series),
-            x_label="robust accuracy of the images of a class",
+            x_label="robust accuracy within a class",
             y_label="",
             series=series,
             ticks=[(float(at), f"class {label}") for at, label in enumerate(drawn)],

@@ -129,7 +129,7 @@ def forest(group: Group, number: int) -> Plot:
             for pair in found
         )
         + ".",
-        x_label=f"difference of robust accuracy in points, n = {group.n:,}",
+        x_label=f"difference in points; n = {group.n:,}",
         y_label="",
         series=[Series("difference", points)],
         ticks=[(float(at), f"{pair.first} \u2212 {pair.second}") for at, pair in enumerate(found)],

@@ -108,8 +108,8 @@ def curve(axis: str, title: str, members: Mapping[str, tuple[Points, Found]], nu
                     f"{line.name} goes from {100 * line.points[0].y:.1f} % to {100 * line.points[-1].y:.1f} %."
                     for line in series
                 ),
-                x_label=axis_label,
-                y_label=f"robust accuracy, n = {n:,}",
+                x_label=f"{axis_label}; n = {n:,}",
+                y_label="robust accuracy",
                 series=series,
                 ticks=[(place(value), label(value)) for value in values],
             )
@@ -176,8 +176,8 @@ def survival(group: Group, number: int) -> list[Block]:
                 f"{line.name}: {100 * line.points[0].y:.1f} % at the start, {100 * line.points[-1].y:.1f} % at the end."
                 for line in series
             ),
-            x_label="attack step",
-            y_label=f"not yet misclassified, n = {group.n:,}",
+            x_label=f"attack step; n = {group.n:,}",
+            y_label="still right",
             series=series,
             ticks=[(float(step), f"{step}") for step in round_steps(steps)],
         )
@@ -225,8 +225,8 @@ def margins(group: Group, number: int) -> list[Block]:
             title=f"Margins under {group.name}",
             summary=f"Cumulative share of {group.n:,} images by the smallest margin found. "
             + " ".join(f"{line.name}: {share} % at or below zero." for line, share in series),
-            x_label="smallest margin in logits; at or below 0: misclassified",
-            y_label=f"share of images, n = {group.n:,}",
+            x_label=f"smallest margin in logits; n = {group.n:,}",
+            y_label="share of images",
             series=[line for line, _ in series],
         )
     ]

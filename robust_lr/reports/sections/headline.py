@@ -59,14 +59,14 @@ def table(report: Report, data: str, number: int) -> Table:
     words = {group.name: heading(group) for group in groups}
     seeds = sorted({group.seed for group in groups})
     n = counted(groups)
-    note = f"Denominator: {n} images. " + "; ".join(
+    note = f"Denominator: {n} images. Precision of the attacks: {first.record['precision']}. " + "; ".join(
         dict.fromkeys(f"{group.name}: {group.words}" for group in groups if attacks(group))
     )
     if len(seeds) > 1:
         note += f". Mean and standard deviation over {len(seeds)} seeds where there are several"
     return Table(
         key=f"headline-{number}",
-        title=f"{data}, {n} images, {first.record['precision']}",
+        title=data,
         note=f"{note}.",
         columns=[Column("model", figures=False), Column("clean", "no attack"), *(Column(n, words[n]) for n in names)],
         rows=[

@@ -59,6 +59,5 @@ def kind(found: Sequence[Found]) -> str:
 def spread(values: Sequence[float]) -> Cell:
     return Cell(
         text=f"{mean(values):.1f} ± {stdev(values):.1f}",
-        detail=f"{min(values):.1f} to {max(values):.1f}",
         sort=mean(values),
     )

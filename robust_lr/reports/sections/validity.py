@@ -9,6 +9,9 @@ from typing import Any
 from ..blocks import Block, Cell, Column, Section, Table, count_cell, text_cell
 from ..record import Report
 
+#: the verdict that speaks for a figure
+SOUND = "sound"
+
 MARKS = {True: ("pass", "good"), False: ("fail", "bad"), None: ("not seen", "muted")}
 
 
@@ -21,12 +24,25 @@ class Verdict:
 
 
 def verdict(record: Mapping[str, Any]) -> Verdict:
-    """The verdict of a result, or what its checks amount to."""
+    """The verdict of a result in words; without one, what its checks amount to."""
     failed = [check["name"] for check in record.get("validity", ()) if check["passed"] is False]
-    tone = "bad" if failed else "good"
-    if isinstance(record.get("verdict"), str):
-        return Verdict(record["verdict"], tone)
-    return Verdict(f"doubtful: {len(failed)} failed" if failed else "no check failed", tone)
+    said = record.get("verdict")
+    if isinstance(said, str):
+        high = points(record.get("inflation"))
+        return Verdict(
+            said if said == SOUND or not high else f"{said}: {high} too high", "" if said == SOUND else "bad"
+        )
+    if failed:
+        return Verdict(f"doubtful: {len(failed)} check{'s' * (len(failed) > 1)} failed", "bad")
+    return Verdict("no check failed", "")
+
+
+def points(inflation: Any) -> str:
+    """By how many points a robust accuracy is too high at least, nothing where that was not measured."""
+    if not isinstance(inflation, Mapping) or "value" not in inflation:
+        return ""
+    low, high = inflation.get("interval", (inflation["value"], inflation["value"]))
+    return f"{100 * inflation['value']:.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def validity(report: Report) -> Section | None:
@@ -48,31 +64,51 @@ def validity(report: Report) -> Section | None:
 
 def verdicts(report: Report) -> Table:
     """One row per evaluation: the verdict, and what failed in words."""
-    extra = [key for key in ("inflation", "bound") if any(key in found.record for found in report.evaluations)]
+    probed = any("verdict" in found.record for found in report.evaluations)
     rows = []
     for found in report.evaluations:
         judged = verdict(found.record)
-        failed = [
-            f"{check['name']}: {check['found']}" for check in found.record["validity"] if check["passed"] is False
-        ]
         rows.append(
             [
                 text_cell(report.labels[found.number]),
                 text_cell(str(found.protocol["name"]), detail=report.data_label(found)),
                 count_cell(found.seed),
-                text_cell(judged.text, tone=judged.tone, rows=f"{found.number}:all"),
-                *(words(found.record.get(key)) for key in extra),
-                text_cell("; ".join(failed) or "-", tone="" if failed else "muted"),
+                text_cell(judged.text, tone=judged.tone or "good", rows=f"{found.number}:all"),
+                *((inflation(found.record), bound(found.record)) if probed else ()),
+                text_cell(reasons(found.record) or "-"),
             ]
         )
-    headings = ("model", "protocol", "seed", "verdict", *extra, "what failed")
+    headings = [Column("model", figures=False), Column("protocol", figures=False), Column("seed")]
+    headings += [Column("verdict", figures=False)]
+    headings += [Column("inflation", "points, at least"), Column("bound", "robust, at most, %")] if probed else []
     return Table(
         key="verdicts",
         title="Verdicts",
-        note="What failed names its own denominator.",
-        columns=[Column(heading, figures=heading == "seed") for heading in headings],
+        note="Reasons name their own denominators."
+        + " Inflation: how much too high the robust accuracy is, by what probes broke on a sample." * probed,
+        columns=[*headings, Column("reasons and advice", figures=False)],
         rows=rows,
     )
+
+
+def reasons(record: Mapping[str, Any]) -> str:
+    """Why the verdict is what it is, which checks failed, and what to do about it."""
+    said = [str(record[key]) for key in ("reason", "advice") if record.get(key)]
+    for check in record.get("validity", ()):
+        if check["passed"] is False:
+            said.append(". ".join(filter(None, (f"{check['name']}: {check['found']}", check.get("advice")))))
+    return "; ".join(said)
+
+
+def inflation(record: Mapping[str, Any]) -> Cell:
+    found = record.get("inflation")
+    text, _, interval = points(found).partition(" points ")
+    return Cell(text=text, detail=interval, sort=float(found["value"])) if text and found else text_cell("-")
+
+
+def bound(record: Mapping[str, Any]) -> Cell:
+    found = record.get("bound")
+    return text_cell("-") if found is None else Cell(text=f"{100 * found:.1f}", sort=float(found))
 
 
 def checks(report: Report, names: Sequence[str]) -> Table:
@@ -103,18 +139,3 @@ def mark(check: Mapping[str, Any] | None) -> Cell:
         return text_cell("-", tone="muted")
     text, tone = MARKS[check["passed"]]
     return text_cell(text, detail=str(check["found"]), tone=tone)
-
-
-def words(value: Any) -> Cell:
-    """A value of a result's JSON as a reader would write it."""
-    if value is None:
-        return text_cell("-", tone="muted")
-    if isinstance(value, float):
-        return Cell(text=f"{100 * value:.1f} %", sort=value)
-    if isinstance(value, Mapping):
-        return text_cell(", ".join(f"{key} {_plain(item)}" for key, item in value.items()))
-    return text_cell(str(value))
-
-
-def _plain(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,76 @@
+"""``robust-lr report``: finished evaluations as one page, and as tables and figures for a paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from ..utils.errors import InputError
+from .terminal import say
+
+_PATH = click.Path(path_type=Path)
+
+#: option -> suffixes that its file may have
+SUFFIXES = {"out": (".html", ".htm"), "latex": (".tex",), "csv": (".csv",), "markdown": (".md", ".markdown")}
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=_PATH)
+@click.option("--out", type=_PATH, help="The page.  [default: report.html, unless another format is asked for]")
+@click.option("--title", default="Robustness report", show_default=True, help="Title of the page.")
+@click.option("--latex", type=_PATH, help="Tables with booktabs, significant winners in bold.")
+@click.option("--csv", type=_PATH, help="Every accuracy and every paired difference, one per line.")
+@click.option("--markdown", type=_PATH, help="Tables as Markdown.")
+@click.option("--png", type=_PATH, metavar="FOLDER", help="Figures of a column's width as PNG; needs matplotlib.")
+@click.option("--pdf", type=_PATH, metavar="FOLDER", help="The same as PDF.")
+def report(
+    runs: tuple[Path, ...],
+    out: Path | None,
+    title: str,
+    latex: Path | None,
+    csv: Path | None,
+    markdown: Path | None,
+    png: Path | None,
+    pdf: Path | None,
+) -> None:
+    """Write a report of finished evaluations: one HTML file that makes no request.
+
+    RUNS are folders that `robust-lr attack` or `robust-lr suite` wrote, or folders above them. The report is built
+    from the ledgers alone; built twice, it is the same to the byte.
+    """
+    from ..reports.html import html
+    from ..reports.latex import latex as latex_tables
+    from ..reports.markdown import markdown as markdown_tables
+    from ..reports.pictures import pictures
+    from ..reports.record import Report, build
+    from ..reports.tidy import tidy
+    from ..utils.files import write_atomic
+
+    chosen = {"out": out, "latex": latex, "csv": csv, "markdown": markdown}
+    if not any([*chosen.values(), png, pdf]):
+        chosen["out"] = Path("report.html")
+    check_suffixes(chosen)
+    writers: dict[str, Callable[[Report], str]] = {
+        "out": html,
+        "latex": latex_tables,
+        "csv": tidy,
+        "markdown": markdown_tables,
+    }
+    record = build(runs, title=title)
+    contents = {path: writers[name](record).encode() for name, path in chosen.items() if path is not None}
+    for kind, folder in (("png", png), ("pdf", pdf)):
+        if folder is not None:
+            contents |= {folder / f"{name}.{kind}": content for name, content in pictures(record, kind).items()}
+    for path, content in contents.items():  # everything is made before anything is written
+        write_atomic(path, content)
+    for path in [*filter(None, chosen.values()), *filter(None, (png, pdf))]:
+        say(f"written to {path}")
+
+
+def check_suffixes(chosen: dict[str, Path | None]) -> None:
+    """InputError for a file whose suffix promises another format."""
+    for name, path in chosen.items():
+        if path is not None and path.suffix.lower() not in SUFFIXES[name]:
+            raise InputError(f"`{name}` {str(path)!r}: the file must end in {' or '.join(SUFFIXES[name])}")

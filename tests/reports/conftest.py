@@ -1,0 +1,3 @@
+from conftest_of_reports import report, runs
+
+__all__ = ["report", "runs"]
