@@ -10,7 +10,7 @@ from typing import Any
 
 from ..protocols.base import length
 from ..protocols.files import from_values
-from ..results.compare import FIGURES, Pair, comparable, pairs
+from ..results.compare import FIGURES, Pair, check_comparable, pairs
 from ..utils.errors import InputError
 from .collect import Collection, Found, collect
 
@@ -136,7 +136,7 @@ def grouped(bucket: Sequence[Found], report: Report) -> list[Group]:
     for found in bucket:
         for part in parts:
             try:
-                comparable(part[0].evaluation, found.evaluation)
+                check_comparable(part[0].evaluation, found.evaluation)
             except InputError as error:
                 apart = str(error)
                 continue

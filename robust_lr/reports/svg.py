@@ -78,7 +78,7 @@ def dash(index: int) -> str:
 
 
 def bar_color(index: int) -> str:
-    return "var(--none)" if index == 0 else color(index)
+    return "var(--s8)" if index == 0 else color(index)
 
 
 # Lines

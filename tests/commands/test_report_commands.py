@@ -88,7 +88,7 @@ def test_rows_of_several_evaluations_say_which(runs, tmp_path):  # noqa: F811
     result = run("rows", runs / "seed-1", "--csv", tmp_path / "rows.csv")
     assert result.exit_code == 0, result.output
     assert f"180 rows written to {tmp_path / 'rows.csv'}" in result.output
-    table = list(csv.DictReader((tmp_path / "rows.csv").open()))
+    table = list(csv.DictReader(io.StringIO((tmp_path / "rows.csv").read_text())))
     assert {row["evaluation"] for row in table} == {f"{name}/pgd" for name in NAMES}
 
 

@@ -25,6 +25,14 @@ def browser(tmp_path_factory):
         yield browser
 
 
+#: follow a link within the page, and wait until the page has followed it
+GO = """const go = (hash) => location.hash === hash ? null : new Promise((done) => {
+    addEventListener('hashchange', done, {once: true});
+    location.hash = hash;
+});
+"""
+
+
 def is_quiet(browser, url):
     """No request but for the page itself, and nothing in the console."""
     return [request for request in browser.requests() if request.partition("#")[0] != url] == browser.complaints() == []
@@ -51,7 +59,8 @@ def test_the_page_opens_without_a_request_an_error_or_a_sideways_scroll(browser,
 
 def column(browser, at, table="#table-headline-1"):
     return browser.run(
-        f"[...document.querySelectorAll('{table} tbody tr')].map((row) => row.cells[{at}].querySelector('a').textContent)"
+        f"[...document.querySelectorAll('{table} tbody tr')].map((row) => row.cells[{at}])"
+        ".map((cell) => cell.querySelector('a').textContent)"
     )
 
 
@@ -94,13 +103,13 @@ def test_the_theme_is_toggled_and_kept(browser, url):
 def test_every_figure_opens_as_many_rows_as_it_counts(browser, url):
     browser.open(url, 1280, 900)
     wrong = browser.run(
-        """(async () => {
+        GO
+        + """(async () => {
         const wrong = [];
         for (const cell of document.querySelectorAll('main td[data-n]')) {
             const link = cell.querySelector('a.rows');
             if (!link) continue;
-            location.hash = link.hash;
-            await new Promise((done) => setTimeout(done, 0));
+            await go(link.hash);
             const words = document.getElementById('rows-count').textContent;
             const shown = document.querySelectorAll('#rows-table tbody tr').length;
             const wanted = `${cell.dataset.count} of ${cell.dataset.n} images`;
@@ -114,18 +123,19 @@ def test_every_figure_opens_as_many_rows_as_it_counts(browser, url):
     assert browser.run("document.getElementById('rows').open")
     browser.run("document.getElementById('rows-close').click()")
     assert not browser.run("document.getElementById('rows').open")
-    assert browser.run("new Promise((done) => setTimeout(() => done(location.hash), 50))") == ""
+    while browser.run("location.hash"):  # the event of closing comes a little later
+        pass
     assert browser.complaints() == []
 
 
 def test_counts_of_pairs_open_the_images_that_only_one_model_gets_right(browser, url):
     browser.open(url, 1280, 900)
     wrong = browser.run(
-        """(async () => {
+        GO
+        + """(async () => {
         const wrong = [];
         for (const row of document.querySelectorAll('#table-pairs-1 tbody tr')) for (const at of [4, 5]) {
-            location.hash = row.cells[at].querySelector('a').hash;
-            await new Promise((done) => setTimeout(done, 0));
+            await go(row.cells[at].querySelector('a').hash);
             const shown = document.querySelectorAll('#rows-table tbody tr').length;
             if (shown !== Number(row.cells[at].dataset.sort)) wrong.push([location.hash, shown]);
         }

@@ -9,11 +9,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from robust_lr.reports import rows as rows_of_page
 from robust_lr.reports.html import html
-from robust_lr.reports.latex import escape as escape_latex
 from robust_lr.reports.latex import latex
-from robust_lr.reports.markdown import escape as escape_markdown
 from robust_lr.reports.markdown import markdown
 from robust_lr.reports.pictures import METADATA, picture
 from robust_lr.reports.record import build
