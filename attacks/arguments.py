@@ -21,8 +21,8 @@ def check_attack(*, eps: float, step_size: float, steps: int, norm: str = "linf"
             meant = 1 < value <= 255 and value == int(value)
             hint = f"for {value:g} of 255 levels write {value:g}/255" if meant else "for 8 of 255 levels write 8/255"
             raise InputError(f"{name} = {value:g} is outside [0, 1]: pixels are in [0, 1]; {hint}")
-        if norm == "l2" and not 0 <= value < inf:
-            raise InputError(f"{name} = {value:g}: an L2 distance of pixels in [0, 1] is needed, 0 or more")
+        if norm != "linf" and not 0 <= value < inf:
+            raise InputError(f"{name} = {value:g}: an {norm.upper()} distance of pixels in [0, 1] is needed, 0 or more")
     check_whole(0, steps=steps)
 
 
@@ -55,15 +55,20 @@ def check_start(x: Tensor, start: Tensor, eps: float, norm: str = "linf") -> Non
 
 
 def distances(x: Tensor, y: Tensor, norm: str) -> Tensor:
-    """Between images of two batches [N, C, H, W], in L-infinity or L2, [N]."""
+    """Distances between images of two batches [N, C, H, W], in L-infinity, L2 or L1, [N]."""
     delta = (y - x).flatten(1)
-    return delta.abs().amax(1) if norm == "linf" else torch.linalg.vector_norm(delta, dim=1)
+    if norm == "linf":
+        return delta.abs().amax(1)
+    length: Tensor = torch.linalg.vector_norm(delta, ord=2 if norm == "l2" else 1, dim=1)
+    return length
 
 
 def rounding(x: Tensor, eps: float, norm: str) -> float:
-    """How far x + delta may be rounded out of the ball: of one pixel in L-infinity, of all of them in L2."""
+    """How far x + delta may be rounded out of the ball: by one pixel in L-infinity, by all of them in L2 and L1."""
     unit = 2 * torch.finfo(x.dtype).eps
-    return unit if norm == "linf" else unit * (x[0].numel() ** 0.5 + eps)
+    if norm == "linf":
+        return unit
+    return float(unit * (x[0].numel() ** (0.5 if norm == "l2" else 1.0) + eps))
 
 
 def check_images(x: Tensor, ids: Tensor | None = None) -> None:

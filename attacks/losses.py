@@ -48,6 +48,12 @@ def dlr(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor
     return -(logits[rows, labels] - logits[rows, targets]) / (spread + 1e-12)
 
 
+def difference(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
+    """The target's logit minus the label's: zero at the boundary between the two classes."""
+    assert targets is not None, "the difference of logits needs targets"
+    return (logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None]))[:, 0]
+
+
 def lead(logits: Tensor, classes: Tensor) -> Tensor:
     """By how much the logits of ``classes`` exceed the best of the others, [N]."""
     own = logits.gather(1, classes[:, None])[:, 0]

@@ -1,4 +1,4 @@
-"""Square Attack (Andriushchenko et al. 2020), L-infinity: random search by squares, without gradients."""
+"""Square Attack (Andriushchenko et al. 2020) in L-infinity: random search by squares, without gradients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor
 from ..utils.rng import SEARCH, uniform
 from .arguments import check_attack, check_images, check_labels
 from .losses import margin
-from .stepwise import State, constant, run
+from .square_lp import WindowSearch, shares
+from .stepwise import State, run
 
 
 def square(
@@ -21,6 +22,7 @@ def square(
     ids: Tensor,
     *,
     eps: float,
+    norm: str = "linf",
     queries: int = 5000,
     p: float = 0.8,
     seed: int = 0,
@@ -32,6 +34,7 @@ def square(
         model, x, labels, eps: as in ``pgd_linf``.
         ids: [N] int64; with ``seed`` they determine the squares, whatever the batch. The official code draws one place
             for all images of a batch.
+        norm: of the ball, "linf", "l2" or "l1".
         queries: of the search, after the first one.
         p: share of the pixels in the first squares.
         observe: called as ``observe(step, query, logits)`` for every query but the last.
@@ -39,11 +42,14 @@ def square(
     Raises:
         InputError: as ``pgd_linf``.
     """
-    check_attack(eps=eps, step_size=eps, steps=queries)
+    check_attack(eps=eps, step_size=eps, steps=queries, norm=norm)
     check_images(x)
     check_labels(x, labels)
-    attack, draws = SquareSearch(eps, queries, p, seed), torch.zeros_like(ids)
-    return run(attack, model, x, labels, None, attack.stripes(x, ids, draws), margin, observe, ids)
+    attack: SquareSearch | WindowSearch = SquareSearch(eps, queries, p, seed)
+    if norm != "linf":
+        attack = WindowSearch(norm, eps, queries, p, seed)
+    draws = torch.zeros_like(ids)
+    return run(attack, model, x, labels, None, attack.first(x, ids, draws), margin, observe, ids)
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class SquareSearch:
     seed: int
     needs_gradient: bool = False
 
-    def stripes(self, x: Tensor, ids: Tensor, draws: int | Tensor) -> Tensor:
+    def first(self, x: Tensor, ids: Tensor, draws: int | Tensor) -> Tensor:
         """The first query: each column of each channel at one end of the ball."""
         signs = uniform(self.seed, SEARCH, ids, (x.shape[1], 1, x.shape[3]), draws * (self.steps + 1)) < 0.5
         return (x + self.eps * (1 - 2 * signs.to(x.dtype))).clamp(0, 1)
@@ -87,11 +93,5 @@ class SquareSearch:
         return {**state, "query": query, "best": best, "best_loss": torch.where(better, loss, state["best_loss"])}
 
     def sides(self, step: Tensor, height: int, width: int) -> Tensor:
-        """Of the squares, in pixels, [N]: their share of the image is halved at each of ``HALVINGS``."""
-        halvings = torch.bucketize(step, constant(HALVINGS, step.dtype, step.device))
-        side = (self.p / 2 ** halvings.double() * height * width).sqrt().round().long()
-        return side.clamp(1, min(height, width))
-
-
-#: queries after which the share of the pixels is halved (the official schedule)
-HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+        """Sides of the squares in pixels, [N]."""
+        return (shares(self.p, step) * height * width).sqrt().round().long().clamp(1, min(height, width))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..utils.rng import RADIUS, START, normal, uniform
+from .projections import onto_l1_ball
 
 #: standard deviation of a start around the image, in pixels of [0, 1] (TRADES, Zhang et al. 2019: their code)
 DEVIATION = 0.001
@@ -33,10 +34,18 @@ def in_ball(x: Tensor, ids: Tensor, eps: float, norm: str, *, seed: int, draw: i
 def on_surface(x: Tensor, ids: Tensor, eps: float, norm: str, *, seed: int, draw: int | Tensor = 0) -> Tensor:
     """At the surface of the ball, as the official APGD starts."""
     ids = ids.to(x.device)
+    if norm == "l1":
+        noise = normal(seed, START, ids, x.shape[1:], draw)
+        return (x + eps * noise / noise.abs().sum(dim=(1, 2, 3), keepdim=True)).clamp(0, 1)
     if norm == "linf":
         noise = _cube(x, ids, seed, draw)
         return (x + eps * (1 / noise.abs().amax(dim=(1, 2, 3), keepdim=True)) * noise).clamp(0, 1)
     return (x + eps * _sphere(x, ids, seed, draw)).clamp(0, 1)
+
+
+def in_l1_ball(x: Tensor, ids: Tensor, eps: float, *, seed: int, draw: int | Tensor = 0) -> Tensor:
+    """Normal noise, projected to the L1 ball and [0, 1], as the official APGD starts in L1."""
+    return x + onto_l1_ball(x, normal(seed, START, ids.to(x.device), x.shape[1:], draw).to(x.dtype), eps)
 
 
 def _cube(x: Tensor, ids: Tensor, seed: int, draw: int | Tensor) -> Tensor:

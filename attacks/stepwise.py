@@ -89,8 +89,12 @@ def run(
     objective: Objective,
     observe: Callable[[int, Tensor, Tensor], None] | None = None,
     ids: Tensor | None = None,
+    key: str = "query",
 ) -> Tensor:
-    """All steps on one batch; ``observe(step, query, logits)`` is called for every query but the last, returned one."""
+    """All steps on one batch; returns the last query, or what the state has as ``key``.
+
+    ``observe(step, query, logits)`` is called for every query but the last.
+    """
     none = torch.zeros_like(labels)
     state = attack.begin(x, start.detach(), none if ids is None else ids, none)
     for step in range(attack.steps):
@@ -103,7 +107,7 @@ def run(
         if isinstance(attack, TestsProposals):
             with torch.no_grad():
                 state = attack.settle(x, state, is_reached(model(state["query"]), labels, targets))
-    return state["query"]
+    return state[key]
 
 
 def is_reached(logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:

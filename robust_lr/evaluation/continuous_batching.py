@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attacks.arguments import distances
+from ..attacks.arguments import within
 from ..attacks.losses import lead
 from ..attacks.stepwise import Stepwise, TestsProposals, constant, look
 from ..protocols.base import StepwiseProtocol
@@ -193,7 +193,7 @@ def note(
     reached = predictions == rows["target"] if part.targeted else ~right
     counts = reached
     if not part.stays_in_ball:
-        inside = distances(rows["x"], query, part.norm) <= part.eps
+        inside = within(rows["x"], query, part.eps, part.norm)[1]
         right, counts = right | ~inside, reached & inside
 
     def since(column: Tensor, now: Tensor) -> Tensor:

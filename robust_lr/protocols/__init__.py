@@ -3,10 +3,24 @@
 from .apgd import APGD
 from .base import Protocol
 from .cascade import Cascade
+from .fab import FAB
 from .pgd import PGD
 from .presets import PROTOCOLS, SWEEPS, get, get_pgd
 from .square import Square
 from .sweep import Sweep
 from .torchattacks import Library
 
-__all__ = ["APGD", "PGD", "PROTOCOLS", "SWEEPS", "Cascade", "Library", "Protocol", "Square", "Sweep", "get", "get_pgd"]
+__all__ = [
+    "APGD",
+    "FAB",
+    "PGD",
+    "PROTOCOLS",
+    "SWEEPS",
+    "Cascade",
+    "Library",
+    "Protocol",
+    "Square",
+    "Sweep",
+    "get",
+    "get_pgd",
+]

@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from ..attacks.apgd import AutoPGD
+from ..attacks.apgd_l1 import RADII, SparsePGD
 from ..attacks.arguments import check_attack
 from ..attacks.losses import LOSSES, Objective
-from ..attacks.starts import on_surface
+from ..attacks.starts import in_l1_ball, on_surface
 from ..utils.checks import check_name, check_whole
 from ..utils.errors import InputError
 from .base import NORMS, StepwiseProtocol, length, take_fractions
@@ -23,7 +24,7 @@ class APGD(StepwiseProtocol):
 
     Args:
         eps: radius of the ball, in pixels of [0, 1].
-        norm: of the ball, "linf" or "l2".
+        norm: of the ball, "linf", "l2" or "l1"; in L1 without ``rho``.
         steps: iterations.
         loss: "cross-entropy" (APGD-CE), "margin" or "dlr".
         targets: 0, or the number of wrong classes, the likeliest on the clean image first, that are aimed at one after
@@ -66,12 +67,21 @@ class APGD(StepwiseProtocol):
         """Whether the objective is handed target classes."""
         return self.targets > 0
 
-    def stepwise(self, seed: int) -> AutoPGD:
+    @property
+    def stays_in_ball(self) -> bool:
+        """Whether every query lies in the ball; in L1 the first ones do not."""
+        return self.norm != "l1"
+
+    def stepwise(self, seed: int) -> AutoPGD | SparsePGD:
         """The attack as a sequence of queries."""
+        if self.norm == "l1":
+            return SparsePGD(self.eps, self.steps)
         return AutoPGD(self.norm, self.eps, self.steps, self.rho)
 
     def starts(self, x: Tensor, ids: Tensor, *, seed: int, draw: int | Tensor = 0) -> Tensor:
-        """First iterates, like ``x`` [N, C, H, W], at the surface of the ball."""
+        """First iterates, like ``x`` [N, C, H, W], at the surface of the ball; in L1, in the first ball."""
+        if self.norm == "l1":
+            return in_l1_ball(x, ids, RADII[0] * self.eps, seed=seed, draw=draw)
         return on_surface(x, ids, self.eps, self.norm, seed=seed, draw=draw)
 
     def draws(self, num_classes: int) -> int:

@@ -8,15 +8,17 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Self, cast
 
+import torch
 from torch import Tensor
 
+from ..attacks.arguments import within
 from ..attacks.losses import Objective
 from ..attacks.starts import clean
 from ..attacks.stepwise import Stepwise
 from ..utils.contexts import Model
 from ..utils.errors import InputError
 
-NORMS = ("linf", "l2")
+NORMS = ("linf", "l2", "l1")
 
 #: values that may be written as a fraction such as "8/255"
 DISTANCES = ("eps", "step_size")
@@ -107,10 +109,15 @@ class StepwiseProtocol(Protocol):
         @property
         def restarts(self) -> int: ...
 
-    #: whether every query lies in the ball; others count where they do
-    stays_in_ball = True
-    #: whether the attack looks for each image's smallest perturbation; its verdict is on the nearest one found
-    finds_distances = False
+    @property
+    def stays_in_ball(self) -> bool:
+        """Whether every query lies in the ball; others count where they do."""
+        return True
+
+    @property
+    def finds_distances(self) -> bool:
+        """Whether the attack looks for each image's smallest perturbation; its verdict is on the nearest one found."""
+        return False
 
     @property
     def ends_at_success(self) -> bool:
@@ -122,7 +129,10 @@ class StepwiseProtocol(Protocol):
         if self.finds_distances:
             assert best is not None, f"{type(self).__name__} keeps no best image"
             return best
-        return query if self.stays_in_ball else x
+        if self.stays_in_ball:
+            return query
+        inside = within(x, query, self.eps, self.norm)[1]
+        return torch.where(inside.view(-1, 1, 1, 1), query, x + 0 * query)  # the second term keeps NaN
 
     @property
     @abstractmethod

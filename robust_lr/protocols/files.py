@@ -16,13 +16,14 @@ from .apgd import APGD
 from .base import DISTANCES, Protocol, distance
 from .cascade import Cascade
 from .changes import with_changes
+from .fab import FAB
 from .pgd import PGD
 from .presets import get
 from .square import Square
 from .torchattacks import Library
 
 #: attacks by the name that ``values()`` gives them
-KINDS: dict[str, type[Any]] = {"pgd": PGD, "apgd": APGD, "square": Square}
+KINDS: dict[str, type[Any]] = {"pgd": PGD, "apgd": APGD, "square": Square, "fab": FAB}
 _LIBRARY = "torchattacks "
 
 

@@ -16,7 +16,7 @@ from ..attacks.pgd import ProjectedGradient, pgd_l2, pgd_linf
 from ..utils.checks import check_name, check_whole
 from ..utils.contexts import Model
 from ..utils.errors import InputError
-from .base import NORMS, StepwiseProtocol, length, take_fractions
+from .base import StepwiseProtocol, length, take_fractions
 
 STARTS = ("uniform", "clean", "normal")
 TARGETS = ("uniform", "least-likely", "given")
@@ -72,7 +72,7 @@ class PGD(StepwiseProtocol):
 
     def __post_init__(self) -> None:
         take_fractions(self)
-        check_name("norm", self.norm, NORMS)
+        check_name("norm", self.norm, ("linf", "l2"))
         check_attack(eps=self.eps, step_size=self.step_size, steps=self.steps, norm=self.norm)
         check_name("loss", self.loss, LOSSES)
         check_name("start", self.start, STARTS)

@@ -7,6 +7,7 @@ from ..utils.errors import InputError
 from .apgd import APGD
 from .base import Protocol
 from .cascade import Cascade
+from .fab import FAB
 from .pgd import PGD
 from .square import Square
 from .sweep import Sweep
@@ -27,24 +28,11 @@ _TORCHATTACKS = "torchattacks' defaults, given in full"
 
 def autoattack(name: str, eps: float, norm: str, source: str, first: int = 0) -> Cascade:
     """AutoAttack "standard" with the official values; torchattacks' own of that name makes 10 steps, not 100."""
-    fab = Library(
-        name="fab-t",
-        attack="FAB",
-        eps=eps,
-        norm=norm,
-        options={"steps": 100, "n_restarts": 1, "multi_targeted": True, "n_classes": 10},
-        together=True,
-        source=source,
-    )
-    squares: Square | Library = Square(name="square", eps=eps, queries=5000, p=0.8, source=source)
-    if norm == "l2":
-        options = {"n_queries": 5000, "p_init": 0.8, "n_restarts": 1, "resc_schedule": False}
-        squares = Library(name="square", attack="Square", eps=eps, norm=norm, options=options, source=source)
     parts = (
-        APGD(name="apgd-ce", eps=eps, norm=norm, source=source),
-        APGD(name="apgd-t", eps=eps, norm=norm, loss="dlr", targets=9, source=source),
-        fab,
-        squares,
+        APGD(name="apgd-ce", eps=eps, norm=norm, restarts=5 if norm == "l1" else 1, source=source),
+        APGD(name="apgd-t", eps=eps, norm=norm, loss="dlr", targets=5 if norm == "l1" else 9, source=source),
+        FAB(name="fab-t", eps=eps, norm=norm, source=source),
+        Square(name="square", eps=eps, norm=norm, source=source),
     )
     return Cascade(name=name, parts=parts, source=source, first=first)
 
@@ -140,6 +128,7 @@ PROTOCOLS: dict[str, Protocol] = {
         _STANDARD,
         autoattack("autoattack-standard-imagenet", 4 / 255, "linf", _AUTOATTACK + ", ImageNet"),
         autoattack("autoattack-standard-l2", 0.5, "l2", _AUTOATTACK + ", CIFAR-10 L2"),
+        autoattack("autoattack-standard-l1", 12.0, "l1", _AUTOATTACK + ", CIFAR-10 L1"),
         autoattack(
             "robustbench-imagenet-linf",
             4 / 255,

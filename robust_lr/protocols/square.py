@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
 from ..attacks.arguments import check_attack
 from ..attacks.losses import Objective, margin
 from ..attacks.square import SquareSearch
-from ..utils.checks import check_whole
+from ..attacks.square_lp import WindowSearch
+from ..utils.checks import check_name, check_whole
 from ..utils.errors import InputError
 from ..utils.rng import DRAWS
-from .base import StepwiseProtocol, length, take_fractions
+from .base import NORMS, StepwiseProtocol, length, take_fractions
 
 
 @dataclass(frozen=True, kw_only=True)
 class Square(StepwiseProtocol):
-    """Square Attack in L-infinity; the values of ``attacks.square``. An image leaves at its first success.
+    """Square Attack; the values of ``attacks.square``. An image leaves at its first success.
 
     Args:
         eps: radius of the ball, in pixels of [0, 1].
+        norm: of the ball, "linf", "l2" or "l1".
         queries: of the model.
         p: share of the pixels in the first squares.
         restarts: independent searches.
@@ -31,9 +33,8 @@ class Square(StepwiseProtocol):
         InputError: a value out of range.
     """
 
-    norm: ClassVar[str] = "linf"
-
     eps: float
+    norm: str = "linf"
     queries: int = 5000
     p: float = 0.8
     restarts: int = 1
@@ -42,7 +43,8 @@ class Square(StepwiseProtocol):
 
     def __post_init__(self) -> None:
         take_fractions(self)
-        check_attack(eps=self.eps, step_size=self.eps, steps=self.queries)
+        check_name("norm", self.norm, NORMS)
+        check_attack(eps=self.eps, step_size=self.eps, steps=self.queries, norm=self.norm)
         check_whole(1, queries=self.queries, restarts=self.restarts)
         if self.restarts * (self.queries + 1) >= DRAWS:
             raise InputError(f"restarts = {self.restarts} of {self.queries} queries: at most {DRAWS} are keyed in all")
@@ -63,17 +65,20 @@ class Square(StepwiseProtocol):
         """Whether the attack uses gradients of the model."""
         return False
 
-    def stepwise(self, seed: int) -> SquareSearch:
+    def stepwise(self, seed: int) -> SquareSearch | WindowSearch:
         """The attack as a sequence of queries."""
+        if self.norm != "linf":
+            return WindowSearch(self.norm, self.eps, self.queries, self.p, seed)
         return SquareSearch(self.eps, self.queries, self.p, seed)
 
     def starts(self, x: Tensor, ids: Tensor, *, seed: int, draw: int | Tensor = 0) -> Tensor:
-        """First queries, like ``x`` [N, C, H, W]: stripes."""
-        return self.stepwise(seed).stripes(x, ids.to(x.device), draw)
+        """First queries, like ``x`` [N, C, H, W]: stripes, or in L2 and L1 tiles."""
+        attack = self.stepwise(seed)
+        return attack.first(x, ids.to(x.device), draw)
 
     def values(self) -> dict[str, Any]:
         """Every value that changes a number, and its source."""
-        return {"attack": "square", "norm": self.norm, "criterion": self.criterion, **asdict(self)}
+        return {"attack": "square", "criterion": self.criterion, **asdict(self)}
 
     def __str__(self) -> str:
         restarts = f", {self.restarts} restarts" if self.restarts > 1 else ""

@@ -11,7 +11,7 @@ from ..attacks.torchattacks_adapter import NORMS as NAMES
 from ..attacks.torchattacks_adapter import RADII, ball, check_options
 from ..utils.checks import check_name
 from ..utils.errors import InputError
-from .base import NORMS, Protocol, length, take_fractions
+from .base import Protocol, length, take_fractions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Library(Protocol):
 
     def __post_init__(self) -> None:
         take_fractions(self)
-        check_name("norm", self.norm, NORMS)
+        check_name("norm", self.norm, NAMES)
         check_attack(eps=self.eps, step_size=self.eps, steps=1, norm=self.norm)
         own: dict[str, Any] = {**dict.fromkeys(RADII, self.eps), "norm": NAMES.get(self.norm)}
         for key, value in self.options.items():

@@ -1,0 +1,106 @@
+"""FAB as a protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attacks.arguments import check_attack
+from ..attacks.fab import FastAdaptiveBoundary
+from ..attacks.losses import Objective, difference
+from ..attacks.starts import on_surface
+from ..utils.checks import check_name, check_whole
+from ..utils.errors import InputError
+from .base import NORMS, StepwiseProtocol, length, take_fractions
+
+
+@dataclass(frozen=True, kw_only=True)
+class FAB(StepwiseProtocol):
+    """Targeted FAB; the values of ``attacks.fab``. An image leaves at its first success within eps.
+
+    Args:
+        eps: radius of the ball in which a success counts, in pixels of [0, 1].
+        norm: of the ball, "linf", "l2" or "l1".
+        steps: iterations, each with one gradient and one more query.
+        targets: number of wrong classes, the likeliest on the clean image first, that are aimed at one after the
+            other. Where there are fewer wrong classes, it is as many as there are.
+        restarts: starts for each target: the clean image, then at random.
+        alpha_max: most weight of the step from the clean image.
+        eta: overshoot beyond the boundary.
+        beta: factor by which an adversarial image is drawn towards the clean one.
+        name, source: for reports, and where the values come from.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    eps: float
+    norm: str = "linf"
+    steps: int = 100
+    targets: int = 9
+    restarts: int = 1
+    alpha_max: float = 0.1
+    eta: float = 1.05
+    beta: float = 0.9
+    name: str = "fab-t"
+    source: str = "user"
+
+    def __post_init__(self) -> None:
+        take_fractions(self)
+        check_name("norm", self.norm, NORMS)
+        check_attack(eps=self.eps, step_size=self.eps, steps=self.steps, norm=self.norm)
+        check_whole(1, steps=self.steps, restarts=self.restarts, targets=self.targets)
+        for key, low, value, high in (
+            ("alpha_max", 0, self.alpha_max, 1),
+            ("eta", 1, self.eta, 2),
+            ("beta", 0, self.beta, 1),
+        ):
+            if not low <= value <= high:
+                raise InputError(f"{key} = {value}: must be between {low} and {high}")
+
+    @property
+    def stays_in_ball(self) -> bool:
+        """Whether every query lies in the ball; others count where they do."""
+        return False
+
+    @property
+    def objective(self) -> Objective:
+        """What vanishes at the boundary that the attack steps to."""
+        return difference
+
+    @property
+    def objective_takes_targets(self) -> bool:
+        """Whether the objective is handed target classes."""
+        return True
+
+    def stepwise(self, seed: int) -> FastAdaptiveBoundary:
+        """The attack as a sequence of queries."""
+        return FastAdaptiveBoundary(self.norm, self.steps, self.alpha_max, self.eta, self.beta)
+
+    def starts(self, x: Tensor, ids: Tensor, *, seed: int, draw: int | Tensor = 0) -> Tensor:
+        """First iterates, like ``x`` [N, C, H, W]: the images, or for further restarts points half of eps away."""
+        if self.restarts == 1:
+            return x
+        restart = torch.as_tensor(draw, device=x.device) % self.restarts
+        away = on_surface(x, ids, 0.5 * self.eps, self.norm, seed=seed, draw=draw)
+        return torch.where((restart > 0).view(-1, 1, 1, 1), away, x)
+
+    def draws(self, num_classes: int) -> int:
+        """The most runs of the attack on one image: restarts for each target."""
+        return self.restarts * min(self.targets, num_classes - 1)
+
+    def classes(self, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Classes that the next draw moves away from and towards, [N] each."""
+        return rows["label"], rows["ranking"].gather(1, 1 + rows["draw"][:, None] // self.restarts)[:, 0]
+
+    def values(self) -> dict[str, Any]:
+        """Every value that changes a number, and its source."""
+        return {"attack": "fab", "criterion": self.criterion, **asdict(self)}
+
+    def __str__(self) -> str:
+        restarts = f", {self.restarts} restarts" if self.restarts > 1 else ""
+        return f"FAB-T, {self.targets} targets, eps {length(self.eps, self.norm)}, {self.steps} steps{restarts}"
