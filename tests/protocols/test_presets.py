@@ -127,12 +127,11 @@ def test_autoattack_has_its_official_values(name, eps, norm, first):
     ce, targeted, fab, square = cascade.parts
     assert (ce.steps, ce.restarts, ce.loss, ce.targets, ce.rho) == (100, 1, "cross-entropy", 0, 0.75)
     assert (targeted.steps, targeted.restarts, targeted.loss, targeted.targets) == (100, 1, "dlr", 9)
-    assert (fab.options["steps"], fab.options["n_restarts"], fab.options["multi_targeted"]) == (100, 1, True)
-    if norm == "linf":
-        assert (square.queries, square.p, square.restarts) == (5000, 0.8, 1)
-    else:
-        values = {"n_queries": 5000, "p_init": 0.8, "n_restarts": 1, "resc_schedule": False}
-        assert dict(square.options) == values
+    assert (fab.steps, fab.restarts, fab.targets) == (100, 1, 9)
+    assert (fab.alpha_max, fab.eta, fab.beta) == (0.1, 1.05, 0.9)
+    assert (square.queries, square.p, square.restarts) == (5000, 0.8, 1)
+    assert {part.norm for part in cascade.parts} == {norm}
+    assert cascade.is_keyed_by_image
 
 
 def test_every_protocol_and_sweep_prints_and_is_json():

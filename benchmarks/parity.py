@@ -1,0 +1,161 @@
+"""Verdicts of our AutoAttack beside those of the official code, image by image.
+
+    AUTOATTACK=FOLDER python benchmarks/parity.py --out FILE [--images 1000] [--work FOLDER]
+
+FOLDER holds a checkout of fra31/auto-attack, of which nothing is part of this repository. Three small networks are
+trained adversarially here, in seconds; the official cascade and ours then attack the same images in L-infinity and L2.
+APGD gets our starts, which are keyed by image; the official Square keeps its own draws. What is finished stays in the
+work folder, so that an interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import robust_lr as rlr
+from robust_lr import protocols
+from robust_lr.attacks.starts import on_surface
+from robust_lr.results.stored import read_evaluation
+from robust_lr.utils.provenance import versions
+
+#: norms, the radius that networks are trained with, and the one that they are attacked with
+BALLS = {"linf": (0.06, 0.08), "l2": (0.7, 0.9)}
+NAMES = {"linf": "Linf", "l2": "L2"}
+PROTOCOLS = {"linf": "autoattack-standard", "l2": "autoattack-standard-l2"}
+
+
+def conv() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(392, 48), nn.ReLU(), nn.Linear(48, 10)
+    )
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
+
+
+def smooth() -> nn.Module:
+    return nn.Sequential(
+        nn.AvgPool2d(2),
+        nn.Conv2d(1, 8, 3, 2),
+        nn.GELU(),
+        nn.Flatten(),
+        nn.Linear(288, 32),
+        nn.GELU(),
+        nn.Linear(32, 10),
+    )
+
+
+NETWORKS = {"conv": conv, "mlp": mlp, "smooth": smooth}
+
+
+def trained(name: str, norm: str, epochs: int = 3) -> nn.Module:
+    """The network after PGD adversarial training on the embedded images."""
+    torch.manual_seed(0)
+    model = NETWORKS[name]()
+    data = rlr.data.load("fashion-mnist-mini", "train")
+    x, y, _ = data.batch(torch.arange(len(data)))
+    attack = rlr.attacks.pgd_linf if norm == "linf" else rlr.attacks.pgd_l2
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    order = torch.Generator().manual_seed(0)
+    eps = BALLS[norm][0]
+    for _ in range(epochs):
+        for rows in torch.randperm(len(x), generator=order).split(100):
+            x_adv = attack(model, x[rows], y[rows], eps=eps, step_size=eps / 2, steps=4)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x_adv), y[rows]).backward()
+            optimizer.step()
+    return model.eval()
+
+
+def official(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, norm: str, eps: float) -> Tensor:
+    """Which images the official code leaves robust, [N] bool."""
+    from autoattack import AutoAttack  # type: ignore[import-not-found]
+
+    attack = AutoAttack(model, norm=NAMES[norm], eps=eps, version="standard", device="cpu", verbose=False, seed=0)
+    number = {image.numpy().tobytes(): int(i) for image, i in zip(x, ids, strict=True)}
+
+    def with_our_starts(part: Any) -> None:
+        single = part.attack_single_run
+
+        def run(images: Tensor, labels: Tensor, x_init: Tensor | None = None) -> Any:
+            own = torch.tensor([number[image.numpy().tobytes()] for image in images])
+            draw = part.draw = getattr(part, "draw", -1) + 1
+            return single(images, labels, x_init=on_surface(images, own, eps, norm, seed=0, draw=draw))
+
+        part.attack_single_run = run
+
+    for part in (attack.apgd, attack.apgd_targeted):
+        with_our_starts(part)
+    x_adv = attack.run_standard_evaluation(x, y, bs=len(x))
+    with torch.no_grad():
+        return model(x_adv).argmax(1) == y
+
+
+def compare(name: str, norm: str, images: int, work: Path) -> dict[str, Any]:
+    """One network in one ball under both."""
+    model, eps = trained(name, norm), BALLS[norm][1]
+    data = rlr.data.load("fashion-mnist-mini", "test").take(images)
+    x, y, ids = data.batch(torch.arange(len(data)))
+    began = time.perf_counter()
+    theirs = official(model, x, y, ids, norm, eps)
+    seconds = time.perf_counter() - began
+    folder = work / f"{name}-{norm}"
+    ours = rlr.evaluate(model, data, protocols.get(PROTOCOLS[norm]).at(eps), out=folder, fresh=True)
+    rows = {row.id: row for row in read_evaluation(folder).rows}
+    differing = [
+        {"image": i, "official": "robust" if robust else "broken", "ours": rows[i].broken_by or "robust"}
+        for i, robust in zip(ids.tolist(), theirs.tolist(), strict=True)
+        if robust != rows[i].robust
+    ]
+    return {
+        "network": name,
+        "norm": norm,
+        "eps": eps,
+        "images": len(data),
+        "clean": ours.clean.count,
+        "robust, official": int(theirs.sum()),
+        "robust, ours": ours.robust.count,
+        "broken by, ours": ours.broken_by,
+        "equal verdicts": 1 - len(differing) / len(data),
+        "differing": differing,
+        "seconds, official": seconds,
+        "seconds, ours": ours.seconds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--work", type=Path, default=Path("runs/parity"))
+    options = parser.parse_args()
+    if "AUTOATTACK" not in os.environ:
+        parser.error("set AUTOATTACK to a folder with the official code (fra31/auto-attack)")
+    sys.path.insert(0, os.environ["AUTOATTACK"])
+    torch.set_num_threads(1)
+    options.work.mkdir(parents=True, exist_ok=True)
+    found = []
+    for norm in BALLS:
+        for name in NETWORKS:
+            file = options.work / f"{name}-{norm}-{options.images}.json"
+            if not file.exists():
+                file.write_text(json.dumps(compare(name, norm, options.images, options.work)))
+            found.append(json.loads(file.read_text()))
+            print(json.dumps(found[-1]), flush=True)
+    images, differing = sum(f["images"] for f in found), sum(len(f["differing"]) for f in found)
+    whole = {"equal verdicts": 1 - differing / images, "images": images, "versions": versions(), "comparisons": found}
+    options.out.write_text(json.dumps(whole, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
