@@ -23,7 +23,8 @@ _PATH = click.Path(path_type=Path)
 
 _OPTIONS = (
     set_option("model.width=0.5 or adversarial.train.epochs=8"),
-    click.option("--limit", type=int, help="Only so many test images.  [default: all]", metavar="N"),
+    click.option("--seeds", type=int, help="Training runs of each network.  [default: as in the config]", metavar="N"),
+    click.option("--limit", type=int, help="Only so many test images.  [default: as in the config]", metavar="N"),
     click.option("--out", type=_PATH, help="Folder of the runs.  [default: runs/tableN]"),
     json_option(help="File for the results; `-` is stdout.  [default: tableN.json]"),
     click.option(
@@ -65,15 +66,27 @@ def table(
     show(number, config or f"table{number}", (*changes, *overrides), count_only=count_only, **options)
 
 
+#: configs of Table 9 by scale
+SCALES = {"minutes": "table9", "hour": "table9/hour", "gpu": "table9/gpu", "imagenet": "table9/imagenet"}
+
+
 @click.command()
-@click.option("--config", default="table9", show_default=True, help="TOML file with the rows.")
+@click.option(
+    "--scale",
+    type=click.Choice([*SCALES]),
+    default="minutes",
+    show_default=True,
+    help="minutes or an hour or two on two cores, one GPU for half an hour, or ImageNet on 32 GPUs.",
+)
+@click.option("--config", help="TOML file with the rows.  [default: that of the scale]")
 @of_tables
-def table9(config: str, overrides: tuple[str, ...], **options: Any) -> None:
-    """The paper's Table 9: train, attack, print. ResNet-26, ResNet-50 and LR-Net-26, regularly and adversarially.
+def table9(scale: str, config: str | None, overrides: tuple[str, ...], out: Path | None, **options: Any) -> None:
+    """Train, attack and print the paper's Table 9: ResNet-26, ResNet-50 and LR-Net-26, with its claims tested.
 
     What is finished in the folder is not done again; an interrupted table goes on where it was.
     """
-    show(9, config, overrides, count_only=False, **options)
+    folder = out or Path("runs/table9" if scale == "minutes" else f"runs/table9-{scale}")
+    show(9, config or SCALES[scale], overrides, count_only=False, out=folder, **options)
 
 
 def show(
@@ -82,6 +95,7 @@ def show(
     overrides: tuple[str, ...],
     *,
     count_only: bool,
+    seeds: int | None,
     limit: int | None,
     out: Path | None,
     json_file: Path | None,
@@ -90,13 +104,15 @@ def show(
 ) -> None:
     """Read, run and print a table, and write its JSON: static columns only where ``--json`` asks for them."""
     from ..paper import tables as room
-    from ..paper.report import architectures, counts, render
+    from ..paper.claims import judge, read_outcomes
+    from ..paper.report import architectures, claims, counts, render, stronger_attacks
     from ..utils.checks import at_least
     from ..utils.files import check_writable, check_writable_folder
 
-    at_least(1, **{name: value for name, value in {"limit": limit, "jobs": jobs}.items() if value is not None})
+    given = {"limit": limit, "jobs": jobs, "seeds": seeds}
+    at_least(1, **{name: value for name, value in given.items() if value is not None})
     check_writable(json_file=json_file)
-    rows = room.read(config, overrides, limit or 0)
+    rows = room.read(config, overrides, limit, seeds)
     if count_only or not rows.regimes:
         if not rows.regimes:
             console.print(architectures(rows, number))
@@ -113,12 +129,20 @@ def show(
         return
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that workers are told to save
     began = time.monotonic()
+    todo = room.jobs(rows, folder)
     with progress_bars() as bars:
-        results = run_all(room.jobs(rows, folder), jobs or 0, bars)
-    record = {**room.to_dict(rows, number, results), "seconds": time.monotonic() - began}
-    console.print(render(rows, number, results))
-    write_record(file, record)
-    say(f"{duration(record['seconds'])} in all; runs in {folder}")
+        results = run_all(todo, jobs or 0, bars)
+    outcomes = read_outcomes(todo)
+    verdicts = judge(rows.claims, outcomes)
+    seconds = time.monotonic() - began
+    record = room.to_dict(rows, number, results, outcomes, verdicts)
+    console.print(render(rows, number, results, outcomes))
+    if rows.stronger:
+        console.print(stronger_attacks(rows, outcomes))
+    if verdicts:
+        console.print(claims(verdicts))
+    write_record(file, {**record, "seconds": seconds, "seconds_of_all_jobs": sum(job.seconds() for job in todo)})
+    say(f"{duration(seconds)} in all; runs in {folder}")
 
 
 def describe(todo: Sequence[Job]) -> None:
@@ -133,8 +157,8 @@ def describe(todo: Sequence[Job]) -> None:
     say("nothing was trained or written (--dry-run)")
 
 
-def run_all(todo: list[Job], workers: int, bars: Bars) -> dict[tuple[str, str, str], Result | Accuracy]:
-    """Run jobs under progress bars; what they found, by (label, regime, protocol)."""
+def run_all(todo: list[Job], workers: int, bars: Bars) -> dict[tuple[str, str, int, str], Result | Accuracy]:
+    """Run jobs under progress bars and return what they found, by (label, regime, seed, attack)."""
     from ..paper import jobs
     from ..paper.report import news
 
@@ -145,7 +169,7 @@ def run_all(todo: list[Job], workers: int, bars: Bars) -> dict[tuple[str, str, s
     for job, event in jobs.run(todo, workers=workers):
         if event.kind == "result":
             name, result = event.detail
-            results[job.label, job.regime, name] = result
+            results[job.label, job.regime, job.config.seed, name] = result
             bars.say(f"{job.name}, {name}: {news(result)}")
             continue
         if event.job not in tasks:

@@ -14,15 +14,16 @@ from typing import Any, Literal
 
 import torch
 
-from .. import protocols
 from ..config.training import Config
 from ..data.dataset import spread
 from ..data.registry import load as load_data
 from ..evaluation.harness import evaluate
 from ..models.build import build_model
 from ..models.checkpoint import load_model
+from ..protocols.base import Protocol
+from ..results.stored import read_evaluation
 from ..training.run import prepare, train_run
-from ..training.run_folder import CONFIG
+from ..training.run_folder import CONFIG, read_metrics
 from ..utils.devices import pick_device
 from ..utils.errors import InputError, RunError
 from ..utils.machine import check_processes
@@ -30,23 +31,49 @@ from .clean_accuracy import CLEAN, measure
 
 
 @dataclass(frozen=True)
+class Attack:
+    """An attack of a table.
+
+    Attributes:
+        name: of its column and folder.
+        limit: the number of test images, 0 for all.
+        runs: only so many training runs of each network are attacked, 0 for all.
+    """
+
+    name: str
+    protocol: Protocol
+    limit: int = 0
+    runs: int = 0
+
+
+@dataclass(frozen=True)
 class Job:
-    """One network under one regime: trained, then attacked under each protocol; without any, tried on clean images."""
+    """One training run: a network is trained, then attacked; without attacks, tried on clean images."""
 
     label: str
     regime: str
     config: Config
-    protocols: Sequence[str]
+    attacks: Sequence[Attack]
     limit: int
     folder: Path
 
     @property
     def name(self) -> str:
-        return f"{self.label} {self.regime}"
+        return f"{self.label} {self.regime}, seed {self.config.seed}"
+
+    def evaluation(self, attack: Attack) -> Path:
+        """Folder of an evaluation."""
+        return self.folder / "attacks" / attack.name
+
+    def seconds(self) -> float:
+        """Time of a finished job's training steps and evaluations, summed over all invocations."""
+        training = sum(float(step["seconds"] + step["waited"]) for step in read_metrics(self.folder))
+        folders = [self.evaluation(attack) for attack in self.attacks]
+        return training + sum(float(read_evaluation(folder).record["seconds"]) for folder in folders)
 
     def work(self) -> float:
-        """Passes over the training images, roughly: for the time left. A test set is taken for a quarter of them."""
-        attacks = sum(protocols.get(name).steps + 1 for name in self.protocols)
+        """Estimate passes over the training images, for the time left; a test set is taken for a quarter of them."""
+        attacks = sum(attack.protocol.steps + 1 for attack in self.attacks)
         return self.config.train.epochs * (self.config.attack.steps + 2) + attacks / 4
 
 
@@ -64,8 +91,8 @@ class Event:
 def check(job: Job) -> None:
     """InputError if the job cannot run: better now than when the others have trained."""
     ready = prepare(job.config)
-    if job.limit:
-        spread(ready.test, job.limit)
+    for limit in {job.limit, *(attack.limit for attack in job.attacks)} - {0}:
+        spread(ready.test, limit)
     with torch.device("meta"):
         build_model(**ready.spec)
 
@@ -76,24 +103,25 @@ def run_job(number: int, job: Job, tell: Callable[[Event], None]) -> None:
         tell(Event(number, "train", step.step, step.steps, step))
     model = load_model(job.folder).to(pick_device(job.config.train.device))
     data = load_data(job.config.data.name, "test", job.config.data.root)
-    data = spread(data, job.limit) if job.limit else data
     workers = job.config.data.workers
-    if not job.protocols:
-        tell(Event(number, "result", detail=(CLEAN, measure(model, data, job.folder, workers=workers))))
-    total = len(job.protocols) * len(data)
-    for i, name in enumerate(job.protocols):
+    if not job.attacks:
+        some = spread(data, job.limit) if job.limit else data
+        tell(Event(number, "result", detail=(CLEAN, measure(model, some, job.folder, workers=workers))))
+    for i, attack in enumerate(job.attacks):
         result = evaluate(
             model,
-            data,
-            name,
+            spread(data, attack.limit) if attack.limit else data,
+            attack.protocol,
             seed=job.config.seed,
-            out=job.folder / "attacks" / name,
+            out=job.evaluation(attack),
             resume=True,
-            name=job.name,
+            name=f"{job.label} {job.regime}",
             workers=workers,
-            progress=lambda done, n, i=i: tell(Event(number, "attack", i * n + done, total)),  # type: ignore[misc]
+            progress=lambda done, n, i=i: tell(  # type: ignore[misc]
+                Event(number, "attack", i * n + done, len(job.attacks) * n)
+            ),
         )
-        tell(Event(number, "result", detail=(name, result)))
+        tell(Event(number, "result", detail=(attack.name, result)))
 
 
 def run(todo: Sequence[Job], *, workers: int = 0) -> Iterator[tuple[Job, Event]]:

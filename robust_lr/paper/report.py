@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
+from math import isfinite
 
 from rich import box
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from .. import protocols
 from ..results.result import Result
+from ..utils.random_effects import Estimate
 from ..utils.statistics import Proportion, interval, value
+from .claims import Outcomes, Verdict
 from .clean_accuracy import CLEAN, Accuracy
 from .stages import describe
 from .tables import Results, Table
 
 
-def render(table: Table, number: int, results: Results) -> RichTable:
-    """The table of what was measured."""
+def render(table: Table, number: int, results: Results, outcomes: Outcomes) -> RichTable:
+    """Return the table of what was measured."""
     if table.protocols:
-        return robustness(table, number, {key: found for key, found in results.items() if isinstance(found, Result)})
+        found = {key: result for key, result in results.items() if isinstance(result, Result)}
+        return robustness(table, number, found, outcomes)
     return accuracies(table, number, {key: found for key, found in results.items() if isinstance(found, Accuracy)})
 
 
-def accuracies(table: Table, number: int, results: Mapping[tuple[str, str, str], Accuracy]) -> RichTable:
-    """Accuracy on clean images and cost: ours, as trained, and the paper's."""
+def accuracies(table: Table, number: int, results: Mapping[tuple[str, str, int, str], Accuracy]) -> RichTable:
+    """Return accuracy on clean images and cost: ours, as trained, and the paper's."""
     first = next(iter(results.values()))
+    several = table.seeds > 1
+    spread = f"mean and standard deviation of {table.seeds} seeds" if several else "with 95 % intervals"
     out = RichTable(
         title=f"Table {number}: {table.title}. {first.data}, {first.n} test images",
-        caption="Accuracy in % with 95 % intervals; parameters and multiply-adds of the networks as trained. "
-        "The paper's figures are on ImageNet at full size.",
+        caption=f"Accuracy in %, {spread}; "
+        "parameters and multiply-adds of the networks as trained. The paper's figures are on ImageNet at full size.",
         box=box.SIMPLE_HEAD,
         padding=(0, 0, 0, 1),  # 80 columns are enough
         pad_edge=False,
@@ -37,16 +43,18 @@ def accuracies(table: Table, number: int, results: Mapping[tuple[str, str, str],
     out.add_column("\nnetwork", no_wrap=True)
     given = paper_columns(table)
     headings = [f"paper\n{column[:3]}-{column[3:]}" for column in given]
-    for heading in ("\ntop-1", "\n95 %", "\ntop-5", *headings, "M\nparams", "M mult.-\nadds"):
+    for heading in ("\ntop-1", "\n+-" if several else "\n95 %", "\ntop-5", *headings, "M\nparams", "M mult.-\nadds"):
         out.add_column(heading, justify="right", no_wrap=True)
     for row in table.rows:
         for regime in table.regimes:
-            found = results[row.label, regime, CLEAN]
+            runs = [results[row.label, regime, seed, CLEAN] for seed in table.seeds_of(row, regime)]
+            found, top1 = runs[0], [100 * (run.top1.value or 0) for run in runs]
+            top5 = [100 * (run.top5.value or 0) for run in runs if run.top5 is not None]
             out.add_row(
                 row.label,
-                Text(value(found.top1), style="bold"),
-                Text(interval(found.top1), style="dim"),
-                "-" if found.top5 is None else value(found.top5),
+                Text(f"{statistics.mean(top1):.1f}", style="bold"),
+                Text(f"{statistics.stdev(top1):.1f}" if several else interval(found.top1), style="dim"),
+                f"{statistics.mean(top5):.1f}" if top5 else "-",
                 *(figure(row.paper.get(column)) for column in given),
                 f"{found.parameters / 1e6:.2f}",
                 f"{found.multiply_adds / 1e6:.1f}",
@@ -131,15 +139,18 @@ def figure(number: float | None) -> Text:
     return Text("-" if number is None else f"{number:.1f}", style="italic")
 
 
-def robustness(table: Table, number: int, results: Mapping[tuple[str, str, str], Result]) -> RichTable:
-    """Accuracy on the true label under attack: ours, its interval, and the paper's figure."""
+def robustness(
+    table: Table, number: int, results: Mapping[tuple[str, str, int, str], Result], outcomes: Outcomes
+) -> RichTable:
+    """Return accuracy on the true label under the paper's attacks: ours, its interval, and the paper's figure."""
     first = next(iter(results.values()))
-    names = [*table.protocols]
+    names, several = [*table.protocols], table.seeds > 1
+    runs = f", mean of {table.seeds} training runs" if several else ""
     out = RichTable(
-        title=f"Table {number} on {first.data}, {first.n} test images: top-1 accuracy in %",
-        caption=(
-            f"{protocols.get_pgd(names[0]).values_in_words()}; last iterate. The paper's figures are on ImageNet."
-        ),
+        title=f"Table {number} on {first.data}, {first.n} test images: top-1 accuracy in %{runs}",
+        caption=f"{table.attacks('regular', 0)[0].protocol}; last iterate. "
+        f"95 % intervals over {'training runs and images' if several else 'images'}"
+        f"{'; +-: standard deviation over the runs' if several else ''}. The paper's figures are on ImageNet.",
         box=box.SIMPLE_HEAD,
         padding=(0, 0, 0, 1),  # 80 columns are enough
         pad_edge=False,
@@ -149,26 +160,79 @@ def robustness(table: Table, number: int, results: Mapping[tuple[str, str, str],
         for heading in ("clean", *(name.removeprefix("lrnet-") for name in names)):
             out.add_column(f"{regime[:3]}.\n{heading}", justify="right", no_wrap=True)
     for row in table.rows:
-        cells = [
-            cell(share, row.paper.get(("" if regime == "adversarial" else "regular-") + key))
-            for regime in reversed(table.regimes)
-            for key, share in shares(results, row.label, regime, names).items()
-        ]
-        names_of_lines = Text(f"{row.label}\n").append("95 %\n", style="dim").append("paper", style="italic")
-        out.add_row(names_of_lines, *cells, end_section=True)
+        cells = []
+        for regime in reversed(table.regimes):
+            seed = table.seeds_of(row, regime)[0]
+            for name in [CLEAN, *names]:
+                paper = row.paper.get(("" if regime == "adversarial" else "regular-") + name)
+                attack, figure = (names[0], "clean") if name == CLEAN else (name, "robust")
+                if several:
+                    cells.append(cell_of_runs(outcomes.estimates(row.label, regime, attack)[figure], paper))
+                else:
+                    result = results[row.label, regime, seed, attack]
+                    cells.append(cell(result.clean if name == CLEAN else result.robust, paper))
+        lines = Text(f"{row.label}\n").append("+-\n95 %\n" if several else "95 %\n", style="dim")
+        out.add_row(lines.append("paper", style="italic"), *cells, end_section=True)
     return out
 
 
-def shares(
-    results: Mapping[tuple[str, str, str], Result], label: str, regime: str, names: list[str]
-) -> dict[str, Proportion]:
-    """The accuracies of a row's half, by column."""
-    return {
-        "clean": results[label, regime, names[0]].clean,
-        **{name: results[label, regime, name].robust for name in names},
-    }
+def stronger_attacks(table: Table, outcomes: Outcomes) -> RichTable:
+    """Return the adversarially trained networks under the attacks beside the paper's: the worst that was seen."""
+    out = RichTable(
+        title="Adversarially trained, under stronger attacks: worst seen accuracy in %",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    out.add_column("attack", overflow="fold")
+    out.add_column("images", justify="right")
+    out.add_column("runs", justify="right")
+    for row in table.rows:
+        out.add_column(row.label, justify="right", no_wrap=True)
+    for attack in table.stronger:
+        found = [outcomes.estimates(row.label, "adversarial", attack.name)["worst-seen"] for row in table.rows]
+        out.add_row(
+            Text(attack.name),
+            str(found[0].images),
+            str(found[0].runs),
+            *(f"{100 * each.value:.1f}" + ("" if each.std is None else f" +- {100 * each.std:.1f}") for each in found),
+        )
+    return out
+
+
+def claims(verdicts: Sequence[Verdict]) -> RichTable:
+    """Return the paper's statements, adversarially trained, with our differences and verdicts."""
+    out = RichTable(
+        title="The paper's claims: differences of accuracy in points, adversarially trained",
+        caption="95 % intervals over training runs and images, paired by image within seeds; p corrected for the "
+        "number of claims (Holm).",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    out.add_column("claim")
+    for heading in ("paper", "ours", "95 %", "p"):
+        out.add_column(heading, justify="right", no_wrap=True)
+    out.add_column("verdict")
+    for verdict in verdicts:
+        low, high = verdict.estimate.interval
+        paper = verdict.claim.paper
+        out.add_row(
+            str(verdict.claim),
+            Text("-" if paper is None else f"{paper:+.1f}", style="italic"),
+            Text(f"{100 * verdict.estimate.value:+.1f}", style="bold"),
+            f"{100 * low:+.1f} to {100 * high:+.1f}" if isfinite(low) else "-",
+            f"{verdict.p_holm:.2g}",
+            verdict.sentence(),
+        )
+    return out
 
 
 def cell(share: Proportion, paper: float | None) -> Text:
     text = Text(f"{value(share)}\n", style="bold").append(interval(share), style="not bold dim")
+    return text if paper is None else text.append(f"\n{paper:.1f}", style="not bold italic")
+
+
+def cell_of_runs(estimate: Estimate, paper: float | None) -> Text:
+    low, high = (100 * min(max(end, 0.0), 1.0) for end in estimate.interval)
+    text = Text(f"{100 * estimate.value:.1f}\n", style="bold")
+    text.append(f"{100 * (estimate.std or 0):.1f}\n{low:.1f}-{high:.1f}", style="not bold dim")
     return text if paper is None else text.append(f"\n{paper:.1f}", style="not bold italic")

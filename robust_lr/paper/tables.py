@@ -1,9 +1,12 @@
-"""The paper's tables: rows read from TOML, each a network with its training, its size and the paper's figures."""
+"""The paper's tables: rows read from TOML, each a network with its training, its size and the paper's figures.
+
+A table has several training runs of each network, if it asks for ``seeds``; they differ in their seed alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +15,25 @@ from ..config.training import RECORDS, Config, find, from_dict, set_values
 from ..config.training import to_dict as config_to_dict
 from ..models.cost import Profile, paper_size
 from ..models.resnet import Frame
+from ..results.compare_groups import METHODS, estimate_to_dict
 from ..results.result import Result
 from ..utils.checks import at_least, check_name, typed
 from ..utils.errors import InputError
 from ..utils.toml import read_toml
+from .claims import Claim, Outcomes, Verdict, read_claims
 from .clean_accuracy import CLEAN, Accuracy
-from .jobs import Job
+from .jobs import Attack, Job
+from .stronger import read_stronger
 
 REGIMES = ("regular", "adversarial")
 PAPER = "Hu et al. 2019, Table {}, ImageNet, accuracy in percent"
+KEYS = ("title", "seed", "seeds", "limit", "protocols", "stronger", "claims", "model", "data", "rows", *REGIMES)
 
-#: by (label, regime, protocol), or (label, regime, "clean") in a table without attacks
-Results = Mapping[tuple[str, str, str], Result | Accuracy]
+#: most training runs of each network
+MAX_SEEDS = 100
+
+#: by (label, regime, seed, name of the attack); the name is "clean" in a table without attacks
+Results = Mapping[tuple[str, str, int, str], Result | Accuracy]
 
 
 @dataclass(frozen=True)
@@ -61,23 +71,43 @@ class Table:
 
     Attributes:
         title: what the rows vary.
-        protocols: attacks; without any, accuracy on clean images is measured.
+        protocols: the paper's attacks; without any, accuracy on clean images is measured.
         limit: the number of test images, 0 for all.
+        seeds: the number of training runs of each network, with consecutive seeds.
+        stronger: attacks beside the paper's, on adversarially trained networks.
+        claims: statements of the paper that the table tests.
     """
 
     title: str
     rows: Sequence[TableRow]
     protocols: Sequence[str]
     limit: int = 0
+    seeds: int = 1
+    stronger: Sequence[Attack] = ()
+    claims: Sequence[Claim] = ()
 
     @property
     def regimes(self) -> list[str]:
-        """How the networks are trained; nothing where the table compares sizes alone."""
+        """Names of the ways in which the networks are trained; none where the table compares sizes alone."""
         return [*self.rows[0].configs]
 
+    def seeds_of(self, row: TableRow, regime: str) -> list[int]:
+        """Seeds of the training runs."""
+        first = row.configs[regime].seed
+        return list(range(first, first + self.seeds))
 
-def read(name: str | Path, overrides: Sequence[str] = (), limit: int = 0) -> Table:
-    """The table of a TOML file: [[rows]], and sections that all rows or one regime share.
+    def attacks(self, regime: str, run: int) -> tuple[Attack, ...]:
+        """Attacks on the training run of this number, from 0."""
+        paper = tuple(Attack(name, protocols.get(name), self.limit) for name in self.protocols)
+        also = self.stronger if regime == "adversarial" else ()
+        return paper + tuple(attack for attack in also if not attack.runs or run < attack.runs)
+
+
+def read(name: str | Path, overrides: Sequence[str] = (), limit: int | None = None, seeds: int | None = None) -> Table:
+    """Read the table of a TOML file: [[rows]], and sections that all rows or one regime share.
+
+    Args:
+        limit, seeds: instead of the file's.
 
     Raises:
         InputError: missing file, unknown key, wrong value.
@@ -90,9 +120,13 @@ def read(name: str | Path, overrides: Sequence[str] = (), limit: int = 0) -> Tab
         if key in ("attack", *RECORDS) and key != "data":
             words = " or ".join(f"{regime}.{key}" for regime in REGIMES)
             raise InputError(f"{key}: networks of a table are trained in two ways, say for which: {words}")
-        check_name("key of a table", key, ["title", "seed", "protocols", "model", "data", "rows", *REGIMES])
+        check_name("key of a table", key, KEYS)
     title = typed(str, table.pop("title", Path(name).stem), "title")
     names, rows = table.pop("protocols", []), table.pop("rows", [])
+    own_limit, own_seeds = (typed(int, table.pop(key, value), key) for key, value in (("limit", 0), ("seeds", 1)))
+    limit, seeds = own_limit if limit is None else limit, own_seeds if seeds is None else seeds
+    stronger = read_stronger(table.pop("stronger", []))
+    claims = table.pop("claims", [])
     if not rows:
         raise InputError(f"{name}: a table needs [[rows]]")
     if not isinstance(names, list) or len(set(map(str, names))) < len(names):
@@ -111,7 +145,23 @@ def read(name: str | Path, overrides: Sequence[str] = (), limit: int = 0) -> Tab
         if [slug(other) for other in labels].count(slug(label)) > 1:
             raise InputError(f"[[rows]] label = {label!r}: another row's label gives the same folder {slug(label)!r}")
     at_least(0, limit=limit)
-    return Table(title, [table_row(row, table, regimes, columns) for row in rows], names, limit)
+    if not 1 <= seeds <= MAX_SEEDS:
+        raise InputError(f"seeds = {seeds}: the number of training runs is between 1 and {MAX_SEEDS}")
+    if stronger and (not names or "adversarial" not in regimes):
+        raise InputError(f"{name}: [[stronger]] attacks are for a table of attacks with an [adversarial] regime")
+    for attack in stronger:
+        if attack.name in names:
+            raise InputError(f"[[stronger]] name = {attack.name!r}: the paper's protocols include it, give another")
+    figures = [CLEAN, *names, *(attack.name for attack in stronger)]
+    return Table(
+        title,
+        [table_row(row, table, regimes, columns) for row in rows],
+        names,
+        limit,
+        seeds,
+        stronger,
+        read_claims(claims, labels, figures if "adversarial" in regimes else []),
+    )
 
 
 def mapping(value: Any, name: str) -> Mapping[str, Any]:
@@ -128,9 +178,10 @@ def row_label(row: Any) -> str:
 def table_row(
     row: Mapping[str, Any], shared: Mapping[str, Any], regimes: Mapping[str, Mapping[str, Any]], columns: Sequence[str]
 ) -> TableRow:
-    """A row, whose model values come before those of a regime, and these before the shared ones."""
+    """Read a row, whose values replace those of a regime, which replace the shared ones."""
     for key in row:
-        check_name("key of [[rows]]", key, ["label", "model", "paper", "size"])
+        check_name("key of [[rows]]", key, ["label", "model", "paper", "size", *REGIMES])
+    own = {regime: mapping(row.get(regime, {}), f"[[rows]] {regime}") for regime in REGIMES}
     model = mapping(row.get("model", {}), "model")
     figures = {"paper": columns, "size": ["params", "flops"]}
     for section, allowed in figures.items():
@@ -143,7 +194,10 @@ def table_row(
     return TableRow(
         label=row["label"],
         model=from_dict(merged(shared, {"model": model})).model,
-        configs={regime: from_dict(merged(merged(shared, own), {"model": model})) for regime, own in regimes.items()},
+        configs={
+            regime: from_dict(merged(merged(merged(shared, sections), {"model": model}), own[regime]))
+            for regime, sections in regimes.items()
+        },
         paper=paper,
         size=size,
     )
@@ -156,13 +210,20 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 def jobs(table: Table, folder: Path) -> list[Job]:
-    """Every network under every regime; the adversarial ones first, because they take longest."""
+    """Return a job for every training run, with a folder of its own; adversarial ones first, as they take longest."""
     return [
         Job(
-            row.label, regime, row.configs[regime], table.protocols, table.limit, folder / f"{slug(row.label)}-{regime}"
+            row.label,
+            regime,
+            replace(row.configs[regime], seed=seed),
+            table.attacks(regime, run),
+            table.limit,
+            folder / f"{slug(row.label)}-{regime}" / f"seed-{seed}",
         )
         for regime in reversed(table.regimes)
+        for run in range(table.seeds)
         for row in table.rows
+        for seed in [table.seeds_of(row, regime)[run]]
     ]
 
 
@@ -170,20 +231,40 @@ def slug(label: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in label.lower())
 
 
-def to_dict(table: Table, number: int, results: Results) -> dict[str, Any]:
-    """``tableN.json``: ours in full and the paper's figures (percent), by row."""
+def to_dict(
+    table: Table, number: int, results: Results, outcomes: Outcomes, verdicts: Sequence[Verdict]
+) -> dict[str, Any]:
+    """Return ``tableN.json``: by row every training run, figures over the runs, and the paper's (percent)."""
+
+    def ours(row: TableRow, regime: str) -> dict[str, Any]:
+        names = [attack.name for attack in table.attacks(regime, 0)] or [CLEAN]
+        return {
+            name: {
+                "runs": [
+                    {"train_seed": seed, **results[row.label, regime, seed, name].to_dict()}
+                    for seed in table.seeds_of(row, regime)
+                    if (row.label, regime, seed, name) in results
+                ],
+                "over_runs": {
+                    figure: estimate_to_dict(estimate)
+                    for figure, estimate in outcomes.estimates(row.label, regime, name).items()
+                },
+            }
+            for name in names
+        }
+
     return {
-        "schema": 1,
+        "schema": 2,
         "paper": PAPER.format(number),
+        "seeds": table.seeds,
+        "methods": METHODS,
+        "claims": [verdict.to_dict() for verdict in verdicts],
         "rows": [
             {
                 "label": row.label,
                 "paper": dict(row.paper),
                 "config": {regime: config_to_dict(config) for regime, config in row.configs.items()},
-                "ours": {
-                    regime: {name: results[row.label, regime, name].to_dict() for name in table.protocols or [CLEAN]}
-                    for regime in table.regimes
-                },
+                "ours": {regime: ours(row, regime) for regime in table.regimes},
             }
             for row in table.rows
         ],

@@ -75,7 +75,7 @@ def invoke(toml, folder, *arguments):
 def comparable(record):
     """A record without what differs between two runs of the same work."""
     if isinstance(record, dict):
-        return {key: comparable(value) for key, value in record.items() if key not in ("seconds", "device")}
+        return {key: comparable(value) for key, value in record.items() if "seconds" not in key and key != "device"}
     return [comparable(value) for value in record] if isinstance(record, list) else record
 
 
@@ -115,7 +115,9 @@ def test_the_shipped_table_is_the_paper_s():
     ]
     for row in table.rows:
         assert row.configs["regular"].attack == protocols.get("none")
-        assert row.configs["adversarial"].attack == protocols.get("lrnet-train")
+        attack = row.configs["adversarial"].attack
+        assert (attack.eps, attack.targeted, attack.steps) == (16 / 255, True, 4)
+        assert row.configs["adversarial"].model["stem"] == "stride2"
         assert {c.data.name for c in row.configs.values()} == {"fashion-mnist-mini"}
         assert {c.model["width"] for c in row.configs.values()} == {table.rows[0].configs["regular"].model["width"]}
 
@@ -192,13 +194,13 @@ def test_a_missing_table_is_named(tmp_path):
 def test_every_network_is_a_job_under_every_regime_the_long_ones_first(toml, tmp_path):
     jobs = tables.jobs(tables.read(toml, limit=7), tmp_path)
     assert [job.name for job in jobs] == [
-        "ResNet-18 adversarial",
-        "LR-Net (3x3) adversarial",
-        "ResNet-18 regular",
-        "LR-Net (3x3) regular",
+        "ResNet-18 adversarial, seed 4",
+        "LR-Net (3x3) adversarial, seed 4",
+        "ResNet-18 regular, seed 4",
+        "LR-Net (3x3) regular, seed 4",
     ]
     assert len({job.folder for job in jobs}) == 4
-    assert {job.folder.parent for job in jobs} == {tmp_path}
+    assert {job.folder.parent.parent for job in jobs} == {tmp_path}
     assert {job.limit for job in jobs} == {7}
     adversarial, regular = jobs[0], jobs[2]
     assert adversarial.config.attack.steps == 2
@@ -220,10 +222,11 @@ def test_a_table_end_to_end(done, toml):
     assert record["seconds"] > 0
     for row, slug in zip(record["rows"], ("resnet-18", "lr-net--3x3-"), strict=True):
         for regime in ("regular", "adversarial"):
-            run = folder / "runs" / f"{slug}-{regime}"
+            run = folder / "runs" / f"{slug}-{regime}" / "seed-4"
             assert len(read_metrics(run)) == (6 if regime == "regular" else 3)
             for name in ("lrnet-targeted", "lrnet-untargeted"):
-                ours = row["ours"][regime][name]
+                (ours,) = row["ours"][regime][name]["runs"]
+                assert ours.pop("train_seed") == 4
                 assert ours["n"] == 20
                 assert ours["seed"] == 4
                 assert ours["protocol"] == protocols.get(name).values()
@@ -231,7 +234,7 @@ def test_a_table_end_to_end(done, toml):
                 assert ours == json.loads((run / "attacks" / name / "result.json").read_text())
     for figure in ("44.9", "37.9", "14.4", "72.8", "ResNet-18", "LR-Net (3x3)", "20 test images"):
         assert figure in result.stdout
-    clean = record["rows"][0]["ours"]["adversarial"]["lrnet-targeted"]["clean_accuracy"]
+    clean = record["rows"][0]["ours"]["adversarial"]["lrnet-targeted"]["runs"][0]["clean_accuracy"]
     assert f"{100 * clean:.1f}" in result.stdout
     assert "ResNet-18 regular" in result.stderr
 
@@ -256,7 +259,10 @@ def interrupt(toml, folder, stop):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in this process: more threads round otherwise
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment)
     try:
-        while run.poll() is None and not (folder / "runs" / "lr-net--3x3--adversarial" / "metrics.jsonl").exists():
+        while (
+            run.poll() is None
+            and not (folder / "runs" / "lr-net--3x3--adversarial" / "seed-4" / "metrics.jsonl").exists()
+        ):
             time.sleep(0.01)
         stop(run)
         error = run.communicate()[1]  # ends when the workers have closed the pipe too
@@ -275,7 +281,7 @@ def test_ctrl_c_saves_what_is_done_and_the_same_command_goes_on(done, toml, tmp_
     code, error = interrupt(toml, tmp_path, press)
     assert code == 130
     assert error.splitlines()[-1].startswith("robust-lr: stopped by SIGINT")
-    first = tmp_path / "runs" / "resnet-18-adversarial" / WEIGHTS
+    first = tmp_path / "runs" / "resnet-18-adversarial" / "seed-4" / WEIGHTS
     before = first.stat().st_mtime_ns
 
     result = invoke(toml, tmp_path, "--limit", "20", "--jobs", "1")
@@ -331,7 +337,7 @@ def test_a_worker_that_is_stopped_ends_the_table(toml, tmp_path, two_minutes, st
     todo = tables.jobs(tables.read(toml, ["adversarial.train.epochs=50"]), tmp_path)
     run = jobs_room.run(todo, workers=1)
     job, event = next(run)
-    assert (job.name, event.kind, event.done) == ("ResNet-18 adversarial", "train", 1)
+    assert (job.name, event.kind, event.done) == ("ResNet-18 adversarial, seed 4", "train", 1)
     (worker,) = multiprocessing.active_children()
     getattr(worker, stop)()
     with pytest.raises(RunError, match=words):
@@ -342,5 +348,7 @@ def test_a_worker_that_is_stopped_ends_the_table(toml, tmp_path, two_minutes, st
 def test_jobs_train_what_adv_train_would(done, toml):
     folder, _ = done
     (row, _) = tables.read(toml).rows
-    saved = config_room.from_dict(config_room.read_toml(folder / "runs" / "resnet-18-regular" / "config.toml"))
+    saved = config_room.from_dict(
+        config_room.read_toml(folder / "runs" / "resnet-18-regular" / "seed-4" / "config.toml")
+    )
     assert saved == row.configs["regular"]

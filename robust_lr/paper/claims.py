@@ -1,0 +1,167 @@
+"""The paper's statements on robustness, tested on ours: confirmed, contradicted or not decided."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..results.compare import FIGURES
+from ..results.compare_groups import estimate_to_dict
+from ..results.stored import read_evaluation
+from ..utils.checks import check_name, typed
+from ..utils.errors import InputError
+from ..utils.random_effects import LEVEL, Estimate, images_needed, mean_over_runs, runs_needed
+from ..utils.statistics import holm
+from .clean_accuracy import CLEAN
+from .jobs import Job
+
+#: the figure of an attack that a claim is about; the paper's is the last iterate
+CLAIM_FIGURES = ("robust", "worst-seen")
+REGIME = "adversarial"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement: adversarially trained, the network ``first`` is better than ``second`` by ``paper`` points.
+
+    Attributes:
+        attack: its name, or "clean".
+        figure: of the attack, see ``CLAIM_FIGURES``.
+        paper: the paper's difference on ImageNet in points; None where the paper has none.
+    """
+
+    first: str
+    second: str
+    attack: str
+    figure: str
+    paper: float | None
+
+    def __str__(self) -> str:
+        return f"{self.first} over {self.second}, {self.attack.removeprefix('lrnet-')}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim with our difference, over training runs and images."""
+
+    claim: Claim
+    estimate: Estimate
+    p_holm: float
+
+    @property
+    def word(self) -> str:
+        """ "confirmed", "contradicted" or "not decided"."""
+        if self.p_holm >= 1 - LEVEL:
+            return "not decided"
+        return "confirmed" if self.estimate.value > 0 else "contradicted"
+
+    def sentence(self) -> str:
+        """The verdict with what would decide, or how the paper's figure compares."""
+        low, high = self.estimate.interval
+        if self.estimate.components is None:
+            return "not decided: a single training run says nothing of others, take more seeds"
+        if self.word == "not decided":
+            runs, images = runs_needed(self.estimate), images_needed(self.estimate)
+            ways = [f"{runs:,} seeds"] if runs else []
+            ways += [f"{images:,} images"] if images else []
+            return f"not decided; a true difference of this size would take {' or '.join(ways) or 'more of both'}"
+        if self.claim.paper is None:
+            return self.word
+        inside = low <= self.claim.paper / 100 <= high
+        return f"{self.word}; the paper's {self.claim.paper:+.1f} is {'inside' if inside else 'outside'} the interval"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form; differences are fractions, but the paper's, in points."""
+        return {
+            "first": self.claim.first,
+            "second": self.claim.second,
+            "attack": self.claim.attack,
+            "figure": self.claim.figure,
+            "paper": self.claim.paper,
+            **estimate_to_dict(self.estimate),
+            "p_holm": self.p_holm,
+            "verdict": self.word,
+            "sentence": self.sentence(),
+            "runs_needed": runs_needed(self.estimate),
+            "images_needed": images_needed(self.estimate),
+        }
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Right or wrong for each training run and image, [runs, images], by (label, regime, attack) and figure."""
+
+    values: Mapping[tuple[str, str, str], Mapping[str, Tensor]]
+
+    def of(self, label: str, attack: str, figure: str) -> Tensor:
+        """Values of an adversarially trained network."""
+        if attack == CLEAN:
+            first = next(key for key in self.values if key[:2] == (label, REGIME))
+            return self.values[first]["clean"]
+        return self.values[label, REGIME, attack][figure]
+
+    def estimates(self, label: str, regime: str, attack: str) -> dict[str, Estimate]:
+        """Accuracies over runs and images, by figure; nothing where no image was attacked."""
+        found = self.values.get((label, regime, attack), {})
+        return {figure: mean_over_runs(values) for figure, values in found.items()}
+
+
+def read_outcomes(jobs: Sequence[Job]) -> Outcomes:
+    """Read the ledgers of finished jobs."""
+    runs: dict[tuple[str, str, str], dict[str, list[list[bool]]]] = {}
+    for job in jobs:
+        for attack in job.attacks:
+            rows = read_evaluation(job.evaluation(attack)).rows
+            for figure, is_right in FIGURES.items():
+                by_figure = runs.setdefault((job.label, job.regime, attack.name), {})
+                by_figure.setdefault(figure, []).append([is_right(row) for row in rows])
+    return Outcomes(
+        {
+            key: {figure: torch.tensor(values, dtype=torch.float64) for figure, values in figures.items()}
+            for key, figures in runs.items()
+        }
+    )
+
+
+def judge(claims: Sequence[Claim], outcomes: Outcomes) -> list[Verdict]:
+    """Test every claim, paired by image within seeds; p-values are corrected for their number (Holm 1979)."""
+    estimates = [
+        mean_over_runs(
+            outcomes.of(claim.first, claim.attack, claim.figure) - outcomes.of(claim.second, claim.attack, claim.figure)
+        )
+        for claim in claims
+    ]
+    adjusted = holm([estimate.p for estimate in estimates])
+    return [Verdict(claim, found, p) for claim, found, p in zip(claims, estimates, adjusted, strict=True)]
+
+
+def read_claims(entries: Any, labels: Sequence[str], attacks: Sequence[str]) -> tuple[Claim, ...]:
+    """Read [[claims]]: first and second are labels of rows, attack is "clean" or the name of an attack.
+
+    Raises:
+        InputError: unknown keys or names, wrong values.
+    """
+    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+        raise InputError(f"claims = {entries!r}: [[claims]] tables are needed")
+    claims = []
+    for entry in entries:
+        for key in entry:
+            check_name("key of [[claims]]", key, ["first", "second", "attack", "figure", "paper"])
+        first, second, attack = (
+            typed(str, entry.get(key, 0), f"claims.{key}") for key in ("first", "second", "attack")
+        )
+        for label in (first, second):
+            check_name("label in [[claims]]", label, labels)
+        check_name("attack in [[claims]]", attack, attacks)
+        figure = typed(str, entry.get("figure", "robust"), "claims.figure")
+        check_name("figure in [[claims]]", figure, CLAIM_FIGURES)
+        paper = typed(float, entry["paper"], "claims.paper") if "paper" in entry else None
+        if paper is not None and not isfinite(paper):
+            raise InputError(f"claims.paper = {paper}: a finite number is needed")
+        claims.append(Claim(first, second, attack, figure, paper))
+    return tuple(claims)
