@@ -31,6 +31,7 @@ from robust_lr.models.resnet import Block
 from robust_lr.training.loop import adversarial_train, averaged, sgd
 from robust_lr.training.run import Ready, fresh, prepare
 from robust_lr.training.validation import accuracy
+from robust_lr.utils.errors import RunError
 from robust_lr.utils.files import write_json
 from robust_lr.utils.provenance import device_name, versions
 
@@ -166,17 +167,19 @@ def settings(network: str, variant: Variant, seed: int, overrides: Iterable[str]
 
 
 def train_once(config: Config, variant: Variant, ready: Ready) -> dict[str, Any]:
-    """Train and measure one network."""
+    """Train and measure one network; one whose loss is not finite counts as chance."""
     began, cpu = time.monotonic(), time.process_time()
     model = fresh(ready.spec, config.seed)
     variant.initialize(model)
     average = averaged(model, config.train)
-    losses = [
-        step.loss
+    losses: list[float] = []
+    try:
         for step in adversarial_train(
             model, ready.train, config, optimizer=variant.optimizer(model, config), average=average
-        )
-    ]
+        ):
+            losses.append(step.loss)
+    except RunError:  # the loss is not finite
+        return {"clean": 10.0, "untargeted": 10.0, "diverged": len(losses), "cpu_seconds": 0.0}
     trained, training = time.monotonic() - began, time.process_time() - cpu
     kept = model if average is None else average.module
     attack = protocols.get_pgd(ATTACK)
