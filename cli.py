@@ -29,6 +29,7 @@ COMMANDS = {
     "list": ("protocol", "list_names", "List models, data sets, protocols, recipes, configs and guards."),
     "merge": ("merge", "merge", "Join the shards of one evaluation."),
     "plan": ("plan", "plan", "Estimate how long a training run will take."),
+    "profile": ("profile", "profile", "Show what each layer of a network sees and costs."),
     "protocol": ("protocol", "protocol", "Show every value of a protocol and its source."),
     "report": ("write_report", "report", "Write finished evaluations as one page, and as tables and figures."),
     "rows": ("rows", "rows", "Export one row per evaluated image as CSV or Parquet."),

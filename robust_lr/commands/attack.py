@@ -134,7 +134,7 @@ def attack(
     from ..results.stored import RESULT, read_evaluation
     from ..results.targets import load_targets
     from ..utils.checks import at_least
-    from ..utils.devices import torchrun_device, torchrun_shard
+    from ..utils.devices import device_of_process, torchrun_shard
     from ..utils.files import check_writable, check_writable_folder
     from ..utils.machine import check_processes
     from ..utils.pictures import check_picture
@@ -170,7 +170,7 @@ def attack(
     shard = launched or (None if shard_text is None else parse_shard(shard_text))
     use_threads(threads)
     given = None if targets_file is None else load_targets(targets_file)
-    choice = choose(**where, device=torchrun_device() if launched and device == "auto" else device, options=options)
+    choice = choose(**where, device=device_of_process(device), options=options)
     whole = choice.folder / "attacks" / settings.name if out is None else out
     folder = whole if shard is None or (out is not None and launched is None) else shard_folder(whole, shard)
     file = CURVE if isinstance(settings, protocols.Sweep) else RESULT

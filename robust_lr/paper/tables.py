@@ -106,13 +106,15 @@ class Table:
 def read(name: str | Path, overrides: Sequence[str] = (), limit: int | None = None, seeds: int | None = None) -> Table:
     """Read the table of a TOML file: [[rows]], and sections that all rows or one regime share.
 
+    A file may name another one as its ``base``, whose values it replaces; lists are replaced as a whole.
+
     Args:
         limit, seeds: instead of the file's.
 
     Raises:
         InputError: missing file, unknown key, wrong value.
     """
-    table = read_toml(find(name))
+    table = with_base(read_toml(find(name)))
     set_values(table, overrides)
     if "rows" not in table:
         raise InputError(f"{name}: a table needs [[rows]]; one network is trained by robust-lr adv-train")
@@ -162,6 +164,17 @@ def read(name: str | Path, overrides: Sequence[str] = (), limit: int | None = No
         stronger,
         read_claims(claims, labels, figures if "adversarial" in regimes else []),
     )
+
+
+def with_base(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the values of a table over those of the file that it names as its base."""
+    values = dict(table)
+    if (base := values.pop("base", None)) is None:
+        return values
+    below = read_toml(find(typed(str, base, "base")))
+    if "base" in below:
+        raise InputError(f"base = {base!r}: that file has a base itself, name the one that has none")
+    return merged(below, values)
 
 
 def mapping(value: Any, name: str) -> Mapping[str, Any]:

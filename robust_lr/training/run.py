@@ -28,7 +28,7 @@ from ..data.dataset import Dataset, content_hash, spread
 from ..data.encoded import LazyDataset
 from ..models.build import build_model
 from ..models.checkpoint import BEST
-from ..utils.devices import own_device, pick_device
+from ..utils.devices import device_of_process, pick_device
 from ..utils.errors import InputError, RunError
 from ..utils.provenance import device_name, versions
 from ..utils.rng import HELD_OUT, words
@@ -69,7 +69,7 @@ def train_run(config: Config, folder: str | Path, *, resume: bool = False) -> It
         RunError: the loss or a weight is not finite, robust accuracy collapsed, or the disk is full; the last saved
             state stays.
     """
-    device = pick_device(own_device(config.train.device))
+    device = pick_device(device_of_process(config.train.device))
     with joined(device) as group:
         yield from _train_run(config, Path(folder), resume, group)
 

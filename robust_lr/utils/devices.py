@@ -37,15 +37,6 @@ def torchrun_shard(environment: Mapping[str, str] = os.environ) -> tuple[int, in
     return (int(rank) + 1, int(world)) if int(world) > 1 else None
 
 
-def torchrun_device(environment: Mapping[str, str] = os.environ) -> str:
-    """The GPU of this process among those of its machine; "auto" where there is none."""
-    import torch
-
-    rank = environment.get("LOCAL_RANK", "")
-    count = torch.cuda.device_count()
-    return f"cuda:{int(rank) % count}" if count and rank.isdecimal() else "auto"
-
-
 CPU = torch.device("cpu")
 
 
@@ -54,10 +45,11 @@ def under_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def own_device(name: str) -> str:
-    """``name`` of a device, or among several GPUs the one that torchrun gives to this process.
+def device_of_process(name: str) -> str:
+    """Return the device ``name``, or among several GPUs the one that torchrun gives to this process.
 
-    It becomes the current one before any is used: every process would take memory of the first.
+    The rule is one process a GPU, in training as in attacks. The GPU becomes the current one before any is used;
+    otherwise every process would take memory of the first.
 
     Raises:
         InputError: more processes than GPUs, or one GPU for several processes.

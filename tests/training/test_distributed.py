@@ -39,7 +39,7 @@ from robust_lr.training.signals import Interrupted
 from robust_lr.training.sync_batchnorm import SyncedBatchNorm2d, synchronized
 from robust_lr.training.train_state import read_state, states
 from robust_lr.training.validation import accuracy
-from robust_lr.utils.devices import own_device
+from robust_lr.utils.devices import device_of_process
 from robust_lr.utils.errors import InputError, RunError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -495,16 +495,16 @@ def test_each_process_of_a_machine_has_its_own_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     names = ("auto", "cuda", "cuda:1", "cpu")
-    assert [own_device(name) for name in names] == list(names)
+    assert [device_of_process(name) for name in names] == list(names)
     for key, value in {"TORCHELASTIC_RUN_ID": "none", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(key, value)
-    assert [own_device(name) for name in ("auto", "cuda", "cpu")] == ["cuda:1", "cuda:1", "cpu"]
+    assert [device_of_process(name) for name in ("auto", "cuda", "cpu")] == ["cuda:1", "cuda:1", "cpu"]
     assert taken == [1, 1]
     with pytest.raises(InputError, match="device 'cuda:1' cannot be that of 2 processes: take 'cuda'"):
-        own_device("cuda:1")
+        device_of_process("cuda:1")
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(InputError, match="process 2 of this machine has no GPU of its own, there are 2"):
-        own_device("cuda")
+        device_of_process("cuda")
 
 
 def torchrun(*words, program=("-m", "robust_lr"), **options):
