@@ -34,27 +34,49 @@ def span(hours: float) -> str:
 )
 @click.option("--steps", type=int, default=3, show_default=True, help="Steps that are measured.", metavar="N")
 def plan(config: str, overrides: tuple[str, ...], processes: int, images: int, steps: int) -> None:
-    """How long a training run would take. A few steps of CONFIG are measured on this machine.
+    """Estimate how long a training run, or a whole table, would take. A few steps of CONFIG are measured here.
 
-    Images are random, so the data need not be here. Run it on a machine with one of the GPUs that you will use.
+    Images are random, so the data need not be here. Run it on a machine with one of the GPUs that you will use. The
+    config of a table, such as table9 or table9/gpu, is planned row by row, with its training runs and attacks.
     """
     from .. import config as config_room
+    from ..config.training import holds_rows
     from ..training.plan import plan as measure
 
+    if holds_rows(config):
+        plan_rows(config, overrides, processes=processes, images=images, steps=steps)
+        return
     settings = config_room.load(config, overrides)
     use_threads(settings.train.threads)
     found = measure(settings, processes=processes, images=images, steps=steps)
-    precision = f"{settings.compute.precision}, attack {settings.compute.attack_precision}"
     say(f"{settings.model['name']}, {settings.attack}")
+    precision = f"{settings.compute.precision}, attack {settings.compute.attack_precision}"
     say(
         f"measured: {found.images_per_second:.3g} images/s on {found.device} ({precision}; {found.images} images a "
         f"step, {found.seconds:.3g} s), {found.memory / 2**30:.2f} GiB at the peak"
     )
-    time = span(found.hours)
     say(
         f"planned: {found.epochs} epochs of {found.epoch_images:,} images on {found.processes} such "
-        f"device{'s' if found.processes > 1 else ''}: {time}"
+        f"device{'s' if found.processes > 1 else ''}: {span(found.hours)}"
     )
     say("assumed:")
     for line in found.assumptions():
+        say(f"  {line}")
+
+
+def plan_rows(config: str, overrides: tuple[str, ...], *, processes: int, images: int, steps: int) -> None:
+    """Measure every network of a table and print what follows."""
+    from ..paper.plan import plan_table, total_hours
+    from ..paper.tables import read
+
+    table = read(config, overrides)
+    plans = plan_table(table, processes=processes, images=images, steps=steps)
+    for each in plans:
+        say(
+            f"{each.label}, {each.regime}: {each.training.images_per_second:.3g} images/s, {each.runs} training "
+            f"run{'s' if each.runs > 1 else ''} of {span(each.training.hours)}, attacks at most {span(each.evaluation)}"
+        )
+    say(f"planned: {span(total_hours(plans))} in all on {plans[0].training.device}, one network after the other")
+    say("assumed:")
+    for line in dict.fromkeys(line for each in plans for line in each.training.assumptions()):
         say(f"  {line}")

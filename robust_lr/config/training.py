@@ -82,6 +82,12 @@ def shipped() -> dict[str, Path]:
     return {file.relative_to(CONFIGS).with_suffix("").as_posix(): file for file in files}
 
 
+def holds_rows(name: str | Path) -> bool:
+    """Check whether a config file describes the rows of a table rather than one training run."""
+    table = read_toml(find(name))
+    return "rows" in table or "base" in table
+
+
 def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Read a config file and apply ``section.key=value`` overrides.
 
@@ -89,7 +95,7 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
         InputError: missing or malformed file, unknown key, value of the wrong type or out of range.
     """
     table = {} if path is None else read_toml(find(path))
-    if "rows" in table:
+    if "rows" in table or "base" in table:
         raise InputError(f"{path} holds the [[rows]] of a table, not one training run: give it to robust-lr table")
     if path is not None and "model" not in table and not any(each.startswith("model.") for each in overrides):
         raise InputError(

@@ -21,8 +21,12 @@ from ..utils.provenance import device_name
 from .loop import adversarial_train
 from .run import prepare
 
-#: ILSVRC 2012: training images, classes, and the shape that our augmentation gives
-IMAGENET = 1_281_167, 1000, (3, 224, 224)
+#: training images, classes and image shape of data sets that need not be here; ImageNet's as our augmentation gives it
+KNOWN_SIZES = {
+    "imagenet": (1_281_167, 1000, (3, 224, 224)),
+    "cifar10": (50_000, 10, (3, 32, 32)),
+    "fashion-mnist": (60_000, 10, (1, 28, 28)),
+}
 
 #: of a measured pass on a CPU, where larger ones are no faster: 4 images of 224 x 224
 CPU_PIXELS = 4 * 224 * 224
@@ -85,7 +89,7 @@ def plan(config: Config, *, processes: int = 1, images: int = 0, steps: int = 3)
         steps: measured, after one that warms up.
 
     Raises:
-        InputError: bad values, or data that are neither here nor ImageNet.
+        InputError: bad values, or data that are neither here nor of a known size.
     """
     at_least(1, processes=processes, steps=steps)
     at_least(0, images=images)
@@ -128,18 +132,20 @@ def plan(config: Config, *, processes: int = 1, images: int = 0, steps: int = 3)
 
 
 def size(config: Config) -> tuple[int, int, tuple[int, int, int], str | None]:
-    """Training images, classes and image shape; of ImageNet also where it is not, and then what is assumed."""
+    """Return training images, classes and image shape, and what is assumed of a known data set that is not here."""
+    name = config.data.name
     try:
         data: Dataset = prepare(config).train
     except InputError:
-        if config.data.name != "imagenet":
+        if name not in KNOWN_SIZES:
             raise
-        count, classes, shape = IMAGENET
+        count, classes, shape = KNOWN_SIZES[name]
         taken = min(config.data.limit or count, count) - config.validation.images
+        title = "ImageNet" if name == "imagenet" else name
         return (
             taken,
             classes,
             shape,
-            f"ImageNet is not here: {taken:,} images of {shape[1]} pixels in {classes} classes",
+            f"{title} is not here: {taken:,} images of {shape[1]} pixels in {classes} classes",
         )
     return len(data), data.num_classes, data.image_shape, None
