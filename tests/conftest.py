@@ -5,6 +5,8 @@ import pytest
 import torch
 from cuda_sources import build_shim
 
+from robust_lr.evaluation import session
+
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
@@ -13,6 +15,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def unprobed():
+    """Evaluations are not probed unless a test asks for it: most of them look at something else."""
+    session.DEFAULT_CHECK = "off"
+    yield
+    session.DEFAULT_CHECK = "default"
 
 
 @pytest.fixture(autouse=True, scope="session")

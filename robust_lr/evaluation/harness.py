@@ -22,11 +22,12 @@ from ..results.result import Result
 from ..results.stored import LEDGER, RESULT
 from ..results.summary import summarize
 from ..results.targets import Targets, targets_hash
+from ..results.verdict import Probes
 from ..utils.contexts import fp32, frozen
 from ..utils.errors import InputError, RunError
 from ..utils.files import write_json
 from ..utils.progress import ProgressLine
-from ..utils.provenance import device_name, versions
+from ..utils.provenance import device_name, origin, versions
 from ..utils.statistics import Proportion
 from .batch_state import Rows, ledger_rows, size
 from .clean_pass import known
@@ -35,6 +36,7 @@ from .guards import SAMPLE
 from .library_attacks import attack_library
 from .model_under_test import Bench
 from .precision import agreed, lowered
+from .probes import probe
 from .session import Prepared, prepare
 
 #: of the ledger's columns
@@ -57,6 +59,7 @@ def evaluate(
     name: str | None = None,
     workers: int = 0,
     precision: str = "fp32",
+    check: str | None = None,
     allow: Collection[str] = (),
     progress: Callable[[int, int], None] | bool | None = None,
     on_rows: Callable[[Sequence[Row]], None] | None = None,
@@ -87,6 +90,8 @@ def evaluate(
         precision: of the passes that the attack makes, "fp32", "tf32" (on CUDA) or "bf16". A lower one must first give
             the verdicts of fp32 for 95 % of a sample of 64 images. Finished images are always judged in fp32; iterates
             on the way by the attack's own passes, and so are curves and mistakes that count for worst seen alone.
+        check: how thoroughly the number is probed: "default" (at most a tenth of the passes, or some seconds),
+            "thorough" (eight times as much) or "off", which leaves the verdict None.
         allow: names of ``guards.GUARDS`` that are not to be asked.
         progress: called as ``progress(done, total)`` whenever images are done; True prints a line on stderr, for
             scripts and notebooks.
@@ -109,6 +114,7 @@ def evaluate(
         name=name,
         workers=workers,
         precision=precision,
+        check=check,
         allow=allow,
     )
     if progress is True:
@@ -146,6 +152,7 @@ def evaluated(
         remove(folder / LEDGER)
     with closing(Ledger(None if folder is None else folder / LEDGER, about, resume=resume)) as ledger:
         done = ledger.ids()
+        check_behavior(ledger, ready)
         todo = positions[[id_ not in done for id_ in data.ids[positions].tolist()]]
         finished = len(done)
         if folder is not None and len(todo):
@@ -181,7 +188,24 @@ def evaluated(
                     f"passes of {bench.rows} images do not fit: {reason}; rows written before are safe, go on with a "
                     "smaller batch_size"
                 ) from error
-        rows = ledger.rows()
+            rows = ledger.rows()
+            if (kept := ledger.recall(f"probes, {ready.check}")) is None:
+                found = probe(
+                    ready.bench,
+                    ready.pristine,
+                    data,
+                    protocol,
+                    rows,
+                    resolution=torch.finfo(getattr(torch, ready.logits_dtype)).eps,
+                    level=ready.check,
+                )
+                if found is not None:
+                    ledger.remember(f"probes, {ready.check}", found.to_json())
+            else:
+                found = Probes.from_json(kept)
+        if (made := ledger.recall("origin")) is None:
+            made = origin()
+            ledger.remember("origin", made)
     result = summarize(
         rows,
         protocol,
@@ -195,10 +219,36 @@ def evaluated(
         precision=ready.precision,
         agreement=agreement,
         logits_dtype=ready.logits_dtype,
+        probes=found,
+        origin=made,
+        read_from_ledger=len(done),
     )
     if folder is not None:
         write_json(folder / RESULT, result.to_dict())
     return result, rows
+
+
+#: share of the largest logit by which a model may answer otherwise than when its evaluation began, on other threads
+SAME_BEHAVIOR = 1e-4
+
+
+def check_behavior(ledger: Ledger, ready: Prepared) -> None:
+    """InputError unless the model answers as it did when the evaluation in ``ledger`` began.
+
+    To the bit where passes have a fixed number of rows and threads are as many as then, otherwise but for rounding.
+    """
+    now, threads = ready.behavior, torch.get_num_threads()
+    if (kept := ledger.recall("behavior")) is None:
+        ledger.remember("behavior", {"logits": now.tolist(), "threads": threads})
+        return
+    before = torch.tensor(kept["logits"], dtype=now.dtype, device=now.device)
+    exact = ready.bench.fixed and threads == kept["threads"]
+    apart = float((now - before).abs().max()) if now.shape == before.shape else float("inf")
+    if apart > (0 if exact else SAME_BEHAVIOR * float(before.abs().max())):
+        raise InputError(
+            f"{ledger.path} holds another evaluation: the model's logits have changed since it began, by {apart:.3g}; "
+            "start afresh (`fresh`), or choose another folder (`out`)"
+        )
 
 
 def configuration(ready: Prepared, protocol: Protocol, targets: Targets | None) -> dict[str, Any]:
@@ -220,6 +270,8 @@ def configuration(ready: Prepared, protocol: Protocol, targets: Targets | None) 
         "precision": ready.precision,
         **{f"{key}_sha256": value for key, value in ready.hashes.items()},
     }
+    if ready.code is not None:
+        about["code_sha256"] = ready.code
     if targets is not None:  # all of them: shards of one evaluation agree
         chosen = given(targets.of(data.ids, data.labels), data.labels, bench.num_classes, ids=data.ids)
         about["targets_sha256"] = targets_hash(zip(data.ids.tolist(), chosen.tolist(), strict=True))

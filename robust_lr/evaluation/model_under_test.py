@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -98,6 +99,14 @@ class InFloat32(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits = self.model(x.to(self.takes))
         return logits.float() if isinstance(logits, Tensor) and logits.is_floating_point() else logits
+
+
+def copied(model: nn.Module) -> nn.Module | None:
+    """A copy that has seen what ``model`` has, and sees no more; None where there can be none."""
+    try:
+        return copy.deepcopy(model)
+    except Exception:  # anybody's code: generators, locks, modules of C
+        return None
 
 
 def in_float32(model: nn.Module, x: Tensor) -> tuple[nn.Module, torch.dtype]:

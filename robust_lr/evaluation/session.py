@@ -14,22 +14,27 @@ from ..attacks.arguments import check_images
 from ..attacks.targets import check_classes
 from ..data.dataset import Dataset, content_hash, spaced
 from ..models.checkpoint import weights_hash
+from ..models.external import code_hash
 from ..models.folding import attackable
 from ..protocols.base import Protocol
-from ..utils.checks import at_least
+from ..utils.checks import at_least, check_name
 from ..utils.contexts import device_of, fp32, frozen
 from ..utils.errors import InputError
 from ..utils.machine import check_batch, check_processes
 from ..utils.rng import GUARD, uniform
 from .guards import FEW, SAMPLE, guard
-from .model_under_test import Bench, in_float32
+from .model_under_test import Bench, InFloat32, copied, in_float32
 from .precision import check_precision
+from .probes import LEVELS
 
 #: rows of every forward pass on a CPU, where libraries round differently for other batch shapes
 COMPUTE_BATCH = 64
 
 #: the fewest rows of a pass that are padded to, for few images
 MIN_COMPUTE_BATCH = 8
+
+#: how thoroughly evaluations are probed unless they say
+DEFAULT_CHECK = "default"
 
 #: distance at which guards look off the clean images where no protocol says one
 AWAY = 8 / 255
@@ -52,6 +57,9 @@ class Prepared:
 
     Attributes:
         hashes: SHA-256 of weights and images.
+        code: SHA-256 of the file whose callable returned the model, where one did.
+        behavior: logits of some images, clean and perturbed, [n, classes], by which a changed model is known.
+        pristine: a copy of the model from before its first pass; None where it cannot be copied.
         logits_dtype: dtype that the model computes its logits in; losses and verdicts are in float32.
         bench: the model with the rows of its passes, in fp32.
         others: the arguments of ``prepare``.
@@ -62,12 +70,16 @@ class Prepared:
     name: str
     device: torch.device
     hashes: dict[str, str]
+    code: str | None
     logits_dtype: str
+    behavior: Tensor
+    pristine: nn.Module | None
     bench: Bench
     batch_size: int
     shard: tuple[int, int] | None
     workers: int
     precision: str
+    check: str
 
     def positions(self, protocol: Protocol) -> Tensor:
         """Of the images that an evaluation under ``protocol`` is for."""
@@ -86,6 +98,7 @@ def prepare(
     name: str | None = None,
     workers: int = 0,
     precision: str = "fp32",
+    check: str | None = None,
     allow: Collection[str] = (),
 ) -> Prepared:
     """Everything that comes before the first image is attacked; arguments and errors as in ``evaluate``."""
@@ -106,12 +119,17 @@ def prepare(
     check_batch("batch_size", min(batch_size, len(data)), prod(data.image_shape))
     check_batch("compute_batch", compute_batch, prod(data.image_shape))
     check_precision(precision, device)
+    check = DEFAULT_CHECK if check is None else check
+    check_name("check", check, LEVELS)
     most = max((positions(data, protocol, shard) for protocol in protocols), key=len)
     with frozen(model), fp32(device):  # a model that does not fit is refused before anything is written
         images, labels, ids = data.batch(most[spaced(len(most), min(SAMPLE, rows))])
         check_images(images, ids)
         images, labels, ids = (column.to(device) for column in (images, labels, ids))
+        pristine = copied(model)
         judge, logits_dtype = in_float32(model, images[:1])
+        if pristine is not None and isinstance(judge, InFloat32):
+            pristine = InFloat32(pristine, judge.takes).eval()
         eps = max((protocol.eps for protocol in protocols if protocol.norm == "linf"), default=AWAY)
         away = (images + (eps or AWAY) * (2 * uniform(seed, GUARD, ids, images.shape[1:]) - 1)).clamp(0, 1)[:FEW]
         num_classes = guard(
@@ -136,18 +154,23 @@ def prepare(
             patience=1 if device.type == "cpu" else PATIENCE,
             precision=nullcontext,
         )
+        behavior = torch.cat([bench.logits(x, ids[:FEW]) for x in (images[:FEW], away)])
     return Prepared(
         model=model,
         data=data,
         name=name or type(model).__name__,
         device=device,
         hashes={"weights": weights_hash(model), "images": content_hash(data)},
+        code=code_hash(model),
+        behavior=behavior,
+        pristine=pristine,
         logits_dtype=str(logits_dtype).removeprefix("torch."),
         bench=bench,
         batch_size=batch_size,
         shard=shard,
         workers=workers,
         precision=precision,
+        check=check,
     )
 
 

@@ -6,6 +6,7 @@ never unpickled objects.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import pickle
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +59,7 @@ def load_source(
         RunError: a library that is missing, or code of the user's that fails.
     """
     kind, colon, name = source.partition(":")
-    options = dict(options or {})
+    options, code = dict(options or {}), None
     statistics = choose("preset", normalization, PRESETS) if isinstance(normalization, str) else normalization
     if not colon:
         _known(source)
@@ -71,14 +73,25 @@ def load_source(
             )
         model = LIBRARIES[kind](name, num_classes, in_channels, options)
     else:
-        model = _called(source, options)
+        model, code = _called(source, options)
     if weights is not None:
         load_weights(model, Path(weights))
     elif not colon or kind in LIBRARIES:
         raise InputError(f"{source} has no weights yet: give a file of them; nothing is downloaded")
     if statistics is not None:
         model = nn.Sequential(Normalize(*spread_channels(statistics, in_channels)), model)
+    if code is not None:
+        _CODE[model] = hashlib.sha256(code.read_bytes()).hexdigest()
     return model.eval()
+
+
+#: SHA-256 of the file that a model's callable is in, while the model lives
+_CODE: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+
+
+def code_hash(model: nn.Module) -> str | None:
+    """SHA-256 of the file whose callable returned ``model``; None where it came from elsewhere."""
+    return _CODE.get(model)
 
 
 def _known(name: str) -> None:
@@ -137,7 +150,8 @@ def _library(name: str) -> Any:
         raise RunError(f"{package} does not import ({error}): pip install {package}") from None
 
 
-def _called(source: str, options: dict[str, Any]) -> nn.Module:
+def _called(source: str, options: dict[str, Any]) -> tuple[nn.Module, Path | None]:
+    """What the callable of ``source`` returns, and the file that it is in."""
     place, _, attribute = source.rpartition(":")
     if not place or not attribute:
         raise InputError(f"model {source!r}: write package.module:callable or file.py:callable")
@@ -153,7 +167,8 @@ def _called(source: str, options: dict[str, Any]) -> nn.Module:
         model = _built(source, target, **options)
     if not isinstance(model, nn.Module):
         raise InputError(f"{source} returned {type(model).__name__}: it must return a torch.nn.Module")
-    return model
+    code = getattr(module, "__file__", None)
+    return model, None if code is None else Path(code)
 
 
 def _from_file(file: Path) -> ModuleType:

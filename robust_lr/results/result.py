@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from ..utils.statistics import Proportion
 from . import export
 from .text import short_table
+from .verdict import NOTHING, Verdict
 
 if TYPE_CHECKING:
     from .ledger import Row
     from .validity import Check
+    from .verdict import Inflation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,10 @@ class Result:
         agreement: of verdicts with those of an fp32 attack, on a sample, where the precision is lower.
         seconds: time of the attack, summed over images, without loading.
         forwards, backwards: images x passes of the model that were really made, padding left out.
+        verdict: "sound", "weak", "misled", or None where no probes were run; ``judgment`` says by which figures.
+        origin: date (UTC), command and, in a checkout, commit of the computation.
+        read_from_ledger: images whose rows were read from a ledger, not computed now.
+        judgment: the verdict with inflation, bound, reason and advice.
         validity: signs of a broken evaluation that were looked for in the rows.
         rows: the ledger's rows, one per image, by id; they are not part of the JSON form.
     """
@@ -72,7 +78,22 @@ class Result:
     forwards: int
     backwards: int
     validity: tuple[Check, ...]
+    origin: Mapping[str, str | None] = field(default_factory=dict, compare=False)
+    read_from_ledger: int = field(default=0, compare=False)
+    judgment: Verdict = NOTHING
     rows: tuple[Row, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def verdict(self) -> str | None:
+        return self.judgment.verdict
+
+    @property
+    def inflation(self) -> Inflation | None:
+        return self.judgment.inflation
+
+    @property
+    def bound(self) -> float | None:
+        return self.judgment.bound
 
     def __str__(self) -> str:
         return short_table(self)
@@ -96,13 +117,26 @@ class Result:
             "precision_agreement": self.agreement,
         }
         record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        for name in ("clean", "robust", "robust_last", "robust_worst_seen", "success", "agreement", "hashes", "rows"):
+        for name in (
+            "clean",
+            "robust",
+            "robust_last",
+            "robust_worst_seen",
+            "success",
+            "agreement",
+            "hashes",
+            "rows",
+            "judgment",
+            "origin",
+        ):
             del record[name]
         record["validity"] = [dataclasses.asdict(check) for check in self.validity]
         record["curve"] = [{"steps": steps, **figures(point)} for steps, point in self.curve]
         return {
             "schema": 2,
             **record,
+            **self.origin,
+            **self.judgment.to_json(),
             **figures({name: share for name, share in shares.items() if share is not None}),
             **{f"{name}_sha256": value for name, value in self.hashes.items()},
         }

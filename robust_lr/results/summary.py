@@ -13,9 +13,12 @@ from .ledger import Row
 from .result import Result
 from .targets import targets_hash as hash_of_pairs
 from .validity import validity
+from .verdict import Probes, verdict_of
 
 
-def summarize(rows: Sequence[Row], protocol: Protocol, *, hashes: dict[str, str], **about: Any) -> Result:
+def summarize(
+    rows: Sequence[Row], protocol: Protocol, *, hashes: dict[str, str], probes: Probes | None = None, **about: Any
+) -> Result:
     """The result of an evaluation whose rows these are; ``about`` says what was evaluated, and how."""
     robust = Proportion(sum(row.robust for row in rows), len(rows))
     end = shares_at(rows, protocol)
@@ -36,7 +39,8 @@ def summarize(rows: Sequence[Row], protocol: Protocol, *, hashes: dict[str, str]
         seconds=sum(row.seconds for row in rows),
         forwards=sum(row.forwards for row in rows),
         backwards=sum(row.backwards for row in rows),
-        validity=validity(rows, protocol),
+        validity=(*validity(rows, protocol), *(() if probes is None else probes.checks)),
+        judgment=verdict_of(rows, probes),
         rows=tuple(rows),
         **about,
     )

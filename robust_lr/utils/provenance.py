@@ -1,8 +1,13 @@
-"""Software versions and device names, which every result records."""
+"""Where a number came from, which every result records: versions, device, date, command and commit."""
 
 from __future__ import annotations
 
 import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -19,6 +24,26 @@ def versions() -> dict[str, str]:
         "numpy": metadata.version("numpy"),
         "python": platform.python_version(),
     }
+
+
+def origin() -> dict[str, str | None]:
+    """When and by what a result was made: date (UTC), command, and the commit where the package is in a checkout."""
+    command = shlex.join([Path(sys.argv[0]).name or "python", *sys.argv[1:]])
+    return {"date": datetime.now(UTC).isoformat(timespec="seconds"), "command": command, "commit": _commit()}
+
+
+@cache
+def _commit() -> str | None:
+    """Hash of the commit that the package is checked out at, with "-dirty" where files have changed since."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
 
 
 def device_name(device: torch.device) -> str:

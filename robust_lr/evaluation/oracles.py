@@ -1,0 +1,291 @@
+"""Sources of gradients for probes: the model's own, averages, differences, and those of what is inside the model.
+
+An oracle answers a batch of queries with the model's logits (None where it did not ask the model itself), the objective
+and a direction that should raise it. A direction need not be the gradient: where a defense hides that, others show it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..attacks.losses import Objective
+from ..attacks.stepwise import look
+from ..utils.rng import PROBE, uniform
+
+#: draws of one probe's random numbers lie this far from those of the next
+DRAWS_OF_A_PROBE = 2**16
+
+
+@dataclass(frozen=True, eq=False)
+class Queries:
+    """A batch of queries: images [n, C, H, W] and their ids, classes to move away from and towards; ``draw`` keys
+    random numbers together with the ids."""
+
+    x: Tensor
+    ids: Tensor
+    labels: Tensor
+    targets: Tensor | None
+    draw: int
+
+    def times(self, copies: Tensor) -> Queries:
+        """The same queries, each as many times as ``copies`` [n * k, C, H, W] holds it, one block after the other."""
+        k = len(copies) // len(self.x)
+        targets = None if self.targets is None else self.targets.repeat(k)
+        return Queries(copies, self.ids.repeat(k), self.labels.repeat(k), targets, self.draw)
+
+
+Answer = tuple[Tensor | None, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """``ask`` answers queries; ``cost`` is its price for one image, in forward passes."""
+
+    ask: Callable[[Queries], Answer]
+    cost: float
+
+
+def logits_of(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        logits: Tensor = model(x)
+    return logits
+
+
+def gradient(model: nn.Module, objective: Objective) -> Oracle:
+    """The model's own gradient."""
+
+    def ask(q: Queries) -> Answer:
+        logits, loss, direction = look(model, q.x, q.labels, q.targets, objective)
+        return logits, loss, direction.nan_to_num(0, 0, 0)
+
+    return Oracle(ask, 3)
+
+
+def smoothed(model: nn.Module, objective: Objective, radius: float, copies: int, seed: int) -> Oracle:
+    """The mean of gradients around the query, each scaled alike; rough surfaces are smooth on average."""
+
+    def ask(q: Queries) -> Answer:
+        logits = logits_of(model, q.x)
+        total = torch.zeros_like(q.x)
+        for number in range(copies):
+            noise = 2 * uniform(seed, PROBE, q.ids, q.x.shape[1:], q.draw * copies + number) - 1
+            near = (q.x + radius * noise).clamp(0, 1)
+            direction = look(model, near, q.labels, q.targets, objective)[2].nan_to_num(0, 0, 0)
+            total += direction / direction.abs().mean((1, 2, 3), keepdim=True).clamp_min(torch.finfo(q.x.dtype).tiny)
+        return logits, objective(logits, q.labels, q.targets), total
+
+    return Oracle(ask, 1 + 3 * copies)
+
+
+def differences(model: nn.Module, objective: Objective, radius: float, pairs: int, seed: int) -> Oracle:
+    """Finite differences along random patches of pixels, in pairs of opposite signs (Spall 1992; Ilyas et al. 2018)."""
+
+    def ask(q: Queries) -> Answer:
+        logits = logits_of(model, q.x)
+        total = torch.zeros_like(q.x)
+        for number in range(pairs):
+            side = (1, 2, 4)[number % 3]
+            shape = (q.x.shape[1], -(-q.x.shape[2] // side), -(-q.x.shape[3] // side))
+            signs = (uniform(seed, PROBE, q.ids, shape, q.draw * pairs + number) < 0.5).to(q.x.dtype) * 2 - 1
+            signs = signs.repeat_interleave(side, 2).repeat_interleave(side, 3)
+            signs = signs[:, :, : q.x.shape[2], : q.x.shape[3]]
+            both = torch.cat([(q.x + sign * radius * signs).clamp(0, 1) for sign in (1, -1)])
+            asked = q.times(both)
+            up, down = objective(logits_of(model, both), asked.labels, asked.targets).chunk(2)
+            total += (up - down).nan_to_num(0, 0, 0).view(-1, 1, 1, 1) * signs
+        return logits, objective(logits, q.labels, q.targets), total
+
+    return Oracle(ask, 1 + 2 * pairs)
+
+
+def nothing(model: nn.Module, objective: Objective) -> Oracle:
+    """No direction: for attacks that need none."""
+
+    def ask(q: Queries) -> Answer:
+        logits = logits_of(model, q.x)
+        return logits, objective(logits, q.labels, q.targets), q.x.new_empty(0)
+
+    return Oracle(ask, 1)
+
+
+def straight_through(model: nn.Module, objective: Objective) -> Oracle:
+    """The gradient of the forward pass as it was computed, steps and all that hides it taken for the identity.
+
+    See ``StraightThrough``. (BPDA, Athalye et al. 2018.)
+    """
+
+    def ask(q: Queries) -> Answer:
+        with without_backward_hooks(model), differentiated_functions(), StraightThrough():
+            logits, loss, direction = look(model, q.x, q.labels, q.targets, objective)
+        return logits, loss, direction.nan_to_num(0, 0, 0)
+
+    return Oracle(ask, 3)
+
+
+class StraightThrough(TorchFunctionMode):
+    """Rounding, clipping and detaching have the gradient of the identity; ``no_grad`` and hooks on tensors none."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
+    ) -> Any:
+        name, options = getattr(function, "__name__", ""), options or {}
+        first = arguments[0] if arguments else None
+        if name in ("detach", "clone_detached") or (name == "__get__" and function is torch.Tensor.data.__get__):  # type: ignore[attr-defined]
+            return first
+        if name == "register_hook":
+            return None
+        if name == "_set_grad_enabled" and first is False:
+            return None
+        result = function(*arguments, **options)
+        if name in STEPS and isinstance(first, Tensor) and isinstance(result, Tensor) and first.shape == result.shape:
+            return first + (result - first).detach()
+        return result
+
+
+#: functions whose gradient is zero on all or on a large part of their domain
+STEPS = ("round", "floor", "ceil", "trunc", "sign", "clamp", "clip", "hardtanh", "clamp_min", "clamp_max", "fix")
+
+
+@contextmanager
+def differentiated_functions() -> Iterator[None]:
+    """Custom autograd functions of the model are differentiated by what their forward pass computes."""
+    function = torch.autograd.Function
+    original = function.__dict__["apply"]
+
+    class Context:
+        """Stands for the context that a forward pass writes to."""
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *arguments, **options: None
+
+    def apply(cls: Any, *arguments: Any, **options: Any) -> Any:
+        own = cls.__module__.startswith(("torch.", "robust_lr."))
+        combined = cls.setup_context is not function.setup_context
+        if own:
+            return original.__get__(None, cls)(*arguments, **options)
+        result = cls.forward(*arguments) if combined else cls.forward(Context(), *arguments)
+        inputs = [a for a in arguments if isinstance(a, Tensor) and a.requires_grad]
+        if isinstance(result, Tensor) and inputs and not result.requires_grad:
+            same = next((a for a in inputs if a.shape == result.shape), None)
+            return result if same is None else same + (result - same).detach()
+        return result
+
+    function.apply = classmethod(apply)
+    try:
+        yield
+    finally:
+        function.apply = original
+
+
+@contextmanager
+def without_backward_hooks(model: nn.Module) -> Iterator[None]:
+    """Backward hooks of modules are taken off for a while."""
+    kept = [(m, m._backward_hooks, m._backward_pre_hooks) for m in model.modules()]
+    try:
+        for module, hooks, pre_hooks in kept:
+            module._backward_hooks, module._backward_pre_hooks = type(hooks)(), type(pre_hooks)()
+        yield
+    finally:
+        for module, hooks, pre_hooks in kept:
+            module._backward_hooks, module._backward_pre_hooks = hooks, pre_hooks
+
+
+def inside(model: nn.Module, objective: Objective, name: str) -> Oracle:
+    """The gradient of a network inside the model by what it receives, as if what comes before were the identity.
+
+    What comes after it, and before it, plays no part: only the model's own logits say whether an attack succeeds.
+    """
+    part = model.get_submodule(name)
+
+    def ask(q: Queries) -> Answer:
+        received: list[Tensor] = []
+
+        def receive(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+            received.append(arguments[0].detach().clone())
+
+        handle = part.register_forward_pre_hook(receive)
+        try:
+            logits = logits_of(model, q.x)
+        finally:
+            handle.remove()
+        total, loss = torch.zeros_like(q.x), None
+        for x in [u for u in received if u.shape == q.x.shape][-3:]:
+            _, loss, direction = look(part, x.to(q.x.dtype), q.labels, q.targets, objective)
+            total += direction.nan_to_num(0, 0, 0)
+        return logits, objective(logits, q.labels, q.targets) if loss is None else loss, total
+
+    return Oracle(ask, 4)
+
+
+def at_input_of(model: nn.Module, objective: Objective, name: str) -> Oracle:
+    """The gradient of the model's logits by what a layer receives, as if what comes before it were the identity."""
+    part = model.get_submodule(name)
+
+    def ask(q: Queries) -> Answer:
+        received: list[Tensor] = []
+
+        def cut(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+            received.append(arguments[0].detach().requires_grad_())
+            return (received[-1], *arguments[1:])
+
+        handle = part.register_forward_pre_hook(cut)
+        try:
+            with torch.enable_grad():
+                logits = model(q.x)
+                loss = objective(logits, q.labels, q.targets)
+                shaped = [u for u in received if u.shape == q.x.shape]
+                found = torch.autograd.grad(loss.sum(), shaped, allow_unused=True)
+        finally:
+            handle.remove()
+        total = torch.zeros_like(q.x)
+        for direction in found:
+            total += 0 if direction is None else direction.nan_to_num(0, 0, 0)
+        return logits.detach(), loss.detach(), total
+
+    return Oracle(ask, 3)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Modules inside a model, by name: whole networks from images to logits, and layers that receive images."""
+
+    networks: tuple[str, ...]
+    layers: tuple[str, ...]
+
+
+#: networks inside a model that are attacked
+MAX_NETWORKS = 3
+
+
+def parts_of(model: nn.Module, x: Tensor) -> Parts:
+    """Parts of ``model`` that receive something of the shape of the images ``x``."""
+    n_classes = logits_of(model, x[:1]).shape[1]
+    networks: list[str] = []
+    layers: list[str] = []
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+            image = bool(arguments) and isinstance(arguments[0], Tensor) and arguments[0].shape == x.shape
+            if image and isinstance(output, Tensor):
+                if output.shape == (len(x), n_classes):
+                    networks.append(name)
+                elif output.shape != x.shape and not any(True for _ in module.children()):
+                    layers.append(name)
+
+        return hook
+
+    handles = [module.register_forward_hook(note(name)) for name, module in model.named_modules() if name]
+    try:
+        logits_of(model, x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    outer_first = sorted(dict.fromkeys(networks), key=lambda name: name.count("."))
+    return Parts(tuple(outer_first[:MAX_NETWORKS]), tuple(dict.fromkeys(layers))[-1:])

@@ -1,0 +1,49 @@
+"""What a pass of a model costs, counted and not timed, so that budgets are the same in every run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from ..models.cost import profile
+from ..models.resnet import ResNet
+
+#: what a processor core does in a second, on the cautious side
+MULTIPLY_ADDS, VALUES, CALLS = 8e9, 3e8, 5e4
+
+#: devices that are so many times faster
+FASTER = {"cuda": 50.0}
+
+
+class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts multiply-adds, values written and calls of operators."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.multiply_adds = self.values = self.calls = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
+    ) -> Any:
+        result = function(*arguments, **(options or {}))
+        self.calls += 1
+        self.values += sum(leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+        if (count := flop_registry.get(getattr(function, "_overloadpacket", None))) is not None:
+            self.multiply_adds += count(*arguments, **(options or {}), out_val=result) // 2
+        return result
+
+
+def seconds_of_a_pass(model: nn.Module, x: Tensor) -> float:
+    """Nominal seconds of one forward pass of one image, counted on the batch ``x``."""
+    with torch.no_grad(), Counter() as counter:
+        model(x)
+    multiply_adds = counter.multiply_adds
+    if isinstance(model, ResNet):  # whose own operators the counter does not know
+        multiply_adds = max(multiply_adds, profile(model, x).multiply_adds)
+    nominal = multiply_adds / MULTIPLY_ADDS + counter.values / VALUES + counter.calls / CALLS
+    return float(nominal) / len(x) / FASTER.get(x.device.type, 1.0)

@@ -1,0 +1,205 @@
+"""The verdict on a number: sound, weak or misled, and by how many points it is too high."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..utils.statistics import wilson
+from .ledger import Row
+from .validity import Check
+
+SOUND, WEAK, MISLED = "sound", "weak", "misled"
+
+#: a number is flagged where the lower end of its inflation exceeds this share of the images
+MAX_INFLATION = 0.02
+
+#: kinds of probes: stronger gradient attacks, and attacks that a sound gradient attack dominates
+STRONGER, DOMINATED = "stronger", "dominated"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probes:
+    """What probes found on a sample of the images that an evaluation calls robust; kept in its ledger.
+
+    Attributes:
+        sample: ids of the images that were attacked.
+        broken: by id of the broken ones: name of the probe that broke it first, and its kind.
+        ran: names of the probes that ran, in their order.
+        checks: of the model's structure.
+        misleading: names of the failed checks that alone make the number misled.
+        passes: forward and backward passes of one image that all this took.
+        seconds: time that it took.
+    """
+
+    sample: tuple[int, ...] = ()
+    broken: dict[int, tuple[str, str]] = field(default_factory=dict)
+    ran: tuple[str, ...] = ()
+    checks: tuple[Check, ...] = ()
+    misleading: tuple[str, ...] = ()
+    passes: int = 0
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "broken": [[id_, *found] for id_, found in self.broken.items()]}
+
+    @staticmethod
+    def from_json(kept: dict[str, Any]) -> Probes:
+        return Probes(
+            sample=tuple(kept["sample"]),
+            broken={id_: (name, kind) for id_, name, kind in kept["broken"]},
+            ran=tuple(kept["ran"]),
+            checks=tuple(Check(**check) for check in kept["checks"]),
+            misleading=tuple(kept["misleading"]),
+            passes=kept["passes"],
+            seconds=kept["seconds"],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inflation:
+    """By how much the robust accuracy is too high at least, as shares of all images.
+
+    Attributes:
+        value: estimate; ``interval`` is its 95 % interval.
+        probed, broken: robust images that were probed, and how many of them the probes broke.
+        robust, n: images that the evaluation calls robust, of how many.
+        by: how many images each probe broke, in the order of their running.
+    """
+
+    value: float
+    interval: tuple[float, float]
+    probed: int
+    broken: int
+    robust: int
+    n: int
+    by: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What is to be thought of a robust accuracy.
+
+    Attributes:
+        verdict: "sound", "weak" (stronger attacks of the same kind lower it by more than 2 points), "misled" (attacks
+            that a sound gradient attack dominates do, or the model's structure defeats gradients), or None where
+            nothing was looked at.
+        inflation: None where nothing was probed.
+        bound: robust accuracy is at most this, by the estimate.
+        reason: one sentence with the figures.
+        advice: what to do.
+    """
+
+    verdict: str | None
+    inflation: Inflation | None
+    bound: float | None
+    reason: str
+    advice: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of a result's JSON; inflation in points."""
+        inflation = None
+        if self.inflation is not None:
+            inflation = {
+                **asdict(self.inflation),
+                "value": 100 * self.inflation.value,
+                "interval": [100 * end for end in self.inflation.interval],
+            }
+        return {
+            "verdict": self.verdict,
+            "inflation": inflation,
+            "bound": self.bound,
+            "verdict_reason": self.reason,
+            "verdict_advice": self.advice,
+        }
+
+    def __str__(self) -> str:
+        """One line for a table."""
+        if self.verdict is None:
+            return f"no verdict: {self.reason}"
+        words = f"{self.verdict}: {self.reason}"
+        if self.verdict != SOUND and self.inflation is not None and self.bound is not None:
+            low, high = (100 * end for end in self.inflation.interval)
+            words += (
+                f"; the number is too high by {100 * self.inflation.value:.1f} [{low:.1f}, {high:.1f}] points or more, "
+                f"robust accuracy is at most {100 * self.bound:.1f}"
+            )
+        return words
+
+
+NOTHING = Verdict(
+    verdict=None, inflation=None, bound=None, reason="no probes were run", advice="run the probes: leave `check` on"
+)
+
+
+def share_interval(k: int, m: int, population: int) -> tuple[float, float]:
+    """95 % interval of the share in a population from which ``m`` were drawn without replacement, ``k`` of them so.
+
+    Wilson's interval with the finite population correction; exact where all were drawn.
+    """
+    if m == population:
+        return k / m, k / m
+    effective = m * (population - 1) / (population - m)
+    low, high = wilson(k / m * effective, effective)  # type: ignore[arg-type]
+    return max(low, k / population), min(high, (population - m + k) / population)
+
+
+def inflation_of(rows: Sequence[Row], sample: Collection[int], broken: Sequence[tuple[str, str]]) -> Inflation | None:
+    """Inflation of the robust accuracy of ``rows`` by what broke images of the sample; None without a sample."""
+    robust, n, m, k = sum(row.robust for row in rows), len(rows), len(sample), len(broken)
+    if not rows or not m:
+        return None
+    low, high = share_interval(k, m, robust)
+    by: dict[str, int] = {}
+    for name, _ in broken:
+        by[name] = by.get(name, 0) + 1
+    share = robust / n
+    return Inflation(
+        value=share * k / m, interval=(share * low, share * high), probed=m, broken=k, robust=robust, n=n, by=by
+    )
+
+
+def verdict_of(rows: Sequence[Row], probes: Probes | None) -> Verdict:
+    """The verdict by what probes found; the intervals decide."""
+    if probes is None:
+        return NOTHING
+    robust = sum(row.robust for row in rows)
+    failed = [check for check in probes.checks if check.passed is False and check.name in probes.misleading]
+    found = [probes.broken[id_] for id_ in probes.sample if id_ in probes.broken]
+    total = inflation_of(rows, probes.sample, found)
+    dominated = inflation_of(rows, probes.sample, [each for each in found if each[1] == DOMINATED])
+    bound = None if total is None else robust / len(rows) - total.value
+    if failed:
+        return Verdict(verdict=MISLED, inflation=total, bound=bound, reason=failed[0].found, advice=failed[0].advice)
+    if total is None:
+        return Verdict(
+            verdict=SOUND if robust == 0 else None,
+            inflation=None,
+            bound=0.0 if robust == 0 else None,
+            reason="no image is robust: there is nothing to probe" if robust == 0 else "no image was probed",
+            advice="",
+        )
+    words = f"{total.broken} of {total.probed} images that the evaluation calls robust"
+    best = ", ".join(f"{name} {count}" for name, count in total.by.items())
+    surely = 0.0 if dominated is None else wilson(dominated.broken, dominated.probed)[0] * robust / len(rows)
+    if surely > MAX_INFLATION:
+        return Verdict(
+            verdict=MISLED,
+            inflation=total,
+            bound=bound,
+            reason=f"attacks that need no sound gradients break {words} ({best})",
+            advice="the gradients mislead: make the model differentiable (BPDA), average over its randomness (EOT), or "
+            "attack the network inside",
+        )
+    if total.interval[0] > MAX_INFLATION:
+        return Verdict(
+            verdict=WEAK,
+            inflation=total,
+            bound=bound,
+            reason=f"stronger gradient attacks break {words} ({best})",
+            advice="run a stronger attack: `protocol` autoattack-standard, more steps and restarts, criterion worst",
+        )
+    return Verdict(
+        verdict=SOUND, inflation=total, bound=bound, reason=f"{len(probes.ran)} probes break {words}", advice=""
+    )
