@@ -100,8 +100,10 @@ def follow(probe: Probe, model: nn.Module, victims: Victims, ball: Ball) -> tupl
         query = state["query"]
         logits, loss, direction = oracle.ask(Queries(query, left.ids, left.labels, left.targets, draw + step))
         passes += oracle.cost * len(left)
-        state = probe.walk.advance(left.x, state, torch.full_like(left.labels, step), loss, direction)
-        if logits is not None and (there := left.reached(logits).cpu()).any():
+        reached = torch.zeros_like(left.labels, dtype=torch.bool) if logits is None else left.reached(logits)
+        step_number = torch.full_like(left.labels, step)
+        state = probe.walk.advance(left.x, state, step_number, loss, direction, reached)
+        if (there := reached.cpu()).any():
             final[rows[there]] = query[there]
             rows, left = rows[~there], left.rows(~there)
             state = {name: column[~there] for name, column in state.items()}
