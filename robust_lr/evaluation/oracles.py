@@ -6,6 +6,7 @@ and a direction that should raise it. A direction need not be the gradient: wher
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -122,7 +123,12 @@ def straight_through(model: nn.Module, objective: Objective) -> Oracle:
     """
 
     def ask(q: Queries) -> Answer:
-        with without_backward_hooks(model), differentiated_functions(), StraightThrough():
+        with (
+            warnings.catch_warnings(action="ignore"),
+            without_backward_hooks(model),
+            differentiated_functions(),
+            StraightThrough(),
+        ):
             logits, loss, direction = look(model, q.x, q.labels, q.targets, objective)
         return logits, loss, direction.nan_to_num(0, 0, 0)
 

@@ -9,13 +9,15 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..attacks.apgd import AutoPGD
+from ..attacks import starts
 from ..attacks.losses import LOSSES, margin
 from ..attacks.pgd import ProjectedGradient
 from ..attacks.square import SquareSearch
+from ..attacks.square_lp import WindowSearch
 from ..attacks.stepwise import Stepwise
+from ..protocols.apgd import APGD
+from ..protocols.square import Square
 from ..results.verdict import DOMINATED, STRONGER
-from ..utils.rng import PROBE, uniform
 from . import oracles
 from .oracles import DRAWS_OF_A_PROBE, Oracle, Queries
 
@@ -53,6 +55,16 @@ class Ball:
     eps: float
     norm: str
 
+    def per_pixel(self, pixels: int) -> float:
+        """The change of every pixel of an image that uses up the ball."""
+        exponent = {"linf": 0.0, "l2": 0.5, "l1": 1.0}[self.norm]
+        return float(self.eps / pixels**exponent)
+
+    def lengths(self, delta: Tensor) -> Tensor:
+        """In the norm of the ball, [n]."""
+        flat = delta.flatten(1)
+        return flat.abs().amax(1) if self.norm == "linf" else flat.norm(p=1 if self.norm == "l1" else 2, dim=1)
+
 
 Start = Callable[[Victims, Ball, int], Tensor]
 
@@ -83,11 +95,10 @@ def from_clean(victims: Victims, ball: Ball, draw: int, seed: int = 0) -> Tensor
 
 
 def from_noise(victims: Victims, ball: Ball, draw: int, seed: int = 0) -> Tensor:
-    """Uniform in the cube of the ball (L-infinity), or a random direction of a random length (L2)."""
-    noise = 2 * uniform(seed, PROBE, victims.ids, victims.x.shape[1:], draw) - 1
-    if ball.norm == "l2":
-        noise = noise / noise.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-    return (victims.x + ball.eps * noise).clamp(0, 1)
+    """At random in the ball."""
+    if ball.norm == "l1":
+        return starts.in_l1_ball(victims.x, victims.ids, ball.eps, seed=seed, draw=draw)
+    return starts.in_ball(victims.x, victims.ids, ball.eps, ball.norm, seed=seed, draw=draw)
 
 
 def follow(probe: Probe, model: nn.Module, victims: Victims, ball: Ball) -> tuple[Tensor, float]:
@@ -113,8 +124,19 @@ def follow(probe: Probe, model: nn.Module, victims: Victims, ball: Ball) -> tupl
     return final, passes
 
 
-def pgd(ball: Ball, steps: int, step: float, momentum: float = 0.75) -> ProjectedGradient:
+def pgd(ball: Ball, steps: int, step: float, momentum: float = 0.75) -> Stepwise:
+    """Steps of a share of eps with momentum; APGD in L1, where sign and length of a gradient are no step."""
+    if ball.norm == "l1":
+        return automatic(ball, steps)
     return ProjectedGradient(ball.norm, ball.eps, step * ball.eps, steps, momentum)
+
+
+def automatic(ball: Ball, steps: int) -> Stepwise:
+    return APGD(eps=ball.eps, norm=ball.norm, steps=steps).stepwise(0)
+
+
+def black_box(ball: Ball, queries: int, seed: int) -> SquareSearch | WindowSearch:
+    return Square(eps=ball.eps, norm=ball.norm, queries=queries).stepwise(seed)
 
 
 def stronger(ball: Ball, num_classes: int, scale: float) -> list[Probe]:
@@ -122,7 +144,7 @@ def stronger(ball: Ball, num_classes: int, scale: float) -> list[Probe]:
     steps = max(10, round(30 * scale))
     out = [Probe("momentum and margin loss", STRONGER, own_gradient("margin"), pgd(ball, steps, 0.15), from_clean, 0)]
     for number, loss in enumerate(["cross-entropy", *["dlr"] * (num_classes > 3)], 1):
-        walk = AutoPGD(ball.norm, ball.eps, steps)
+        walk = automatic(ball, steps)
         out.append(Probe(f"APGD, {loss}", STRONGER, own_gradient(loss), walk, from_noise, number))
     return out
 
@@ -135,7 +157,7 @@ def hardest(ball: Ball, scale: float) -> list[Probe]:
             f"APGD, {loss}, {steps} steps",
             STRONGER,
             own_gradient(loss),
-            AutoPGD(ball.norm, ball.eps, steps),
+            automatic(ball, steps),
             from_noise,
             number,
         )
@@ -149,11 +171,11 @@ def own_gradient(loss: str) -> Callable[[nn.Module], Oracle]:
 
 def dominated(parts: oracles.Parts, ball: Ball, seed: int, scale: float, pixels: int) -> list[Probe]:
     """Attacks that a sound gradient attack dominates, the cheap ones first."""
-    radius = ball.eps if ball.norm == "linf" else ball.eps / pixels**0.5
+    radius = ball.per_pixel(pixels)
     short = pgd(ball, max(8, round(15 * scale)), 0.2)
     steps = pgd(ball, max(5, round(8 * scale)), 0.3)
     copies, pairs = max(3, round(6 * scale)), max(6, round(15 * scale))
-    sources: list[tuple[str, Callable[[nn.Module], Oracle], ProjectedGradient]] = [
+    sources: list[tuple[str, Callable[[nn.Module], Oracle], Stepwise]] = [
         ("one large step", own_gradient("margin"), pgd(ball, 1, 1.0, 0.0)),
         ("straight-through gradient", partial(oracles.straight_through, objective=margin), short),
         *(
@@ -179,15 +201,14 @@ def dominated(parts: oracles.Parts, ball: Ball, seed: int, scale: float, pixels:
         Probe(name, DOMINATED, oracle, walk, from_clean, number)
         for number, (name, oracle, walk) in enumerate(sources, 20)
     ]
-    if ball.norm == "linf":
-        search = SquareSearch(ball.eps, max(60, round(300 * scale)), 0.8, seed)
-        out.append(Probe("Square", DOMINATED, partial(oracles.nothing, objective=margin), search, from_stripes, 39))
+    search = black_box(ball, max(60, round(300 * scale)), seed)
+    out.append(Probe("Square", DOMINATED, partial(oracles.nothing, objective=margin), search, from_squares, 39))
     return out
 
 
-def from_stripes(victims: Victims, ball: Ball, draw: int, seed: int = 0) -> Tensor:
+def from_squares(victims: Victims, ball: Ball, draw: int, seed: int = 0) -> Tensor:
     """The first query of Square."""
-    return SquareSearch(ball.eps, 1, 0.8, seed).stripes(victims.x, victims.ids, draw)
+    return black_box(ball, 1, seed).first(victims.x, victims.ids, draw)
 
 
 def noise_images(victims: Victims, ball: Ball, seed: int, copies: int) -> Sequence[Tensor]:
@@ -204,5 +225,5 @@ def noise_images(victims: Victims, ball: Ball, seed: int, copies: int) -> Sequen
 def longer(probe: Probe, factor: int, number: int) -> Probe:
     """The same probe with more steps, from noise."""
     walk = replace(probe.walk, steps=factor * probe.walk.steps)  # type: ignore[type-var]
-    start = from_stripes if isinstance(probe.walk, SquareSearch) else from_noise
+    start = from_squares if isinstance(probe.walk, SquareSearch | WindowSearch) else from_noise
     return replace(probe, walk=walk, start=start, number=number)

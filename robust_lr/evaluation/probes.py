@@ -106,9 +106,7 @@ class Hunt:
         """Images that a fresh copy misclassifies as they are or rounded to 8 bits, inside the ball."""
         found = torch.zeros(len(final), dtype=torch.bool, device=final.device)
         for x in (final, ((255 * final).round() / 255).clamp(0, 1)):
-            distance = (x - victims.x).flatten(1)
-            length = distance.abs().amax(1) if self.ball.norm == "linf" else distance.norm(dim=1)
-            inside = length <= self.ball.eps * (1 + 1e-6) + 1e-6
+            inside = self.ball.lengths(x - victims.x) <= self.ball.eps * (1 + 1e-6) + 1e-6
             found |= inside & victims.misclassified(oracles.logits_of(self.fresh(), x))
             self.passes += len(x)
         return found
@@ -248,7 +246,7 @@ def look_at_structure(
     bench: Bench, fresh: Callable[[], nn.Module], few: Victims, ball: Ball, resolution: float
 ) -> tuple[Check, ...]:
     """The checks of the structure on a few images."""
-    per_pixel = ball.eps if ball.norm == "linf" else ball.eps / few.x[0].numel() ** 0.5
+    per_pixel = ball.per_pixel(few.x[0].numel())
     away = from_noise(few, Ball(per_pixel, "linf"), 31 * oracles.DRAWS_OF_A_PROBE, bench.seed)
     specimen = Specimen(
         fresh=fresh,
