@@ -29,6 +29,7 @@ def pgd_linf(
     momentum: float = 0.0,
     true_labels: Tensor | None = None,
     observe: Observe | None = None,
+    end_at_cycles: bool = False,
 ) -> Tensor:
     """Signed-gradient steps on the loss, projected to the eps-ball and to [0, 1]; returns the last iterate.
 
@@ -48,6 +49,7 @@ def pgd_linf(
         momentum: decay factor of earlier gradients (MI-FGSM, Dong et al. 2018), 0 for plain PGD.
         true_labels: [N] int64, for a targeted loss that needs them as well (DLR).
         observe: called as ``observe(step, iterate, logits)`` before each step, e.g. to record the trajectory.
+        end_at_cycles: end once every iterate repeats itself, with the same result; for deterministic models, on a CPU.
 
     Returns:
         Adversarial images, same shape and dtype as ``x``, within eps of ``x`` and within [0, 1]. Where a gradient is
@@ -58,7 +60,7 @@ def pgd_linf(
             or logits without a gradient.
     """
     attack = ProjectedGradient("linf", eps, step_size, steps, momentum)
-    return _pgd(attack, model, x, labels, targeted, start, loss, true_labels, observe)
+    return _pgd(attack, model, x, labels, targeted, start, loss, true_labels, observe, end_at_cycles)
 
 
 def pgd_l2(
@@ -75,6 +77,7 @@ def pgd_l2(
     momentum: float = 0.0,
     true_labels: Tensor | None = None,
     observe: Observe | None = None,
+    end_at_cycles: bool = False,
 ) -> Tensor:
     """Steps of L2 length ``step_size`` along the gradient, scaled back to the ball, then clipped to [0, 1].
 
@@ -83,7 +86,7 @@ def pgd_l2(
     pixels in [0, 1], e.g. 0.5.
     """
     attack = ProjectedGradient("l2", eps, step_size, steps, momentum)
-    return _pgd(attack, model, x, labels, targeted, start, loss, true_labels, observe)
+    return _pgd(attack, model, x, labels, targeted, start, loss, true_labels, observe, end_at_cycles)
 
 
 def _pgd(
@@ -96,6 +99,7 @@ def _pgd(
     loss: Objective,
     true_labels: Tensor | None,
     observe: Observe | None,
+    end_at_cycles: bool,
 ) -> Tensor:
     check_attack(eps=attack.eps, step_size=attack.step_size, steps=attack.steps, norm=attack.norm)
     check_images(x)
@@ -103,7 +107,8 @@ def _pgd(
     if start is not None:
         check_start(x, start, attack.eps, attack.norm)
     true, targets = (labels if true_labels is None else true_labels, labels) if targeted else (labels, None)
-    return run(attack, model, x, true, targets, x if start is None else start, loss, observe)
+    start = x if start is None else start
+    return run(attack, model, x, true, targets, start, loss, observe, end_at_cycles=end_at_cycles)
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,7 @@ class ProjectedGradient:
     steps: int
     momentum: float = 0.0
     needs_gradient: bool = True
+    is_memoryless: bool = True  # the next state depends on this one alone: what comes back, comes back forever
 
     def begin(self, x: Tensor, start: Tensor, ids: Tensor, draws: Tensor) -> State:
         return {"query": start, "velocity": torch.zeros_like(x)} if self.momentum else {"query": start}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..utils.errors import InputError
+from . import cycles
 from .losses import Objective
 
 State = dict[str, Tensor]
@@ -90,14 +91,16 @@ def run(
     observe: Callable[[int, Tensor, Tensor], None] | None = None,
     ids: Tensor | None = None,
     key: str = "query",
+    end_at_cycles: bool = False,
 ) -> Tensor:
     """All steps on one batch; returns the last query, or what the state has as ``key``.
 
     ``observe(step, query, logits)`` is called for every query but the last.
+    With ``end_at_cycles`` the attack ends once every image is in a cycle, with the same last queries. It is for
+    deterministic models, and without effect on a GPU and for attacks whose moves depend on the step.
     """
-    none = torch.zeros_like(labels)
-    state = attack.begin(x, start.detach(), none if ids is None else ids, none)
-    for step in range(attack.steps):
+
+    def advance(state: State, step: int) -> State:
         query = state["query"]
         logits, loss, gradient = look(model, query, labels, targets, objective, attack.needs_gradient)
         if observe is not None:
@@ -107,7 +110,29 @@ def run(
         if isinstance(attack, TestsProposals):
             with torch.no_grad():
                 state = attack.settle(x, state, is_reached(model(state["query"]), labels, targets))
+        return state
+
+    none = torch.zeros_like(labels)
+    state = attack.begin(x, start.detach(), none if ids is None else ids, none)
+    followed = cycles.begin(state, none) if end_at_cycles and x.device.type == "cpu" and is_memoryless(attack) else None
+    for step in range(attack.steps):
+        state = advance(state, step)
+        if followed is not None:
+            now = torch.full_like(labels, step + 1)
+            followed = cycles.follow(followed, state, now, none)
+            if bool((followed["period"] > 0).all()):
+                left = (attack.steps - now) % followed["period"]
+                last = state["query"]
+                for extra in range(int(left.max())):
+                    state = advance(state, step + 1 + extra)
+                    last = torch.where((extra < left).view(-1, 1, 1, 1), state["query"], last)
+                return last
     return state[key]
+
+
+def is_memoryless(attack: Stepwise) -> bool:
+    """Whether the attack's next state depends on its state and the model alone, not on the step or random numbers."""
+    return bool(getattr(attack, "is_memoryless", False))
 
 
 def is_reached(logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:

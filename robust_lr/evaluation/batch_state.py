@@ -103,6 +103,7 @@ def initial_rows(
         "distance": torch.zeros_like(loss),
         # work
         "draw": zero,  # restarts that are finished, times targets
+        "steps_skipped": zero,
         "zero_gradients": zero,
         "forwards": torch.ones_like(zero),
         "backwards": zero,
@@ -145,6 +146,7 @@ def ledger_rows(rows: Rows, protocol: Protocol, parts: Sequence[str]) -> list[Ro
                 if last
             ),
             unconfirmed=row["unconfirmed"],
+            steps_skipped=row["steps_skipped"],
             forwards=row["forwards"],
             backwards=row["backwards"],
             seconds=row["seconds"],

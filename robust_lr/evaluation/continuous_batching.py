@@ -18,6 +18,7 @@ from ..attacks.losses import lead
 from ..attacks.stepwise import Stepwise, TestsProposals, constant, look
 from ..protocols.base import StepwiseProtocol
 from .batch_state import Rows, first, join, size, split, timed
+from .cycle_end import ON, begin_columns, is_recorded, skip_periods
 from .model_under_test import Bench, verified
 
 #: prefix of the columns that belong to the attack
@@ -53,7 +54,7 @@ def attack_pool(part: StepwiseProtocol, number: int, source: Iterator[Rows], ben
         began = time.perf_counter()
         back, returning = first(returning, bench.rows - size(flying))
         fresh, queue = first(queue, bench.rows - size(flying) - size(back))
-        fresh = timed(begun(part, attack, fresh, bench.seed), began) if fresh else {}
+        fresh = timed(begun(part, attack, fresh, bench), began) if fresh else {}
         began = time.perf_counter()
         for rows in (back, fresh):
             if rows:
@@ -83,19 +84,23 @@ def attack_pool(part: StepwiseProtocol, number: int, source: Iterator[Rows], ben
             landed, due = join([landed, down]), due[~landing]
         else:
             flying, turn = timed(flown(part, attack, flying, bench), began), turn + 1
+            if bench.cycles == ON:
+                due = turn + attack.steps - flying["step"]
 
 
-def begun(part: StepwiseProtocol, attack: Stepwise, rows: Rows, seed: int) -> Rows:
+def begun(part: StepwiseProtocol, attack: Stepwise, rows: Rows, bench: Bench) -> Rows:
     """``rows`` before the first step of their next draw."""
-    start = part.starts(rows["x"], rows["id"], seed=seed, draw=rows["draw"])
+    start = part.starts(rows["x"], rows["id"], seed=bench.seed, draw=rows["draw"])
     state = attack.begin(rows["x"], start, rows["id"], rows["draw"])
     away, toward = part.classes(rows)
+    step = torch.zeros_like(rows["id"])
     return {
         **rows,
         **{STATE + name: column for name, column in state.items()},
+        **(begin_columns(attack, state, step) if bench.cycles == ON else {}),
         "away": away,
         "toward": toward,
-        "step": torch.zeros_like(rows["id"]),
+        "step": step,
         "final": rows["x"],
         "before": rows["first_wrong"],
     }
@@ -127,7 +132,8 @@ def flown(part: StepwiseProtocol, attack: Stepwise, rows: Rows, bench: Bench) ->
         state = attack.settle(rows["x"], state, reached)
         rows = {**rows, **noted, "forwards": rows["forwards"] + undecided}
     rows = {**rows, **{STATE + name: c for name, c in state.items()}, "step": rows["step"] + 1}
-    return {name: column[:n] for name, column in rows.items()}
+    rows = {name: column[:n] for name, column in rows.items()}
+    return skip_periods(part, attack, rows, {name: column[:n] for name, column in state.items()})
 
 
 def judged(part: StepwiseProtocol, number: int, rows: Rows, bench: Bench) -> Rows:
@@ -205,7 +211,7 @@ def note(
         "first_success": since(rows["first_success"], counts),
     }
     if part.record and part.criterion == "last":
-        elsewhere = step[:, None] != constant(part.record, step.dtype, step.device)
+        elsewhere = ~is_recorded(rows, constant(part.record, step.dtype, step.device), part.steps)
         noted["right_at"] = rows["right_at"] & (right[:, None] | elsewhere)
         noted["reached_at"] = rows["reached_at"] | (reached[:, None] & ~elsewhere)
     return noted, reached, counts

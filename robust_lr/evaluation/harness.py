@@ -40,7 +40,7 @@ from .probes import probe
 from .session import Prepared, prepare
 
 #: of the ledger's columns
-SCHEMA = 3
+SCHEMA = 4
 
 
 def evaluate(
@@ -61,6 +61,7 @@ def evaluate(
     precision: str = "fp32",
     check: str | None = None,
     allow: Collection[str] = (),
+    end_at_cycles: bool = True,
     progress: Callable[[int, int], None] | bool | None = None,
     on_rows: Callable[[Sequence[Row]], None] | None = None,
 ) -> Result:
@@ -93,6 +94,8 @@ def evaluate(
         check: how thoroughly the number is probed: "default" (at most a tenth of the passes, or some seconds),
             "thorough" (eight times as much) or "off", which leaves the verdict None.
         allow: names of ``guards.GUARDS`` that are not to be asked.
+        end_at_cycles: stop computing steps of an image once its iterates come back to the bit; rows are the same but
+            for the passes. The result says whether that was possible, and for how many images.
         progress: called as ``progress(done, total)`` whenever images are done; True prints a line on stderr, for
             scripts and notebooks.
         on_rows: called with the rows of the ledger as they are written, first with those that were there.
@@ -116,6 +119,7 @@ def evaluate(
         precision=precision,
         check=check,
         allow=allow,
+        end_at_cycles=end_at_cycles,
     )
     if progress is True:
         line = ProgressLine(ready.name)
@@ -222,6 +226,7 @@ def evaluated(
         probes=found,
         origin=made,
         read_from_ledger=len(done),
+        cycle_detection=bench.cycles,
     )
     if folder is not None:
         write_json(folder / RESULT, result.to_dict())
@@ -268,6 +273,7 @@ def configuration(ready: Prepared, protocol: Protocol, targets: Targets | None) 
         "shard": None if ready.shard is None else f"{ready.shard[0]}/{ready.shard[1]}",
         "compute_batch": bench.rows if bench.fixed else 0,
         "precision": ready.precision,
+        "cycle_detection": bench.cycles,
         **{f"{key}_sha256": value for key, value in ready.hashes.items()},
     }
     if ready.code is not None:

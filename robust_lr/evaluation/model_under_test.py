@@ -27,6 +27,7 @@ class Bench:
             shape, this makes an image's arithmetic independent of the images beside it.
         patience: steps between looks at which images are decided; on a GPU each look makes the host wait.
         precision: context of the passes of ``attacked``.
+        cycles: ``cycle_end.ON`` if attacks end early where iterates come back, else why they do not.
     """
 
     model: Model
@@ -37,6 +38,7 @@ class Bench:
     fixed: bool
     patience: int
     precision: Callable[[], AbstractContextManager[object]]
+    cycles: str = "off: not wanted"
 
     def logits(self, x: Tensor, ids: Tensor) -> Tensor:
         """Of the model that judges, [N, num_classes], at most ``rows`` images; finite, and fitting the classes.

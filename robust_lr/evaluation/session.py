@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 import torch
@@ -22,6 +23,7 @@ from ..utils.contexts import device_of, fp32, frozen
 from ..utils.errors import InputError
 from ..utils.machine import check_batch, check_processes
 from ..utils.rng import GUARD, uniform
+from .cycle_end import detection, is_repeatable
 from .guards import FEW, SAMPLE, guard
 from .model_under_test import Bench, InFloat32, copied, in_float32
 from .precision import check_precision
@@ -100,6 +102,7 @@ def prepare(
     precision: str = "fp32",
     check: str | None = None,
     allow: Collection[str] = (),
+    end_at_cycles: bool = True,
 ) -> Prepared:
     """Everything that comes before the first image is attacked; arguments and errors as in ``evaluate``."""
     for protocol in protocols:
@@ -144,15 +147,24 @@ def prepare(
             resolution=torch.finfo(logits_dtype).eps,
             allow=allow,
         )
+        attacked = attackable(judge, torch.cat([images[:FEW], away]))
+        full = torch.arange(rows) % len(images)  # a pass of the attack's size
         bench = Bench(
             model=judge,
-            attacked=attackable(judge, torch.cat([images[:FEW], away])),
+            attacked=attacked,
             num_classes=num_classes,
             seed=seed,
             rows=rows,
             fixed=bool(compute_batch),
             patience=1 if device.type == "cpu" else PATIENCE,
             precision=nullcontext,
+            cycles=detection(
+                protocols,
+                end_at_cycles,
+                bool(compute_batch),
+                device,
+                partial(is_repeatable, attacked, images[full], labels[full]),
+            ),
         )
         behavior = torch.cat([bench.logits(x, ids[:FEW]) for x in (images[:FEW], away)])
     return Prepared(

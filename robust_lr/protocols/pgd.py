@@ -153,10 +153,11 @@ class PGD(StepwiseProtocol):
         draw: int = 0,
         start: Tensor | None = None,
         loss: Objective | None = None,
+        end_at_cycles: bool = False,
     ) -> Tensor:
         """Adversarial images of ``x`` [N, C, H, W]; ``goals`` are the labels or the targets.
 
-        ``start`` and ``loss`` take the place of the protocol's.
+        ``start`` and ``loss`` take the place of the protocol's; ``end_at_cycles`` as in ``attacks.pgd_linf``.
         """
         pgd = pgd_linf if self.norm == "linf" else pgd_l2
         return pgd(
@@ -171,6 +172,7 @@ class PGD(StepwiseProtocol):
             loss=self.objective if loss is None else loss,
             momentum=self.momentum,
             true_labels=labels,
+            end_at_cycles=end_at_cycles,
         )
 
     def values(self) -> dict[str, Any]:

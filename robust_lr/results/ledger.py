@@ -38,6 +38,7 @@ class Row:
         broken_by: the attack of a cascade that broke the image; None if none did, or it was wrong when clean.
         record: at each of the protocol's recorded steps, "r" right in every restart, "t" the target, "w" else wrong.
         unconfirmed: number of successes that the model did not confirm in a pass of its own; the attack then went on.
+        steps_skipped: steps that were not computed because the iterates of the attack had come back to the bit.
         forwards, backwards: passes of the model that were spent on the image, those of the padding left out.
         seconds: its share of the time.
     """
@@ -61,6 +62,7 @@ class Row:
     broken_by: str | None
     record: str
     unconfirmed: int
+    steps_skipped: int
     forwards: int
     backwards: int
     seconds: float

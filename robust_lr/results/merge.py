@@ -85,6 +85,7 @@ def join(folders: Sequence[str | Path]) -> Whole:
             device="; ".join(dict.fromkeys(record["device"] for record in records)),
             precision=first.record["precision"],
             agreement=agreement(records),
+            cycle_detection=first.record["cycle_detection"],
             logits_dtype=first.record.get("logits_dtype", "float32"),
         ),
         versions=first.record["versions"],

@@ -42,6 +42,8 @@ class Result:
         precision: of the attack's arithmetic; finished images are always judged in fp32, by the model as given.
         logits_dtype: dtype that the model computed its logits in; losses and verdicts are in float32.
         agreement: of verdicts with those of an fp32 attack, on a sample, where the precision is lower.
+        cycle_detection: "on" if images whose iterates came back to the bit ended early, else "off: " and the reason.
+        ended_at_cycles: images of which steps were left out for that, with the same rows as all steps would have given.
         seconds: time of the attack, summed over images, without loading.
         forwards, backwards: images x passes of the model that were really made, padding left out.
         verdict: "sound", "weak", "misled", or None where no probes were run; ``judgment`` says by which figures.
@@ -74,6 +76,8 @@ class Result:
     precision: str
     logits_dtype: str
     agreement: Proportion | None
+    cycle_detection: str
+    ended_at_cycles: int
     seconds: float
     forwards: int
     backwards: int

@@ -36,6 +36,7 @@ def summarize(
         max_distance=max(row.distance for row in rows),
         hashes={**hashes, **targets_hash(rows)},
         versions=versions(),
+        ended_at_cycles=sum(row.steps_skipped > 0 for row in rows),
         seconds=sum(row.seconds for row in rows),
         forwards=sum(row.forwards for row in rows),
         backwards=sum(row.backwards for row in rows),

@@ -66,7 +66,7 @@ def gradients_not_zero(rows: Sequence[Row], protocol: Protocol) -> Finding:
     moved = [row for row in rows if row.backwards]
     if not moved:
         return None, "the attack took no gradients"
-    stuck = sum(2 * row.zero_gradients >= row.backwards for row in moved)
+    stuck = sum(2 * row.zero_gradients >= row.backwards + row.steps_skipped for row in moved)
     words = f"zero everywhere in at least half of the steps for {stuck} of {len(moved)} images"
     return is_noise(stuck, len(moved)), words
 

@@ -68,7 +68,7 @@ def top_k(
         for x, y, ids in batches(data, order, workers=workers, skip=skip, device=device):
             if attack is not None:
                 goals = attack.goals(attacked, x, y, ids, data.num_classes, seed=seed)
-                x = attack.perturb(attacked, x, y, goals, ids, seed=seed)
+                x = attack.perturb(attacked, x, y, goals, ids, seed=seed, end_at_cycles=True)
             hits = model(x).topk(max(ks)).indices == y[:, None]
             counts += torch.stack([y.new_tensor(len(y)), *(hits[:, :k].sum() for k in ks)])
         return counts

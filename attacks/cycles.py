@@ -1,0 +1,101 @@
+"""Exact early end of fixed-step attacks: an iterate that comes back, comes back forever.
+
+PGD with a fixed step is a deterministic map from one iterate to the next, and in floating point it has finitely many
+values. So an image that stays robust ends in a cycle, on trained networks mostly of 2 to 6 steps after a few dozen
+(arXiv 2503.19347 observes the same). From then on every query, prediction and gradient is known.
+
+A repeated hash of the state proposes a period; the state is then kept and compared with the one a period later. Only
+equality to the bit counts. This needs arithmetic that gives an image the same bits in every pass.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+#: longest cycle that is found, in steps
+MAX_PERIOD = 16
+#: odd multipliers of the hash, from the 64-bit golden ratio; which ones they are does not matter
+_MULTIPLIER, _INCREMENT = 0x9E3779B1, 0x7F4A7C15
+
+_ANCHOR = "anchor."
+
+
+def begin(state: State, step: Tensor) -> State:
+    """The columns that follow images from the first ``state`` on, at ``step`` [N].
+
+    ``period`` [N] is 0 until a cycle is confirmed, ``since`` the step at which that was, and ``per_period`` what the
+    tally of ``follow`` grew by in one period.
+    """
+    none = torch.full_like(step, -1)
+    hashes = torch.full((len(step), MAX_PERIOD), -1, dtype=torch.int64, device=step.device)
+    return {
+        "hashes": hashes.scatter(1, (step % MAX_PERIOD)[:, None], hash_rows(state)[:, None]),
+        **{_ANCHOR + name: column for name, column in state.items()},
+        "candidate": torch.zeros_like(step),
+        "expected": none,  # step at which the anchor should come back
+        "period": torch.zeros_like(step),
+        "since": none,
+        "per_period": torch.zeros_like(step),
+    }
+
+
+def follow(columns: State, state: State, step: Tensor, tally: Tensor) -> State:
+    """The columns after an attack has moved to ``state`` at ``step`` [N]; ``tally`` [N] is any count that grows."""
+    columns = dict(columns)
+    due = columns["expected"] == step
+    if bool(due.any()):
+        same = due
+        for name, column in state.items():
+            same = same & (column == columns[_ANCHOR + name]).flatten(1).all(1)
+        columns["period"] = torch.where(same, columns["candidate"], columns["period"])
+        columns["since"] = torch.where(same, step, columns["since"])
+        columns["per_period"] = torch.where(same, tally - columns["per_period"], columns["per_period"])
+        columns["expected"] = torch.where(due, -1, columns["expected"])
+    code = hash_rows(state)[:, None]
+    repeated = columns["hashes"] == code
+    if bool(repeated.any()):
+        places = torch.arange(MAX_PERIOD, device=step.device)
+        age = (step[:, None] - places - 1) % MAX_PERIOD + 1
+        candidate = torch.where(repeated, age, MAX_PERIOD + 1).amin(1)
+        fresh = (candidate <= MAX_PERIOD) & (columns["expected"] < 0) & (columns["period"] == 0)
+        if bool(fresh.any()):
+            for name, column in state.items():
+                wide = fresh.view(-1, *[1] * (column.ndim - 1))
+                columns[_ANCHOR + name] = torch.where(wide, column, columns[_ANCHOR + name])
+            columns["candidate"] = torch.where(fresh, candidate, columns["candidate"])
+            columns["expected"] = torch.where(fresh, step + candidate, columns["expected"])
+            columns["per_period"] = torch.where(fresh, tally, columns["per_period"])
+    columns["hashes"] = columns["hashes"].scatter(1, (step % MAX_PERIOD)[:, None], code)
+    return columns
+
+
+def periods_left(period: Tensor, step: Tensor, steps: int) -> Tensor:
+    """Whole periods between ``step`` and ``steps``, [N]; 0 where no cycle is confirmed."""
+    return torch.where(period > 0, (steps - step).clamp_min(0) // period.clamp_min(1), 0)
+
+
+def hash_rows(state: State) -> Tensor:
+    """A hash of each row of all tensors of ``state``, [N] int64; equal rows have equal hashes."""
+    total: Tensor | None = None
+    for name in sorted(state):
+        bits = state[name].contiguous().view(torch.int32).flatten(1)
+        code = (bits * _weights(bits.shape[1], bits.device)).sum(1)
+        total = code if total is None else total * _MULTIPLIER + code
+    assert total is not None, "an attack has a state"
+    return total
+
+
+_KEPT: dict[tuple[int, torch.device], Tensor] = {}
+
+
+def _weights(n: int, device: torch.device) -> Tensor:
+    """``n`` odd int32 numbers, made once for each size."""
+    if (n, device) not in _KEPT:
+        if len(_KEPT) >= 16:
+            _KEPT.clear()
+        numbers = torch.arange(n, dtype=torch.int64) * _MULTIPLIER + _INCREMENT
+        _KEPT[n, device] = ((numbers ^ numbers >> 15) % 2**31 | 1).to(torch.int32).to(device)
+    return _KEPT[n, device]

@@ -1,0 +1,112 @@
+"""Images whose iterates come back are moved forward by whole periods: the same rows of the ledger for fewer passes.
+
+Nothing is guessed. Every query of a cycle has been seen, so under the worst-seen criterion the verdict is final; under
+the last-iterate criterion the image goes on from the step of the same phase and ends on the very last iterate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..attacks import cycles
+from ..attacks.losses import cross_entropy
+from ..attacks.stepwise import Stepwise, is_memoryless, look
+from ..protocols.base import Protocol, StepwiseProtocol
+from .batch_state import Rows
+
+#: prefix of the columns that follow an image's iterates
+CYCLE = "cycle."
+
+ON = "on"
+
+
+def detection(
+    protocols: Sequence[Protocol], wanted: bool, fixed: bool, device: torch.device, repeatable: Callable[[], bool]
+) -> str:
+    """Return ``ON`` if cycles can be told for sure, else "off: " and the reason, for the result."""
+    attacks = [part.stepwise(0) for p in protocols for part in p.attacks() if isinstance(part, StepwiseProtocol)]
+    if not any(map(is_memoryless, attacks)):
+        return "off: no attack with fixed steps"
+    if not wanted:
+        return "off: not wanted"
+    if device.type != "cpu":
+        return f"off: arithmetic on {device.type} may differ from one pass to the next"
+    if not fixed:
+        return "off: without a fixed compute batch, arithmetic depends on the number of rows"
+    return ON if repeatable() else "off: the model gives an image other bits in another pass"
+
+
+def is_repeatable(model: nn.Module, x: Tensor, labels: Tensor) -> bool:
+    """Whether an image's logits and gradients are the same to the bit in another place and beside other images.
+
+    Args:
+        model: what gradients are taken through.
+        x, labels: images [n, C, H, W] of a pass of the size that the attack makes, and their classes.
+    """
+    half = (len(x) + 1) // 2
+    other = torch.cat([x[half:].flip(0), x[:half]])  # the second half in front, the first half behind
+    index = torch.cat([torch.arange(half, len(x)).flip(0), torch.arange(half)])
+    beside = torch.cat([x[:half], (x[half:] + 0.5) % 1])
+    logits, _, gradient = look(model, x, labels, None, cross_entropy)
+    moved_logits, _, moved = look(model, other, labels[index], None, cross_entropy)
+    beside_logits, _, same = look(model, beside, labels, None, cross_entropy)
+    return (
+        torch.equal(moved_logits, logits[index])
+        and torch.equal(moved, gradient[index])
+        and torch.equal(beside_logits[:half], logits[:half])
+        and torch.equal(same[:half], gradient[:half])
+    )
+
+
+def begin_columns(attack: Stepwise, state: Rows, step: Tensor) -> Rows:
+    """Columns that follow the iterates of ``attack`` from ``state`` on; none if its moves depend on the step."""
+    if not is_memoryless(attack):
+        return {}
+    return {CYCLE + name: column for name, column in cycles.begin(state, step).items()}
+
+
+def skip_periods(part: StepwiseProtocol, attack: Stepwise, rows: Rows, state: Rows) -> Rows:
+    """Follow the iterates one step on, and move images in a cycle forward by as many whole periods as are left.
+
+    Where recorded steps lie between, one more period is computed first: ``is_recorded`` gives each its iterate.
+    """
+    columns = {name[len(CYCLE) :]: column for name, column in rows.items() if name.startswith(CYCLE)}
+    if not columns:
+        return rows
+    step = rows["step"]
+    # what grows by the same number in every period: both counts in one number
+    columns = cycles.follow(columns, state, step, (rows["zero_gradients"] << 32) + rows["unconfirmed"])
+    rows = {**rows, **{CYCLE + name: column for name, column in columns.items()}}
+    period = columns["period"]
+    if not bool((period > 0).any()):
+        return rows
+    left = cycles.periods_left(period, step, attack.steps) * ~rows["decided"]
+    if part.record and part.criterion == "last":
+        recorded = torch.tensor(part.record, device=step.device)
+        between = ((recorded >= columns["since"][:, None]) & (recorded < attack.steps)).any(1)
+        left = torch.where(between & (step < columns["since"] + period), 0, left)
+    per_period = columns["per_period"]
+    return {
+        **rows,
+        "step": step + left * period,
+        "steps_skipped": rows["steps_skipped"] + left * period,
+        "zero_gradients": rows["zero_gradients"] + left * (per_period >> 32),
+        "unconfirmed": rows["unconfirmed"] + left * (per_period & 0xFFFFFFFF),
+    }
+
+
+def is_recorded(rows: Rows, record: Tensor, steps: int) -> Tensor:
+    """Whether the current iterate is that of each recorded step, [N, R].
+
+    In a cycle it is also that of later steps of its phase, but for the last: that one is judged by itself.
+    """
+    step = rows["step"][:, None]
+    now = record == step
+    if f"{CYCLE}period" not in rows:
+        return now
+    period = rows[f"{CYCLE}period"][:, None]
+    later = (record > step) & (record < steps)
+    return now | ((period > 0) & later & ((record - step) % period.clamp_min(1) == 0))
