@@ -37,8 +37,15 @@ format: $(VENV)/installed  ## rewrite the code in the project's style
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files '*.h' '*.cpp' '*.cu')
 
-wheel: $(VENV)/installed  ## dist/robust_lr-*.whl
+wheel: $(VENV)/installed  ## dist/robust_lr-*.whl with compiled kernels (Linux, x86-64); CUDA="8.0 9.0" adds those for GPUs
+	rm -rf build dist/robust_lr-*.whl
+ifeq ($(shell uname -sm),Linux x86_64)
+	$(BIN)/python -m robust_lr.ops.wheel build/libraries $(if $(CUDA),"$(CUDA)")
+	ROBUST_LR_WHEEL_LIBRARIES=build/libraries $(BIN)/python -m build --wheel --outdir build/wheel
+	$(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl
+else
 	$(BIN)/python -m build --wheel
+endif
 
 wheel-check: wheel  ## the wheel, installed outside the repository, attacks the shipped network
 	tests/wheel_check.sh $(BIN)/python dist/robust_lr-*.whl

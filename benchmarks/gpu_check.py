@@ -48,7 +48,7 @@ def steps(out: Path, authors: Path | None) -> dict[str, Step]:
         command = [sys.executable, f"benchmarks/{script or name}.py", *arguments, "--out", str(out / f"{name}.json")]
         return Step(command, seconds)
 
-    load = "from robust_lr import extension; print(extension.load('cuda'), extension.build('cuda'))"
+    load = "from robust_lr.ops import library; print(library.load('cuda'), library.find_or_build('cuda').path)"
     tests = [
         "-m",
         "pytest",

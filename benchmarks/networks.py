@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from robust_lr import build_model
-from robust_lr.models.folding import fold
+from robust_lr.models.folding import fold, in_bfloat16
 from robust_lr.models.lr_net_stem import LRNet
 from robust_lr.models.resnet import STEMS, ResNet
 from robust_lr.ops import doctor
@@ -95,11 +95,13 @@ def passes(name: str, layout: torch.memory_format, dtype: torch.dtype, options: 
 
     plain = in_format(model, layout, options).eval().requires_grad_(False)
     folded = in_format(fold(model), layout, options)
+    lowered = in_bfloat16(folded) if dtype == torch.float32 else None
     return {
         "forward": partial(forward, plain),
         "attack": partial(attack, plain),
         "folded forward": partial(forward, folded),
         "folded attack": partial(attack, folded),
+        **({"folded attack in bf16": partial(attack, lowered)} if lowered is not None else {}),
         "training": training,
     }
 
@@ -198,6 +200,11 @@ def main() -> None:
 
         ratios = {which: best("LR-Net-26", which) / best("ResNet-26", which) for which in PASSES}
         ratios["training memory"] = memory["LR-Net-26"] / memory["ResNet-26"]
+        lowered = "folded attack in bf16"
+        if f"LR-Net-26 {lowered} nchw" in seconds:
+            spent["folded attack, fp32 / bf16"] = {
+                name: best(name, "folded attack") / best(name, lowered) for name in NETWORKS
+            }
         precisions[str(dtype).removeprefix("torch.")] = {
             "LR-Net-26 / ResNet-26": ratios,
             "seconds": seconds,

@@ -17,27 +17,32 @@ using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// The options of the operators, in the order of schema.h.
+struct RelationOptions {
+  Index kernel, stride, shared, composability;
+  bool softmax, mask;
+};
+
 // The problem of x [batch, channels, height, width], for q and k of `transforms` channels.
 inline Problem describe(Index batch, Index channels, Index height, Index width, Index transforms,
-                        const std::optional<Tensor>& geo, Index kernel, Index stride, Index shared, Index composability,
-                        bool softmax, bool mask) {
-  STD_TORCH_CHECK(
-      kernel >= 1 && kernel % 2 == 1 && stride >= 1 && shared >= 1 && composability >= 0 && composability <= 2,
-      "local_relation: an option is out of range");
+                        const std::optional<Tensor>& geo, const RelationOptions& o) {
+  STD_TORCH_CHECK(o.kernel >= 1 && o.kernel % 2 == 1 && o.stride >= 1 && o.shared >= 1 && o.composability >= 0 &&
+                      o.composability <= 2,
+                  "local_relation: an option is out of range");
   STD_TORCH_CHECK(height >= 1 && width >= 1, "local_relation: the image has no pixels");
   Problem p;
   p.batch = batch, p.channels = channels, p.height = height, p.width = width;
-  p.groups = (p.channels + shared - 1) / shared;
+  p.groups = (p.channels + o.shared - 1) / o.shared;
   p.components = p.groups > 0 ? transforms / p.groups : 0;
-  p.out_height = (p.height + stride - 1) / stride, p.out_width = (p.width + stride - 1) / stride;
-  p.kernel = kernel, p.stride = stride;
-  p.shared = std::min(shared, p.channels);
-  p.composability = static_cast<Composability>(composability);
-  p.softmax = softmax;
+  p.out_height = (p.height + o.stride - 1) / o.stride, p.out_width = (p.width + o.stride - 1) / o.stride;
+  p.kernel = o.kernel, p.stride = o.stride;
+  p.shared = std::min(o.shared, p.channels);
+  p.composability = static_cast<Composability>(o.composability);
+  p.softmax = o.softmax;
   // Zeros around the image only matter to the softmax's total.
-  p.padding = softmax && !mask ? kernel / 2 : 0;
-  STD_TORCH_CHECK(!geo || (geo->dim() == 3 && geo->size(0) == p.groups && geo->size(1) == kernel &&
-                           geo->size(2) == kernel && geo->is_contiguous()),
+  p.padding = o.softmax && !o.mask ? o.kernel / 2 : 0;
+  STD_TORCH_CHECK(!geo || (geo->dim() == 3 && geo->size(0) == p.groups && geo->size(1) == o.kernel &&
+                           geo->size(2) == o.kernel && geo->is_contiguous()),
                   "local_relation: geo must be contiguous [groups, K, K]");
   return p;
 }
@@ -47,10 +52,9 @@ inline bool has_shape(const Tensor& t, Index n, Index c, Index h, Index w) {
 }
 
 inline Problem describe(const Tensor& x, const Tensor& q, const Tensor& k, const std::optional<Tensor>& geo,
-                        Index kernel, Index stride, Index shared, Index composability, bool softmax, bool mask) {
+                        const RelationOptions& o) {
   STD_TORCH_CHECK(x.dim() == 4 && q.dim() == 4 && k.dim() == 4, "local_relation: x, q and k must have 4 dimensions");
-  const Problem p = describe(x.size(0), x.size(1), x.size(2), x.size(3), q.size(1), geo, kernel, stride, shared,
-                             composability, softmax, mask);
+  const Problem p = describe(x.size(0), x.size(1), x.size(2), x.size(3), q.size(1), geo, o);
   STD_TORCH_CHECK(p.components >= 1 && has_shape(q, p.batch, p.groups * p.components, p.out_height, p.out_width) &&
                       has_shape(k, p.batch, p.groups * p.components, p.height, p.width),
                   "local_relation: the shapes of x, q and k do not fit");

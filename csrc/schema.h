@@ -13,6 +13,11 @@ constexpr const char* kBackwardSchema =
     "int kernel_size, int stride, int channels_per_group, int composability, bool softmax, bool mask, bool needs_geo) "
     "-> (Tensor dx, Tensor dq, Tensor dk, Tensor dgeo)";
 
+// The gradients of values and of queries and keys at stride 1 that are the halves of one tensor's channels; on the CPU.
+constexpr const char* kJoinedBackwardSchema =
+    "joined_relation_backward(Tensor dy, Tensor x, Tensor qk, Tensor? geo, Tensor y, Tensor stats, int kernel_size, "
+    "int stride, int channels_per_group, int composability, bool softmax, bool mask) -> (Tensor dx, Tensor dqk)";
+
 // The LR-Net stem in one: x = relu(transform * (image, 1)) of `transform` [C, inputs + 1], q and k channel transforms
 // of x with the weights `query` and `key` [G * d, C], y their local relation.
 constexpr const char* kStemForwardSchema =
@@ -30,14 +35,18 @@ constexpr const char* kStemBackwardSchema =
 constexpr const char* kImageGradientSchema =
     "image_gradient(Tensor dy, Tensor weight, int height, int width, int stride, int padding) -> Tensor";
 
-// relu(convolution of x + bias + shortcut) of channels-last tensors, and the gradient by x of the convolution alone.
-// The weights [outputs, inputs, K, K] are packed by the first, transposed for the gradient.
-constexpr const char* kPackSchema = "pack_convolution(Tensor weight, bool transposed) -> Tensor";
+// relu(convolution of x + bias + shortcut) of channels-last tensors, in float32, float64 or bfloat16, and the gradient
+// by x: that of the convolution + shortcut, or 0 where `mask` is not above zero. The weights [outputs, inputs, K, K]
+// are packed by the first, transposed for the gradient; with `bfloat16`, from float32 for tensors of that type.
+constexpr const char* kPackSchema = "pack_convolution(Tensor weight, bool transposed, bool bfloat16=False) -> Tensor";
 constexpr const char* kConvolutionSchema =
     "convolution(Tensor x, Tensor packed, Tensor? bias, Tensor? shortcut, int outputs, int kernel_size, int stride, "
     "int padding, bool relu) -> Tensor";
 constexpr const char* kConvolutionGradientSchema =
-    "convolution_gradient(Tensor dy, Tensor packed, int inputs, int height, int width, int kernel_size, int stride, "
-    "int padding) -> Tensor";
+    "convolution_gradient(Tensor dy, Tensor packed, Tensor? shortcut, Tensor? mask, int inputs, int height, int width, "
+    "int kernel_size, int stride, int padding) -> Tensor";
+
+// Whether the convolutions above have kernels for bfloat16 here.
+constexpr const char* kBfloat16Schema = "has_bfloat16_products() -> bool";
 
 }  // namespace robust_lr

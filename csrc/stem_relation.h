@@ -5,13 +5,8 @@
 
 namespace robust_lr {
 
-struct StemOptions {
-  Index kernel, stride, shared, composability;
-  bool softmax, mask;
-};
-
 inline Problem describe_stem(const Tensor& image, const Tensor& transform, const Tensor& query, const Tensor& key,
-                             const std::optional<Tensor>& geo, const StemOptions& o) {
+                             const std::optional<Tensor>& geo, const RelationOptions& o) {
   STD_TORCH_CHECK(image.dim() == 4 && image.size(1) >= 1 && image.size(1) <= kMaxInputs && image.is_contiguous(),
                   "stem_relation: image must be contiguous, with 1 to 4 channels");
   STD_TORCH_CHECK(transform.dim() == 2 && transform.size(1) == image.size(1) + 1 && transform.is_contiguous(),
@@ -21,8 +16,7 @@ inline Problem describe_stem(const Tensor& image, const Tensor& transform, const
     STD_TORCH_CHECK(weights->dim() == 2 && weights->size(1) == channels && weights->size(0) == query.size(0) &&
                         weights->is_contiguous(),
                     "stem_relation: query and key must be contiguous [groups * d, channels]");
-  const Problem p = describe(image.size(0), channels, image.size(2), image.size(3), query.size(0), geo, o.kernel,
-                             o.stride, o.shared, o.composability, o.softmax, o.mask);
+  const Problem p = describe(image.size(0), channels, image.size(2), image.size(3), query.size(0), geo, o);
   STD_TORCH_CHECK(p.components >= 1 && query.size(0) == p.groups * p.components,
                   "stem_relation: query and key must have a multiple of the groups");
   return p;

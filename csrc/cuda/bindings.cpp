@@ -32,23 +32,23 @@ class Device {
 std::tuple<Tensor, Tensor> forward(Tensor x, Tensor q, Tensor k, std::optional<Tensor> geo, Index kernel, Index stride,
                                    Index shared, Index composability, bool softmax, bool mask) {
   const Device device(x, {&q, &k, geo ? &*geo : &x});
-  return local_relation(device.stream(), x, q, k, geo, kernel, stride, shared, composability, softmax, mask);
+  return local_relation(device.stream(), x, q, k, geo, {kernel, stride, shared, composability, softmax, mask});
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor dy, Tensor x, Tensor q, Tensor k, std::optional<Tensor> geo,
                                                     Tensor y, Tensor stats, Index kernel, Index stride, Index shared,
                                                     Index composability, bool softmax, bool mask, bool needs_geo) {
   const Device device(x, {&dy, &q, &k, &y, &stats, geo ? &*geo : &x});
-  return local_relation_backward(device.stream(), dy, x, q, k, geo, y, stats, kernel, stride, shared, composability,
-                                 softmax, mask, needs_geo);
+  return local_relation_backward(device.stream(), dy, x, q, k, geo, y, stats,
+                                 {kernel, stride, shared, composability, softmax, mask}, needs_geo);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> stem_forward(Tensor image, Tensor transform, Tensor query, Tensor key,
                                                         std::optional<Tensor> geo, Index kernel, Index stride,
                                                         Index shared, Index composability, bool softmax, bool mask) {
   const Device device(image, {&transform, &query, &key, geo ? &*geo : &image});
-  return stem_relation(device.stream(), image, transform, query, key, geo, kernel, stride, shared, composability,
-                       softmax, mask);
+  return stem_relation(device.stream(), image, transform, query, key, geo,
+                       {kernel, stride, shared, composability, softmax, mask});
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stem_backward(Tensor dy, Tensor image, Tensor transform,
@@ -58,8 +58,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stem_backward(Tensor dy, Tens
                                                                  Index composability, bool softmax, bool mask,
                                                                  bool needs_image, bool needs_weights) {
   const Device device(image, {&dy, &transform, &query, &key, &y, &q, &k, &stats, geo ? &*geo : &image});
-  return stem_relation_backward(device.stream(), dy, image, transform, query, key, geo, y, q, k, stats, kernel, stride,
-                                shared, composability, softmax, mask, needs_image, needs_weights);
+  return stem_relation_backward(device.stream(), dy, image, transform, query, key, geo, y, q, k, stats,
+                                {kernel, stride, shared, composability, softmax, mask}, needs_image, needs_weights);
 }
 
 }  // namespace

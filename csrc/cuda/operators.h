@@ -10,23 +10,19 @@
 namespace robust_lr::cuda {
 
 std::tuple<Tensor, Tensor> local_relation(Stream stream, Tensor x, Tensor q, Tensor k, std::optional<Tensor> geo,
-                                          Index kernel, Index stride, Index shared, Index composability, bool softmax,
-                                          bool mask);
+                                          const RelationOptions& options);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> local_relation_backward(Stream stream, Tensor dy, Tensor x, Tensor q,
                                                                    Tensor k, std::optional<Tensor> geo, Tensor y,
-                                                                   Tensor stats, Index kernel, Index stride,
-                                                                   Index shared, Index composability, bool softmax,
-                                                                   bool mask, bool needs_geo);
+                                                                   Tensor stats, const RelationOptions& options,
+                                                                   bool needs_geo);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> stem_relation(Stream stream, Tensor image, Tensor transform, Tensor query,
-                                                         Tensor key, std::optional<Tensor> geo, Index kernel,
-                                                         Index stride, Index shared, Index composability, bool softmax,
-                                                         bool mask);
+                                                         Tensor key, std::optional<Tensor> geo,
+                                                         const RelationOptions& options);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stem_relation_backward(
     Stream stream, Tensor dy, Tensor image, Tensor transform, Tensor query, Tensor key, std::optional<Tensor> geo,
-    Tensor y, Tensor q, Tensor k, Tensor stats, Index kernel, Index stride, Index shared, Index composability,
-    bool softmax, bool mask, bool needs_image, bool needs_weights);
+    Tensor y, Tensor q, Tensor k, Tensor stats, const RelationOptions& options, bool needs_image, bool needs_weights);
 
 }  // namespace robust_lr::cuda

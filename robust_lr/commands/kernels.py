@@ -21,7 +21,7 @@ def build(cuda: bool | None, arch: str | None) -> None:
     gets a library, which is found there if the cache, the compilers and PyTorch are the same.
     """
     from ..ops import build as extension
-    from ..ops import nvcc
+    from ..ops import library, nvcc
     from ..utils.errors import InputError
 
     if arch is not None and cuda is False:
@@ -30,7 +30,7 @@ def build(cuda: bool | None, arch: str | None) -> None:
         )
     named = nvcc.capabilities(arch, "--arch") if arch is not None else []
     nvcc.check_compilable(named)
-    say(f"CPU kernels: {extension.build('cpu')}")
+    say(f"CPU kernels: {library.find_or_build('cpu').path}")
     if named:
         for capability in named:
             say(f"CUDA kernels for {'.'.join(map(str, capability))}: {extension.build('cuda', [capability])}")

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from ..models.folding import in_bfloat16
 from ..utils.checks import check_name
 from ..utils.contexts import tf32
 from ..utils.errors import InputError, RunError
@@ -28,11 +29,10 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 def lowered(bench: Bench, precision: str, device: torch.device) -> Bench:
     """``bench`` with the passes of the attack in that precision."""
-    return replace(
-        bench,
-        precision=tf32 if precision == "tf32" else bench.precision,
-        attacked=InBfloat16(bench.attacked, device).eval() if precision == "bf16" else bench.attacked,
-    )
+    if precision == "tf32":
+        return replace(bench, precision=tf32)
+    kernels = in_bfloat16(bench.attacked) if device.type == "cpu" else None
+    return replace(bench, attacked=kernels or InBfloat16(bench.attacked, device).eval())
 
 
 def agreed(bench: Bench, precision: str, low: Bench, attack: Callable[[Bench], Iterator[Rows]]) -> tuple[int, int]:

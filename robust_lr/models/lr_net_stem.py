@@ -29,12 +29,7 @@ class LRNet(ResNet):
             relation.query.weight.flatten(1),
             relation.key.weight.flatten(1),
             relation.prior(),
-            kernel_size=relation.kernel_size,
-            stride=relation.stride,
-            channels_per_group=relation.channels_per_group,
-            composability=relation.composability,
-            normalization=relation.normalization,
-            border=relation.border,
+            **relation.options,
         )
         x = relation.transform(y)
         for name in self.stem_names[4:]:

@@ -18,6 +18,7 @@ from .layers.non_local import NonLocal2d, NonLocalBlock
 SpatialLayer = Callable[[int, int, int], nn.Module]
 
 STEMS = ("imagenet", "stride2", "small")
+STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 #: how many times coarser than a stage its grid of keys is, where a layer sees the full image: for res2 to res4 as the
 #: paper says (Table 3), for res5, which is small, ours
@@ -178,7 +179,7 @@ class ResNet(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """The last feature map, [N, channels, h, w]."""
         x = self.stem(self.normalize(x))
-        for name in ("layer1", "layer2", "layer3", "layer4"):
+        for name in STAGES:
             x = self.get_submodule(name)(x)
         return x
 

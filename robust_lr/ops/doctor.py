@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 
 from ..utils.errors import RunError
-from . import build as extension
-from . import nvcc
+from . import build, library, nvcc
+from .compiler import find_compiler, find_ninja
 
 
 class Prospect(NamedTuple):
@@ -28,10 +28,10 @@ def describe() -> dict[str, object]:
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
         **_compiler(),
-        "ninja": extension.find_ninja(),
+        "ninja": find_ninja(),
         **_cuda(),
-        "mode": extension.chosen_mode(),
-        "cache": str(extension.cache_folder()),
+        "mode": library.chosen_mode(),
+        "cache": str(build.cache_folder()),
         **cpu._asdict(),
         **{f"cuda_{name}": value for name, value in cuda._asdict().items()},
     }
@@ -39,29 +39,32 @@ def describe() -> dict[str, object]:
 
 def prospect(device: str) -> Prospect:
     """What would become of tensors on "cpu" or "cuda"."""
-    mode = extension.chosen_mode()
+    mode = library.chosen_mode()
     if mode == "off":
         return Prospect("plain PyTorch", "ROBUST_LR_EXTENSION=off")
     try:
-        reason = extension.missing(device)
+        if found := library.prebuilt(device):
+            why = f"from the wheel, for {found.vectors}" if found.vectors else "from the wheel"
+            return Prospect("compiled kernels", why, str(found.path), True)
+        reason = build.missing(device)
         if reason:
             return Prospect("an error" if mode == "require" else "plain PyTorch", reason)
-        library = extension.plan_for(device).library()
+        path = build.plan_for(device).library()
     except RunError as error:
         return Prospect("an error", str(error))
-    built = library.exists()
-    return Prospect("compiled kernels", "built" if built else "will be built at first use", str(library), built)
+    built = path.exists()
+    return Prospect("compiled kernels", "built" if built else "will be built at first use", str(path), built)
 
 
 def _compiler() -> dict[str, object]:
     try:
-        compiler = extension.find_compiler()
-    except RunError:  # which `prospect` tells
-        compiler = None
+        compiler, vectors = find_compiler(), library.vectors()
+    except RunError:  # which `prospect` reports
+        compiler = vectors = None
     return {
         "compiler": shlex.join(compiler.command) if compiler else None,
         "compiler_version": compiler.version if compiler else None,
-        "vectors": compiler.vectors if compiler else None,
+        "vectors": vectors,
     }
 
 
@@ -85,5 +88,5 @@ def _cuda() -> dict[str, object]:
     }
 
 
-def _names(capabilities: extension.Capabilities) -> list[str]:
+def _names(capabilities: build.Capabilities) -> list[str]:
     return [f"{major}.{minor}" for major, minor in capabilities]

@@ -2,14 +2,14 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, get_args
+from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import build as extension
-from . import reference
-from .reference import Border, Composability, Normalization
+from . import library, reference
+from .reference import Border, Composability, Normalization, RelationOptions
 
 
 def local_relation(
@@ -52,13 +52,11 @@ def local_relation(
     Raises:
         InputError: for a shape, dtype, device or option that does not fit.
     """
+    options = RelationOptions(kernel_size, stride, channels_per_group, composability, normalization, border)
     only_shape = x.is_meta and not torch.is_grad_enabled()  # no need to compile or to go through the window for that
     if not only_shape and not has_kernels(x.device.type):
-        return reference.local_relation(
-            x, q, k, geo, kernel_size=kernel_size, stride=stride, channels_per_group=channels_per_group,
-            composability=composability, normalization=normalization, border=border,
-        )  # fmt: skip
-    shape = reference.check(x, q, k, geo, kernel_size, stride, channels_per_group, composability, normalization, border)
+        return reference.aggregate(x, q, k, geo, options)
+    shape = reference.check(x, q, k, geo, options)
     dtype = reference.common_dtype(x, q, k)
     if only_shape:
         return _empty_like(x, x.shape[1], shape.height, shape.width).to(dtype)
@@ -70,22 +68,56 @@ def local_relation(
         q.to(computed),
         k.to(computed),
         None if geo is None else geo.to(wide).contiguous(),
-        *numbers(shape.kernel_size, stride, channels_per_group, composability, normalization, border),
+        *replace(options, kernel_size=shape.kernel_size).numbers(),
     )
     return y.to(dtype)
 
 
-def numbers(
-    kernel_size: int,
-    stride: int,
-    channels_per_group: int,
-    composability: Composability,
-    normalization: Normalization,
-    border: Border,
-) -> tuple[int, int, int, int, bool, bool]:
-    """The options as the operators in csrc/schema.h take them."""
-    phi = get_args(Composability).index(composability)
-    return kernel_size, stride, channels_per_group, phi, normalization == "softmax", border == "mask"
+def joined_relation(x: Tensor, qk: Tensor, geo: Tensor | None, **options: Any) -> Tensor:
+    """Do what `local_relation` does at stride 1, for queries and keys that are the halves of one tensor's channels.
+
+    Their gradients are made as one tensor, too, where there is a kernel for that.
+    """
+    covered = (
+        x.device.type == "cpu"
+        and x.dtype == qk.dtype in (torch.float32, torch.float64, torch.bfloat16)
+        and not (geo is not None and geo.requires_grad)
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and has_kernels("cpu")
+    )
+    q, k = qk.chunk(2, dim=1)
+    if not covered:
+        return local_relation(x, q, k, geo, **options)
+    given = RelationOptions(**options)
+    given = replace(given, kernel_size=reference.check(x, q, k, geo, given).kernel_size)
+    prior = None if geo is None else geo.to(reference.accumulation_dtype(x.dtype)).contiguous()
+    y: Tensor = _JoinedRelation.apply(x, qk, prior, given)
+    return y
+
+
+class _JoinedRelation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, qk: Tensor, geo: Tensor | None, options: RelationOptions) -> Tensor:
+        y: Tensor
+        y, stats = torch.ops.robust_lr.local_relation.default(x, *qk.chunk(2, dim=1), geo, *options.numbers())
+        ctx.save_for_backward(x, qk, geo, y, stats)
+        ctx.options = options
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, qk, geo, y, stats = ctx.saved_tensors
+        if torch.is_grad_enabled():  # someone wants gradients of gradients
+            points = x.view_as(x), qk.view_as(qk)  # keep out a path from one to the other, which is not this operator's
+            q, k = points[1].chunk(2, dim=1)
+            z = local_relation(points[0], q, k, geo, **asdict(ctx.options))
+            dx, dqk = torch.autograd.grad(z, points, dy, create_graph=True)
+        else:
+            dx, dqk = torch.ops.robust_lr.joined_relation_backward.default(
+                dy, x, qk, geo, y, stats, *ctx.options.numbers()
+            )
+        return dx, dqk, None, None
 
 
 def _apply(*arguments: Any) -> Tensor:
@@ -111,7 +143,7 @@ has_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 @functools.cache
 def _load(device: str) -> bool:
     """Load the compiled operators for a type of device; False where there are none."""
-    if not extension.load(device):
+    if not library.load(device):
         return False
     _register()
     return True
@@ -199,14 +231,10 @@ class _Gradients(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         dy, *inputs = (tensor for tensor in ctx.saved_tensors if tensor is not None)
-        kernel_size, stride, channels_per_group, composability, softmax, mask = ctx.options
+        options = RelationOptions.from_numbers(ctx.options)
 
         def plain(x: Tensor, q: Tensor, k: Tensor, geo: Tensor | None = None) -> Tensor:
-            return reference.local_relation(
-                x, q, k, geo, kernel_size=kernel_size, stride=stride, channels_per_group=channels_per_group,
-                composability=get_args(Composability)[composability],
-                normalization="softmax" if softmax else "none", border="mask" if mask else "zero",
-            )  # fmt: skip
+            return reference.aggregate(x, q, k, geo, options)
 
         wanted = 4 if ctx.needs_geo else 3
 

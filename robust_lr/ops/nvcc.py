@@ -5,7 +5,8 @@ The environment decides:
 - `CUDA_HOME` or `CUDA_PATH`: the toolkit; otherwise the nvcc on the PATH, or /usr/local/cuda.
 - `TORCH_CUDA_ARCH_LIST`: GPUs to compile for, as for PyTorch's own extensions, e.g. "8.0 9.0" or "Hopper"; otherwise
   those present. Entries older than 8.0 are dropped, and where GPUs are present, entries that none of them needs.
-- `NVCC_PREPEND_FLAGS`: flags that nvcc reads itself, e.g. `-ccbin g++-12` for another C++ compiler.
+- `NVCC_PREPEND_FLAGS`, `NVCC_APPEND_FLAGS`, `NVCC_CCBIN`: flags that nvcc reads itself, e.g. `-ccbin g++-12` for
+  another C++ compiler.
 """
 
 import functools
@@ -92,6 +93,14 @@ def _probe(nvcc: str, found_by: str) -> Toolkit:
         tuple(os.path.realpath(folder) for folder in folders),
         tuple(sorted((int(major), int(minor)) for major, minor in virtual)),
     )
+
+
+def environment() -> tuple[str, ...]:
+    """Return what nvcc reads from the environment, and the version of the C++ compiler that it takes by default."""
+    names = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN")
+    host = os.environ.get("NVCC_CCBIN") or shutil.which("gcc")
+    version = _run(host, "-dumpfullversion") if host and shutil.which(host) else ""
+    return (*(f"{name}={os.environ.get(name, '')}" for name in names), version.strip())
 
 
 def wanted_capabilities() -> list[tuple[int, int]]:

@@ -4,7 +4,11 @@ The same call as `robust_lr.ops.local_relation`, on any device and in any floati
 differentiable any number of times. It holds the weights [N, G, K*K, Ho, Wo] in memory, which the kernels never do.
 """
 
-from typing import Literal, NamedTuple, get_args
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +21,38 @@ Normalization = Literal["softmax", "none"]
 Border = Literal["mask", "zero"]
 
 
+@dataclass(frozen=True)
+class RelationOptions:
+    """The options of local relation; see `robust_lr.ops.local_relation` for what they mean."""
+
+    kernel_size: int | None = None
+    stride: int = 1
+    channels_per_group: int = 8
+    composability: Composability = "squared_difference"
+    normalization: Normalization = "softmax"
+    border: Border = "mask"
+
+    def numbers(self) -> tuple[int, int, int, int, bool, bool]:
+        """Return them as the operators in csrc/schema.h take them; the kernel size must be known."""
+        assert self.kernel_size is not None
+        phi = get_args(Composability).index(self.composability)
+        softmax, mask = self.normalization == "softmax", self.border == "mask"
+        return self.kernel_size, self.stride, self.channels_per_group, phi, softmax, mask
+
+    @classmethod
+    def from_numbers(cls, numbers: Sequence[Any]) -> RelationOptions:
+        """Return the options that `numbers` gave."""
+        kernel_size, stride, channels_per_group, phi, softmax, mask = numbers
+        return cls(
+            kernel_size,
+            stride,
+            channels_per_group,
+            get_args(Composability)[phi],
+            "softmax" if softmax else "none",
+            "mask" if mask else "zero",
+        )
+
+
 class Shape(NamedTuple):
     """The sizes that a checked call has: G groups of d query and key components, K*K windows, output Ho x Wo."""
 
@@ -27,25 +63,19 @@ class Shape(NamedTuple):
     width: int
 
 
-def local_relation(
-    x: Tensor,
-    q: Tensor,
-    k: Tensor,
-    geo: Tensor | None,
-    *,
-    kernel_size: int | None = None,
-    stride: int = 1,
-    channels_per_group: int = 8,
-    composability: Composability = "squared_difference",
-    normalization: Normalization = "softmax",
-    border: Border = "mask",
-) -> Tensor:
+def local_relation(x: Tensor, q: Tensor, k: Tensor, geo: Tensor | None, **options: Any) -> Tensor:
     """Aggregate each window of `x` with weights made from `q` and `k` (paper section 4).
 
     See `robust_lr.ops.local_relation` for the arguments, the result and the errors.
     """
-    shape = check(x, q, k, geo, kernel_size, stride, channels_per_group, composability, normalization, border)
-    groups, components, size, height, width = shape
+    return aggregate(x, q, k, geo, RelationOptions(**options))
+
+
+def aggregate(x: Tensor, q: Tensor, k: Tensor, geo: Tensor | None, options: RelationOptions) -> Tensor:
+    """Do the same for options in a record."""
+    groups, components, size, height, width = check(x, q, k, geo, options)
+    stride, channels_per_group = options.stride, options.channels_per_group
+    composability, normalization = options.composability, options.normalization
     dtype = common_dtype(x, q, k)
     wide = accumulation_dtype(dtype)
     n, channels = x.shape[:2]
@@ -66,7 +96,7 @@ def local_relation(
     logits = torch.stack([similarity(query, at(key, tap), composability).sum(2) for tap in taps], dim=2)
     if geo is not None:
         logits = logits + geo.to(wide).reshape(groups, size * size, 1, 1)
-    if border == "mask":
+    if options.border == "mask":
         inside = F.pad(torch.ones(x.shape[-2:], dtype=torch.bool, device=x.device), (radius,) * 4)
         outside = ~torch.stack([at(inside, tap) for tap in taps])
         logits = logits.masked_fill(outside, float("-inf") if normalization == "softmax" else 0.0)
@@ -101,18 +131,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def check(
-    x: Tensor,
-    q: Tensor,
-    k: Tensor,
-    geo: Tensor | None,
-    kernel_size: int | None,
-    stride: int,
-    channels_per_group: int,
-    composability: str,
-    normalization: str,
-    border: str,
-) -> Shape:
+def check(x: Tensor, q: Tensor, k: Tensor, geo: Tensor | None, options: RelationOptions) -> Shape:
     """Check the arguments of a call and return its sizes; raise `InputError` for the first that is wrong."""
     for name, image in (("x", x), ("q", q), ("k", k)):
         if image.dim() != 4:
@@ -122,13 +141,14 @@ def check(
             raise InputError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
         if tensor is not None and tensor.device != x.device:
             raise InputError(f"{name} is on {tensor.device}, but x is on {x.device}; put them on one device")
+    stride, channels_per_group = options.stride, options.channels_per_group
     for name, value in (("stride", stride), ("channels_per_group", channels_per_group)):
         if value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
     for name, option, allowed in (
-        ("composability", composability, get_args(Composability)),
-        ("normalization", normalization, get_args(Normalization)),
-        ("border", border, get_args(Border)),
+        ("composability", options.composability, get_args(Composability)),
+        ("normalization", options.normalization, get_args(Normalization)),
+        ("border", options.border, get_args(Border)),
     ):
         if option not in allowed:
             raise InputError(f"{name} must be one of {', '.join(allowed)}, got {option!r}")
@@ -149,7 +169,7 @@ def check(
     ):
         if list(given.shape) != wanted:
             raise InputError(f"{name} must have the shape {wanted} (stride {stride}), got {list(given.shape)}")
-    size = _check_window(geo, kernel_size, groups)
+    size = _check_window(geo, options.kernel_size, groups)
     return Shape(groups, q.shape[1] // groups, size, out_height, out_width)
 
 

@@ -6,6 +6,7 @@ them from the image wherever they need them, forward and backward.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from . import local_relation as ops
 from . import reference
-from .reference import Border, Composability, Normalization
+from .reference import Border, Composability, Normalization, RelationOptions
 
 #: channels of an image that the kernels take, at most; kMaxInputs in csrc/problem.h
 MAX_INPUTS = 4
@@ -81,14 +82,14 @@ def stem_relation(
         query.to(dtype).contiguous(),
         key.to(dtype).contiguous(),
         None if geo is None else geo.to(wide).contiguous(),
-        {
-            "kernel_size": kernel_size if geo is None else geo.shape[-1],
-            "stride": stride,
-            "channels_per_group": channels_per_group,
-            "composability": composability,
-            "normalization": normalization,
-            "border": border,
-        },
+        RelationOptions(
+            kernel_size if geo is None else geo.shape[-1],
+            stride,
+            channels_per_group,
+            composability,
+            normalization,
+            border,
+        ),
     )
     return y
 
@@ -97,7 +98,7 @@ class _StemRelation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         *tensors, ctx.options = arguments
-        ctx.numbers = ops.numbers(**ctx.options)
+        ctx.numbers = ctx.options.numbers()
         y, *kept = torch.ops.robust_lr.stem_relation.default(*tensors, *ctx.numbers)
         ctx.save_for_backward(*tensors, y, *kept)
         return y  # type: ignore[no-any-return]
@@ -110,7 +111,7 @@ class _StemRelation(torch.autograd.Function):
             # In training the transform is made from the image: views keep that path out, which is not this operator's.
             points: list[Any] = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
             inputs = [point for point, needed in zip(points, wanted, strict=True) if needed]
-            found = iter(torch.autograd.grad(composed(*points, **ctx.options), inputs, dy, create_graph=True))
+            found = iter(torch.autograd.grad(composed(*points, **asdict(ctx.options)), inputs, dy, create_graph=True))
         else:
             needs_image, needs_weights = wanted[0], any(wanted[1:])
             gradients = torch.ops.robust_lr.stem_relation_backward.default(

@@ -161,21 +161,21 @@ namespace {
 
 std::tuple<Tensor, Tensor> forward(Tensor x, Tensor q, Tensor k, std::optional<Tensor> geo, Index kernel, Index stride,
                                    Index shared, Index composability, bool softmax, bool mask) {
-  return local_relation(nullptr, x, q, k, geo, kernel, stride, shared, composability, softmax, mask);
+  return local_relation(nullptr, x, q, k, geo, {kernel, stride, shared, composability, softmax, mask});
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor dy, Tensor x, Tensor q, Tensor k, std::optional<Tensor> geo,
                                                     Tensor y, Tensor stats, Index kernel, Index stride, Index shared,
                                                     Index composability, bool softmax, bool mask, bool needs_geo) {
-  return local_relation_backward(nullptr, dy, x, q, k, geo, y, stats, kernel, stride, shared, composability, softmax,
-                                 mask, needs_geo);
+  return local_relation_backward(nullptr, dy, x, q, k, geo, y, stats,
+                                 {kernel, stride, shared, composability, softmax, mask}, needs_geo);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> stem_forward(Tensor image, Tensor transform, Tensor query, Tensor key,
                                                         std::optional<Tensor> geo, Index kernel, Index stride,
                                                         Index shared, Index composability, bool softmax, bool mask) {
-  return stem_relation(nullptr, image, transform, query, key, geo, kernel, stride, shared, composability, softmax,
-                       mask);
+  return stem_relation(nullptr, image, transform, query, key, geo,
+                       {kernel, stride, shared, composability, softmax, mask});
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stem_backward(Tensor dy, Tensor image, Tensor transform,
@@ -184,8 +184,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stem_backward(Tensor dy, Tens
                                                                  Index kernel, Index stride, Index shared,
                                                                  Index composability, bool softmax, bool mask,
                                                                  bool needs_image, bool needs_weights) {
-  return stem_relation_backward(nullptr, dy, image, transform, query, key, geo, y, q, k, stats, kernel, stride, shared,
-                                composability, softmax, mask, needs_image, needs_weights);
+  return stem_relation_backward(nullptr, dy, image, transform, query, key, geo, y, q, k, stats,
+                                {kernel, stride, shared, composability, softmax, mask}, needs_image, needs_weights);
 }
 
 }  // namespace

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from test_local_relation import relative_error
 from torch import Tensor
 
-from robust_lr.models.layers.fused_conv import FusedConv2d, has_wide_vectors
-from robust_lr.ops import build as extension
+from robust_lr.models.layers.fused_conv import FusedConv2d, has_bfloat16, has_wide_vectors
+from robust_lr.ops import library
+from robust_lr.ops.compiler import Compiler
 
-needs_kernels = pytest.mark.skipif(not extension.load(), reason="no compiled kernels")
+needs_kernels = pytest.mark.skipif(not library.load(), reason="no compiled kernels")
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-14}
 
 
@@ -168,7 +169,7 @@ def test_kernel_is_left_out_where_it_has_no_place(monkeypatch):
     ("macros", "wide"), [({"__AVX512F__": "1", "__AVX2__": "1"}, True), ({"__SSE2__": "1"}, False)]
 )
 def test_narrow_vectors_are_left_to_pytorch(macros, wide, monkeypatch):
-    monkeypatch.setattr(extension, "find_compiler", lambda: extension.Compiler(("c++",), (), macros))
+    monkeypatch.setattr(library, "find_compiler", lambda: Compiler(("c++",), (), macros))
     assert has_wide_vectors.__wrapped__() is wide
 
 
@@ -178,7 +179,7 @@ def test_narrow_vectors_are_left_to_pytorch(macros, wide, monkeypatch):
     [
         ({"x": torch.zeros(2, 4, 5, 5)}, "channels-last"),
         ({"x": last(torch.zeros(2, 4, 5, 5)).double()}, "dtype of x"),
-        ({"x": last(torch.zeros(2, 4, 5, 5)).half(), "packed": torch.zeros(1).half()}, "float32 or float64"),
+        ({"x": last(torch.zeros(2, 4, 5, 5)).half(), "packed": torch.zeros(1).half()}, "float32, float64 or bfloat16"),
         ({"packed": torch.zeros(7)}, "of another convolution"),
         ({"bias": torch.zeros(5)}, "bias"),
         ({"shortcut": last(torch.zeros(2, 6, 4, 5))}, "like the result"),
@@ -218,4 +219,64 @@ def test_operator_refuses_what_does_not_fit(change, message):
 def test_gradient_refuses_what_does_not_fit(dy, sizes, message):
     packed = torch.ops.robust_lr.pack_convolution(torch.zeros(6, 4, 3, 3), True)
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.robust_lr.convolution_gradient(dy, packed, *sizes)
+        torch.ops.robust_lr.convolution_gradient(dy, packed, None, None, *sizes)
+
+
+needs_bfloat16 = pytest.mark.skipif(
+    not (library.load() and has_wide_vectors() and has_bfloat16()), reason="no products of bfloat16 here"
+)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("inputs", [1, 2, 13, 40])
+@pytest.mark.parametrize(("size", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2)])
+@pytest.mark.parametrize("relu", [False, True])
+def test_bfloat16_rounds_elements_and_sums_in_float32(inputs, size, stride, relu):
+    conv = layer(inputs, 35, size, stride, size // 2, bias=True)
+    conv.lowered, conv.relu = True, relu
+    x = torch.randn(2, inputs, 9, 7).bfloat16()
+    shortcut = dy = torch.randn(conv(x).shape).bfloat16()
+    twin = copy.deepcopy(conv).double()
+    twin.weight.copy_(conv.weight.bfloat16())
+    found, wanted = [], []
+    for operator, dtype, results in ((conv, torch.bfloat16, found), (lambda *t: composed(twin, *t), None, wanted)):
+        leaves = [t.detach().to(dtype or torch.float64, copy=True).requires_grad_() for t in (x, shortcut)]
+        y = operator(*leaves)
+        results += [y.detach(), *torch.autograd.grad(y, leaves, dy.to(y.dtype))]
+    for a, b in zip(found, wanted, strict=True):
+        assert a.dtype == torch.bfloat16
+        # a ReLU may turn on or off by rounding, where its result is next to nothing
+        assert relative_error(a, b) <= (0.02 if relu else 2**-8)
+
+
+@needs_bfloat16
+def test_bfloat16_converts_what_it_gets_and_gradients_back():
+    conv, x = layer(), torch.randn(2, 5, 4, 4, requires_grad=True)
+    conv.lowered = True
+    y, again = conv.forked(x)
+    assert y.dtype == again.dtype == torch.bfloat16
+    (gradient,) = torch.autograd.grad((y.sum() + again.sum()).float(), x)
+    assert gradient.dtype == torch.float32
+    torch.testing.assert_close(conv(x), conv.plainly(x.bfloat16()), rtol=0.02, atol=0.02)
+
+
+@needs_kernels
+@pytest.mark.parametrize("stride", [1, 2])
+def test_one_pass_sums_both_paths_and_takes_the_gradient_of_the_relu(stride):
+    first, second = layer(5, 8), layer(8, 6, stride=stride)
+    first.relu = first.premasked = second.rectified = True
+    for conv in (first, second):
+        conv.double()
+    x = torch.randn(2, 5, 6, 6, dtype=torch.float64, requires_grad=True)
+    dy, dz = torch.randn(second(first(x)).shape).double(), torch.randn(first(x).shape).double()
+
+    def of_both(y, z):
+        return torch.autograd.grad((y * dy).sum() + (z * dz).sum(), x)[0]
+
+    hidden = composed(first, x)
+    torch.testing.assert_close(of_both(*second.forked(first(x))), of_both(composed(second, hidden), hidden))
+    found, wanted = (torch.autograd.grad(y, x, dy)[0] for y in (second(first(x)), composed(second, composed(first, x))))
+    torch.testing.assert_close(found, wanted)
+    found, wanted = (torch.autograd.grad(z, x, dz)[0] for z in (second.forked(first(x))[1], composed(first, x)))
+    torch.testing.assert_close(found, wanted)
+    assert torch.autograd.gradgradcheck(lambda x: sum(t.square().sum() for t in second.forked(first(x))), x)

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from robust_lr.cli import main
 from robust_lr.ops import build as extension
-from robust_lr.ops import doctor, nvcc
+from robust_lr.ops import doctor, library, nvcc
 from robust_lr.utils.errors import InputError, RunError
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no compiler")
 # What every process does: the operator, both ways, next to plain PyTorch.
 PROGRAM = """
 import sys, torch
-from robust_lr.ops import build as extension, local_relation as ops, reference
+from robust_lr.ops import library, local_relation as ops, reference
 torch.manual_seed(0)
 worst = 0.0
 cases = (
@@ -43,7 +43,7 @@ for shape, groups, kernel, options in cases[: int(sys.argv[1])]:
             for a, b in pairs:
                 error = (a - b).detach().double().norm() / max(b.detach().double().norm(), 1.0)
                 worst = max(worst, error.item() * (1e-4 if dtype == torch.bfloat16 else 1.0))
-print("kernels" if extension.load() else "plain", "worst", worst)
+print("kernels" if library.load() else "plain", "worst", worst)
 assert worst < 3e-6, worst
 """
 
@@ -120,7 +120,7 @@ exit 3""",
     with pytest.raises(
         RunError, match=r"compiling the kernels failed:\n(.*\n)*first line of the compiler\nout of coffee"
     ):
-        extension.load()
+        library.load()
     result = invoke("build")
     assert result.exit_code == 1
     assert "first line of the compiler\nout of coffee in line 7\n" in result.output
@@ -130,13 +130,13 @@ exit 3""",
 def test_broken_compiler_is_an_error(empty_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CXX", script(tmp_path / "compiler", "echo 'cannot find my own parts' >&2; exit 1"))
     with pytest.raises(RunError, match=r"the C.. compiler .* does not work:\ncannot find my own parts"):
-        extension.load()
+        library.load()
     found = doctor.describe()
     assert found["uses"] == "an error"
     assert "cannot find my own parts" in str(found["why"])
     monkeypatch.setenv("CXX", "no-such-compiler -O2")
     with pytest.raises(RunError, match="CXX names the compiler 'no-such-compiler', which was not found"):
-        extension.load()
+        library.load()
 
 
 def test_no_compiler_warns_once(empty_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -150,13 +150,13 @@ def test_no_compiler_warns_once(empty_cache: Path, monkeypatch: pytest.MonkeyPat
         extension.build()
     monkeypatch.setenv("ROBUST_LR_EXTENSION", "require")
     with pytest.raises(RunError, match=r"no C.. compiler was found .*ROBUST_LR_EXTENSION=require does not allow"):
-        extension.load()
+        library.load()
 
 
 def test_off_builds_nothing(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROBUST_LR_EXTENSION", "off")
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert not extension.load()
+    assert not library.load()
     assert doctor.describe()["uses"] == "plain PyTorch"
     out, err = start(4).communicate()
     assert (out, err) == ("plain worst 0.0\n", "")
@@ -166,14 +166,14 @@ def test_off_builds_nothing(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_wrong_mode(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROBUST_LR_EXTENSION", "maybe")
     with pytest.raises(InputError, match="ROBUST_LR_EXTENSION must be unset, off or require, got 'maybe'"):
-        extension.load()
+        library.load()
 
 
 @needs_compiler
 def test_cache_that_cannot_be_written(empty_cache: Path) -> None:
     empty_cache.write_text("a file, not a folder")
     with pytest.raises(RunError, match=r"cannot write the kernels to .*set XDG_CACHE_HOME"):
-        extension.load()
+        library.load()
 
 
 @needs_compiler

@@ -13,13 +13,13 @@ from test_local_relation import BORDER, COMPOSABILITY, NORMALIZATION
 from test_stem_relation import assert_matches_oracle, make, networks, results
 from torch import Tensor, nn
 
-from robust_lr.ops import build as extension
+from robust_lr.ops import library
 from robust_lr.ops import stem_relation as stem
 from robust_lr.ops.stem_relation import composed, stem_relation
 
 Operator = Callable[..., Tensor]
 
-pytestmark = pytest.mark.skipif(not extension.load(), reason="no compiled kernels")
+pytestmark = pytest.mark.skipif(not library.load(), reason="no compiled kernels")
 
 
 @pytest.fixture

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from robust_lr.ops import build as extension
+from robust_lr.ops import library, reference
 from robust_lr.ops import local_relation as ops
-from robust_lr.ops import reference
 from robust_lr.utils.errors import InputError
 
 COMPOSABILITY = ("squared_difference", "absolute_difference", "product")
@@ -22,7 +21,7 @@ BORDER = ("mask", "zero")
 # Largest relative error (in the 2-norm) of the result and of each gradient, against the oracle in float64.
 TOLERANCE = {torch.float32: (1e-6, 5e-6), torch.float64: (1e-13, 1e-12), torch.bfloat16: (1e-2, 1e-2)}
 
-needs_kernels = pytest.mark.skipif(not extension.load(), reason="no compiled kernels")
+needs_kernels = pytest.mark.skipif(not library.load(), reason="no compiled kernels")
 
 
 class Inputs(NamedTuple):
@@ -461,3 +460,33 @@ def test_an_image_without_pixels_is_refused(size):
     x, q, k = torch.zeros(1, 8, *size), torch.zeros(1, 1, *size), torch.zeros(1, 1, *size)
     with pytest.raises(RuntimeError, match="the image has no pixels"):
         torch.ops.robust_lr.local_relation.default(x, q, k, None, 7, 1, 8, 0, True, True)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("border", ["mask", "zero"])
+def test_queries_and_keys_in_one_tensor(dtype: torch.dtype, layout: torch.memory_format, border: str) -> None:
+    torch.manual_seed(0)
+    x, qk = (torch.randn(5, c, 6, 9).to(dtype).to(memory_format=layout).requires_grad_() for c in (20, 6))
+    geo = torch.randn(3, 5, 5)
+    dy = torch.randn(5, 20, 6, 9).to(dtype)
+    y = ops.joined_relation(x, qk, geo, border=border)
+    wanted = ops.local_relation(x, *qk.chunk(2, dim=1), geo, border=border)
+    assert torch.equal(y, wanted)
+    for a, b in zip(torch.autograd.grad(y, (x, qk), dy), torch.autograd.grad(wanted, (x, qk), dy), strict=True):
+        assert torch.equal(a, b)
+        assert a.stride() == b.stride() or layout == torch.channels_last
+
+
+@needs_kernels
+def test_second_gradients_of_queries_and_keys_in_one_tensor() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 4, 3, 3, dtype=torch.float64, requires_grad=True)
+    weight, geo = torch.randn(4, 4, dtype=torch.float64), torch.randn(2, 3, 3, dtype=torch.float64)
+
+    def function(x: Tensor) -> Tensor:
+        return ops.joined_relation(x, torch.einsum("oc,nchw->nohw", weight, x), geo, channels_per_group=2)
+
+    assert torch.autograd.gradcheck(function, x)
+    assert torch.autograd.gradgradcheck(function, x)

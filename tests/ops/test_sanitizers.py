@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from robust_lr.ops.build import Compiler, find_compiler
+from robust_lr.ops.compiler import Compiler, find_compiler
 
 KERNELS = Path(__file__).parents[2] / "csrc"
 DRIVER = Path(__file__).parents[1] / "sanitizers" / "driver.cpp"

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from robust_lr import build_model
 from robust_lr.models.folding import fold
-from robust_lr.ops import build as extension
+from robust_lr.ops import library
 from robust_lr.ops.stem_relation import composed, covers, stem_relation
 
-needs_kernels = pytest.mark.skipif(not extension.load(), reason="no compiled kernels")
+needs_kernels = pytest.mark.skipif(not library.load(), reason="no compiled kernels")
 TOLERANCE = {torch.float32: (1e-6, 5e-6), torch.float64: (1e-13, 1e-12)}
 
 

@@ -97,23 +97,34 @@ void run_gradient() {
   run_image_gradient(c);
 }
 
+template <class P>
+std::vector<typename P::Element> drawn(Index size) {
+  std::normal_distribution<float> normal;
+  std::vector<typename P::Element> values(size);
+  for (auto& v : values) cpu::narrow(normal(generator), &v);
+  return values;
+}
+
+template <class P>
 void run_products() {
+  using T = typename P::Element;
   const Window window{draw({1, 3}), draw({1, 2}), draw({0, 1})};
   const Index n = draw({0, 1, 3}), inputs = draw({1, 5, 40}), outputs = draw({1, 16, 50, 100});
   const Index height = draw({3, 8}), width = draw({4, 9}), reach = 2 * window.padding - window.size;
   const Index down = (height + reach) / window.stride + 1, across = (width + reach) / window.stride + 1;
-  Owned x(n, inputs, height * width), y(n, outputs, down * across), bias(1, outputs, 1), shortcut = y;
-  const Owned weight(outputs, inputs, window.taps());
+  std::vector<T> x = drawn<P>(n * inputs * height * width), y = drawn<P>(n * outputs * down * across);
+  const std::vector<T> shortcut = y, sum = x, mask = x;
+  const Owned bias(1, outputs, 1), weight(outputs, inputs, window.taps());
   for (const bool transposed : {false, true}) {
     const Index rows = transposed ? outputs : inputs, columns = transposed ? inputs : outputs;
-    std::vector<float> packed(Panels<float>(columns).vectors * kLanes<float> * rows * window.taps());
-    pack(weight.wide.data(), outputs, inputs, window.taps(), transposed, packed.data());
-    const Pixels<float> from{x.wide.data(), n, height, width, inputs}, to{y.wide.data(), n, down, across, outputs};
+    std::vector<T> packed(packed_size<P>(rows, columns, window.taps()));
+    pack<P>(weight.wide.data(), outputs, inputs, window.taps(), transposed, packed.data());
     if (transposed)
-      run_convolution_gradient<float>(window, {to.data, n, down, across, outputs}, packed.data(), from);
+      run_convolution_gradient<P>(window, {y.data(), n, down, across, outputs}, packed.data(),
+                                  {x.data(), n, height, width, inputs}, {nullptr, sum.data(), false, mask.data()});
     else
-      run_convolution<float>(window, {from.data, n, height, width, inputs}, packed.data(), to,
-                             {bias.wide.data(), shortcut.wide.data(), true});
+      run_convolution<P>(window, {x.data(), n, height, width, inputs}, packed.data(),
+                         {y.data(), n, down, across, outputs}, {bias.wide.data(), shortcut.data(), true});
   }
 }
 
@@ -121,8 +132,14 @@ void run_products() {
 }  // namespace robust_lr::cpu
 
 int main() {
-  for (int i = 0; i < 400; ++i)
-    robust_lr::cpu::run(robust_lr::cpu::random_problem()), robust_lr::cpu::run_gradient(),
-        robust_lr::cpu::run_products();
+  using namespace robust_lr::cpu;
+  for (int i = 0; i < 400; ++i) {
+    run(random_problem());
+    run_gradient();
+    run_products<Products<float>>();
+#if defined(__AVX512F__)
+    if (supports_bfloat16()) run_products<NarrowProducts>();
+#endif
+  }
   std::puts("400 problems");
 }

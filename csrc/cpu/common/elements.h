@@ -26,6 +26,24 @@ inline void narrow(float v, BFloat16* to) {  // to nearest, ties to even
   *to = v == v ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : 0x7fc0;
 }
 
+#if defined(__AVX512F__)
+// The lanes of a mask, from bfloat16 in memory; the others are zero.
+inline __m512 load_bfloat16(const BFloat16* from, __mmask16 lanes) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, from)), 16));
+}
+
+// They are rounded to nearest, ties to even.
+inline void store_bfloat16(__m512 v, BFloat16* to, __mmask16 lanes) {
+  const __m512i bits = _mm512_castps_si512(v), one = _mm512_set1_epi32(1);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
+  const __m512i rounded =
+      _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+  const __m512i kept =
+      _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(v, v, _CMP_ORD_Q), _mm512_set1_epi32(0x7fc0), rounded);
+  _mm256_mask_storeu_epi16(to, lanes, _mm512_cvtepi32_epi16(kept));
+}
+#endif
+
 // A run: neighbors in memory that move together, 16 bytes of type A.
 template <class A>
 inline constexpr int kRun = 16 / sizeof(A);

@@ -67,6 +67,11 @@ class Planes {
       present_[lane] = std::min(pitch, total - first);
       least_ = std::min(least_, present_[lane]);
     }
+    if (channels != 1 || pitch != 1 || channel_stride_ != 1) return;
+    for (int lane = 0; lane < used_; ++lane) {
+      if (lane == 0 || block.image[lane] != block.image[lane - 1]) neighbors_[neighbor_count_++] = {lane, 0};
+      ++neighbors_[neighbor_count_ - 1].count;
+    }
   }
 
   // Reads pixels [first, first + count) into lanes [count][channels]; channels that a plane lacks become zero.
@@ -96,6 +101,8 @@ class Planes {
       for (Index c = 0; c < channels_; c += R) {
         with_whole<kStore>(c + R - 1, [&](auto whole) { move_channels<T, kStore, whole>(first, c, count, lanes + c); });
       }
+    } else if (neighbor_count_ > 0) {
+      move_neighbors<T, kStore>(first, count, lanes);
     } else {
       for (Index i = 0; i < count; ++i) {
         Vec<A>* const pixel = lanes + i * channels_;
@@ -127,6 +134,47 @@ class Planes {
     for (Index i = 0; i < count; ++i, at += pixel_stride_) {
       if (channel == 0) prefetch<T, kStore>(at + count * pixel_stride_);
       move_runs<T, kStore, R, kWhole>(at, channel, lanes + i * channels_, 1);
+    }
+  }
+
+  // Planes of one channel each, as queries and keys are: those of one image are neighbors in memory.
+  template <class T, bool kStore>
+  __attribute__((noinline)) void move_neighbors(Index first, Index count, Vec<A>* lanes) const {
+    for (Index i = 0; i < count; ++i) {
+      const Index at = offset(first + i, 0);
+#if defined(__AVX512F__)
+      if constexpr (std::is_same_v<A, float>) {
+        __m512 v = kStore ? (__m512)lanes[i] : _mm512_setzero_ps();
+        for (int n = 0; n < neighbor_count_; ++n) {
+          const Neighbors& some = neighbors_[n];
+          const __mmask16 mask = __mmask16(((1u << some.count) - 1) << some.first);
+          T* const place = pointer<T>(some.first) + at - some.first;
+          if constexpr (std::is_same_v<T, float>) {
+            if constexpr (kStore)
+              _mm512_mask_storeu_ps(place, mask, v);
+            else
+              v = _mm512_mask_loadu_ps(v, mask, place);
+          } else if constexpr (kStore) {
+            store_bfloat16(v, place, mask);
+          } else {
+            v = _mm512_or_ps(v, load_bfloat16(place, mask));
+          }
+        }
+        if constexpr (!kStore) lanes[i] = (Vec<A>)v;
+        continue;
+      }
+#endif
+      if constexpr (!kStore) lanes[i] = Vec<A>{};
+      for (int n = 0; n < neighbor_count_; ++n) {
+        const int begin = neighbors_[n].first, end = begin + neighbors_[n].count;
+        T* const place = pointer<T>(begin) + at;
+        for (int lane = begin; lane < end; ++lane) {
+          if constexpr (kStore)
+            narrow(lanes[i][lane], place + lane - begin);
+          else
+            lanes[i][lane] = widen(place[lane - begin]);
+        }
+      }
     }
   }
 
@@ -218,6 +266,13 @@ class Planes {
   Index least_;  // channels that all planes have
   char* lane_[L];
   Index present_[L];
+
+  // Lanes whose planes are neighbors in memory; none where planes have more than one channel.
+  struct Neighbors {
+    int first, count;
+  };
+  int neighbor_count_ = 0;
+  Neighbors neighbors_[L];
 };
 
 }  // namespace robust_lr::cpu

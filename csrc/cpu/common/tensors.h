@@ -43,7 +43,7 @@ Image<A> prior(const std::optional<Tensor>& geo, const Problem& p) {
   return {geo->data_ptr(), 0, p.taps(), 1, false};
 }
 
-// What backward needs of forward besides y, in one tensor: with softmax, the shifts and totals [N, groups, Ho, Wo] and,
+// What backward needs of forward besides y, in one tensor: with softmax, the shifts and totals [N, Ho, Wo, groups] and,
 // where y is rounded to bfloat16, y in float32 [N, C, Ho, Wo]; else nothing.
 template <class A>
 struct Stats {
@@ -57,8 +57,8 @@ struct Stats {
     if (!p.softmax) return;
     const Index pixels = p.out_height * p.out_width, entries = p.batch * p.groups * pixels;
     A* const begin = data<A>(stats);
-    shift = image(begin, p.groups, pixels);
-    total = image(begin + entries, p.groups, pixels);
+    shift = {begin, p.groups * pixels, 1, p.groups, false};
+    total = {begin + entries, p.groups * pixels, 1, p.groups, false};
     if (narrow) wide_y = image(begin + 2 * entries, p.channels, pixels);
   }
 };

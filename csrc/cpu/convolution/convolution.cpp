@@ -6,11 +6,19 @@
 namespace robust_lr::cpu {
 namespace {
 
+// Calls f with the products of elements of a type.
 template <class F>
-auto with_type(const Tensor& t, F f) {
-  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float || t.scalar_type() == ScalarType::Double,
-                  "convolution: float32 or float64 is needed");
-  return t.scalar_type() == ScalarType::Float ? f(0.0f) : f(0.0);
+auto with_products(ScalarType type, F f) {
+  switch (type) {
+    case ScalarType::Float: return f(Products<float>());
+    case ScalarType::Double: return f(Products<double>());
+    case ScalarType::BFloat16:
+#if defined(__AVX512F__)
+      if (supports_bfloat16()) return f(NarrowProducts());
+#endif
+      STD_TORCH_CHECK(false, "convolution: this processor has no products of bfloat16");
+    default: STD_TORCH_CHECK(false, "convolution: float32, float64 or bfloat16 is needed");
+  }
 }
 
 // Whether all pixels follow each other in memory, channels first.
@@ -29,11 +37,22 @@ Pixels<A> pixels(const Tensor& t) {
   return {static_cast<A*>(t.data_ptr()), t.size(0), t.size(2), t.size(3), t.size(1)};
 }
 
-template <class A>
+template <class P>
 void check_weights(const Tensor& packed, Index inputs, Index outputs, const Window& window) {
-  STD_TORCH_CHECK(
-      packed.is_contiguous() && packed.numel() == Panels<A>(outputs).vectors * kLanes<A> * inputs * window.taps(),
-      "convolution: the packed weights are of another convolution");
+  STD_TORCH_CHECK(packed.is_contiguous() && packed.numel() == packed_size<P>(inputs, outputs, window.taps()),
+                  "convolution: the packed weights are of another convolution");
+}
+
+void check_like_result(const std::optional<Tensor>& t, const Tensor& x, Index channels, Index height, Index width) {
+  STD_TORCH_CHECK(!t || (t->scalar_type() == x.scalar_type() && is_channels_last(*t) &&
+                         has_shape(*t, x.size(0), channels, height, width)),
+                  "convolution: shortcut and mask must be like the result, channels-last");
+}
+
+// An uninitialized tensor [N, channels, height, width], channels-last, in the dtype of `x`.
+Tensor result_like(const Tensor& x, Index channels, Index height, Index width) {
+  return torch::stable::empty({x.size(0), channels, height, width}, x.scalar_type(), std::nullopt, x.device(),
+                              std::nullopt, MemoryFormat::ChannelsLast);
 }
 
 Window describe(Index size, Index stride, Index padding) {
@@ -43,15 +62,18 @@ Window describe(Index size, Index stride, Index padding) {
 
 }  // namespace
 
-Tensor pack_convolution(Tensor weight, bool transposed) {
+Tensor pack_convolution(Tensor weight, bool transposed, bool bfloat16) {
   STD_TORCH_CHECK(weight.dim() == 4 && weight.is_contiguous() && weight.size(2) == weight.size(3),
                   "convolution: weight must be contiguous [outputs, inputs, K, K]");
-  return with_type(weight, [&](auto zero) {
-    using A = decltype(zero);
+  STD_TORCH_CHECK(!bfloat16 || weight.scalar_type() == ScalarType::Float,
+                  "convolution: weights to be packed as bfloat16 must be float32");
+  return with_products(bfloat16 ? ScalarType::BFloat16 : weight.scalar_type(), [&](auto products) {
+    using P = decltype(products);
     const Index outputs = weight.size(0), inputs = weight.size(1), taps = weight.size(2) * weight.size(2);
-    const Index rows = transposed ? outputs : inputs, vectors = Panels<A>(transposed ? inputs : outputs).vectors;
-    Tensor packed = empty<A>(weight, {vectors * kLanes<A> * rows * taps});
-    pack<A>(data<A>(weight), outputs, inputs, taps, transposed, data<A>(packed));
+    const Index size = packed_size<P>(transposed ? outputs : inputs, transposed ? inputs : outputs, taps);
+    Tensor packed = torch::stable::empty({size}, bfloat16 ? ScalarType::BFloat16 : weight.scalar_type(), std::nullopt,
+                                         weight.device());
+    pack<P>(data<typename P::Sum>(weight), outputs, inputs, taps, transposed, data<typename P::Element>(packed));
     return packed;
   });
 }
@@ -64,25 +86,25 @@ Tensor convolution(Tensor x, Tensor packed, std::optional<Tensor> bias, std::opt
               width = (x.size(3) + 2 * padding - size) / stride + 1;
   STD_TORCH_CHECK(x.size(2) + 2 * padding >= size && x.size(3) + 2 * padding >= size,
                   "convolution: the image is smaller than the kernel");
-  STD_TORCH_CHECK(packed.scalar_type() == x.scalar_type() &&
-                      (!bias || (bias->scalar_type() == x.scalar_type() && bias->is_contiguous() && bias->dim() == 1 &&
-                                 bias->size(0) == outputs)),
-                  "convolution: packed weights and bias [outputs] must have the dtype of x");
-  STD_TORCH_CHECK(!shortcut || (shortcut->scalar_type() == x.scalar_type() && is_channels_last(*shortcut) &&
-                                has_shape(*shortcut, x.size(0), outputs, height, width)),
-                  "convolution: the shortcut must be like the result, channels-last");
-  return with_type(x, [&](auto zero) {
-    using A = decltype(zero);
-    check_weights<A>(packed, x.size(1), outputs, window);
-    Tensor y = empty<A>(x, {x.size(0), outputs, height, width}, MemoryFormat::ChannelsLast);
-    run_convolution<A>(window, pixels<const A>(x), data<A>(packed), pixels<A>(y),
-                       {data_or_null<A>(bias), data_or_null<A>(shortcut), relu});
+  const ScalarType sums = x.scalar_type() == ScalarType::BFloat16 ? ScalarType::Float : x.scalar_type();
+  STD_TORCH_CHECK(
+      packed.scalar_type() == x.scalar_type() && (!bias || (bias->scalar_type() == sums && bias->is_contiguous() &&
+                                                            bias->dim() == 1 && bias->size(0) == outputs)),
+      "convolution: packed weights must have the dtype of x, and bias [outputs] that or float32");
+  check_like_result(shortcut, x, outputs, height, width);
+  return with_products(x.scalar_type(), [&](auto products) {
+    using P = decltype(products);
+    using T = typename P::Element;
+    check_weights<P>(packed, x.size(1), outputs, window);
+    Tensor y = result_like(x, outputs, height, width);
+    run_convolution<P>(window, pixels<const T>(x), data<T>(packed), pixels<T>(y),
+                       {data_or_null<typename P::Sum>(bias), data_or_null<T>(shortcut), relu});
     return y;
   });
 }
 
-Tensor convolution_gradient(Tensor dy, Tensor packed, Index inputs, Index height, Index width, Index size, Index stride,
-                            Index padding) {
+Tensor convolution_gradient(Tensor dy, Tensor packed, std::optional<Tensor> shortcut, std::optional<Tensor> mask,
+                            Index inputs, Index height, Index width, Index size, Index stride, Index padding) {
   const Window window = describe(size, stride, padding);
   STD_TORCH_CHECK(is_channels_last(dy) && packed.scalar_type() == dy.scalar_type(),
                   "convolution_gradient: dy must be channels-last, with the dtype of the weights");
@@ -90,13 +112,18 @@ Tensor convolution_gradient(Tensor dy, Tensor packed, Index inputs, Index height
                       dy.size(2) == (height + 2 * padding - size) / stride + 1 &&
                       dy.size(3) == (width + 2 * padding - size) / stride + 1,
                   "convolution_gradient: dy is not of the size that the convolution gives");
-  return with_type(dy, [&](auto zero) {
-    using A = decltype(zero);
-    check_weights<A>(packed, dy.size(1), inputs, window);
-    Tensor dx = empty<A>(dy, {dy.size(0), inputs, height, width}, MemoryFormat::ChannelsLast);
-    run_convolution_gradient<A>(window, pixels<const A>(dy), data<A>(packed), pixels<A>(dx));
+  for (const std::optional<Tensor>& t : {shortcut, mask}) check_like_result(t, dy, inputs, height, width);
+  return with_products(dy.scalar_type(), [&](auto products) {
+    using P = decltype(products);
+    using T = typename P::Element;
+    check_weights<P>(packed, dy.size(1), inputs, window);
+    Tensor dx = result_like(dy, inputs, height, width);
+    run_convolution_gradient<P>(window, pixels<const T>(dy), data<T>(packed), pixels<T>(dx),
+                                {nullptr, data_or_null<T>(shortcut), false, data_or_null<T>(mask)});
     return dx;
   });
 }
+
+bool has_bfloat16_products() { return supports_bfloat16(); }
 
 }  // namespace robust_lr::cpu

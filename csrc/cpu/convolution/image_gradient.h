@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "../common/parallel.h"
 #include "../common/vec.h"
-#include "../local_relation/kernels.h"
 
 namespace robust_lr::cpu {
 

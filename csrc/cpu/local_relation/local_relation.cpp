@@ -20,26 +20,24 @@ std::tuple<Tensor, Tensor> forward(const Problem& p, const Tensor& x, const Tens
   return {y, stats};
 }
 
+// Fills dq, dk and, where it is wanted, dgeo; returns dx.
 template <class A>
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Problem& p, const Tensor& dy, const Tensor& x,
-                                                    const Tensor& q, const Tensor& k, const std::optional<Tensor>& geo,
-                                                    const Tensor& y, const Tensor& stats, bool needs_geo) {
+Tensor backward(const Problem& p, const Tensor& dy, const Tensor& x, const Tensor& q, const Tensor& k,
+                const std::optional<Tensor>& geo, const Tensor& y, const Tensor& stats, const Tensor& dq,
+                const Tensor& dk, const std::optional<Tensor>& dgeo) {
   const bool narrow = x.scalar_type() == ScalarType::BFloat16;
   STD_TORCH_CHECK(
       stats.is_contiguous() && stats.numel() == Stats<A>::size(p, narrow) && stats.scalar_type() == kWideType<A>,
       "local_relation_backward: stats must be what local_relation returned");
   const Stats<A> s(stats, p, narrow);
   Tensor dx = empty_like(x, p.channels, p.height, p.width);
-  Tensor dq = empty_like(q, p.groups * p.components, p.out_height, p.out_width);
-  Tensor dk = empty_like(k, p.groups * p.components, p.height, p.width);
-  Tensor dgeo = empty<A>(x, {needs_geo ? p.groups : 0, p.kernel, p.kernel});
   const Index entries = p.groups * p.taps();
-  std::vector<A> dprior(needs_geo ? p.batch * entries : 0);  // of each image
+  std::vector<A> dprior(dgeo ? p.batch * entries : 0);  // of each image
   run_backward<A>({p, image<A>(x), image<A>(dx), image<A>(dy), image<A>(q), image<A>(k),
                    narrow && p.softmax ? s.wide_y : image<A>(y), image<A>(dq), image<A>(dk), prior<A>(geo, p), s.shift,
-                   s.total, needs_geo ? image(dprior.data(), p.groups, p.taps()) : Image<A>{}});
-  if (needs_geo) sum_parts(dprior.data(), p.batch, entries, data<A>(dgeo));
-  return {dx, dq, dk, dgeo};
+                   s.total, dgeo ? image(dprior.data(), p.groups, p.taps()) : Image<A>{}});
+  if (dgeo) sum_parts(dprior.data(), p.batch, entries, data<A>(*dgeo));
+  return dx;
 }
 
 // Calls f with a zero of the type that x is computed in.
@@ -55,9 +53,9 @@ auto with_type(const Tensor& x, F f) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> local_relation(Tensor x, Tensor q, Tensor k, std::optional<Tensor> geo, Index kernel,
-                                          Index stride, Index shared, Index composability, bool softmax, bool mask) {
-  const Problem p = describe(x, q, k, geo, kernel, stride, shared, composability, softmax, mask);
+std::tuple<Tensor, Tensor> local_relation(Tensor x, Tensor q, Tensor k, std::optional<Tensor> geo,
+                                          const RelationOptions& options) {
+  const Problem p = describe(x, q, k, geo, options);
   check_types(x, {&q, &k}, geo);
   return with_type(x, [&](auto zero) {
     return forward<decltype(zero)>(p, with_joined_rows(x), with_joined_rows(q), with_joined_rows(k), geo);
@@ -66,16 +64,37 @@ std::tuple<Tensor, Tensor> local_relation(Tensor x, Tensor q, Tensor k, std::opt
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> local_relation_backward(Tensor dy, Tensor x, Tensor q, Tensor k,
                                                                    std::optional<Tensor> geo, Tensor y, Tensor stats,
-                                                                   Index kernel, Index stride, Index shared,
-                                                                   Index composability, bool softmax, bool mask,
-                                                                   bool needs_geo) {
-  const Problem p = describe(x, q, k, geo, kernel, stride, shared, composability, softmax, mask);
+                                                                   const RelationOptions& options, bool needs_geo) {
+  const Problem p = describe(x, q, k, geo, options);
   check_results(p, {&dy, &y});
   check_types(x, {&q, &k, &y, &dy}, geo);
+  Tensor dq = empty_like(q, q.size(1), p.out_height, p.out_width), dk = empty_like(k, k.size(1), p.height, p.width);
   return with_type(x, [&](auto zero) {
-    return backward<decltype(zero)>(p, with_joined_rows(dy), with_joined_rows(x), with_joined_rows(q),
-                                    with_joined_rows(k), geo, with_joined_rows(y), stats, needs_geo);
+    using A = decltype(zero);
+    Tensor dgeo = empty<A>(x, {needs_geo ? p.groups : 0, p.kernel, p.kernel});
+    Tensor dx = backward<A>(p, with_joined_rows(dy), with_joined_rows(x), with_joined_rows(q), with_joined_rows(k), geo,
+                            with_joined_rows(y), stats, dq, dk, needs_geo ? std::optional(dgeo) : std::nullopt);
+    return std::tuple(dx, dq, dk, dgeo);
   });
+}
+
+std::tuple<Tensor, Tensor> joined_relation_backward(Tensor dy, Tensor x, Tensor qk, std::optional<Tensor> geo, Tensor y,
+                                                    Tensor stats, const RelationOptions& options) {
+  STD_TORCH_CHECK(qk.dim() == 4 && qk.size(1) % 2 == 0 && options.stride == 1,
+                  "joined_relation_backward: qk must have queries and keys in equal numbers, at stride 1");
+  const Index half = qk.size(1) / 2;
+  Tensor dqk = empty_like(qk, qk.size(1), qk.size(2), qk.size(3));
+  const auto part = [&](Tensor& t, Index start) { return torch::stable::narrow(t, 1, start, half); };
+  const Tensor q = part(qk, 0), k = part(qk, half);
+  const Problem p = describe(x, q, k, geo, options);
+  check_results(p, {&dy, &y});
+  check_types(x, {&q, &k, &y, &dy}, geo);
+  Tensor dx = with_type(x, [&](auto zero) {
+    return backward<decltype(zero)>(p, with_joined_rows(dy), with_joined_rows(x), with_joined_rows(q),
+                                    with_joined_rows(k), geo, with_joined_rows(y), stats, part(dqk, 0), part(dqk, half),
+                                    std::nullopt);
+  });
+  return {dx, dqk};
 }
 
 }  // namespace robust_lr::cpu

@@ -91,20 +91,16 @@ auto with_type(const Tensor& image, F f) {
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> stem_relation(Tensor image, Tensor transform, Tensor query, Tensor key,
-                                                         std::optional<Tensor> geo, Index kernel, Index stride,
-                                                         Index shared, Index composability, bool softmax, bool mask) {
-  const Problem p =
-      describe_stem(image, transform, query, key, geo, {kernel, stride, shared, composability, softmax, mask});
+                                                         std::optional<Tensor> geo, const RelationOptions& options) {
+  const Problem p = describe_stem(image, transform, query, key, geo, options);
   check_types(image, {&transform, &query, &key}, geo);
   return with_type(image, [&](auto zero) { return forward<decltype(zero)>(p, image, transform, query, key, geo); });
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stem_relation_backward(
     Tensor dy, Tensor image, Tensor transform, Tensor query, Tensor key, std::optional<Tensor> geo, Tensor y, Tensor q,
-    Tensor k, Tensor stats, Index kernel, Index stride, Index shared, Index composability, bool softmax, bool mask,
-    bool needs_image, bool needs_weights) {
-  const Problem p =
-      describe_stem(image, transform, query, key, geo, {kernel, stride, shared, composability, softmax, mask});
+    Tensor k, Tensor stats, const RelationOptions& options, bool needs_image, bool needs_weights) {
+  const Problem p = describe_stem(image, transform, query, key, geo, options);
   check_results(p, {&dy, &y});
   check_types(image, {&transform, &query, &key, &y, &dy, &q, &k, &stats}, geo);
   check_projections(p, query, q, k);

@@ -62,9 +62,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Problem& p, Stream str
 }  // namespace
 
 std::tuple<Tensor, Tensor> local_relation(Stream stream, Tensor x, Tensor q, Tensor k, std::optional<Tensor> geo,
-                                          Index kernel, Index stride, Index shared, Index composability, bool softmax,
-                                          bool mask) {
-  const Problem p = describe(x, q, k, geo, kernel, stride, shared, composability, softmax, mask);
+                                          const RelationOptions& options) {
+  const Problem p = describe(x, q, k, geo, options);
   check_types(x, {&q, &k}, geo);
   return with_type(x,
                    [&](auto type) { return forward<std::remove_pointer_t<decltype(type)>>(p, stream, x, q, k, geo); });
@@ -72,10 +71,9 @@ std::tuple<Tensor, Tensor> local_relation(Stream stream, Tensor x, Tensor q, Ten
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> local_relation_backward(Stream stream, Tensor dy, Tensor x, Tensor q,
                                                                    Tensor k, std::optional<Tensor> geo, Tensor y,
-                                                                   Tensor stats, Index kernel, Index stride,
-                                                                   Index shared, Index composability, bool softmax,
-                                                                   bool mask, bool needs_geo) {
-  const Problem p = describe(x, q, k, geo, kernel, stride, shared, composability, softmax, mask);
+                                                                   Tensor stats, const RelationOptions& options,
+                                                                   bool needs_geo) {
+  const Problem p = describe(x, q, k, geo, options);
   check_results(p, {&dy, &y});
   check_types(x, {&q, &k, &y, &dy}, geo);
   return with_type(x, [&](auto type) {

@@ -137,11 +137,9 @@ void check_stem_types(const Tensor& image, const Tensor& query, std::initializer
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> stem_relation(Stream stream, Tensor image, Tensor transform, Tensor query,
-                                                         Tensor key, std::optional<Tensor> geo, Index kernel,
-                                                         Index stride, Index shared, Index composability, bool softmax,
-                                                         bool mask) {
-  const Problem p =
-      describe_stem(image, transform, query, key, geo, {kernel, stride, shared, composability, softmax, mask});
+                                                         Tensor key, std::optional<Tensor> geo,
+                                                         const RelationOptions& options) {
+  const Problem p = describe_stem(image, transform, query, key, geo, options);
   check_stem_types(image, query, {&transform}, {&key}, geo);
   return with_type(query, [&](auto type) {
     return forward<std::remove_pointer_t<decltype(type)>>(p, stream, image, transform, query, key, geo);
@@ -150,10 +148,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> stem_relation(Stream stream, Tensor i
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stem_relation_backward(
     Stream stream, Tensor dy, Tensor image, Tensor transform, Tensor query, Tensor key, std::optional<Tensor> geo,
-    Tensor y, Tensor q, Tensor k, Tensor stats, Index kernel, Index stride, Index shared, Index composability,
-    bool softmax, bool mask, bool needs_image, bool needs_weights) {
-  const Problem p =
-      describe_stem(image, transform, query, key, geo, {kernel, stride, shared, composability, softmax, mask});
+    Tensor y, Tensor q, Tensor k, Tensor stats, const RelationOptions& options, bool needs_image, bool needs_weights) {
+  const Problem p = describe_stem(image, transform, query, key, geo, options);
   check_results(p, {&dy, &y});
   check_projections(p, query, q, k);
   check_stem_types(image, query, {&transform, &q, &k, &stats}, {&key, &y, &dy}, geo);

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import ceil
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -98,6 +98,11 @@ class LocalRelation2d(nn.Module):
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={getattr(self, name)}" for name in self.shown)
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the operator, by name."""
+        return {name: getattr(self, name) for name in LocalRelation2d.shown}
+
     def queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.stride > 1:
             return self.query(x), self.key(x)
@@ -106,18 +111,7 @@ class LocalRelation2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k = self.queries_and_keys(x)
-        y = local_relation(
-            x,
-            q,
-            k,
-            self.prior(),
-            kernel_size=self.kernel_size,
-            stride=self.stride,
-            channels_per_group=self.channels_per_group,
-            composability=self.composability,
-            normalization=self.normalization,
-            border=self.border,
-        )
+        y = local_relation(x, q, k, self.prior(), **self.options)
         out: Tensor = self.transform(y)
         return out
 

@@ -1,0 +1,97 @@
+// What a convolution multiplies: how elements lie in memory, and the products that its sums are made of.
+#pragma once
+
+#include <algorithm>
+
+#include "../../problem.h"
+#include "../common/elements.h"
+
+namespace robust_lr::cpu {
+
+// Elements of float or double, each multiplied by itself.
+template <class A>
+struct Products {
+  using Element = A;
+  using Sum = A;
+  static constexpr int kStep = 1;  // neighboring channels in a product
+
+  static Vec<A> pixel(const A* from) { return broadcast(*from); }
+  static Vec<A> last_pixel(const A* from, Index) { return broadcast(*from); }
+  static Vec<A> weights(const A* from) { return load_unaligned(from); }
+  static Vec<A> add(Vec<A> sum, Vec<A> pixel, Vec<A> weights) { return sum + pixel * weights; }
+
+  // The first `lanes` lanes of a vector; those that are not there are zero.
+  static Vec<A> read(const A* from, Index lanes) {
+    if (lanes >= kLanes<A>) return load_unaligned(from);
+#if defined(__AVX512F__)
+    if constexpr (sizeof(A) == 4) return (Vec<A>)_mm512_maskz_loadu_ps(__mmask16((1u << lanes) - 1), from);
+#endif
+    Vec<A> v{};
+    std::memcpy(&v, from, lanes * sizeof(A));
+    return v;
+  }
+  static void write(Vec<A> v, A* to, Index lanes) {
+    if (lanes >= kLanes<A>) {
+      std::memcpy(to, &v, sizeof v);
+      return;
+    }
+#if defined(__AVX512F__)
+    if constexpr (sizeof(A) == 4) {
+      _mm512_mask_storeu_ps(to, __mmask16((1u << lanes) - 1), (__m512)v);
+      return;
+    }
+#endif
+    std::memcpy(to, &v, lanes * sizeof(A));
+  }
+};
+
+// Elements of bfloat16, two neighboring channels at a time, summed in float. The instructions are written out, since
+// processors with AVX-512 may lack them: `supports_bfloat16` tells, and the library is compiled for all.
+struct NarrowProducts {
+  using Element = BFloat16;
+  using Sum = float;
+  using V = Vec<float>;
+  static constexpr int kStep = 2;
+
+  static V pixel(const BFloat16* from) {
+    std::uint32_t pair;
+    std::memcpy(&pair, from, sizeof pair);
+    return (V)broadcast(pair);
+  }
+  // Of `count` channels that remain; a second one that is not there is zero.
+  static V last_pixel(const BFloat16* from, Index count) {
+    return count > 1 ? pixel(from) : (V)broadcast(std::uint32_t(*from));
+  }
+  static V weights(const BFloat16* from) {
+    V v;
+    std::memcpy(&v, from, sizeof v);
+    return v;
+  }
+
+#if defined(__AVX512F__)
+  static V read(const BFloat16* from, Index lanes) { return (V)load_bfloat16(from, first_lanes(lanes)); }
+  static V add(V sum, V pixel, V weights) {
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(pixel));
+    return sum;
+  }
+  static void write(V v, BFloat16* to, Index lanes) {
+    __m256i half;
+    asm("vcvtneps2bf16 %1, %0" : "=v"(half) : "v"(v));
+    _mm256_mask_storeu_epi16(to, first_lanes(lanes), half);
+  }
+
+ private:
+  static __mmask16 first_lanes(Index count) { return count >= 16 ? 0xffff : __mmask16((1u << count) - 1); }
+#endif
+};
+
+// Whether this processor has the instructions of `NarrowProducts`, and the library uses vectors of that width.
+inline bool supports_bfloat16() {
+#if defined(__AVX512F__)
+  return __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
+}  // namespace robust_lr::cpu
