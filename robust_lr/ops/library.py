@@ -120,9 +120,7 @@ def runs_on_gpus() -> bool:
     """
     built = nvcc.capabilities((PREBUILT / "robust_lr_cuda.txt").read_text(), "robust_lr_cuda.txt")
     present = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
-    return all(
-        gpu >= max(built) or any(nvcc.runs_on(code, gpu) for code in built) for gpu in present
-    )
+    return all(gpu >= max(built) or any(nvcc.runs_on(code, gpu) for code in built) for gpu in present)
 
 
 def vectors() -> str | None:
