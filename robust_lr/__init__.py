@@ -7,12 +7,7 @@ Names are loaded when they are first used, so that ``import robust_lr`` alone lo
 from __future__ import annotations
 
 import importlib
-import os
 from typing import TYPE_CHECKING, Any
-
-# Before PyTorch loads OpenMP: threads that wait shall sleep. On two cores and beside another process, a small network
-# takes 3 to 4 times as long with spinning ones; alone on the machine, 0.6 times (benchmarks/waiting_threads.py).
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from . import attacks, config, data, protocols

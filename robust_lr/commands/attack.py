@@ -19,6 +19,7 @@ from .terminal import (
     grouped,
     json_option,
     once_each,
+    processes_option,
     say,
     threads_option,
     use_threads,
@@ -88,11 +89,12 @@ _PATH = click.Path(path_type=Path)
     "--compute-batch",
     type=int,
     help="Images in every pass of the model; 0 pads nothing, and results may then depend on the batch by rounding.  "
-    "[default: on a CPU 64, fewer for fewer images; else 0]",
+    "[default: on a CPU 64, fewer for few or large images; else 0]",
     metavar="N",
 )
 @of_work("--workers", type=int, default=0, show_default=True, help="Processes that load images.", metavar="N")
 @threads_option(of_work)
+@processes_option(of_work)
 @of_work("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...", metavar="NAME")
 def attack(
     targeted: bool,
@@ -116,6 +118,7 @@ def attack(
     compute_batch: int | None,
     workers: int,
     threads: int | None,
+    processes: int | None,
     device: str,
     **where: Any,
 ) -> None:
@@ -190,6 +193,7 @@ def attack(
         "targets": given,
         "name": choice.name,
         "workers": workers,
+        "processes": processes,
         "precision": precision,
         "allow": allow,
     }

@@ -9,7 +9,7 @@ import click
 
 from .options import choose, model_and_images
 from .progress import progress_bars
-from .terminal import GroupedCommand, console, grouped, threads_option, use_threads
+from .terminal import GroupedCommand, console, grouped, processes_option, threads_option, use_threads
 
 of_attack, of_guards, of_work = map(grouped, ("Attack", "Guards", "Work"))
 
@@ -23,8 +23,11 @@ SAMPLE = 64
 @model_and_images
 @of_guards("--allow", multiple=True, metavar="GUARD", help="Go on although this guard complains; may be repeated.")
 @threads_option(of_work)
+@processes_option(of_work)
 @of_work("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
-def check(protocol: str, seed: int, allow: tuple[str, ...], threads: int | None, **where: Any) -> None:
+def check(
+    protocol: str, seed: int, allow: tuple[str, ...], threads: int | None, processes: int | None, **where: Any
+) -> None:
     """Look for signs of a broken evaluation. A sample is attacked in ways whose order of strength is known.
 
     An attack must break every image at eps 255/255, be stronger than one step, than random noise and than a black-box
@@ -46,6 +49,7 @@ def check(protocol: str, seed: int, allow: tuple[str, ...], threads: int | None,
             attack,
             seed=seed,
             allow=allow,
+            processes=processes,
             progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
     console.print(check_table(f"{choice.name} on {choice.data.name}, {len(choice.data)} images", checks))

@@ -181,6 +181,16 @@ def threads_option(option: Callable[..., Any] = click.option) -> Callable[..., A
     return decorator
 
 
+def processes_option(option: Callable[..., Any] = click.option) -> Callable[..., Any]:
+    decorator: Callable[..., Any] = option(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="Processes that attack on a CPU, one thread each.  [default: one for each thread]",
+    )
+    return decorator
+
+
 def use_threads(threads: int | None) -> None:
     """Set the CPU threads of one operation; 0 or None leaves PyTorch's choice.
 

@@ -79,7 +79,7 @@ def joined(items: Sequence[Batch], data: Dataset) -> Batch:
 
 
 def batches(
-    data: Dataset, order: Sequence[Tensor], *, workers: int = 0, skip: bool = False, device: torch.device = CPU
+    data: Dataset, order: Iterable[Tensor], *, workers: int = 0, skip: bool = False, device: torch.device = CPU
 ) -> Iterator[Batch]:
     """Yield the batches of ``data`` at each of ``order`` (tensors of positions), without empty ones.
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..attacks.targets import given
 from ..data.dataset import Batch, Dataset, spaced
@@ -26,10 +27,11 @@ from ..results.verdict import Probes
 from ..utils.contexts import fp32, frozen
 from ..utils.errors import InputError, RunError
 from ..utils.files import write_json
+from ..utils.processes import parallel
 from ..utils.progress import ProgressLine
 from ..utils.provenance import device_name, origin, versions
 from ..utils.statistics import Proportion
-from .batch_state import Rows, ledger_rows, size
+from .batch_state import Rows, ledger_rows
 from .clean_pass import known
 from .continuous_batching import attack_pool
 from .guards import SAMPLE
@@ -58,6 +60,7 @@ def evaluate(
     targets: Targets | None = None,
     name: str | None = None,
     workers: int = 0,
+    processes: int | None = None,
     precision: str = "fp32",
     check: str | None = None,
     allow: Collection[str] = (),
@@ -79,8 +82,8 @@ def evaluate(
         seed: of starts and targets, 0 to 2^32 - 1.
         batch_size: images that are loaded at a time.
         compute_batch: rows of every pass of the model: images that are attacked, and written to the ledger, at a time.
-            The last ones are padded. By default 64 on a CPU; 0, the default on other devices, pads nothing and takes at
-            most ``batch_size`` rows.
+            The last ones are padded. By default 64 on a CPU, fewer for few images and for images of more than 64 x 64
+            pixels; 0, the default on other devices, pads nothing and takes at most ``batch_size`` rows.
         out: folder for ``ledger.sqlite`` and ``result.json``; by default nothing is written.
         resume: go on with the evaluation in ``out``; one of another configuration is refused.
         fresh: begin anew, whatever evaluation is in ``out``.
@@ -88,6 +91,10 @@ def evaluate(
         targets: of a targeted protocol, instead of those that it would choose.
         name: of the model, for the result.
         workers: processes that load images.
+        processes: that attack images on a CPU, each with one thread; at most one for every ``compute_batch`` images. By
+            default one for each thread that PyTorch would use (``torch.get_num_threads()``). Rows do not depend on it.
+            Under torchrun, in daemons, beside a GPU, off Linux, and for attacks of whole batches there is one, which
+            uses PyTorch's threads.
         precision: of the passes that the attack makes, "fp32", "tf32" (on CUDA) or "bf16". A lower one must first give
             the verdicts of fp32 for 95 % of a sample of 64 images. Finished images are always judged in fp32; iterates
             on the way by the attack's own passes, and so are curves and mistakes that count for worst seen alone.
@@ -116,6 +123,7 @@ def evaluate(
         shard=shard,
         name=name,
         workers=workers,
+        processes=processes,
         precision=precision,
         check=check,
         allow=allow,
@@ -176,22 +184,26 @@ def evaluated(
                     )
                     ledger.remember("agreement", counted)
                 bench, agreement = low, Proportion(*counted)
-            loaded = batches(data, torch.split(todo, ready.batch_size), workers=ready.workers)
-            try:
+            processes = ready.processes if protocol.is_keyed_by_image else 0
+            loads = torch.split(todo, min(ready.batch_size, bench.rows))
+            active = max(1, min(processes, len(loads)))
+
+            def finish(order: Iterator[Tensor]) -> Iterator[list[Row]]:
+                loaded = batches(data, order, workers=-(-ready.workers // active))
                 for group in attack_all(loaded, protocol, bench, device, targets):
-                    written = ledger_rows(group, protocol, [part.name for part in parts])
+                    yield [
+                        replace(row, seconds=row.seconds / active)
+                        for row in ledger_rows(group, protocol, [part.name for part in parts])
+                    ]
+
+            with memory_errors(bench.rows), closing(parallel(finish, loads, processes)) as found:
+                for written in found:
                     ledger.add(written)
-                    finished += size(group)
+                    finished += len(written)
                     if on_rows is not None:
                         on_rows(written)
                     if progress is not None:
                         progress(finished, len(positions))
-            except torch.OutOfMemoryError as error:
-                reason = str(error).partition("\n")[0]
-                raise RunError(
-                    f"passes of {bench.rows} images do not fit: {reason}; rows written before are safe, go on with a "
-                    "smaller batch_size"
-                ) from error
             rows = ledger.rows()
             if (kept := ledger.recall(f"probes, {ready.check}")) is None:
                 found = probe(
@@ -254,6 +266,22 @@ def check_behavior(ledger: Ledger, ready: Prepared) -> None:
             f"{ledger.path} holds another evaluation: the model's logits have changed since it began, by {apart:.3g}; "
             "start afresh (`fresh`), or choose another folder (`out`)"
         )
+
+
+@contextmanager
+def memory_errors(rows: int) -> Iterator[None]:
+    """Turn a failure to allocate memory into one line; RunError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        full = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if not full:
+            raise
+        reason = str(error).partition("\n")[0]
+        raise RunError(
+            f"passes of {rows} images do not fit: {reason}; rows written before are safe, go on with a smaller "
+            "`batch_size`, or with fewer `processes`"
+        ) from error
 
 
 def configuration(ready: Prepared, protocol: Protocol, targets: Targets | None) -> dict[str, Any]:

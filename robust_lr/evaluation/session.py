@@ -22,6 +22,7 @@ from ..utils.checks import at_least, check_name
 from ..utils.contexts import device_of, fp32, frozen
 from ..utils.errors import InputError
 from ..utils.machine import check_batch, check_processes
+from ..utils.processes import process_count
 from ..utils.rng import GUARD, uniform
 from .cycle_end import detection, is_repeatable
 from .guards import FEW, SAMPLE, guard
@@ -29,11 +30,10 @@ from .model_under_test import Bench, InFloat32, copied, in_float32
 from .precision import check_precision
 from .probes import LEVELS
 
-#: rows of every forward pass on a CPU, where libraries round differently for other batch shapes
-COMPUTE_BATCH = 64
-
-#: the fewest rows of a pass that are padded to, for few images
-MIN_COMPUTE_BATCH = 8
+#: rows of every pass on a CPU, where libraries round differently for other batch shapes; fewer for few images, of which
+#: two processes shall get a share, and fewer for images of more pixels, whose activations would fill the memory
+MAX_COMPUTE_BATCH, MIN_COMPUTE_BATCH = 64, 16
+LARGE, MIN_COMPUTE_BATCH_LARGE = 64 * 64, 8
 
 #: how thoroughly evaluations are probed unless they say
 DEFAULT_CHECK = "default"
@@ -43,14 +43,6 @@ AWAY = 8 / 255
 
 #: steps between looks at which images are decided, on devices where a look makes the host wait
 PATIENCE = 4
-
-
-def default_compute_batch(images: int) -> int:
-    """Rows of a pass on a CPU: ``COMPUTE_BATCH``, or for fewer images the next power of two, so that few are padded.
-
-    It depends on the images of the whole evaluation, so that shards agree with it and with each other.
-    """
-    return min(COMPUTE_BATCH, max(MIN_COMPUTE_BATCH, 1 << (images - 1).bit_length()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +56,7 @@ class Prepared:
         pristine: a copy of the model from before its first pass; None where it cannot be copied.
         logits_dtype: dtype that the model computes its logits in; losses and verdicts are in float32.
         bench: the model with the rows of its passes, in fp32.
+        processes: the most that an evaluation may use, each with one thread; 0 for this one with PyTorch's threads.
         others: the arguments of ``prepare``.
     """
 
@@ -80,6 +73,7 @@ class Prepared:
     batch_size: int
     shard: tuple[int, int] | None
     workers: int
+    processes: int
     precision: str
     check: str
 
@@ -99,6 +93,7 @@ def prepare(
     shard: tuple[int, int] | None = None,
     name: str | None = None,
     workers: int = 0,
+    processes: int | None = None,
     precision: str = "fp32",
     check: str | None = None,
     allow: Collection[str] = (),
@@ -115,9 +110,13 @@ def prepare(
     at_least(0, compute_batch=compute_batch or 0)
     check_processes(workers=workers)
     device = device_of(model)
+    processes = process_count(processes)
+    sample = min(SAMPLE, compute_batch or batch_size)
+    if compute_batch is None and device.type == "cpu":
+        sample = SAMPLE
     if compute_batch is None:
         whole = max(len(positions(data, protocol, None)) for protocol in protocols)
-        compute_batch = default_compute_batch(whole) if device.type == "cpu" else 0
+        compute_batch = default_compute_batch(whole, data.image_shape) if device.type == "cpu" else 0
     rows = compute_batch or batch_size
     check_batch("batch_size", min(batch_size, len(data)), prod(data.image_shape))
     check_batch("compute_batch", compute_batch, prod(data.image_shape))
@@ -126,7 +125,7 @@ def prepare(
     check_name("check", check, LEVELS)
     most = max((positions(data, protocol, shard) for protocol in protocols), key=len)
     with frozen(model), fp32(device):  # a model that does not fit is refused before anything is written
-        images, labels, ids = data.batch(most[spaced(len(most), min(SAMPLE, rows))])
+        images, labels, ids = data.batch(most[spaced(len(most), sample)])
         check_images(images, ids)
         images, labels, ids = (column.to(device) for column in (images, labels, ids))
         pristine = copied(model)
@@ -181,9 +180,22 @@ def prepare(
         batch_size=batch_size,
         shard=shard,
         workers=workers,
+        processes=processes if device.type == "cpu" and compute_batch else 0,
         precision=precision,
         check=check,
     )
+
+
+def default_compute_batch(images: int, image_shape: Sequence[int]) -> int:
+    """Rows of a pass on a CPU, a power of two.
+
+    It depends on the images of the whole evaluation, so that shards agree with it and with each other.
+    """
+    rows = min(MAX_COMPUTE_BATCH, max(MIN_COMPUTE_BATCH, 1 << ((images + 1) // 2 - 1).bit_length()))
+    pixels = image_shape[-2] * image_shape[-1]
+    while pixels > LARGE and rows > MIN_COMPUTE_BATCH_LARGE:
+        pixels, rows = pixels // 2, rows // 2
+    return rows
 
 
 def positions(data: Dataset, protocol: Protocol, shard: tuple[int, int] | None) -> Tensor:

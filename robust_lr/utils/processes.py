@@ -10,15 +10,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import selectors
 import signal
 import sys
 import threading
 import traceback
 import warnings
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
@@ -26,12 +27,10 @@ import torch
 
 from .devices import STOPPING, under_torchrun
 from .errors import InputError, RunError
+from .machine import check_processes, max_processes
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
-
-#: the most processes that may be asked for: beyond two for each CPU they only cost memory
-MAX_PROCESSES = max(8, 2 * (os.cpu_count() or 1))
 
 #: bytes of a number in the queue, and of a block that a pipe takes in full or not at all
 _NUMBER, _BLOCK = array("I").itemsize, 4096
@@ -53,16 +52,13 @@ def can_fork() -> bool:
 
 
 def process_count(processes: int | None) -> int:
-    """``processes``, checked; by default one for each thread that PyTorch would use, or 1 where forks are unsafe.
+    """``processes``, checked; by default one for each thread that PyTorch would use. 0 where forks are unsafe.
 
     Raises:
-        InputError: not a whole number from 1 to ``MAX_PROCESSES``.
+        InputError: more than the machine can run.
     """
-    if processes is None:
-        return min(torch.get_num_threads(), MAX_PROCESSES) if can_fork() else 1
-    if not 1 <= processes <= MAX_PROCESSES:
-        raise InputError(f"processes = {processes}: must be between 1 and {MAX_PROCESSES}, two for each CPU")
-    return processes if can_fork() else 1
+    check_processes(processes=processes or 0)
+    return (processes or min(torch.get_num_threads(), max_processes())) if can_fork() else 0
 
 
 @contextmanager
@@ -78,19 +74,23 @@ def one_thread() -> Iterator[None]:
 
 def parallel(
     work: Callable[[Iterator[Item]], Iterator[Found]], items: Sequence[Item], processes: int
-) -> Iterator[Found]:
+) -> Generator[Found]:
     """Yield what ``work`` yields for ``items``, in any order, from at most ``processes`` processes of one thread each.
 
     Every process calls ``work`` once, with an iterator that takes the next item of a common queue. One process, or one
     item, is worked on right here. The processes end with this one, and with this iterator.
 
     Args:
+        processes: 0 works right here, too, in as many threads as PyTorch uses.
         work: may use anything that exists when the iterator starts; what it changes stays in its process.
 
     Raises:
         RunError: a process was killed.
         Exception: what ``work`` raised; the other processes are stopped.
     """
+    if processes == 0:
+        yield from work(iter(items))
+        return
     processes = min(processes, len(items))
     if processes <= 1:
         with one_thread():
@@ -102,16 +102,14 @@ def parallel(
     try:
         for number in range(processes):
             ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_run, args=(work, items, queue, theirs, number))
+            process: BaseProcess = context.Process(target=_run, args=(work, items, queue, theirs, number))
             running[ours] = process
             with warnings.catch_warnings():  # Python warns of other threads: progress bars have one, which is not used
                 warnings.simplefilter("ignore", DeprecationWarning)
                 process.start()
             theirs.close()
         while running:
-            for connection in wait(list(running)):
-                assert isinstance(connection, Connection)
-                queue.fill()
+            for connection in queue.fill_until_ready(list(running)):
                 kind, value = _receive(connection, running[connection])
                 if kind == "error":
                     raise value
@@ -148,6 +146,19 @@ class _Queue:
         if not self.waiting and self.sink >= 0:
             os.close(self.sink)
             self.sink = -1
+
+    def fill_until_ready(self, connections: Sequence[Connection[Any, Any]]) -> list[Connection[Any, Any]]:
+        """Wait for messages, and write to the pipe meanwhile; return the connections that have one."""
+        while True:
+            with selectors.DefaultSelector() as selector:
+                for connection in connections:
+                    selector.register(connection, selectors.EVENT_READ, connection)
+                if self.sink >= 0:
+                    selector.register(self.sink, selectors.EVENT_WRITE)
+                ready = [key.data for key, _ in selector.select() if key.data is not None]
+            self.fill()
+            if ready:
+                return ready
 
     def read(self, items: Sequence[Item]) -> Iterator[Item]:
         """The items whose numbers this process gets, until there are none left."""

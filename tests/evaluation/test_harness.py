@@ -623,7 +623,7 @@ def test_a_killed_run_goes_on_to_the_same_result(tmp_path):
             torch.manual_seed(0)
             data = rlr.data.load("fashion-mnist-mini", "test").take(100)
             protocol = rlr.protocols.PGD(eps=0.1, step_size=0.02, steps=5, targeted=True)
-            return rlr.evaluate(Linear(784, 10), data, protocol, compute_batch=10, out=out, resume=resume)
+            return rlr.evaluate(Linear(784, 10), data, protocol, compute_batch=10, processes=1, out=out, resume=resume)
         """
     )
     killed = subprocess.run(
