@@ -148,6 +148,7 @@ def alive(pid):
         return False
 
 
+@pytest.mark.slow
 def test_processes_end_with_their_parent():
     script = textwrap.dedent(
         """
