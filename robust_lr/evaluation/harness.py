@@ -196,8 +196,8 @@ def evaluated(
                         for row in ledger_rows(group, protocol, [part.name for part in parts])
                     ]
 
-            with memory_errors(bench.rows), closing(parallel(finish, loads, processes)) as found:
-                for written in found:
+            with memory_errors(bench.rows), closing(parallel(finish, loads, processes)) as groups:
+                for written in groups:
                     ledger.add(written)
                     finished += len(written)
                     if on_rows is not None:
