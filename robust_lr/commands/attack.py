@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,14 @@ _PATH = click.Path(path_type=Path)
     help="Go on although this guard complains, e.g. probabilities; may be repeated.",
     shell_complete=complete("guards"),
 )
+@of_guards(
+    "--check/--no-check",
+    "probed",
+    default=True,
+    help="Probe the number for a verdict (sound, weak or misled), or leave it without one.  [default: --check]",
+)
+@of_guards("--thorough", is_flag=True, help="Probe eight times as long as by default.")
+@of_guards("--strict", is_flag=True, help="Exit with 1 unless the verdict is sound.")
 @of_work("--out", type=_PATH, help="Folder for result.json and the ledger.")
 @json_option(of_work)
 @of_work("--figure", type=_PATH, help="Picture of a curve: .png, .pdf or .svg; needs matplotlib.")
@@ -107,6 +116,9 @@ def attack(
     targets_file: Path | None,
     save_targets: Path | None,
     allow: tuple[str, ...],
+    probed: bool,
+    thorough: bool,
+    strict: bool,
     out: Path | None,
     json_file: Path | None,
     figure: Path | None,
@@ -144,6 +156,10 @@ def attack(
     from . import report
 
     chosen = [*["lrnet-targeted"] * targeted, *["lrnet-untargeted"] * untargeted, *[protocol] * (protocol is not None)]
+    if thorough and not probed:
+        raise InputError("--thorough and --no-check contradict each other: give one of them")
+    if strict and not probed:
+        raise InputError("--strict needs a verdict: leave --no-check out")
     if len(chosen) != 1:
         raise InputError("which attack? give one of --targeted, --untargeted and --protocol NAME")
     at_least(1, batch_size=batch_size)
@@ -196,6 +212,7 @@ def attack(
         "processes": processes,
         "precision": precision,
         "allow": allow,
+        "check": "thorough" if thorough else None if probed else "off",
     }
     with progress_bars(shown=launched is None or launched[0] == 1) as bars:
         if isinstance(settings, protocols.Sweep):
@@ -224,6 +241,9 @@ def attack(
     report.write_evaluation(json_file, folder / file)
     seconds = sum(result.seconds for result in curve.results)
     say(f"{seconds:.1f} s on {curve.results[0].device}; written to {folder / file}")
+    if strict and any(result.verdict != "sound" for result in curve.results):
+        say("--strict: the verdict is not sound")
+        sys.exit(1)
 
 
 class Watch:
@@ -260,5 +280,6 @@ def show(curve: Curve, settings: Protocol | Sweep) -> None:
         (result,) = curve.results
         console.print(report.result_table(result, settings))
         console.print(report.check_table("validity", result.validity))
+        console.print(report.verdict_text(result))
     if curve.points:
         console.print(report.curve_table(curve))

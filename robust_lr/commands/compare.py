@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from .terminal import console, json_option, write_record
+from .terminal import console, json_option, say, write_record
 
 if TYPE_CHECKING:
     from ..results.compare import Comparison
@@ -51,8 +52,16 @@ class _WithGroups(click.Command):
     metavar="NAME",
     help="Accuracy that is tested: clean, robust or worst-seen.",
 )
+@click.option(
+    "--allow",
+    multiple=True,
+    type=click.Choice(["misled"]),
+    help="Test numbers although their verdict is misled.",
+)
 @json_option()
-def compare(runs: tuple[Path, ...], groups: tuple[str, ...], figure: str, json_file: Path | None) -> None:
+def compare(
+    runs: tuple[Path, ...], groups: tuple[str, ...], figure: str, allow: tuple[str, ...], json_file: Path | None
+) -> None:
     """Compare the robustness of models, paired, on the same images and targets.
 
     RUNS are folders that `robust-lr attack` wrote. Each pair gets the difference of accuracies with a 95 % interval
@@ -78,9 +87,12 @@ def compare(runs: tuple[Path, ...], groups: tuple[str, ...], figure: str, json_f
         console.print(group_table(comparison))
         console.print(difference_table(comparison, figure))
     else:
-        comparison = compare_runs(runs)
+        comparison = compare_runs(runs, allow=allow)
         console.print(accuracy_table(comparison))
         console.print(pair_table(comparison, figure))
+        misled = [name for name, verdict in comparison.verdicts.items() if verdict == "misled"]
+        if misled and not allow and figure != "clean":
+            say(f"no p-value for {', '.join(misled)}: its robust accuracy is misled, see its result (--allow misled)")
     if json_file is not None:
         write_record(json_file, comparison.to_dict())
 
@@ -94,8 +106,10 @@ def accuracy_table(comparison: Comparison) -> Table:
     table.add_column("model", overflow="fold")
     for figure in shares:
         table.add_column(figure, justify="right", no_wrap=True)
+    table.add_column("verdict")
     for name, figures in comparison.accuracies.items():
-        table.add_row(Text(name), *(Text(str(figures[figure])) for figure in shares))
+        verdict = comparison.verdicts.get(name) or "-"
+        table.add_row(Text(name), *(Text(str(figures[figure])) for figure in shares), Text(verdict))
     return table
 
 
@@ -117,8 +131,8 @@ def pair_table(comparison: Comparison, figure: str) -> Table:
             f"{100 * low:+.1f} to {100 * high:+.1f}",
             str(pair.only_first),
             str(pair.only_second),
-            f"{pair.p:.2g}",
-            f"{pair.p_holm:.2g}",
+            "-" if isnan(pair.p) else f"{pair.p:.2g}",
+            "-" if isnan(pair.p_holm) else f"{pair.p_holm:.2g}",
             end_section=True,
         )
     return table

@@ -66,6 +66,22 @@ def check_table(title: str, checks: Sequence[Check]) -> RichTable:
     return table
 
 
+def verdict_text(result: Result) -> Text:
+    """The verdict in one sentence, what to do, and whether the result was read instead of computed."""
+    style = {"sound": "green", "weak": "yellow", "misled": "bold red"}.get(result.verdict or "", "dim")
+    text = Text(str(result.judgment), style=style)
+    if result.judgment.advice:
+        text.append(f"\n{result.judgment.advice}", style="not bold dim")
+    if result.read_from_ledger and result.origin.get("date"):
+        kept = "all" if result.read_from_ledger == result.n else str(result.read_from_ledger)
+        text.append(
+            f"\n{kept} of {result.n} rows were read from the ledger (evaluation of {result.origin['date']}), not "
+            "computed now; --fresh computes anew",
+            style="not bold dim",
+        )
+    return text
+
+
 def curve_table(curve: Curve) -> RichTable:
     """Figures in % by a value that grows, with their 95 % intervals."""
     axis, points, first = curve.axis, curve.points, curve.results[0]

@@ -23,7 +23,7 @@ from ..results.result import Result
 from ..results.stored import LEDGER, RESULT
 from ..results.summary import summarize
 from ..results.targets import Targets, targets_hash
-from ..results.verdict import Probes
+from ..results.verdict import Probes, probes_finding
 from ..utils.contexts import fp32, frozen
 from ..utils.errors import InputError, RunError
 from ..utils.files import write_json
@@ -205,7 +205,7 @@ def evaluated(
                     if progress is not None:
                         progress(finished, len(positions))
             rows = ledger.rows()
-            if (kept := ledger.recall(f"probes, {ready.check}")) is None:
+            if (kept := ledger.recall(probes_finding(ready.check))) is None:
                 found = probe(
                     ready.bench,
                     ready.pristine,
@@ -216,7 +216,7 @@ def evaluated(
                     level=ready.check,
                 )
                 if found is not None:
-                    ledger.remember(f"probes, {ready.check}", found.to_json())
+                    ledger.remember(probes_finding(ready.check), found.to_json())
             else:
                 found = Probes.from_json(kept)
         if (made := ledger.recall("origin")) is None:

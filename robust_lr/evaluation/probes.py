@@ -18,7 +18,7 @@ from ..data.dataset import Dataset, spaced
 from ..protocols.base import Protocol
 from ..results.ledger import Row
 from ..results.validity import Check
-from ..results.verdict import DOMINATED, MAX_INFLATION, STRONGER, Probes
+from ..results.verdict import DOMINATED, LEVELS, MAX_INFLATION, STRONGER, Probes
 from ..utils.contexts import device_of
 from . import oracles
 from .guards import FEW
@@ -59,8 +59,6 @@ MISLEADING = (
     "logits respond to small changes",
     "logits are finite off the images",
 )
-
-LEVELS = {"off": 0.0, "default": 1.0, "thorough": 8.0}
 
 
 @dataclass

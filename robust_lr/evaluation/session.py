@@ -18,6 +18,7 @@ from ..models.checkpoint import weights_hash
 from ..models.external import code_hash
 from ..models.folding import attackable
 from ..protocols.base import Protocol
+from ..results.verdict import LEVELS
 from ..utils.checks import at_least, check_name
 from ..utils.contexts import device_of, fp32, frozen
 from ..utils.errors import InputError
@@ -28,7 +29,6 @@ from .cycle_end import detection, is_repeatable
 from .guards import FEW, SAMPLE, guard
 from .model_under_test import Bench, InFloat32, copied, in_float32
 from .precision import check_precision
-from .probes import LEVELS
 
 #: rows of every pass on a CPU, where libraries round differently for other batch shapes; fewer for few images, of which
 #: two processes shall get a share, and fewer for images of more pixels, whose activations would fill the memory

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..utils.errors import InputError
 from ..utils.statistics import Proportion, difference, holm, mcnemar
 from .ledger import Row, first_difference
 from .stored import Evaluation, read_evaluation
+from .verdict import MISLED
 
 #: what can be compared: whether an image counts as right
 FIGURES: dict[str, Callable[[Row], bool]] = {
@@ -33,7 +35,7 @@ class Pair:
         both, only_first, only_second, neither: images that are right for both, for one, for none.
         difference: accuracy of the first minus that of the second.
         interval: 95 %, Newcombe 1998, method 10.
-        p: two-sided, McNemar's exact test.
+        p: two-sided, McNemar's exact test; not a number where a model's figure is misled.
         p_holm: the same, corrected for the number of pairs that are compared (Holm 1979).
     """
 
@@ -58,6 +60,7 @@ class Comparison:
     protocol: dict[str, Any]
     accuracies: dict[str, dict[str, Proportion]]
     pairs: tuple[Pair, ...]
+    verdicts: dict[str, str | None] = field(default_factory=dict)
 
     def of(self, figure: str) -> list[Pair]:
         return [pair for pair in self.pairs if pair.figure == figure]
@@ -80,12 +83,25 @@ class Comparison:
                 }
                 for name, figures in self.accuracies.items()
             },
-            "pairs": [{**asdict(pair), "interval": list(pair.interval)} for pair in self.pairs],
+            "verdicts": self.verdicts,
+            "pairs": [
+                {
+                    **asdict(pair),
+                    "interval": list(pair.interval),
+                    "p": None if isnan(pair.p) else pair.p,
+                    "p_holm": None if isnan(pair.p_holm) else pair.p_holm,
+                }
+                for pair in self.pairs
+            ],
         }
 
 
-def compare(folders: Sequence[str | Path]) -> Comparison:
+def compare(folders: Sequence[str | Path], *, allow: Collection[str] = ()) -> Comparison:
     """Compare evaluations, folders of ``evaluate``, pairwise.
+
+    Args:
+        folders: of the evaluations.
+        allow: "misled" to test numbers that are misled, too; otherwise their pairs have no p-value.
 
     Raises:
         InputError: fewer than two, an unfinished one, or two that differ in protocol, seed, precision, images or
@@ -109,7 +125,12 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
             name: {figure: Proportion(sum(map(right, run.rows)), len(run.rows)) for figure, right in FIGURES.items()}
             for name, run in named.items()
         },
-        pairs=tuple(pair for figure in FIGURES for pair in pairs(named, figure)),
+        pairs=tuple(
+            pair
+            for figure in FIGURES
+            for pair in pairs(named, figure, withheld=() if figure == "clean" or "misled" in allow else misled(named))
+        ),
+        verdicts={name: run.record.get("verdict") for name, run in named.items()},
     )
 
 
@@ -151,8 +172,13 @@ def check_comparable(first: Evaluation, second: Evaluation, *, same_draw: bool =
 _ADVICE = {"targets_sha256": "; save the targets of one and give them to the other as `targets`"}
 
 
-def pairs(named: dict[str, Evaluation], figure: str) -> list[Pair]:
-    """Every pair of models in one figure, in the order given."""
+def misled(named: dict[str, Evaluation]) -> set[str]:
+    """Models whose robust accuracy is misled by its own verdict."""
+    return {name for name, run in named.items() if run.record.get("verdict") == MISLED}
+
+
+def pairs(named: dict[str, Evaluation], figure: str, withheld: Collection[str] = ()) -> list[Pair]:
+    """Every pair of models in one figure, in the order given; those with a model of ``withheld`` are not tested."""
     right = {name: [FIGURES[figure](row) for row in run.rows] for name, run in named.items()}
     chosen = list(combinations(named, 2))
     tables = [Counter(zip(right[first], right[second], strict=True)) for first, second in chosen]
@@ -161,6 +187,7 @@ def pairs(named: dict[str, Evaluation], figure: str) -> list[Pair]:
     for (first, second), table, p, p_holm in zip(chosen, tables, p_values, holm(p_values), strict=True):
         counts = table[True, True], table[True, False], table[False, True], table[False, False]
         apart, low, high = difference(*counts)
+        tested = first not in withheld and second not in withheld
         out.append(
             Pair(
                 figure=figure,
@@ -172,8 +199,8 @@ def pairs(named: dict[str, Evaluation], figure: str) -> list[Pair]:
                 neither=counts[3],
                 difference=apart,
                 interval=(low, high),
-                p=p,
-                p_holm=p_holm,
+                p=p if tested else nan,
+                p_holm=p_holm if tested else nan,
             )
         )
     return out

@@ -115,6 +115,13 @@ def read_configuration(path: Path) -> dict[str, Any]:
     return configuration
 
 
+def read_finding(path: Path, name: str) -> Any:
+    """What ``Ledger.remember`` kept under a name in a ledger on disk, None if nothing."""
+    with _opened(path) as connection:
+        kept = connection.execute("SELECT json FROM findings WHERE name = ?", (name,)).fetchone()
+    return None if kept is None else json.loads(kept[0])
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[sqlite3.Connection]:
     """A ledger that is only read."""

@@ -13,10 +13,11 @@ from ..protocols.files import from_values
 from ..utils.errors import InputError
 from ..utils.files import write_json
 from ..utils.statistics import Proportion
-from .ledger import Ledger, Row, first_difference, journal, remove
+from .ledger import Ledger, Row, first_difference, journal, read_finding, remove
 from .result import Result
 from .stored import LEDGER, RESULT, Evaluation, read_evaluation
 from .summary import summarize
+from .verdict import LEVELS, Probes, joined, probes_finding
 
 
 def merge(folders: Sequence[str | Path], out: str | Path, *, fresh: bool = False) -> Result:
@@ -87,10 +88,25 @@ def join(folders: Sequence[str | Path]) -> Whole:
             agreement=agreement(records),
             cycle_detection=first.record["cycle_detection"],
             logits_dtype=first.record.get("logits_dtype", "float32"),
+            probes=probes_of(ordered),
+            origin=max((record_origin(record) for record in records), key=lambda made: made["date"] or ""),
         ),
         versions=first.record["versions"],
     )
     return Whole(configuration, rows, result)
+
+
+def probes_of(shards: Sequence[Evaluation]) -> Probes | None:
+    """Probes of all shards together, the most thorough that every shard has."""
+    for level in reversed(LEVELS):
+        kept = [read_finding(shard.folder / LEDGER, probes_finding(level)) for shard in shards]
+        if all(each is not None for each in kept):
+            return joined([Probes.from_json(each) for each in kept])
+    return None
+
+
+def record_origin(record: dict[str, Any]) -> dict[str, str | None]:
+    return {key: record.get(key) for key in ("date", "command", "commit")}
 
 
 def in_order(shards: Sequence[Evaluation]) -> list[Evaluation]:

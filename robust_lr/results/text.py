@@ -27,6 +27,8 @@ def short_table(result: Result) -> str:
     ]
     failed = [check.name for check in result.validity if check.passed is False]
     lines.append(f"failed checks: {', '.join(failed)}" if failed else "no check failed")
+    if result.verdict is not None:
+        lines.append(str(result.judgment))
     return "\n".join(lines)
 
 

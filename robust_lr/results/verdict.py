@@ -57,6 +57,32 @@ class Probes:
         )
 
 
+def joined(parts: Sequence[Probes | None]) -> Probes | None:
+    """Probes of all shards of an evaluation together; None unless every shard was probed."""
+    known = [part for part in parts if part is not None]
+    if not known or len(known) < len(parts):
+        return None
+    failed = next((part for part in known if any(check.passed is False for check in part.checks)), known[0])
+    return Probes(
+        sample=tuple(id_ for part in known for id_ in part.sample),
+        broken={id_: found for part in known for id_, found in part.broken.items()},
+        ran=tuple(dict.fromkeys(name for part in known for name in part.ran)),
+        checks=failed.checks,
+        misleading=failed.misleading,
+        passes=sum(part.passes for part in known),
+        seconds=sum(part.seconds for part in known),
+    )
+
+
+def probes_finding(level: str) -> str:
+    """Name under which a ledger keeps what probes of a level found."""
+    return f"probes, {level}"
+
+
+#: how thoroughly evaluations are probed, as a multiple of the default budget
+LEVELS = {"off": 0.0, "default": 1.0, "thorough": 8.0}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Inflation:
     """By how much the robust accuracy is too high at least, as shares of all images.
