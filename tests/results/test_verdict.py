@@ -20,8 +20,8 @@ def rows(n=200, robust=100):
 
 
 def probes(sample=100, stronger=0, dominated=0, **more):
-    found = {i: ("APGD", STRONGER) for i in range(stronger)}
-    found.update({i: ("Square", DOMINATED) for i in range(stronger, stronger + dominated)})
+    found = dict.fromkeys(range(stronger), ("APGD", STRONGER))
+    found.update(dict.fromkeys(range(stronger, stronger + dominated), ("Square", DOMINATED)))
     return Probes(sample=tuple(range(sample)), broken=found, ran=("APGD", "Square"), **more)
 
 
