@@ -34,6 +34,7 @@ COMMANDS = {
     "report": ("write_report", "report", "Write finished evaluations as one page, and as tables and figures."),
     "rows": ("rows", "rows", "Export one row per evaluated image as CSV or Parquet."),
     "show": ("show", "show", "Show what an evaluation found, without its model."),
+    "suite": ("suite", "suite", "Run models x data sets x attacks x seeds from one file, and report them."),
     "table": ("tables", "table", "Train and print one of the paper's tables, 2 to 9."),
     "table9": ("tables", "table9", "Train, attack and print the paper's Table 9."),
     "watch": ("watch", "watch", "Follow a training run from another terminal."),

@@ -1,9 +1,9 @@
-"""Models x protocols on the same images: a loop over the harness."""
+"""Models x protocols x seeds on the same images: a loop over the harness."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,15 @@ from torch import nn
 
 from ..data.dataset import Dataset
 from ..protocols.base import Protocol
+from ..protocols.sweep import Sweep
+from ..results.curve import Curve
 from ..results.result import Result
+from ..results.shards import merge_sweep_when_complete, merge_when_complete, shard_folder
 from ..results.targets import Targets
 from ..utils.errors import InputError
 from .harness import evaluated, resolved
-from .session import prepare
+from .session import Prepared, prepare
+from .sweep import swept
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,67 @@ def benchmark(
     results = {}
     for model_name, model in models.items():
         ready = prepare(model, data, chosen, name=model_name, **options)
-        for protocol in chosen:
-            folder = None if out is None else Path(out) / model_name / protocol.name
-            results[model_name, protocol.name], _ = evaluated(
-                ready, protocol, out=folder, resume=resume, fresh=fresh, targets=targets, progress=progress
-            )
+        cells = [
+            Cell(protocol, ready.bench.seed, None if out is None else Path(out) / model_name) for protocol in chosen
+        ]
+        for cell, found in run_cells(
+            ready, cells, resume=resume, fresh=fresh, targets=targets, progress=progress and (lambda _: progress)
+        ):
+            assert isinstance(found, Result)
+            results[model_name, cell.attack.name] = found
     return BenchmarkResult(results)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One attack with one seed.
+
+    Attributes:
+        attack: a protocol or a sweep.
+        seed: of starts and targets.
+        above: the folder that gets a folder named after the attack; None writes nothing.
+    """
+
+    attack: Protocol | Sweep
+    seed: int
+    above: Path | None
+
+    @property
+    def folder(self) -> Path | None:
+        return None if self.above is None else self.above / self.attack.name
+
+
+def run_cells(
+    ready: Prepared,
+    cells: Sequence[Cell],
+    *,
+    resume: bool = False,
+    fresh: bool = False,
+    targets: Targets | None = None,
+    progress: Callable[[Cell], Callable[[int, int], None]] | None = None,
+) -> Iterator[tuple[Cell, Result | Curve]]:
+    """Run the cells one after the other on one model and its images, which are checked, hashed and guarded once.
+
+    A shard of them, where ``ready`` is one, goes to a folder of its own, and the last shard to finish joins them all.
+    ``progress`` is asked for the function that is told of a cell's images.
+    """
+    for cell in cells:
+        seeded = replace(ready, bench=replace(ready.bench, seed=cell.seed))
+        folder = cell.folder if ready.shard is None or cell.folder is None else shard_folder(cell.folder, ready.shard)
+        options: dict[str, Any] = {
+            "out": folder,
+            "resume": resume,
+            "fresh": fresh,
+            "targets": targets,
+            "progress": None if progress is None else progress(cell),
+        }
+        found: Result | Curve
+        if isinstance(cell.attack, Sweep):
+            parts = [resolved(part, targets) for part in cell.attack.parts]
+            found = swept(seeded, cell.attack, parts, **options)
+        else:
+            found = evaluated(seeded, cell.attack, **options)[0]
+        if ready.shard is not None and cell.folder is not None:
+            join = merge_sweep_when_complete if isinstance(found, Curve) else merge_when_complete
+            found = join(cell.folder, ready.shard[1]) or found
+        yield cell, found

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from ..data.dataset import Dataset
+from ..protocols.base import Protocol
 from ..protocols.presets import SWEEPS
 from ..protocols.sweep import Sweep
 from ..results.curve import CURVE, Curve, drawn
@@ -16,7 +17,7 @@ from ..results.targets import Targets
 from ..utils.checks import choose
 from ..utils.files import write_json
 from .harness import evaluated, resolved
-from .session import prepare
+from .session import Prepared, prepare
 
 
 def sweep(
@@ -43,6 +44,21 @@ def sweep(
     chosen = choose("sweep", protocol, SWEEPS) if isinstance(protocol, str) else protocol
     parts = [resolved(part, targets) for part in chosen.parts]
     ready = prepare(model, data, parts, **options)
+    return swept(ready, chosen, parts, out=out, resume=resume, fresh=fresh, targets=targets, progress=progress)
+
+
+def swept(
+    ready: Prepared,
+    chosen: Sweep,
+    parts: Sequence[Protocol],
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    fresh: bool = False,
+    targets: Targets | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Curve:
+    """One of the sweeps that ``ready`` is for; ``parts`` are its protocols with their targets settled."""
     if out is not None:
         (Path(out) / CURVE).unlink(missing_ok=True)
     found = []

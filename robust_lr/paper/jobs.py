@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 
@@ -76,6 +76,35 @@ class Job:
         attacks = sum(attack.protocol.steps + 1 for attack in self.attacks)
         return self.config.train.epochs * (self.config.attack.steps + 2) + attacks / 4
 
+    def check(self) -> None:
+        check(self)
+
+    def is_on_cpu(self) -> bool:
+        return pick_device(self.config.train.device).type == "cpu"
+
+    def run(self, number: int, tell: Callable[[Event], None]) -> None:
+        run_job(number, self, tell)
+
+
+class Task(Protocol):
+    """Work of one process among several."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    def check(self) -> None:
+        """Check everything that can be known before the work begins; InputError."""
+
+    def is_on_cpu(self) -> bool:
+        """Tell whether the work needs no GPU."""
+
+    def run(self, number: int, tell: Callable[[Event], None]) -> None:
+        """Do the work, and tell of it as job ``number``."""
+
+
+AnyTask = TypeVar("AnyTask", bound=Task)
+
 
 @dataclass(frozen=True)
 class Event:
@@ -124,7 +153,7 @@ def run_job(number: int, job: Job, tell: Callable[[Event], None]) -> None:
         tell(Event(number, "result", detail=(attack.name, result)))
 
 
-def run(todo: Sequence[Job], *, workers: int = 0) -> Iterator[tuple[Job, Event]]:
+def run(todo: Sequence[AnyTask], *, workers: int = 0) -> Iterator[tuple[AnyTask, Event]]:
     """Run all jobs, ``workers`` at a time in processes of their own, and yield their news.
 
     Small networks gain little from a second thread, so on a CPU it is better to train two of them at once. Jobs that
@@ -138,8 +167,8 @@ def run(todo: Sequence[Job], *, workers: int = 0) -> Iterator[tuple[Job, Event]]
     """
     check_processes(jobs=workers)
     for job in todo:
-        check(job)
-    cpu = all(pick_device(job.config.train.device).type == "cpu" for job in todo)
+        job.check()
+    cpu = all(job.is_on_cpu() for job in todo)
     threads = torch.get_num_threads()
     workers = min(workers or (threads if cpu else 1), len(todo))
     context = multiprocessing.get_context("spawn")
@@ -206,7 +235,7 @@ def _work(connection: Connection[Any, Any], threads: int) -> None:
         except (EOFError, OSError):
             return
         try:
-            run_job(number, job, tell)
+            job.run(number, tell)
         except (InputError, RunError) as error:
             kind = InputError if isinstance(error, InputError) else RunError
             tell(Event(number, "error", detail=kind(f"{job.name}: {error}")))

@@ -1,0 +1,253 @@
+"""``robust-lr suite``: models x data sets x attacks x seeds from one file, and a report of all of them."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from ..utils.errors import InputError
+from .progress import Bars, progress_bars
+from .provenance import keep_command
+from .terminal import console, count_of, duration, say
+
+if TYPE_CHECKING:
+    from ..paper.jobs import Event
+    from ..suites.estimate import Line
+    from ..suites.job import SuiteJob
+    from ..suites.spec import Suite
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("name", metavar="SUITE")
+@click.option(
+    "--checkpoint", "checkpoints", multiple=True, type=_PATH, help="Evaluate this instead of the suite's models."
+)
+@click.option("--data", "data_name", metavar="NAME", help="Data set, instead of the suite's.")
+@click.option("--root", type=_PATH, help="Folder of a data set that does not ship.")
+@click.option("--limit", type=int, metavar="N", help="Only so many test images of each data set; 0 for all.")
+@click.option("--seeds", "seeds_text", metavar="N,N,...", help="Seeds, instead of the suite's, e.g. 0,1,2.")
+@click.option("--eps", metavar="EPS", help="Size of the ball of every protocol, e.g. 4/255.")
+@click.option("--out", type=_PATH, help="Folder of the suite.  [default: runs/NAME]")
+@click.option("--jobs", type=int, default=1, show_default=True, metavar="N", help="Models evaluated side by side.")
+@click.option(
+    "--shard",
+    "shard_text",
+    metavar="I/N",
+    help="Only the I-th of N parts of the images; the last part to finish joins them. Under torchrun each process "
+    "takes one.",
+)
+@click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")
+@click.option("--batch-size", type=int, default=64, show_default=True, metavar="N", help="Images loaded at a time.")
+@click.option("--workers", type=int, default=0, show_default=True, metavar="N", help="Processes that load images.")
+@click.option("--fresh", is_flag=True, help="Evaluate anew what the folder already holds.")
+@click.option("--dry-run", is_flag=True, help="List what would run and estimate the time; run and write nothing.")
+def suite(
+    name: str,
+    checkpoints: tuple[Path, ...],
+    data_name: str | None,
+    root: Path | None,
+    limit: int | None,
+    seeds_text: str | None,
+    eps: str | None,
+    out: Path | None,
+    jobs: int,
+    shard_text: str | None,
+    device: str,
+    batch_size: int,
+    workers: int,
+    fresh: bool,
+    dry_run: bool,
+) -> None:
+    """Run a suite of evaluations and write a report of it.
+
+    SUITE is a TOML file, or one that ships: quick (minutes), standard (what a paper's main table needs) or paper (the
+    tables of Hu et al. 2019). What is finished in the folder is not done again; an interrupted suite goes on where it
+    was when the same command runs again.
+    """
+    from ..results.shards import parse_shard
+    from ..suites.job import jobs as jobs_of
+    from ..suites.spec import read
+    from ..utils.checks import at_least
+    from ..utils.devices import pick_device, torchrun_device, torchrun_shard
+    from ..utils.files import check_writable_folder
+    from ..utils.machine import check_processes
+    from .options import checkpoint_name
+
+    at_least(1, jobs=jobs, batch_size=batch_size)
+    check_processes(jobs=jobs, workers=workers)
+    launched = torchrun_shard()
+    if launched is not None and (shard_text is not None or jobs > 1):
+        raise InputError("--shard and --jobs: torchrun divides the images already, leave them out")
+    shard = launched or (None if shard_text is None else parse_shard(shard_text))
+    named = {checkpoint_name(path): str(path) for path in checkpoints}
+    if len(named) < len(checkpoints):
+        raise InputError("--checkpoint: two checkpoints have the same name; write a suite that names them apart")
+    chosen = read(
+        name,
+        checkpoints=named,
+        data=data_name,
+        root=None if root is None else str(root),
+        limit=limit,
+        seeds=None if seeds_text is None else numbers(seeds_text),
+        eps=eps,
+    )
+    folder = out or Path("runs") / chosen.name
+    check_writable_folder(out=folder)
+    device = torchrun_device() if launched and device == "auto" else device
+    pick_device(device)
+    options = {"device": device, "shard": shard, "batch_size": batch_size, "workers": workers, "fresh": fresh}
+    todo = jobs_of(chosen, folder, **options)
+    for job in todo:
+        job.check()
+    if dry_run:
+        describe(todo, jobs)
+    elif todo:
+        run(todo, jobs, first=launched is None or launched[0] == 1)
+    run_tables(chosen, folder, data_name, root, limit, jobs, dry_run=dry_run)
+    if not dry_run and (launched is None or launched[0] == 1):
+        finish(folder, chosen.name)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """ "0,1,2" -> (0, 1, 2)."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--seeds {text!r}: whole numbers with commas between them are needed, e.g. 0,1,2") from None
+
+
+def describe(todo: Sequence[SuiteJob], jobs: int) -> None:
+    """List everything that would run, with the time that it takes at most."""
+    from ..suites.estimate import estimate
+
+    lines = [line for job in todo for line in estimate(job)]
+    if not lines:
+        return
+    table = Table(title=Text("what would run"), box=box.SIMPLE_HEAD, title_justify="left")
+    for heading in ("model", "data", "attack"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("seed", "done", "passes\nper image", "at most"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for line in lines:
+        table.add_row(*cells(line))
+    console.print(table)
+    left = sum(line.seconds for line in lines)
+    side = f" on one of {jobs} side by side" * (jobs > 1)
+    say(f"at most {duration(left)} of work{side}; images that are decided leave an attack early, so it is often less")
+    say("nothing was run or written (--dry-run)")
+
+
+def cells(line: Line) -> list[Text]:
+    texts = (
+        line.model,
+        line.data,
+        line.attack,
+        str(line.seed),
+        f"{line.done:,} / {line.images:,}",
+        f"{line.forwards + line.backwards:,}",
+        duration(line.seconds),
+    )
+    return [Text(text) for text in texts]
+
+
+def run(todo: Sequence[SuiteJob], workers: int, *, first: bool) -> None:
+    """Run the jobs, here or in processes of their own, with a line for every result."""
+    from ..paper.jobs import run as run_in_processes
+
+    if first:
+        keep_command(todo[0].out)
+    with progress_bars(shown=first) as bars:
+        tasks: dict[int, Any] = {}
+
+        def tell(event: Event) -> None:
+            show_event(bars, tasks, todo[event.job], event)
+
+        if workers == 1:
+            for number, job in enumerate(todo):
+                job.run(number, tell)
+            return
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that workers are told to save
+        for _, event in run_in_processes(todo, workers=workers):
+            tell(event)
+
+
+def show_event(bars: Bars, tasks: dict[int, Any], job: SuiteJob, event: Event) -> None:
+    if event.kind == "result":
+        data, seed, attack, words = event.detail
+        bars.say(f"{job.model}, {attack} on {data}, seed {seed}: {words}")
+        return
+    if event.job not in tasks:
+        tasks[event.job] = bars.add(job.name, total=1.0)
+    doing = {"train": "training", "end": "done"}.get(event.kind, event.detail)
+    bars.update(
+        tasks[event.job],
+        completed=event.done,
+        total=event.total,
+        description=f"{job.name}: {doing}",
+        visible=event.kind != "end",
+    )
+
+
+def run_tables(
+    chosen: Suite,
+    folder: Path,
+    data_name: str | None,
+    root: Path | None,
+    limit: int | None,
+    jobs: int,
+    *,
+    dry_run: bool,
+) -> None:
+    """Train and evaluate the paper's tables that a suite names, as `robust-lr table` does."""
+    from ..suites.spec import table_number
+    from .tables import show
+
+    chosen_data = {"data.name": data_name, "data.root": root}
+    changes = tuple(f"{key}={value}" for key, value in chosen_data.items() if value is not None)
+    for table in chosen.tables:
+        show(
+            table_number(table),
+            table,
+            changes,
+            count_only=False,
+            limit=limit or None,
+            out=folder / Path(table).stem,
+            json_file=folder / f"{Path(table).stem}.json",
+            jobs=None if jobs == 1 else jobs,
+            dry_run=dry_run,
+        )
+
+
+def finish(folder: Path, title: str) -> None:
+    """Print the main table and write the report beside the runs, where there are evaluations to report."""
+    from ..reports.html import html
+    from ..reports.record import build
+    from ..reports.sections.headline import headline
+    from ..results.stored import LEDGER
+    from ..utils.files import write_atomic
+    from .show import terminal_table
+
+    if not any(folder.rglob(LEDGER)):
+        return
+    report = build([folder], title=f"Suite {title}")
+    section = headline(report)
+    for table in section.tables if section is not None else ():
+        console.print(terminal_table(table))
+    say(f"{count_of(len(report.evaluations), 'evaluation')} in {folder}")
+    try:
+        page = html(report)
+    except InputError as error:  # jinja2 is not there
+        say(f"no report: {error}")
+        return
+    write_atomic(folder / "report.html", page.encode())
+    say(f"written to {folder / 'report.html'}")

@@ -1,0 +1,161 @@
+"""What a suite would run, and how long it would take at most: passes counted, and one pass timed here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import nn
+
+from ..data.dataset import Dataset
+from ..evaluation.grid import Cell
+from ..models.build import build_model
+from ..protocols import Library, Sweep
+from ..protocols.base import Protocol, StepwiseProtocol
+from ..results.shards import shard_folder
+from ..results.stored import LEDGER, read_ledger
+from ..training.run import prepare
+from ..utils.contexts import device_of
+from .job import SuiteJob
+
+#: images of the passes that are timed, and how often
+IMAGES, REPEATS = 32, 3
+
+#: steps of an attack of a library that does not say how many it makes
+LIBRARY_STEPS = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One attack with one seed, or the training of one network.
+
+    Attributes:
+        done, images: how many images are finished, of how many; steps of training for a network.
+        forwards, backwards: passes of an image at most.
+        seconds: for the images that are left, at most.
+    """
+
+    model: str
+    data: str
+    attack: str
+    seed: int
+    done: int
+    images: int
+    forwards: int
+    backwards: int
+    seconds: float
+
+
+def passes(attack: Protocol | Sweep, classes: int) -> tuple[int, int]:
+    """Forward and backward passes that an image needs at most; images that are decided leave earlier."""
+    parts: list[Protocol] = []
+    for part in attack.parts if isinstance(attack, Sweep) else (attack,):
+        parts += part.attacks()
+    forwards = backwards = 0
+    for part in parts:
+        if isinstance(part, StepwiseProtocol):
+            steps = part.draws(classes) * (part.steps + 1)
+        elif isinstance(part, Library):
+            targets = classes - 1 if part.options.get("multi_targeted") else 1
+            steps = targets * int(part.options.get("n_queries", part.options.get("steps", LIBRARY_STEPS)))
+        else:
+            steps = part.steps + 1
+        forwards += steps + 1
+        backwards += steps if part.follows_gradients else 0
+    return forwards + 1, backwards
+
+
+def seconds_per_pass(model: nn.Module, data: Dataset) -> tuple[float, float]:
+    """Seconds of a forward pass of one image, and of a forward and backward pass, timed on a few."""
+    count = min(IMAGES, len(data))
+    x = data.batch(torch.arange(count))[0].to(device_of(model))
+
+    def timed(backward: bool) -> float:
+        began = time.perf_counter()
+        with torch.set_grad_enabled(backward):
+            moving = x.clone().requires_grad_(backward)
+            out = model(moving)
+            if backward:
+                torch.autograd.grad(out.float().sum(), moving)
+        if x.is_cuda:
+            torch.cuda.synchronize()
+        return (time.perf_counter() - began) / count
+
+    model.eval()
+    both = [median([timed(backward) for _ in range(REPEATS + 1)][1:]) for backward in (False, True)]
+    return both[0], max(both)
+
+
+def estimate(job: SuiteJob) -> Iterator[Line]:
+    """Everything that a job would do; a network that is still to be trained is timed as it is built."""
+    ready = None
+    if job.spec.is_trained:
+        config = job.train_config()
+        ready = prepare(config)
+    for name in job.suite.data:
+        data = job.images(name)
+        trained = not job.spec.is_trained or (job.train_folder() / "weights.safetensors").is_file()
+        model = job.load(data) if trained or ready is None else build_model(**ready.spec)
+        forward, both = seconds_per_pass(model, data)
+        if ready is not None and name == next(iter(job.suite.data)):
+            yield training(job, both, len(ready.train), finished=trained)
+        for cell in job.cells(name):
+            forwards, backwards = passes(cell.attack, data.num_classes)
+            total = count(cell, job, data)
+            done = finished(cell, job, total)
+            cost = max(forwards - backwards, 0) * forward + backwards * both
+            yield Line(
+                model=job.model,
+                data=name,
+                attack=cell.attack.name,
+                seed=cell.seed,
+                done=done,
+                images=total,
+                forwards=forwards,
+                backwards=backwards,
+                seconds=(total - done) * cost,
+            )
+
+
+def training(job: SuiteJob, both: float, images: int, *, finished: bool) -> Line:
+    """The training of a network: an attack for each image and epoch, and a step of three passes' cost."""
+    config = job.train_config()
+    passes = config.attack.steps + 2
+    return Line(
+        model=job.model,
+        data=config.data.name,
+        attack=f"training, {config.train.epochs} epochs",
+        seed=job.seeds[0],
+        done=images if finished else 0,
+        images=images,
+        forwards=config.train.epochs * passes,
+        backwards=config.train.epochs * passes,
+        seconds=0.0 if finished else images * config.train.epochs * passes * both,
+    )
+
+
+def count(cell: Cell, job: SuiteJob, data: Dataset) -> int:
+    """Images of a cell, those of a shard where the job is one."""
+    first = 0 if isinstance(cell.attack, Sweep) else cell.attack.first
+    n = min(first, len(data)) if first else len(data)
+    index, shards = job.shard or (1, 1)
+    return len(range(index - 1, n, shards))
+
+
+def finished(cell: Cell, job: SuiteJob, total: int) -> int:
+    """Images of a cell that are done; of a sweep, on average over its parts."""
+    folder = cell.folder
+    if folder is None:
+        return 0
+    places = [folder if job.shard is None else shard_folder(folder, job.shard)]
+    if isinstance(cell.attack, Sweep):
+        places = [places[0] / part.name for part in cell.attack.parts]
+    return min(total, sum(rows(place) for place in places) // len(places))
+
+
+def rows(folder: Path) -> int:
+    return len(read_ledger(folder)[1]) if (folder / LEDGER).is_file() else 0

@@ -1,0 +1,245 @@
+"""A suite as a frozen record, read from TOML; unknown keys are errors, and every name is checked before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..config.training import load
+from ..protocols import SWEEPS, Sweep
+from ..protocols.base import Protocol, distance
+from ..protocols.files import named
+from ..protocols.files import protocol as changed
+from ..utils.checks import at_least, make
+from ..utils.errors import InputError
+from ..utils.toml import read_toml
+
+SHIPPED = Path(__file__).parent / "shipped"
+
+Attack = Protocol | Sweep
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """One model: the network that ships, a checkpoint, any model by name, or one that the suite trains.
+
+    Attributes:
+        checkpoint: run folder or weights file.
+        source: as ``load_source`` takes it, with ``weights``, ``preset`` or ``mean`` and ``std``, and ``options``.
+        config, set: a config of `adv-train` and changes; the network is trained once for each seed of the suite.
+    """
+
+    checkpoint: str = ""
+    source: str = ""
+    weights: str = ""
+    preset: str = ""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    config: str = ""
+    set: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_trained(self) -> bool:
+        """Tell whether the suite trains this network itself."""
+        return bool(self.config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """Test images: a name of a data set, by default the key of the table, the folder of its files, and a limit."""
+
+    name: str = ""
+    root: str = ""
+    limit: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """Everything that is to be evaluated.
+
+    Attributes:
+        name: of the suite, and of its folder below ``runs``.
+        models, data: by the names that results and folders get.
+        attacks: protocols and sweeps.
+        seeds: of starts and targets, and of training where a model is trained.
+        precision: of the attacks, see ``evaluate``.
+        allow: guards that are not to be asked.
+        tables: configs of the paper's tables, which are trained and evaluated as `robust-lr table` does.
+    """
+
+    name: str
+    models: Mapping[str, ModelSpec] = field(default_factory=dict)
+    data: Mapping[str, DataSpec] = field(default_factory=dict)
+    attacks: tuple[Attack, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    precision: str = "fp32"
+    allow: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.tables and not (self.models and self.data and self.attacks):
+            raise InputError(f"suite {self.name!r}: give [models.NAME], [data.NAME] and protocols, or tables")
+        for kind, names in (("model", self.models), ("data set", self.data)):
+            for name in names:
+                if name in ("", ".", "..") or "/" in name or "\\" in name:
+                    raise InputError(f"{kind} {name!r}: the name becomes a folder, so it must have no slash")
+        for table in self.tables:
+            table_number(table)
+        given = [attack.name for attack in self.attacks]
+        for name in given:
+            if given.count(name) > 1:
+                raise InputError(f"protocol {name!r} is given twice: give changed protocols a name each")
+        if len(set(self.seeds)) < len(self.seeds) or not self.seeds:
+            raise InputError(f"seeds = {list(self.seeds)}: give at least one, and each once")
+        for seed in self.seeds:
+            if not 0 <= seed < 2**32:
+                raise InputError(f"seeds = {list(self.seeds)}: each must be between 0 and 2^32 - 1")
+
+
+def table_number(config: str) -> int:
+    """The number of a table of the paper, which its config has in its name."""
+    digits = "".join(filter(str.isdigit, Path(config).stem))
+    if digits not in tuple("3456789"):
+        raise InputError(f"tables: {config!r} has none of the numbers 3 to 9 in its name, e.g. table9")
+    return int(digits)
+
+
+def shipped() -> dict[str, Path]:
+    """The suites that ship with the package, by name."""
+    return {file.stem: file for file in sorted(SHIPPED.glob("*.toml"))}
+
+
+def find(name: str | Path) -> Path:
+    """The TOML file of a suite, by path or, for those that ship, by name."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    if str(name) in shipped():
+        return shipped()[str(name)]
+    raise InputError(f"no suite {str(name)!r}: give the path of a TOML file, or one of {', '.join(shipped())}")
+
+
+def read(
+    name: str | Path,
+    *,
+    checkpoints: Mapping[str, str] | None = None,
+    data: str | None = None,
+    root: str | None = None,
+    limit: int | None = None,
+    seeds: Sequence[int] | None = None,
+    eps: str | float | None = None,
+) -> Suite:
+    """A suite from its file, with the changes that a caller makes.
+
+    Args:
+        checkpoints: run folders or weights files by model name, in place of the suite's models.
+        data, root: in place of the suite's data sets.
+        limit: images of each data set, evenly spaced; 0 for all.
+        seeds: in place of the suite's.
+        eps: of every protocol; sweeps by eps keep theirs.
+
+    Raises:
+        InputError: no such file, unknown key, value of the wrong type, unknown protocol, or a name given twice.
+    """
+    path = find(name)
+    table = read_toml(path)
+    known = ("name", "models", "data", "protocols", "seeds", "precision", "allow", "tables", "eps", "limit")
+    for key in table:
+        if key not in known:
+            raise InputError(f"{path}: unknown key {key!r}: choose from {', '.join(known)}")
+    try:
+        return suite_of(table, path.stem, checkpoints, data, root, limit, seeds, eps)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def suite_of(
+    table: Mapping[str, Any],
+    stem: str,
+    checkpoints: Mapping[str, str] | None,
+    data: str | None,
+    root: str | None,
+    limit: int | None,
+    seeds: Sequence[int] | None,
+    eps: str | float | None,
+) -> Suite:
+    """The record behind a suite's TOML."""
+    most = table.get("limit", 0) if limit is None else limit
+    if not isinstance(most, int):
+        raise InputError(f"limit = {most!r}: a whole number is needed")
+    at_least(0, limit=most)
+    ball = table.get("eps") if eps is None else eps
+    models = {name: model_spec(name, value) for name, value in tables_of(table, "models").items()}
+    sets = {name: make(DataSpec, value, f"data.{name}") for name, value in tables_of(table, "data").items()}
+    if checkpoints:
+        models = {name: ModelSpec(checkpoint=path) for name, path in checkpoints.items()}
+    if data is not None:
+        sets = {data.rpartition(":")[2].strip("/").replace("/", "-"): DataSpec(name=data, root=root or "")}
+    elif root is not None:
+        sets = {name: replace(spec, root=root) for name, spec in sets.items()}
+    entries = table.get("protocols", [])
+    if not isinstance(entries, list):
+        raise InputError(f"protocols = {entries!r}: a list of names and tables is needed")
+    rest = {key: table[key] for key in ("precision", "allow", "tables") if key in table}
+    return make(
+        Suite,
+        rest,
+        "",
+        base=Suite(
+            name=str(table.get("name", stem)),
+            models=models,
+            data={
+                name: replace(spec, name=spec.name or name, limit=most if limit is not None else spec.limit or most)
+                for name, spec in sets.items()
+            },
+            attacks=tuple(attack(entry, ball) for entry in entries),
+            seeds=tuple(table.get("seeds", (0,)) if seeds is None else seeds),
+            tables=tuple(table.get("tables", ())),
+        ),
+    )
+
+
+def tables_of(table: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The tables below ``key``, by name."""
+    found = table.get(key, {})
+    if not isinstance(found, Mapping) or not all(isinstance(value, Mapping) for value in found.values()):
+        raise InputError(f"{key}: write a table [{key}.NAME] for each")
+    return dict(found)
+
+
+def model_spec(name: str, table: Mapping[str, Any]) -> ModelSpec:
+    """One model's table; InputError where it says more than one thing."""
+    options = table.get("options", {})
+    spec = make(ModelSpec, {key: value for key, value in table.items() if key != "options"}, f"models.{name}")
+    given = [key for key in ("checkpoint", "source", "config") if getattr(spec, key)]
+    if len(given) > 1:
+        raise InputError(f"models.{name}: give one of {' and '.join(given)}")
+    owners = {"weights": "source", "preset": "source", "mean": "source", "std": "source", "set": "config"}
+    for key, owner in owners.items():
+        if getattr(spec, key) and not getattr(spec, owner):
+            raise InputError(f"models.{name}: {key} belongs to a {owner}")
+    if options and not spec.source:
+        raise InputError(f"models.{name}: options belong to a source")
+    if spec.config:
+        load(spec.config, spec.set)
+    return replace(spec, options=dict(options))
+
+
+def attack(entry: Any, eps: str | float | None) -> Attack:
+    """A protocol or a sweep from its name, its file, or a table with a ``protocol`` and changes."""
+    if isinstance(entry, str) and entry in SWEEPS:
+        sweep = SWEEPS[entry]
+        if eps is None or sweep.axis == "eps":
+            return sweep
+        ball = distance("eps", eps)
+        return replace(sweep, parts=tuple(part.at(ball) for part in sweep.parts))
+    if not isinstance(entry, str | Mapping):
+        raise InputError(f"protocols: {entry!r} is neither a name nor a table")
+    found = named(entry) if isinstance(entry, str) else changed(dict(entry))
+    own = isinstance(entry, Mapping) and "eps" in entry
+    if eps is None or own or not found.eps:
+        return found
+    return found.at(distance("eps", eps)).with_values(name=found.name)
