@@ -109,12 +109,18 @@ def suite(
     todo = jobs_of(chosen, folder, **options)
     for job in todo:
         job.check()
+    changes = tuple(
+        f"{key}={value}" for key, value in {"data.name": data_name, "data.root": root}.items() if value is not None
+    )
+    if launched is not None and chosen.tables:
+        raise InputError("torchrun: tables train several networks side by side already, run the suite without it")
     if dry_run:
-        describe(todo, jobs)
-    elif todo:
+        describe(todo, chosen, folder, changes, limit, jobs)
+        return
+    if todo:
         run(todo, jobs, first=launched is None or launched[0] == 1)
-    run_tables(chosen, folder, data_name, root, limit, jobs, dry_run=dry_run)
-    if not dry_run and (launched is None or launched[0] == 1):
+    run_tables(chosen, folder, changes, limit, jobs)
+    if launched is None or launched[0] == 1:
         finish(folder, chosen.name)
 
 
@@ -126,13 +132,18 @@ def numbers(text: str) -> tuple[int, ...]:
         raise InputError(f"--seeds {text!r}: whole numbers with commas between them are needed, e.g. 0,1,2") from None
 
 
-def describe(todo: Sequence[SuiteJob], jobs: int) -> None:
+def describe(
+    todo: Sequence[SuiteJob], chosen: Suite, folder: Path, changes: tuple[str, ...], limit: int | None, jobs: int
+) -> None:
     """List everything that would run, with the time that it takes at most."""
-    from ..suites.estimate import estimate
+    from ..paper.tables import jobs as jobs_of_table
+    from ..paper.tables import read
+    from ..suites.estimate import estimate, estimate_table
 
     lines = [line for job in todo for line in estimate(job)]
-    if not lines:
-        return
+    for table_name in chosen.tables:
+        trained = jobs_of_table(read(table_name, changes, limit or 0), folder / Path(table_name).stem)
+        lines += [line for job in trained for line in estimate_table(job)]
     table = Table(title=Text("what would run"), box=box.SIMPLE_HEAD, title_justify="left")
     for heading in ("model", "data", "attack"):
         table.add_column(heading, overflow="fold")
@@ -198,22 +209,11 @@ def show_event(bars: Bars, tasks: dict[int, Any], job: SuiteJob, event: Event) -
     )
 
 
-def run_tables(
-    chosen: Suite,
-    folder: Path,
-    data_name: str | None,
-    root: Path | None,
-    limit: int | None,
-    jobs: int,
-    *,
-    dry_run: bool,
-) -> None:
+def run_tables(chosen: Suite, folder: Path, changes: tuple[str, ...], limit: int | None, jobs: int) -> None:
     """Train and evaluate the paper's tables that a suite names, as `robust-lr table` does."""
     from ..suites.spec import table_number
     from .tables import show
 
-    chosen_data = {"data.name": data_name, "data.root": root}
-    changes = tuple(f"{key}={value}" for key, value in chosen_data.items() if value is not None)
     for table in chosen.tables:
         show(
             table_number(table),
@@ -224,7 +224,7 @@ def run_tables(
             out=folder / Path(table).stem,
             json_file=folder / f"{Path(table).stem}.json",
             jobs=None if jobs == 1 else jobs,
-            dry_run=dry_run,
+            dry_run=False,
         )
 
 

@@ -11,11 +11,15 @@ from statistics import median
 import torch
 from torch import nn
 
-from ..data.dataset import Dataset
+from ..config.training import Config
+from ..data.dataset import Dataset, spread
 from ..evaluation.grid import Cell
 from ..models.build import build_model
+from ..models.checkpoint import WEIGHTS
+from ..paper.jobs import Job
 from ..protocols import Library, Sweep
 from ..protocols.base import Protocol, StepwiseProtocol
+from ..protocols.files import named
 from ..results.shards import shard_folder
 from ..results.stored import LEDGER, read_ledger
 from ..training.run import prepare
@@ -98,7 +102,7 @@ def estimate(job: SuiteJob) -> Iterator[Line]:
         ready = prepare(config)
     for name in job.suite.data:
         data = job.images(name)
-        trained = not job.spec.is_trained or (job.train_folder() / "weights.safetensors").is_file()
+        trained = not job.spec.is_trained or (job.train_folder() / WEIGHTS).is_file()
         model = job.load(data) if trained or ready is None else build_model(**ready.spec)
         forward, both = seconds_per_pass(model, data)
         if ready is not None and name == next(iter(job.suite.data)):
@@ -122,20 +126,47 @@ def estimate(job: SuiteJob) -> Iterator[Line]:
 
 
 def training(job: SuiteJob, both: float, images: int, *, finished: bool) -> Line:
-    """The training of a network: an attack for each image and epoch, and a step of three passes' cost."""
-    config = job.train_config()
-    passes = config.attack.steps + 2
+    """The training of a network of the suite."""
+    return training_line(job.model, job.train_config(), both, images, finished=finished)
+
+
+def training_line(model: str, config: Config, both: float, images: int, *, finished: bool) -> Line:
+    """The training of a network: an attack on each image in each epoch, and a step that costs as much as two passes."""
+    passes = config.train.epochs * (config.attack.steps + 2)
     return Line(
-        model=job.model,
+        model=model,
         data=config.data.name,
         attack=f"training, {config.train.epochs} epochs",
-        seed=job.seeds[0],
+        seed=config.seed,
         done=images if finished else 0,
         images=images,
-        forwards=config.train.epochs * passes,
-        backwards=config.train.epochs * passes,
-        seconds=0.0 if finished else images * config.train.epochs * passes * both,
+        forwards=passes,
+        backwards=passes,
+        seconds=0.0 if finished else images * passes * both,
     )
+
+
+def estimate_table(job: Job) -> Iterator[Line]:
+    """Everything that a network of one of the paper's tables needs."""
+    ready = prepare(job.config)
+    test = spread(ready.test, job.limit) if job.limit else ready.test
+    forward, both = seconds_per_pass(build_model(**ready.spec), test)
+    trained = (job.folder / WEIGHTS).is_file()
+    yield training_line(job.name, job.config, both, len(ready.train), finished=trained)
+    for name in job.protocols:
+        forwards, backwards = passes(named(name), test.num_classes)
+        done = min(len(test), rows(job.folder / "attacks" / name))
+        yield Line(
+            model=job.name,
+            data=job.config.data.name,
+            attack=name,
+            seed=job.config.seed,
+            done=done,
+            images=len(test),
+            forwards=forwards,
+            backwards=backwards,
+            seconds=(len(test) - done) * ((forwards - backwards) * forward + backwards * both),
+        )
 
 
 def count(cell: Cell, job: SuiteJob, data: Dataset) -> int:
