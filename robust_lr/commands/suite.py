@@ -78,7 +78,7 @@ def suite(
     from ..suites.job import jobs as jobs_of
     from ..suites.spec import read
     from ..utils.checks import at_least
-    from ..utils.devices import pick_device, torchrun_device, torchrun_shard
+    from ..utils.devices import device_of_process, pick_device, torchrun_shard
     from ..utils.files import check_writable_folder
     from ..utils.machine import check_processes
     from .options import checkpoint_name
@@ -103,7 +103,7 @@ def suite(
     )
     folder = out or Path("runs") / chosen.name
     check_writable_folder(out=folder)
-    device = torchrun_device() if launched and device == "auto" else device
+    device = device_of_process(device)
     pick_device(device)
     options = {"device": device, "shard": shard, "batch_size": batch_size, "workers": workers, "fresh": fresh}
     todo = jobs_of(chosen, folder, **options)
@@ -142,7 +142,7 @@ def describe(
 
     lines = [line for job in todo for line in estimate(job)]
     for table_name in chosen.tables:
-        trained = jobs_of_table(read(table_name, changes, limit or 0), folder / Path(table_name).stem)
+        trained = jobs_of_table(read(table_name, changes, limit or None), folder / Path(table_name).stem)
         lines += [line for job in trained for line in estimate_table(job)]
     table = Table(title=Text("what would run"), box=box.SIMPLE_HEAD, title_justify="left")
     for heading in ("model", "data", "attack"):
@@ -221,6 +221,7 @@ def run_tables(chosen: Suite, folder: Path, changes: tuple[str, ...], limit: int
             changes,
             count_only=False,
             limit=limit or None,
+            seeds=None,
             out=folder / Path(table).stem,
             json_file=folder / f"{Path(table).stem}.json",
             jobs=None if jobs == 1 else jobs,

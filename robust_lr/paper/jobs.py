@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
+from typing import Protocol as Interface
 
 import torch
 
@@ -86,7 +87,7 @@ class Job:
         run_job(number, self, tell)
 
 
-class Task(Protocol):
+class Task(Interface):
     """Work of one process among several."""
 
     @property

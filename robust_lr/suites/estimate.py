@@ -19,7 +19,6 @@ from ..models.checkpoint import WEIGHTS
 from ..paper.jobs import Job
 from ..protocols import Library, Sweep
 from ..protocols.base import Protocol, StepwiseProtocol
-from ..protocols.files import named
 from ..results.shards import shard_folder
 from ..results.stored import LEDGER, read_ledger
 from ..training.run import prepare
@@ -149,17 +148,17 @@ def training_line(model: str, config: Config, both: float, images: int, *, finis
 def estimate_table(job: Job) -> Iterator[Line]:
     """Everything that a network of one of the paper's tables needs."""
     ready = prepare(job.config)
-    test = spread(ready.test, job.limit) if job.limit else ready.test
-    forward, both = seconds_per_pass(build_model(**ready.spec), test)
+    forward, both = seconds_per_pass(build_model(**ready.spec), ready.test)
     trained = (job.folder / WEIGHTS).is_file()
     yield training_line(job.name, job.config, both, len(ready.train), finished=trained)
-    for name in job.protocols:
-        forwards, backwards = passes(named(name), test.num_classes)
-        done = min(len(test), rows(job.folder / "attacks" / name))
+    for attack in job.attacks:
+        test = spread(ready.test, attack.limit) if attack.limit else ready.test
+        forwards, backwards = passes(attack.protocol, test.num_classes)
+        done = min(len(test), rows(job.evaluation(attack)))
         yield Line(
             model=job.name,
             data=job.config.data.name,
-            attack=name,
+            attack=attack.name,
             seed=job.config.seed,
             done=done,
             images=len(test),

@@ -199,12 +199,13 @@ def test_two_models_side_by_side_give_the_same_rows(here):
     assert all_rows(here / "one") == all_rows(here / "two")
 
 
+@pytest.mark.slow
 def test_the_last_shard_joins_all_of_them(here):
-    sweep = 'protocols = ["sweep-eps", { protocol = "madry-cifar10", name = "pgd", steps = 3 }]'
-    text = SUITE.format(more="")
-    head, _, rest = text.partition("protocols = [")
-    (here / "suite.toml").write_text(head + sweep + rest.partition("\n]\n")[2].join(["\n", ""]))
-    suite = read("suite.toml", limit=9, seeds=[0])
+    text = 'protocols = ["sweep-eps", { protocol = "madry-cifar10", name = "pgd", steps = 3 }]\n'
+    (here / "suite.toml").write_text(
+        f'{text}[models.net]\nsource = "nets.py:make"\n[data.small]\nname = "npz:small.npz"'
+    )
+    suite = read("suite.toml", limit=9)
     for job in jobs(suite, here / "whole", device="cpu"):
         job.run(0, lambda event: None)
     for index in (2, 1):
@@ -279,7 +280,7 @@ def test_networks_of_a_table_are_estimated_without_training(tmp_path):
     with torch.random.fork_rng():
         job = jobs_of_table(read_table("table9", ("model.width=0.0625",), 10), tmp_path / "table9")[0]
         lines = list(estimate_table(job))
-    assert [line.attack for line in lines][1:] == ["lrnet-targeted", "lrnet-untargeted"]
-    assert [line.images for line in lines] == [4000, 10, 10]
+    assert [line.attack for line in lines][1:3] == ["lrnet-targeted", "lrnet-untargeted"]
+    assert [line.images for line in lines][:3] == [4000, 10, 10]
     assert all(line.seconds > 0 for line in lines)
     assert not (tmp_path / "table9").exists()
