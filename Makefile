@@ -5,7 +5,7 @@ VENV ?= .venv$(if $(TORCH),-torch$(TORCH))
 BIN := $(VENV)/bin
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
 
-.PHONY: help table9 test test-fast xval gpu-check lint format wheel wheel-check clean
+.PHONY: help table9 test test-fast xval gpu-check lint format docs wheel wheel-check clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,16 +26,21 @@ xval: $(VENV)/installed  ## attacks against torchattacks, cleverhans and foolbox
 gpu-check: $(VENV)/installed  ## on a machine with a GPU: build, test, sanitize and time the CUDA kernels
 	$(BIN)/python benchmarks/gpu_check.py $(if $(AUTHORS),--authors $(AUTHORS))
 
-lint: $(VENV)/installed  ## style and types
+lint: $(VENV)/installed  ## style, types and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.h' '*.cpp' '*.cu')
 	$(BIN)/mypy
+	$(BIN)/codespell
 
 format: $(VENV)/installed  ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files '*.h' '*.cpp' '*.cu')
+
+docs: $(VENV)/installed  ## the documentation site, strictly, in site/
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 wheel: $(VENV)/installed  ## dist/robust_lr-*.whl with compiled kernels (Linux, x86-64); CUDA="8.0 9.0" adds those for GPUs
 	rm -rf build dist/robust_lr-*.whl
@@ -51,7 +56,7 @@ wheel-check: wheel  ## the wheel, installed outside the repository, attacks the 
 	tests/wheel_check.sh $(BIN)/python dist/robust_lr-*.whl
 
 clean:  ## remove the environment and what was built
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11"'

@@ -62,8 +62,8 @@ def adv_train(
     for line in advice(settings, ready.train.image_shape) if first and not resume else ():
         log.warning("warning: %s", line)
     if fresh and first:
-        clear_folder(folder)
-    run = train_run(settings, folder, resume=resume)
+        clear_folder(settings, folder)
+    run = train_run(settings, folder, resume=resume or fresh)
     if not first:
         for _ in run:
             pass

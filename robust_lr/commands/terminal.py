@@ -19,6 +19,8 @@ from ..utils.errors import InputError
 
 #: a column of text may be folded down to this width; a column of numbers never is
 MIN_TEXT_WIDTH = 12
+#: on a narrow terminal the first column may be folded down to this
+MIN_WIDTH = 4
 #: columns of a pipe or a file: no table is wider
 WIDE = 10_000
 
@@ -63,6 +65,9 @@ def fitting(table: Table, console: rich.console.Console) -> list[Table]:
     edges = 4 if table.pad_edge or table.box is not None else 0
     gap = max(sum(table.padding[1::2]), 1) + (1 if table.box is not None else 0)
     room = console.width - edges if console.is_terminal else WIDE
+    widest = max((column.min_width or 0 for column in columns[1:]), default=0)
+    if not columns[0].no_wrap:
+        columns[0].min_width = max(MIN_WIDTH, min(columns[0].min_width or 0, room - widest - 2 * gap))
     parts: list[list[Column]] = [columns[:1]]
     for column in columns[1:]:
         used = sum((each.min_width or 0) + gap for each in parts[-1])

@@ -53,32 +53,9 @@ class Bench:
         check_finite(logits, ids)
         return logits
 
-    @contextmanager
-    def failures_named(self, x: Tensor, ids: Tensor) -> Iterator[None]:
-        """Turn whatever the model raises, SystemExit included, into a RunError that names the image.
-
-        Args:
-            x, ids: the images [n, C, H, W] that the model is asked about, and their ids [n].
-        """
-        try:
-            yield
-        except (InputError, RunError, MemoryError, torch.OutOfMemoryError):
-            raise
-        except (Exception, SystemExit) as error:
-            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-            raise RunError(
-                f"the model failed on {self.first_failure(x, ids)}: {reason}; rows written before are kept"
-            ) from error
-
-    def first_failure(self, x: Tensor, ids: Tensor) -> str:
-        """The first image that the model fails on when it is asked about this one alone, else all of them."""
-        for image, id_ in zip(torch.split(x, 1), ids.tolist(), strict=True):
-            try:
-                with torch.no_grad():
-                    self.model(self.padded(image))
-            except (Exception, SystemExit):
-                return f"image {id_}"
-        return f"a batch of images {', '.join(map(str, ids.tolist()[:8]))}{', ...' * (len(ids) > 8)}"
+    def failures_named(self, x: Tensor, ids: Tensor) -> AbstractContextManager[None]:
+        """See ``failures_named``; images are looked at in passes of the usual number of rows."""
+        return failures_named(lambda image: self.model(self.padded(image)), x, ids)
 
     def padded(self, column: Tensor) -> Tensor:
         """``column`` with its first row repeated behind it until it has ``rows`` rows, where passes are fixed."""
@@ -161,3 +138,33 @@ def check_finite(logits: Tensor, ids: Tensor) -> None:
     broken = ~logits.isfinite().all(dim=1)
     if broken.any():
         raise RunError(f"the model's logits for image {int(ids[broken][0])} are not finite")
+
+
+@contextmanager
+def failures_named(model: Model, x: Tensor, ids: Tensor) -> Iterator[None]:
+    """Turn whatever a model raises, SystemExit included, into a RunError that names the image.
+
+    Args:
+        model: is asked about each image alone once it has failed.
+        x, ids: the images [n, C, H, W] that it is asked about, and their ids [n].
+    """
+    try:
+        yield
+    except (InputError, RunError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise RunError(
+            f"the model failed on {first_failure(model, x, ids)}: {reason}; rows written before are kept"
+        ) from error
+
+
+def first_failure(model: Model, x: Tensor, ids: Tensor) -> str:
+    """The first image that ``model`` fails on alone, or all of them where it fails on none."""
+    for image, id_ in zip(torch.split(x, 1), ids.tolist(), strict=True):
+        try:
+            with torch.no_grad():
+                model(image)
+        except (Exception, SystemExit):
+            return f"image {id_}"
+    return f"a batch of images {', '.join(map(str, ids.tolist()[:8]))}{', ...' * (len(ids) > 8)}"

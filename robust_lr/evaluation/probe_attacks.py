@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ..attacks import starts
 from ..attacks.losses import LOSSES, margin
 from ..attacks.pgd import ProjectedGradient
-from ..attacks.square import SquareSearch
 from ..attacks.square_lp import WindowSearch
+from ..attacks.square_search import SquareSearch
 from ..attacks.stepwise import Stepwise
 from ..protocols.apgd import APGD
 from ..protocols.square import Square

@@ -27,7 +27,7 @@ from ..utils.processes import process_count
 from ..utils.rng import GUARD, uniform
 from .cycle_end import detection, is_repeatable
 from .guards import FEW, SAMPLE, guard
-from .model_under_test import Bench, InFloat32, copied, in_float32
+from .model_under_test import Bench, InFloat32, copied, failures_named, in_float32
 from .precision import check_precision
 
 #: rows of every pass on a CPU, where libraries round differently for other batch shapes; fewer for few images, of which
@@ -134,18 +134,19 @@ def prepare(
             pristine = InFloat32(pristine, judge.takes).eval()
         eps = max((protocol.eps for protocol in protocols if protocol.norm == "linf"), default=AWAY)
         away = (images + (eps or AWAY) * (2 * uniform(seed, GUARD, ids, images.shape[1:]) - 1)).clamp(0, 1)[:FEW]
-        num_classes = guard(
-            judge,
-            images,
-            labels,
-            ids,
-            num_classes=data.num_classes,
-            most=int(data.labels.max()),
-            gradients=any(protocol.follows_gradients for protocol in protocols),
-            away=away,
-            resolution=torch.finfo(logits_dtype).eps,
-            allow=allow,
-        )
+        with failures_named(model, images.to(device), ids):
+            num_classes = guard(
+                judge,
+                images,
+                labels,
+                ids,
+                num_classes=data.num_classes,
+                most=int(data.labels.max()),
+                gradients=any(protocol.follows_gradients for protocol in protocols),
+                away=away,
+                resolution=torch.finfo(logits_dtype).eps,
+                allow=allow,
+            )
         attacked = attackable(judge, torch.cat([images[:FEW], away]))
         full = torch.arange(rows) % len(images)  # a pass of the attack's size
         bench = Bench(

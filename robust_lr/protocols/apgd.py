@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..attacks.apgd import AutoPGD
 from ..attacks.apgd_l1 import RADII, SparsePGD
 from ..attacks.arguments import check_attack
+from ..attacks.auto_pgd import AutoPGD
 from ..attacks.losses import LOSSES, Objective
 from ..attacks.starts import in_l1_ball, on_surface
 from ..utils.checks import check_name, check_whole

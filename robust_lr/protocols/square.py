@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..attacks.arguments import check_attack
 from ..attacks.losses import Objective, margin
-from ..attacks.square import SquareSearch
 from ..attacks.square_lp import WindowSearch
+from ..attacks.square_search import SquareSearch
 from ..utils.checks import check_name, check_whole
 from ..utils.errors import InputError
 from ..utils.rng import DRAWS

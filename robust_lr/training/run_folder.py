@@ -94,8 +94,8 @@ def open_folder(config: Config, folder: Path, data_hash: str, *, resume: bool) -
     return state
 
 
-def clear_folder(folder: Path) -> None:
-    """Remove the run in ``folder``, but nothing else that lies there.
+def clear_folder(config: Config, folder: Path) -> None:
+    """Remove the run in ``folder``, but nothing else that lies there, and leave ``config`` to be run.
 
     Raises:
         InputError: another process trains there.
@@ -106,7 +106,7 @@ def clear_folder(folder: Path) -> None:
         for name in (METRICS, PROVENANCE, WEIGHTS, BEST):
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / STATES, ignore_errors=True)
-        (folder / CONFIG).unlink()  # last: until then the folder is known to hold a run
+        write_atomic(folder / CONFIG, to_toml(config).encode())
 
 
 def same_config(before: Config, now: Config, folder: Path) -> None:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from robust_lr.attacks.apgd import apgd
+from robust_lr.attacks.auto_pgd import apgd
 from robust_lr.attacks.losses import LOSSES, cross_entropy, dlr, lead, margin
 from robust_lr.attacks.pgd import pgd_l2, pgd_linf
-from robust_lr.attacks.square import square
+from robust_lr.attacks.square_search import square
 from robust_lr.utils.errors import InputError
 
 EPS = 0.1
@@ -140,7 +140,7 @@ def test_the_squares_of_an_image_depend_on_seed_and_id_alone():
 
 
 def test_the_squares_shrink_as_in_the_official_schedule():
-    from robust_lr.attacks.square import SquareSearch
+    from robust_lr.attacks.square_search import SquareSearch
 
     steps = torch.tensor([0, 10, 11, 50, 51, 200, 201, 500, 501, 1000, 1001, 4001, 8001])
     sides = SquareSearch(0.1, 9000, 0.8, 0).sides(steps, 32, 32)

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from robust_lr.attacks.apgd import apgd
+from robust_lr.attacks.auto_pgd import apgd
 from robust_lr.attacks.losses import dlr, margin
 from robust_lr.attacks.pgd import pgd_linf
-from robust_lr.attacks.square import square
+from robust_lr.attacks.square_search import square
 
 from .networks import EPS
 
