@@ -2,9 +2,9 @@
 //
 // Blocks run one after another. The threads of a block are fibers: each runs until it waits for others, at a barrier or
 // a shuffle, or ends. What goes wrong on a GPU because threads are not in step goes wrong here, too: shared memory is
-// full of NaN to begin with, asynchronous copies arrive when they are waited for and not before, and the order of
-// threads can be turned round. Writing beyond the shared memory that was asked for ends the process. The names of the
-// kernels that are launched are written to the file that CUDA_SHIM_LOG names.
+// full of NaN to begin with, asynchronous copies arrive when they are waited for and not before, and every operator
+// runs in both orders of blocks and threads. Writing beyond the shared memory that was asked for ends the process. The
+// names of the kernels that are launched are written to the file that CUDA_SHIM_LOG names.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,9 @@
 #include <functional>
 
 #define __host__
+#ifndef __device__  // the detector wants these functions inlined
 #define __device__
+#endif
 #define __global__
 #define __shared__
 #define __launch_bounds__(...)
@@ -36,15 +38,16 @@ struct dim3 {
 inline dim3 blockIdx, blockDim, threadIdx;
 
 namespace shim {
-void synchronize_block();
+void synchronize_block(const char* file, int line);
 float shuffle_xor(float value, int lanes);
 void copy_later(void* to, const void* from, std::size_t size);
 void finish_copies();
 void log_launch(const void* kernel);
+void turn_order(bool opposite);
 void run(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<void()>& thread);
 }  // namespace shim
 
-inline void __syncthreads() { shim::synchronize_block(); }
+#define __syncthreads() shim::synchronize_block(__FILE__, __LINE__)
 inline float __shfl_xor_sync(unsigned, float value, int lanes) { return shim::shuffle_xor(value, lanes); }
 
 enum cudaError_t { cudaSuccess, cudaErrorInvalidConfiguration };

@@ -1,5 +1,6 @@
 // Sums of parts in a fixed order, so that they are the same every time.
 #include "launch.h"
+#include "tile.h"
 
 namespace robust_lr::cuda {
 
