@@ -88,9 +88,7 @@ def test_gradients_are_right_twice(operator: Operator, stride: int) -> None:
 
 
 @pytest.mark.parametrize(("stride", "m", "border"), [(1, 8, "mask"), (2, 8, "zero"), (2, 16, "mask")])
-def test_results_are_the_same_every_time(
-    operator: Operator, stride: int, m: int, border: str
-) -> None:
+def test_results_are_the_same_every_time(operator: Operator, stride: int, m: int, border: str) -> None:
     tensors = make(2, c=80, h=19, w=17, m=m, size=7, dtype=torch.float32)
     first = results(operator, tensors, stride, channels_per_group=m, border=border)
     for a, b in zip(first, results(operator, tensors, stride, channels_per_group=m, border=border), strict=True):
