@@ -5,7 +5,7 @@ VENV ?= .venv$(if $(TORCH),-torch$(TORCH))
 BIN := $(VENV)/bin
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
 
-.PHONY: help table9 test test-fast xval gpu-check lint format docs wheel wheel-check clean
+.PHONY: help table9 test test-fast zoo xval gpu-check lint format docs wheel wheel-check clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -18,6 +18,9 @@ test: $(VENV)/installed  ## all tests, on all cores; TORCH=2.12 with that PyTorc
 
 test-fast: $(VENV)/installed  ## the tests that take less than a few seconds each
 	$(BIN)/pytest $(PARALLEL) -m "not slow and not gpu"
+
+zoo: $(VENV)/installed  ## broken defenses and honest networks under default probes; writes docs/zoo.md
+	$(BIN)/python benchmarks/zoo.py --twins
 
 xval: $(VENV)/installed  ## attacks against torchattacks, cleverhans and foolbox, which are installed without what else they ask for
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps cleverhans foolbox eagerpy gitpython gitdb smmap

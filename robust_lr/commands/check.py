@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ..utils.errors import InputError
 from .options import choose, model_and_images
 from .progress import progress_bars
 from .terminal import GroupedCommand, console, grouped, processes_option, threads_option, use_threads
@@ -22,36 +23,63 @@ SAMPLE = 64
 @of_attack("--seed", type=int, default=0, show_default=True, help="Seed of random starts.", metavar="N")
 @model_and_images
 @of_guards("--allow", multiple=True, metavar="GUARD", help="Go on although this guard complains; may be repeated.")
+@of_guards("--binarize", is_flag=True, help="Run the binarization test as well.")
 @threads_option(of_work)
 @processes_option(of_work)
 @of_work("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 def check(
-    protocol: str, seed: int, allow: tuple[str, ...], threads: int | None, processes: int | None, **where: Any
+    protocol: str,
+    seed: int,
+    allow: tuple[str, ...],
+    binarize: bool,
+    threads: int | None,
+    processes: int | None,
+    **where: Any,
 ) -> None:
-    """Look for signs of a broken evaluation. A sample is attacked in ways whose order of strength is known.
+    """Look for signs of a broken evaluation on a sample of images, thoroughly.
 
-    An attack must break every image at eps 255/255, be stronger than one step, than random noise and than a black-box
-    attack, and gain nothing from more steps or restarts. Takes 64 images unless --limit says otherwise. Exit code 1 if
-    a check fails.
+    The sample is evaluated and probed eight times as long as by default, which gives a verdict: sound, weak or misled.
+    The six indicators of attack failure (Pintor et al. 2022) follow and, with --binarize, the binarization test
+    (Zimmermann et al. 2022). Takes 64 images unless --limit says otherwise. Exit code 1 if the number is misled or the
+    binarization test fails.
     """
-    from ..evaluation.sanity import sanity
+    from ..evaluation.binarization import binarize as run_binarization
+    from ..evaluation.harness import evaluate
     from ..protocols.files import named
-    from .report import check_table
+    from ..results.indicators import indicators
+    from .report import check_table, verdict_text
 
     use_threads(threads)
     attack = named(protocol)
+    if attack.eps == 0:
+        raise InputError(f"protocol {attack.name!r} has eps = 0: there is nothing to check")
     choice = choose(**{**where, "limit": where["limit"] or SAMPLE}, options={})
     with progress_bars() as bars:
         task = bars.add(f"checking {choice.name}", total=None)
-        checks = sanity(
+        result = evaluate(
             choice.model,
             choice.data,
             attack,
             seed=seed,
             allow=allow,
             processes=processes,
+            check="thorough",
             progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
-    console.print(check_table(f"{choice.name} on {choice.data.name}, {len(choice.data)} images", checks))
-    if any(check.passed is False for check in checks):
+        tests = None
+        if binarize:
+            task = bars.add("binarization test", total=None)
+            tests = run_binarization(
+                choice.model,
+                choice.data,
+                attack,
+                seed=seed,
+                progress=lambda done, total: bars.update(task, completed=done, total=total),
+            ).check()
+    title = f"{choice.name} on {choice.data.name}, {len(choice.data)} images"
+    console.print(check_table(title, result.validity))
+    found = indicators(result.rows, attack, result.probes)
+    console.print(check_table("indicators of attack failure", found if tests is None else (*found, tests)))
+    console.print(verdict_text(result))
+    if result.verdict == "misled" or (tests is not None and tests.passed is False):
         sys.exit(1)

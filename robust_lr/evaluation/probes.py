@@ -44,6 +44,9 @@ SECONDS, SHARE = 8.0, 0.1
 #: images in the sample at most, and the least for which probes run at full length
 MAX_SAMPLE, SAMPLE = 256, 64
 
+#: how long probes are, as shares of their full length: the longest that the budget allows
+SCALES = (1.0, 0.5, 0.25)
+
 #: images that a probe attacks at a time
 ROWS = 64
 
@@ -157,7 +160,8 @@ def probe(
     robust = [row for row in rows if row.robust]
     if not robust or (protocol.targeted and bench.num_classes < 2):
         return Probes(checks=checks, misleading=MISLEADING, seconds=time.perf_counter() - began)
-    scale, n = plan(budget, len(robust), bench.num_classes, few, ball, bench.seed, fresh())
+    scales = (4.0, 2.0, *SCALES) if level == "thorough" else SCALES
+    scale, n = plan(scales, budget, len(robust), bench.num_classes, few, ball, bench.seed, fresh())
     sample = [robust[i] for i in spaced(len(robust), n).tolist()]
     hunt = Hunt(
         victims=load(sample),
@@ -227,11 +231,18 @@ def go(
 
 
 def plan(
-    budget: float, robust: int, num_classes: int, few: Victims, ball: Ball, seed: int, model: nn.Module
+    scales: Sequence[float],
+    budget: float,
+    robust: int,
+    num_classes: int,
+    few: Victims,
+    ball: Ball,
+    seed: int,
+    model: nn.Module,
 ) -> tuple[float, int]:
     """How long probes are, as a share of their full length, and how many images the sample has."""
     parts = oracles.parts_of(model, few.x[:2])
-    for scale in (1.0, 0.5, 0.25):
+    for scale in scales:
         probes = [*stronger(ball, num_classes, scale), *dominated(parts, ball, seed, scale, few.x[0].numel())]
         each = sum(one.oracle(model).cost * one.walk.steps + 2 for one in probes) + 20
         n = int(budget / each)

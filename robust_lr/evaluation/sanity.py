@@ -13,8 +13,9 @@ from ..protocols.base import Protocol
 from ..protocols.pgd import PGD
 from ..protocols.presets import get
 from ..protocols.square import Square
-from ..results.validity import NOISE, Check
+from ..results.validity import SIGNIFICANT, Check
 from ..utils.errors import InputError
+from ..utils.statistics import mcnemar
 from .harness import evaluated
 from .session import prepare
 
@@ -80,15 +81,22 @@ def plain(protocol: Protocol) -> PGD:
 
 
 def judged(broken: dict[str, set[int]], n: int) -> tuple[Check, ...]:
-    """What the images say that each attack broke, of ``n``."""
+    """What the images that each attack broke say, of ``n``; two attacks are compared by a paired test.
+
+    That more steps or restarts break more images is weakness, which the verdict measures, and no failure here; that
+    they break significantly fewer is one.
+    """
     attack = broken["the attack"]
-    slack = max(1, round(2 * NOISE * n))
+
+    def beats(one: set[int], other: set[int]) -> bool:
+        gained, lost = len(one - other), len(other - one)
+        return gained > lost and mcnemar(gained, lost) < SIGNIFICANT
 
     def stronger(than: str) -> Check:
         weaker = broken[than]
         return Check(
             f"stronger than {than}",
-            len(weaker) <= len(attack) and len(weaker - attack) <= slack,
+            not beats(weaker, attack),
             f"{than} breaks {len(weaker)} of {n} images, {len(weaker - attack)} of them not broken by the attack "
             f"({len(attack)})",
         )
@@ -96,17 +104,17 @@ def judged(broken: dict[str, set[int]], n: int) -> tuple[Check, ...]:
     def as_strong(than: str) -> Check:
         more = broken[than]
         return Check(
-            f"as strong as with {than}",
-            len(more) - len(attack) <= slack,
+            f"no stronger than with {than}",
+            not beats(attack, more),
             f"{than}: {len(more)} of {n} images broken instead of {len(attack)}",
         )
 
     twice, all_of_it = broken["twice the eps"], broken["eps of 255/255"]
     checks = [
-        Check("eps of 255/255 breaks every image", len(all_of_it) == n, f"{len(all_of_it)} of {n} images broken"),
+        Check("eps of 255/255 breaks most images", 2 * len(all_of_it) > n, f"{len(all_of_it)} of {n} images broken"),
         Check(
             "a larger eps breaks no fewer images",
-            len(twice) >= len(attack),
+            not beats(attack, twice),
             f"twice the eps: {len(twice)} of {n} images broken instead of {len(attack)}",
         ),
         *(stronger(name) for name in ("one step", "random noise", "black box") if name in broken),

@@ -16,7 +16,7 @@ from .verdict import NOTHING, Verdict
 if TYPE_CHECKING:
     from .ledger import Row
     from .validity import Check
-    from .verdict import Inflation
+    from .verdict import Inflation, Probes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,7 @@ class Result:
         origin: date (UTC), command and, in a checkout, commit of the computation.
         read_from_ledger: images whose rows were read from a ledger, not computed now.
         judgment: the verdict with inflation, bound, reason and advice.
+        probes: what probes found, image by image.
         validity: signs of a broken evaluation that were looked for in the rows.
         rows: the ledger's rows, one per image, by id; they are not part of the JSON form.
     """
@@ -85,6 +86,7 @@ class Result:
     origin: Mapping[str, str | None] = field(default_factory=dict, compare=False)
     read_from_ledger: int = field(default=0, compare=False)
     judgment: Verdict = NOTHING
+    probes: Probes | None = field(default=None, repr=False, compare=False)
     rows: tuple[Row, ...] = field(default=(), repr=False, compare=False)
 
     @property
@@ -131,6 +133,7 @@ class Result:
             "hashes",
             "rows",
             "judgment",
+            "probes",
             "origin",
         ):
             del record[name]

@@ -42,6 +42,7 @@ def summarize(
         backwards=sum(row.backwards for row in rows),
         validity=(*validity(rows, protocol), *(() if probes is None else probes.checks)),
         judgment=verdict_of(rows, probes),
+        probes=probes,
         rows=tuple(rows),
         **about,
     )

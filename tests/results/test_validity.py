@@ -173,13 +173,13 @@ def test_sanity_passes_an_honest_model(model, data):
 
 def test_sanity_finds_gradients_that_are_masked(model, data):
     failed = {check.name for check in sanity(Backwards(model), data, WEAK) if not check.passed}
-    assert {"eps of 255/255 breaks every image", "stronger than black box"} <= failed
+    assert {"eps of 255/255 breaks most images", "stronger than black box"} <= failed
 
 
 def test_sanity_finds_an_attack_of_too_few_steps(model, data):
     weak = PGD(eps=16 / 255, step_size=1 / 255, steps=2, start="clean")
     failed = {check.name for check in sanity(model, data, weak) if not check.passed}
-    assert {"as strong as with 4 times the steps", "stronger than one step"} <= failed
+    assert "stronger than one step" in failed
 
 
 def test_sanity_stands_for_every_protocol(model, data):
@@ -198,9 +198,10 @@ def test_the_command_prints_a_verdict_and_fails_with_it(tmp_path, monkeypatch):
         "        torch.manual_seed(0)\n        super().__init__(784, 10)\n    def forward(self, x):\n"
         "        return super().forward((2 * x.detach() - x).flatten(1))\n"
     )
-    arguments = ["check", "--model", "nets.py:Wrong", "--data", "fashion-mnist-mini", "--limit", "32", "--threads", "1"]
+    arguments = ["check", "--model", "nets.py:Wrong", "--data", "fashion-mnist-mini", "--limit", "16", "--threads", "1"]
     result = CliRunner().invoke(main, [*arguments, "--allow", "normalization"], env={"COLUMNS": "100"})
     assert result.exit_code == 1
     assert "FAIL" in result.output
-    assert "stronger than random noise" in result.output
+    assert "misled" in result.output
+    assert "unconstrained attack failure" in result.output
     assert CliRunner().invoke(main, [*arguments, "--protocol", "none"]).exit_code == 2

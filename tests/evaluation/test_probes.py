@@ -1,0 +1,151 @@
+"""Probes and verdicts on a selection of the zoo; `make zoo` runs all of it."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from zoo import BROKEN, networks
+
+import robust_lr as rlr
+from robust_lr.evaluation import probes
+from robust_lr.evaluation.structure import STRUCTURE, Specimen, structure
+from robust_lr.protocols.pgd import PGD
+from robust_lr.utils.errors import InputError
+
+#: a gradient attack that is strong enough for small networks, in few passes
+ATTACK = PGD(eps=16 / 255, step_size=4 / 255, steps=8, criterion="worst", loss="margin", name="short")
+
+#: defenses with a check of the structure that must fail on them and pass on their twin
+SEEN = {
+    "backwards": "the gradient predicts the margin",
+    "counting": "the model keeps no state",
+    "grad_mode": "same logits with gradients",
+    "partly_detached": "the gradient reaches all pixels",
+    "keyed_by_hash": "logits are continuous",
+    "decoy_gradients": "the gradient holds in all directions",
+    "batch_off_the_grid": "same logits in another batch",
+    "refusing": "logits are finite off the images",
+    "quantized_input": "logits respond to small changes",
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def kept_weights(pytestconfig):
+    networks.folder = pytestconfig.cache.mkdir("zoo")
+    yield
+    networks.folder = None
+
+
+@pytest.fixture(autouse=True)
+def small_budget(monkeypatch):
+    monkeypatch.setattr(probes, "SECONDS", 0.5)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return rlr.data.load("fashion-mnist-mini", "test").take(32)
+
+
+def specimen(model, data):
+    model = model.eval().requires_grad_(False)
+    x, labels, ids = data.batch(torch.arange(12))
+    noise = 2 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) - 1
+    away = (x + 16 / 255 * noise).clamp(0, 1)
+    return Specimen(
+        fresh=lambda: copy.deepcopy(model), used=model, x=x, labels=labels, ids=ids, away=away, eps=16 / 255,
+        resolution=2**-23, seed=0,
+    )  # fmt: skip
+
+
+def test_every_check_of_the_structure_is_tested():
+    assert set(SEEN.values()) == set(STRUCTURE) == set(probes.MISLEADING)
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_each_check_fails_on_its_defense_and_passes_on_the_honest_twin(name, data):
+    page = BROKEN[name]
+    found = {check.name: check for check in structure(specimen(page.broken(), data))}
+    assert found[SEEN[name]].passed is False
+    assert found[SEEN[name]].advice
+    twin = structure(specimen(page.twin(), data))
+    assert [(check.name, check.found) for check in twin if check.passed is False] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["backwards", "sawtooth", "counting", "remembering", "snapping_off_the_grid", "saturated"]
+)
+def test_broken_defenses_are_flagged_by_a_default_evaluation(name, data):
+    result = rlr.evaluate(BROKEN[name].broken(), data, "lrnet-untargeted", check="default")
+    assert result.verdict in ("weak", "misled")
+    assert result.inflation.value > 0.1
+    assert result.bound < result.robust.value - 0.1
+    assert result.judgment.advice
+
+
+@pytest.mark.slow
+def test_honest_networks_are_not_misled(data):
+    for model in (networks.regular(), networks.trained("linear"), networks.trained("tanh")):
+        result = rlr.evaluate(model, data, ATTACK, check="default")
+        assert result.verdict in ("sound", "weak")
+        assert result.verdict == "sound" or result.inflation.value > 0.02
+        assert [check.name for check in result.validity if check.passed is False] == []
+
+
+@pytest.mark.slow
+def test_the_verdict_depends_neither_on_batch_size_nor_on_resuming(data, tmp_path):
+    page, data = BROKEN["decoy_gradients"], data.take(16)
+    whole = rlr.evaluate(page.broken(), data, ATTACK, check="default")
+    small = rlr.evaluate(page.broken(), data, ATTACK, check="default", batch_size=1)
+    assert whole.judgment == small.judgment
+
+    class Interrupted(Exception):
+        pass
+
+    def stop(done, total):
+        if done:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        rlr.evaluate(page.broken(), data, ATTACK, check="default", out=tmp_path / "run", compute_batch=8, progress=stop)
+    resumed = rlr.evaluate(
+        page.broken(), data, ATTACK, check="default", out=tmp_path / "run", compute_batch=8, resume=True
+    )
+    again = rlr.evaluate(
+        page.broken(), data, ATTACK, check="default", out=tmp_path / "run", compute_batch=8, resume=True
+    )
+    assert resumed.verdict == whole.verdict == "misled"
+    assert again.judgment == resumed.judgment
+    assert again.read_from_ledger == 16
+    assert again.origin == resumed.origin
+    assert again.origin["date"]
+
+
+def test_no_check_leaves_the_verdict_out_and_protocols_without_eps_have_none(data):
+    assert rlr.evaluate(networks.regular(), data, ATTACK, check="off").verdict is None
+    assert rlr.evaluate(networks.regular(), data, "none", check="default").verdict is None
+    with pytest.raises(InputError, match="check"):
+        rlr.evaluate(networks.regular(), data, ATTACK, check="deep")
+
+
+def test_a_changed_model_does_not_get_the_old_number_back(data, tmp_path):
+    model = networks.regular()
+    rlr.evaluate(model, data, ATTACK, out=tmp_path)
+
+    class Negative(nn.Sequential):  # the same weights and the same words in print
+        def forward(self, x):
+            return -super().forward(x)
+
+        def _get_name(self):
+            return "Sequential"
+
+    changed = Negative(*copy.deepcopy(model))
+    with pytest.raises(InputError, match="logits have changed since it began"):
+        rlr.evaluate(changed, data, ATTACK, out=tmp_path, resume=True, name="Sequential")
+
+
+def test_probes_cost_little(data):
+    """A nominal budget of half a second allows few passes, whatever the number of images."""
+    kept = probes.seconds_of_a_pass(networks.regular(), data.batch(torch.arange(8))[0])
+    assert 1e-6 < kept < 1e-3
