@@ -272,6 +272,8 @@ MAX_NETWORKS = 3
 
 def parts_of(model: nn.Module, x: Tensor) -> Parts:
     """Parts of ``model`` that receive something of the shape of the images ``x``."""
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        return Parts((), ())  # which take no hooks
     n_classes = logits_of(model, x[:1]).shape[1]
     networks: list[str] = []
     layers: list[str] = []

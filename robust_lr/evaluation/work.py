@@ -16,6 +16,9 @@ from ..models.resnet import ResNet
 #: what a processor core does in a second, on the cautious side
 MULTIPLY_ADDS, VALUES, CALLS = 8e9, 3e8, 5e4
 
+#: nominal seconds of a pass that cannot be counted
+UNCOUNTED = 1e-3
+
 #: devices that are so many times faster
 FASTER = {"cuda": 50.0}
 
@@ -40,8 +43,11 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def seconds_of_a_pass(model: nn.Module, x: Tensor) -> float:
     """Nominal seconds of one forward pass of one image, counted on the batch ``x``."""
-    with torch.no_grad(), Counter() as counter:
-        model(x)
+    try:
+        with torch.no_grad(), Counter() as counter:
+            model(x)
+    except Exception:  # compiled or scripted code that cannot be counted
+        return UNCOUNTED
     multiply_adds = counter.multiply_adds
     if isinstance(model, ResNet):  # whose own operators the counter does not know
         multiply_adds = max(multiply_adds, profile(model, x).multiply_adds)

@@ -59,7 +59,8 @@ def specimen(model, data):
 
 
 def test_every_check_of_the_structure_is_tested():
-    assert set(SEEN.values()) == set(STRUCTURE) == set(probes.MISLEADING)
+    assert set(SEEN.values()) == set(STRUCTURE)
+    assert set(probes.MISLEADING) < set(STRUCTURE)
 
 
 @pytest.mark.parametrize("name", SEEN)

@@ -23,7 +23,7 @@ LONG = dataclasses.replace(WEAK, steps=24)
 GOOD = Row(
     id=0, input_hash="ab", label=0, target=None, clean=0, adversarial=0, robust=True, robust_worst_seen=True,
     success=False, first_success=None, first_wrong=None, clean_loss=0.1, zero_gradients=0, margin=1.0, loss=0.5,
-    distance=0.06, broken_by=None, record="", unconfirmed=0, forwards=10, backwards=8, seconds=0.1,
+    distance=0.06, broken_by=None, record="", unconfirmed=0, steps_skipped=0, forwards=10, backwards=8, seconds=0.1,
 )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ def broken() -> nn.Module:
 
 
 def twin() -> nn.Module:
-    return Wrapped(regular(), 255, straight_through=True)
+    return Wrapped(regular(), 65535, straight_through=True)
 
 
 def surrogate() -> nn.Module:
