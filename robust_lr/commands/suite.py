@@ -15,7 +15,6 @@ from rich.text import Text
 
 from ..utils.errors import InputError
 from .progress import Bars, progress_bars
-from .provenance import keep_command
 from .terminal import console, count_of, duration, say
 
 if TYPE_CHECKING:
@@ -175,8 +174,6 @@ def run(todo: Sequence[SuiteJob], workers: int, *, first: bool) -> None:
     """Run the jobs, here or in processes of their own, with a line for every result."""
     from ..paper.jobs import run as run_in_processes
 
-    if first:
-        keep_command(todo[0].out)
     with progress_bars(shown=first) as bars:
         tasks: dict[int, Any] = {}
 

@@ -11,6 +11,7 @@ from .classes import classes
 from .comparison import comparison
 from .curves import curves
 from .headline import details, headline
+from .images import images
 from .provenance import provenance
 from .seeds import seeds
 from .validity import validity
@@ -25,6 +26,7 @@ SECTIONS: tuple[Callable[[Report], Section | None], ...] = (
     curves,
     classes,
     cascades,
+    images,
     cost,
     provenance,
 )

@@ -11,9 +11,6 @@ from ..blocks import Block, Column, Listing, Section, Table, count_cell, text_ce
 from ..collect import Found
 from ..record import Report
 
-#: file in a run folder with the command that wrote it
-COMMAND = "command.txt"
-
 
 def provenance(report: Report) -> Section:
     """Commands to copy, protocols that do not ship, versions and hashes."""
@@ -32,11 +29,8 @@ def provenance(report: Report) -> Section:
 
 def command(found: Found, report: Report) -> str:
     """The command that made an evaluation: as it was kept, or else from the values in its result."""
-    for folder in (found.folder, *found.folder.parents):
-        if (folder / COMMAND).is_file():
-            return (folder / COMMAND).read_text(encoding="utf-8").strip()
-        if folder == found.root:
-            break
+    if found.record.get("command"):
+        return str(found.record["command"])
     if found.sweep is not None:
         name = str(report.collection.curves[found.sweep]["sweep"])
         out = found.sweep
@@ -76,11 +70,12 @@ def hashes(report: Report) -> Table:
             count_cell(found.seed),
             *(text_cell(str(found.record.get(f"{kind}_sha256", "-"))) for kind in ("weights", "images", "targets")),
             text_cell("yes" if found.record["batch_invariant"] else "no"),
+            text_cell(str(found.record.get("date") or "-")),
             text_cell(found.folder.as_posix()),
         ]
         for found in report.evaluations
     ]
-    names = ("model", "protocol", "seed", "weights", "images", "targets", "any batch size", "folder")
+    names = ("model", "protocol", "seed", "weights", "images", "targets", "any batch size", "date", "folder")
     return Table(
         key="hashes",
         title="Hashes",
@@ -91,8 +86,13 @@ def hashes(report: Report) -> Table:
 
 
 def versions(report: Report) -> Table:
-    """Software of the evaluations, one row for each set that differs."""
-    found = list(dict.fromkeys(tuple(each.record["versions"].items()) for each in report.evaluations))
+    """Software and commit of the evaluations, one row for each set that differs."""
+    found = list(
+        dict.fromkeys(
+            (*each.record["versions"].items(), ("commit", each.record.get("commit") or "-"))
+            for each in report.evaluations
+        )
+    )
     names = list(dict.fromkeys(name for each in found for name, _ in each))
     return Table(
         key="versions",

@@ -42,7 +42,7 @@ def points(inflation: Any) -> str:
     if not isinstance(inflation, Mapping) or "value" not in inflation:
         return ""
     low, high = inflation.get("interval", (inflation["value"], inflation["value"]))
-    return f"{100 * inflation['value']:.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{inflation['value']:.1f} points [{low:.1f}, {high:.1f}]"
 
 
 def validity(report: Report) -> Section | None:
@@ -64,7 +64,7 @@ def validity(report: Report) -> Section | None:
 
 def verdicts(report: Report) -> Table:
     """One row per evaluation: the verdict, and what failed in words."""
-    probed = any("verdict" in found.record for found in report.evaluations)
+    probed = any(found.record.get("verdict") for found in report.evaluations)
     rows = []
     for found in report.evaluations:
         judged = verdict(found.record)
@@ -93,7 +93,8 @@ def verdicts(report: Report) -> Table:
 
 def reasons(record: Mapping[str, Any]) -> str:
     """Why the verdict is what it is, which checks failed, and what to do about it."""
-    said = [str(record[key]) for key in ("reason", "advice") if record.get(key)]
+    keys = ("verdict_reason", "verdict_advice") if record.get("verdict") else ()
+    said = [str(record[key]) for key in keys if record.get(key)]
     for check in record.get("validity", ()):
         if check["passed"] is False:
             said.append(". ".join(filter(None, (f"{check['name']}: {check['found']}", check.get("advice")))))
