@@ -13,7 +13,7 @@ from robust_lr.protocols.presets import PROTOCOLS, SWEEPS
 
 ROOT = Path(__file__).parents[2]
 #: files of the repository that are pages, too
-COPIED = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
+COPIED = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md", "examples.md": "examples/README.md"}
 
 
 def on_config(config):
