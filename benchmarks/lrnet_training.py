@@ -28,8 +28,8 @@ from robust_lr.config.training import Config
 from robust_lr.models.layers.geometric_prior import GeometricPrior
 from robust_lr.models.layers.local_relation import LocalRelation2d
 from robust_lr.models.resnet import Block
-from robust_lr.training.loop import adversarial_train, averaged, sgd
-from robust_lr.training.run import Ready, fresh, prepare
+from robust_lr.training.loop import adversarial_train, moving_average, sgd
+from robust_lr.training.run import Ready, new_network, prepare
 from robust_lr.training.validation import accuracy
 from robust_lr.utils.errors import RunError
 from robust_lr.utils.files import write_json
@@ -169,9 +169,9 @@ def settings(network: str, variant: Variant, seed: int, overrides: Iterable[str]
 def train_once(config: Config, variant: Variant, ready: Ready) -> dict[str, Any]:
     """Train and measure one network; one whose loss is not finite counts as chance."""
     began, cpu = time.monotonic(), time.process_time()
-    model = fresh(ready.spec, config.seed)
+    model = new_network(ready.spec, config.seed)
     variant.initialize(model)
-    average = averaged(model, config.train)
+    average = moving_average(model, config.train)
     losses: list[float] = []
     try:
         for step in adversarial_train(

@@ -25,8 +25,8 @@ from .sync_batchnorm import synchronized
 Result = TypeVar("Result")
 
 
-#: for the slowest of the processes: the first one hashes the data, or builds kernels, before training begins
-PATIENCE = timedelta(minutes=30)
+#: longest wait for the slowest process: the first one hashes the data, or builds kernels, before training begins
+MAX_WAIT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -43,31 +43,32 @@ class Group:
     device: torch.device = CPU
 
     def share(self, items: Tensor) -> Tensor:
-        """This process's part of ``items``: consecutive ones, as many as the others have, or one more or fewer."""
+        """Return this process's part of ``items``: consecutive ones, as many as the others have to within one."""
         return items.tensor_split(self.size)[self.rank]
 
     def sum(self, values: Tensor) -> Tensor:
-        """``values`` of all processes, added up in place."""
+        """Add up ``values`` over all processes, in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def total(self, value: int) -> int:
-        """The sum of one number."""
+        """Add up one number over all processes."""
         return int(self.sum(torch.tensor(value, device=self.device))) if self.size > 1 else value
 
-    def largest(self, value: int) -> int:
-        """The largest of the processes' numbers."""
+    def maximum(self, value: int) -> int:
+        """Return the largest of the processes' numbers."""
         if self.size == 1:
             return value
         found = torch.tensor(value, device=self.device)
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return int(found)
 
-    def each(self, work: Callable[[], Result]) -> Result:
-        """What ``work`` gives in this process; if it fails in any, all end, and the first that failed says why.
+    def run_on_all(self, work: Callable[[], Result]) -> Result:
+        """Run ``work`` in every process and return its result here.
 
-        The others would wait for it, with NCCL and several machines for long.
+        If it fails in any, all processes end, and the first that failed raises the error: the others would wait for it,
+        with NCCL and several machines for a long time.
         """
         if self.size == 1:
             return work()
@@ -77,33 +78,33 @@ class Group:
         except Exception as error:  # whatever it is, the others must not wait
             failure = error
         code = 0 if failure is None else 2 if isinstance(failure, InputError) else 1
-        worst = self.largest((self.size - self.rank) * 4 + code if code else 0)
+        worst = self.maximum((self.size - self.rank) * 4 + code if code else 0)
         if not worst:
             return result
-        told = failure is not None and worst // 4 == self.size - self.rank
-        raise failure if failure is not None and told else SystemExit(worst % 4)
+        is_first = failure is not None and worst // 4 == self.size - self.rank
+        raise failure if failure is not None and is_first else SystemExit(worst % 4)
 
-    def first(self, work: Callable[[], Result]) -> Result:
-        """What the first process makes of ``work``, for all; if it fails, all end, and only the first says why."""
-        box: list[Any] = [self.each(lambda: work() if self.rank == 0 else None)]
+    def run_on_first(self, work: Callable[[], Result]) -> Result:
+        """Run ``work`` in the first process and return its result in all; if it fails, all processes end."""
+        box: list[Any] = [self.run_on_all(lambda: work() if self.rank == 0 else None)]
         if self.size > 1:
             dist.broadcast_object_list(box, device=self.device)
         result: Result = box[0]
         return result
 
-    def alike(self, digest: str) -> bool:
-        """Whether all processes have the same ``digest``, in hex."""
+    def agrees_on(self, digest: str) -> bool:
+        """Check whether all processes have the same ``digest``, in hexadecimal digits."""
         number = int(digest[:15], 16)  # 60 bits
-        return self.largest(number) == -self.largest(-number)
+        return self.maximum(number) == -self.maximum(-number)
 
-    def one_voice(self, error: Exception, code: int = 1) -> BaseException:
-        """``error`` in the first process, a silent exit with ``code`` in the others: all met the same one."""
+    def error_of_rank(self, error: Exception, code: int = 1) -> BaseException:
+        """Return an error that all processes met: ``error`` in the first, a silent exit with ``code`` in the others."""
         return error if self.rank == 0 else SystemExit(code)
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[Group]:
-    """The group that this process belongs to: torchrun's, one that the caller has initialized, or one of its own.
+def join_group(device: torch.device) -> Iterator[Group]:
+    """Join the group that this process belongs to: torchrun's, the caller's, or one of its own.
 
     Raises:
         RunError: another process ended, so that this one cannot go on.
@@ -111,15 +112,15 @@ def joined(device: torch.device) -> Iterator[Group]:
     ours = not dist.is_initialized() and under_torchrun()
     if ours:
         nccl = device.type == "cuda"
-        dist.init_process_group("nccl" if nccl else "gloo", device_id=device if nccl else None, timeout=PATIENCE)
+        dist.init_process_group("nccl" if nccl else "gloo", device_id=device if nccl else None, timeout=MAX_WAIT)
     group = Group(dist.get_rank(), dist.get_world_size(), device) if dist.is_initialized() else Group(device=device)
-    together = True  # errors on purpose are those of all: leaving NCCL alone would wait for the others for ever
+    all_end = True  # an error on purpose is one of all processes: otherwise leaving NCCL would wait for ever
     try:
         yield group
     except (InputError, RunError, SystemExit):
         raise
     except BaseException as error:
-        together = False
+        all_end = False
         lost = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
         if group.size == 1 or not lost:
             raise
@@ -128,12 +129,12 @@ def joined(device: torch.device) -> Iterator[Group]:
             "what the run had saved is kept, `resume` goes on"
         ) from error
     finally:
-        if ours and together:
+        if ours and all_end:
             dist.destroy_process_group()
             gc.collect()  # DDP's cycles hold the group: gloo's threads must not outlive Python, which would abort
 
 
-def parallel(model: nn.Module, group: Group, *, synchronize: bool, compiled: str = "off") -> nn.Module:
+def distribute(model: nn.Module, group: Group, *, synchronize: bool, compiled: str = "off") -> nn.Module:
     """``model`` for training in ``group``, with the same parameters and buffers: gradients are averaged over it.
 
     Args:
@@ -151,7 +152,7 @@ def parallel(model: nn.Module, group: Group, *, synchronize: bool, compiled: str
     return DistributedDataParallel(network, **options)
 
 
-def settle(network: nn.Module, model: nn.Module, x: Tensor) -> None:
+def settle_buckets(network: nn.Module, model: nn.Module, x: Tensor) -> None:
     """Let DDP arrange its buckets, by a forward and backward pass on ``x`` that leaves no trace in ``model``.
 
     It does so once, after its first backward pass, and sums of three or more gradients then round otherwise: a resumed
@@ -167,16 +168,16 @@ def settle(network: nn.Module, model: nn.Module, x: Tensor) -> None:
     model.zero_grad()
 
 
-def unsynchronized(network: nn.Module, when: bool) -> AbstractContextManager[None]:
-    """Gradients stay in their process: for all micro-batches of a step but the last."""
+def skip_gradient_averaging(network: nn.Module, when: bool) -> AbstractContextManager[None]:
+    """Keep gradients in their process, as for all micro-batches of a step but the last."""
     return network.no_sync() if when and isinstance(network, DistributedDataParallel) else nullcontext()
 
 
 @torch.no_grad()
 def average_buffers(model: nn.Module, group: Group) -> None:
-    """Running statistics of local batch norms, averaged over the group: every process attacks the same network.
+    """Average the running statistics of local batch norms over the group, so that all attack the same network.
 
-    DDP would copy those of the first process (ours: the mean, which has seen all images).
+    DDP would copy those of the first process; the mean has seen all images (ours).
     """
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     # constants, such as the pixels' mean, are left alone: their mean over the group rounds otherwise

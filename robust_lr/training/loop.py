@@ -26,25 +26,25 @@ from ..data.loader import Order, shuffled, stream
 from ..utils.contexts import device_of, fp32
 from ..utils.errors import InputError, RunError
 from .adversary import Attacker
-from .distributed import Group, average_buffers, parallel, settle, unsynchronized
+from .distributed import Group, average_buffers, distribute, settle_buckets, skip_gradient_averaging
 from .metrics import Metrics, diverged
 from .schedule import attack_scale, learning_rate
 
 
 def sgd(model: nn.Module, train: TrainConfig) -> torch.optim.SGD:
-    """The optimizer of the paper; its learning rate is set before each step."""
+    """Make the paper's optimizer; its learning rate is set before each step."""
     return torch.optim.SGD(model.parameters(), lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay)
 
 
-def averaged(model: nn.Module, train: TrainConfig) -> AveragedModel | None:
-    """The exponential moving average of weights and statistics, if ``train.ema`` asks for one."""
+def moving_average(model: nn.Module, train: TrainConfig) -> AveragedModel | None:
+    """Make the exponential moving average of weights and statistics, if ``train.ema`` asks for one."""
     if not train.ema:
         return None
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(train.ema), use_buffers=True)  # type: ignore[no-untyped-call]
 
 
 def check(data: Dataset, config: Config) -> None:
-    """InputError if ``config`` cannot be trained on ``data``."""
+    """Check that ``config`` can be trained on ``data``; InputError if not."""
     if len(data) < config.train.batch_size:
         raise InputError(f"train.batch_size = {config.train.batch_size}: there are only {len(data)} training images")
     if config.attack.targeted:
@@ -53,8 +53,12 @@ def check(data: Dataset, config: Config) -> None:
         raise InputError(f"data.augment = {config.data.augment!r} is for image files, {data.name} is held in memory")
 
 
-def passes(config: Config, size: int) -> int:
-    """Micro-batches of a step in each of ``size`` processes; InputError if one would be too small for batch norm."""
+def micro_batches(config: Config, size: int) -> int:
+    """Count the micro-batches of a step in each of ``size`` processes.
+
+    Raises:
+        InputError: one would be too small for batch norm.
+    """
     images, most = config.train.batch_size, config.compute.micro_batch
     count = -(-images // (size * most)) if most else 1
     if images < 2 * size * count:
@@ -85,7 +89,7 @@ def adversarial_train(
             count here.
         optimizer: by default ``sgd(model, config.train)``.
         start_step: steps already done, when a run is resumed.
-        average: ``averaged(model, config.train)``, which follows the weights.
+        average: ``moving_average(model, config.train)``, which follows the weights.
         group: the processes that train together, all with the same weights to begin with.
 
     Raises:
@@ -95,14 +99,15 @@ def adversarial_train(
     """
     check(data, config)
     train, group = config.train, group or Group()
-    parts = passes(config, group.size)
+    parts = micro_batches(config, group.size)
     optimizer = optimizer or sgd(model, train)
     per_epoch = len(data) // train.batch_size
     steps = train.epochs * per_epoch
     device = device_of(model)
     attack = Attacker(model, config, data.num_classes)
-    network = parallel(model, group, synchronize=config.compute.sync_batchnorm, compiled=config.compute.compile)
-    settle(network, model, torch.zeros(train.batch_size // group.size // parts, *data.image_shape, device=device))
+    network = distribute(model, group, synchronize=config.compute.sync_batchnorm, compiled=config.compute.compile)
+    part = train.batch_size // group.size // parts
+    settle_buckets(network, model, torch.zeros(part, *data.image_shape, device=device))
     augment = AUGMENTATIONS[config.data.augment]
     clean = group.share(left_clean(train)).to(device)
     loaded = stream(
@@ -114,7 +119,7 @@ def adversarial_train(
         device=device,
     )
     ready = time.perf_counter()
-    for step, (x, y, ids) in enumerate(together(loaded, group, parts, start_step), start=start_step):
+    for step, (x, y, ids) in enumerate(load_on_all(loaded, group, parts, start_step), start=start_step):
         began = time.perf_counter()
         epoch, scale = step // per_epoch, attack_scale(train, step, per_epoch)
         lr = learning_rate(train, step, per_epoch)
@@ -133,14 +138,14 @@ def adversarial_train(
             else:
                 x_adv = attack(some, labels, keys, epoch, scale)
             network.train()
-            with unsynchronized(network, part < parts), fp32(device):
+            with skip_gradient_averaging(network, part < parts), fp32(device):
                 loss, logits = objective(network, some, x_adv, labels, data.num_classes, config)
                 torch.autograd.backward(loss * (weight * group.size))  # DDP takes the mean over processes
             right = (logits.detach().argmax(1) == labels).double().mean()
             totals += weight * torch.stack([loss.detach().double(), right])
         value, accuracy = group.sum(totals).tolist()
         if not math.isfinite(value):
-            raise group.one_voice(diverged(f"the loss became {value}", step + 1, steps, train))
+            raise group.error_of_rank(diverged(f"the loss became {value}", step + 1, steps, train))
         optimizer.step()
         if not config.compute.sync_batchnorm:
             average_buffers(model, group)
@@ -160,8 +165,13 @@ def adversarial_train(
         ready = time.perf_counter()
 
 
-def together(loaded: Iterator[Batch], group: Group, parts: int, step: int) -> Iterator[Batch]:
-    """``loaded`` from ``step`` on, each to be split in ``parts``; if one process has no images, all end."""
+def load_on_all(loaded: Iterator[Batch], group: Group, parts: int, step: int) -> Iterator[Batch]:
+    """Yield the batches of ``loaded`` in every process; if one process has no images, all end.
+
+    Args:
+        parts: passes that each batch is split into.
+        step: of the first batch, for error messages.
+    """
 
     def load() -> Batch | None:
         batch = next(loaded, None)
@@ -169,19 +179,19 @@ def together(loaded: Iterator[Batch], group: Group, parts: int, step: int) -> It
             raise RunError(f"no image of a pass in step {step + 1} can be read: see the warnings before")
         return batch
 
-    while (batch := group.each(load)) is not None:
+    while (batch := group.run_on_all(load)) is not None:
         yield batch
         step += 1
 
 
 def left_clean(train: TrainConfig) -> Tensor:
-    """Which images of a batch are not attacked, [batch_size] bool: a share ``train.mix``, evenly spread."""
+    """Mark the images of a batch that are not attacked, [batch_size] bool: a share ``train.mix``, evenly spread."""
     due = (torch.arange(train.batch_size + 1, dtype=torch.float64) * train.mix + 1e-9).floor()
     return due.diff() > 0
 
 
 def orders(data: Dataset, config: Config, group: Group, start_step: int) -> Iterator[Order]:
-    """This process's part of every batch that is left."""
+    """Yield this process's part of every batch that is left."""
     batch_size = config.train.batch_size
     per_epoch = len(data) // batch_size
     for epoch in range(start_step // per_epoch, config.train.epochs):
@@ -194,7 +204,7 @@ def orders(data: Dataset, config: Config, group: Group, start_step: int) -> Iter
 def objective(
     network: nn.Module, x: Tensor, x_adv: Tensor, labels: Tensor, num_classes: int, config: Config
 ) -> tuple[Tensor, Tensor]:
-    """The loss, a mean over the images, and the logits for the adversarial ones.
+    """Return the loss, a mean over the images, and the logits of the adversarial ones.
 
     "trades": cross-entropy of the clean images + beta * KL(clean || adversarial) (Zhang et al. 2019 and their code).
     """

@@ -1,4 +1,4 @@
-"""What a training step reports, and when a run has diverged."""
+"""Metrics of a training step, and the error of a run that has diverged."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Metrics:
 
     @property
     def ends_epoch(self) -> bool:
-        """Whether an epoch is done."""
+        """True after the last step of an epoch."""
         return self.epoch == int(self.epoch)
 
 

@@ -32,12 +32,12 @@ from ..utils.devices import device_of_process, pick_device
 from ..utils.errors import InputError, RunError
 from ..utils.provenance import device_name, versions
 from ..utils.rng import HELD_OUT, words
-from .distributed import Group, joined
-from .loop import adversarial_train, averaged, check, passes, sgd
+from .distributed import Group, join_group
+from .loop import adversarial_train, check, micro_batches, moving_average, sgd
 from .metrics import Metrics
 from .run_folder import CONFIG, METRICS, PROVENANCE, locked, open_folder, read_metrics, robust_accuracies
 from .run_writer import Record, restore, state_of, summary_writer
-from .signals import Interrupted, heeded
+from .signals import Interrupted, collect_stop_signals
 from .train_state import State
 from .validation import accuracy, protocol
 
@@ -60,8 +60,8 @@ SAVE_SECONDS = 300.0
 def train_run(config: Config, folder: str | Path, *, resume: bool = False) -> Iterator[Metrics]:
     """Train as ``config`` says and keep everything in ``folder``; yields after every step.
 
-    Under torchrun all its processes train together, and the first writes. SIGINT, SIGTERM and SIGHUP are heeded
-    between steps: the state is saved, then ``Interrupted`` raised.
+    Under torchrun all its processes train together, and the first writes. SIGINT, SIGTERM and SIGHUP are acted on
+    between steps: the state is saved, then ``Interrupted`` is raised.
 
     Raises:
         InputError: ``folder`` holds a run and ``resume`` is off, holds one of another config, or another process
@@ -70,16 +70,17 @@ def train_run(config: Config, folder: str | Path, *, resume: bool = False) -> It
             state stays.
     """
     device = pick_device(device_of_process(config.train.device))
-    with joined(device) as group:
+    with join_group(device) as group:
         yield from _train_run(config, Path(folder), resume, group)
 
 
 def _train_run(config: Config, folder: Path, resume: bool, group: Group) -> Iterator[Metrics]:
-    ready = group.each(partial(prepare, config, group.size))
-    if not group.alike(content_hash(ready.train, images=False)):
-        raise group.one_voice(InputError(f"{config.data.name}: the machines do not have the same training images"), 2)
-    model = group.each(partial(fresh, ready.spec, config.seed)).to(group.device)
-    optimizer, average = sgd(model, config.train), averaged(model, config.train)
+    ready = group.run_on_all(partial(prepare, config, group.size))
+    if not group.agrees_on(content_hash(ready.train, images=False)):
+        error = InputError(f"{config.data.name}: the machines do not have the same training images")
+        raise group.error_of_rank(error, 2)
+    model = group.run_on_all(partial(new_network, ready.spec, config.seed)).to(group.device)
+    optimizer, average = sgd(model, config.train), moving_average(model, config.train)
     kept = model if average is None else average.module
     with ExitStack() as stack:
 
@@ -89,7 +90,7 @@ def _train_run(config: Config, folder: Path, resume: bool, group: Group) -> Iter
             found = open_folder(config, folder, hashes["data_sha256"], resume=resume)
             return found, [] if found is None else robust_accuracies(folder), hashes
 
-        state, robust, hashes = group.first(begin)
+        state, robust, hashes = group.run_on_first(begin)
         start = restore(state, model, optimizer, average, folder)
         provenance = {
             "versions": versions(),
@@ -100,19 +101,19 @@ def _train_run(config: Config, folder: Path, resume: bool, group: Group) -> Iter
             **hashes,
         }
         record = Record(config, folder, ready.spec, provenance) if group.rank == 0 else None
-        group.each(partial(stack.enter_context, nullcontext() if record is None else record.opened(start)))
+        group.run_on_all(partial(stack.enter_context, nullcontext() if record is None else record.opened(start)))
 
         def save(step: Metrics) -> None:
             if record is not None:
                 record.save(step, state_of(model, optimizer, average), kept)
 
-        def write(step: Metrics, best: bool, fallen: bool) -> None:
+        def write(step: Metrics, best: bool, collapsed: bool) -> None:
             if record is not None:
                 record.add(step, kept if best else None)
-                if not fallen and (step.ends_epoch or time.monotonic() - record.saved > SAVE_SECONDS):
+                if not collapsed and (step.ends_epoch or time.monotonic() - record.saved > SAVE_SECONDS):
                     save(step)
 
-        received = stack.enter_context(heeded())
+        received = stack.enter_context(collect_stop_signals())
         for step in adversarial_train(
             model, ready.train, config, optimizer=optimizer, start_step=start, average=average, group=group
         ):
@@ -121,45 +122,45 @@ def _train_run(config: Config, folder: Path, resume: bool, group: Group) -> Iter
                 step = replace(step, test_accuracy=right)
             if ready.validation is not None and due(step, config.validation.every):
                 step = validated(step, kept, ready.validation, config, group)
-            fallen = collapse(step, robust, config.validation.max_drop)
+            collapsed = collapse(step, robust, config.validation.max_drop)
             best = step.robust_accuracy is not None and step.robust_accuracy > max(robust, default=-1.0)
-            group.each(partial(write, step, best, fallen is not None))
-            if fallen is not None:
-                raise group.one_voice(fallen)
+            group.run_on_all(partial(write, step, best, collapsed is not None))
+            if collapsed is not None:
+                raise group.error_of_rank(collapsed)
             robust += [] if step.robust_accuracy is None else [step.robust_accuracy]
             yield step
-            stop = group.largest(received[0] if received else 0)
+            stop = group.maximum(received[0] if received else 0)
             if stop and step.step < step.steps:
-                group.each(partial(save, step))
-                raise group.one_voice(Interrupted(stop, step.step, step.steps, folder), 128 + stop)
+                group.run_on_all(partial(save, step))
+                raise group.error_of_rank(Interrupted(stop, step.step, step.steps, folder), 128 + stop)
 
 
-def fresh(spec: Mapping[str, Any], seed: int) -> nn.Module:
-    """A network with the weights that ``seed`` gives it."""
+def new_network(spec: Mapping[str, Any], seed: int) -> nn.Module:
+    """Build a network with the weights that ``seed`` gives it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_model(**spec)
 
 
 def due(step: Metrics, every: int) -> bool:
-    """Whether a validation follows this step: the last of every ``every``-th epoch, and of the run."""
+    """Check whether a validation follows this step: the last of every ``every``-th epoch, and of the run."""
     return step.ends_epoch and (int(step.epoch) % every == 0 or step.step == step.steps)
 
 
 def validated(step: Metrics, model: nn.Module, data: Dataset, config: Config, group: Group) -> Metrics:
-    """``step`` with the accuracies on the held-out images."""
+    """Add the accuracies on the held-out images to ``step``."""
     clean = accuracy(model, data, **reading(config), group=group)
     robust = accuracy(model, data, protocol(config), seed=config.seed, **reading(config), group=group)
     return replace(step, validation_accuracy=clean, robust_accuracy=robust)
 
 
 def reading(config: Config) -> dict[str, Any]:
-    """How ``accuracy`` loads images."""
+    """Return the options with which ``accuracy`` loads images."""
     return {"workers": config.data.workers, "skip": config.data.unreadable == "skip"}
 
 
 def collapse(step: Metrics, before: Sequence[float], most: float) -> RunError | None:
-    """What to say of robust accuracy that fell by more than ``most``, if not 0, since the validation before."""
+    """Return an error if robust accuracy fell by more than ``most``, unless that is 0, since the validation before."""
     now = step.robust_accuracy
     if now is None or not before or not most or now >= before[-1] - most:
         return None
@@ -172,7 +173,7 @@ def collapse(step: Metrics, before: Sequence[float], most: float) -> RunError | 
 
 @dataclass(frozen=True)
 class Ready:
-    """What a run needs, checked: images to train on, to test and to validate with, the arguments of ``build_model``."""
+    """Checked inputs of a run: images to train, test and validate with, and the arguments of ``build_model``."""
 
     train: Dataset
     test: Dataset
@@ -181,7 +182,7 @@ class Ready:
 
 
 def prepare(config: Config, processes: int = 1) -> Ready:
-    """Load the data of ``config`` and check that it can be run."""
+    """Load the data of ``config`` and check that it can be trained."""
     c = config.data
     train, validation = data_room.load(c.name, "train", c.root), None
     train = spread(train, c.limit) if c.limit else train
@@ -190,7 +191,7 @@ def prepare(config: Config, processes: int = 1) -> Ready:
         held[validation_rows(config, train)] = True
         train, validation = (train.subset(rows.nonzero()[:, 0]) for rows in (~held, held))
     check(train, config)
-    passes(config, processes)
+    micro_batches(config, processes)
     if c.augment in TRANSFORMS and isinstance(train, LazyDataset):
         train = train.transformed(TRANSFORMS[c.augment])
     if config.output.tensorboard:
@@ -200,7 +201,7 @@ def prepare(config: Config, processes: int = 1) -> Ready:
 
 
 def validation_rows(config: Config, data: Dataset) -> Tensor:
-    """Positions of the held-out images of ``data``: drawn by id, the same for every seed."""
+    """Return the positions of the held-out images, drawn by id and the same for every seed."""
     images, batch_size, n = config.validation.images, config.train.batch_size, len(data)
     if images > n - batch_size:
         raise InputError(

@@ -1,4 +1,4 @@
-"""What changes over the steps of a training run: the learning rate, the strength of the attack."""
+"""Schedules over the steps of a training run: the learning rate and the strength of the attack."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from ..config.sections import TrainConfig
 
 
 def peak_rate(train: TrainConfig) -> float:
-    """The highest learning rate of the schedule, scaled to the batch if asked for."""
+    """Return the highest learning rate of the schedule, scaled to the batch if asked for."""
     return train.lr * train.batch_size / train.lr_images if train.lr_images else train.lr
 
 
 def learning_rate(train: TrainConfig, step: int, per_epoch: int) -> float:
-    """Linear warm-up, then a tenth after each milestone (paper appendix); ``step`` counts from 0."""
+    """Return the rate: linear warm-up, then a tenth after each milestone (paper appendix); steps count from 0."""
     warmup = train.warmup_epochs * per_epoch
     if step + 1 < warmup:
         return peak_rate(train) * (step + 1) / warmup
@@ -19,6 +19,6 @@ def learning_rate(train: TrainConfig, step: int, per_epoch: int) -> float:
 
 
 def attack_scale(train: TrainConfig, step: int, per_epoch: int) -> float:
-    """What eps and step size are multiplied with: linear up to 1; ``step`` counts from 0."""
+    """Return the factor of eps and step size, which rises linearly to 1; steps count from 0."""
     warmup = train.eps_warmup_epochs * per_epoch
     return (step + 1) / warmup if step + 1 < warmup else 1.0

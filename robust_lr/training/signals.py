@@ -1,4 +1,4 @@
-"""Signals that tell a run to stop: heeded between steps, so that its state is saved first."""
+"""Signals that tell a run to stop; they are acted on between steps, so that its state is saved first."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Interrupted(RunError):
 
 
 @contextmanager
-def heeded() -> Iterator[list[int]]:
-    """Collect the signals instead of dying of them.
+def collect_stop_signals() -> Iterator[list[int]]:
+    """Collect stop signals in a list instead of ending the process.
 
-    A second one has its usual effect, but not under torchrun: this hands signals on to its processes, which a job
-    system may signal, too. It kills them itself when they take too long (``--shutdown-timeout``).
+    A second signal has its usual effect, but not under torchrun, which hands signals on to processes that the job
+    system may signal, too. It kills them itself when they take too long (its ``--shutdown-timeout``).
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():

@@ -74,7 +74,7 @@ def top_k(
         return counts
 
     with frozen(model), fp32(device), torch.no_grad():
-        seen, *right = group.sum(group.each(counted)).tolist()
+        seen, *right = group.sum(group.run_on_all(counted)).tolist()
     if not seen:
-        raise group.one_voice(RunError(f"{data.name}: none of the {len(data)} images can be read"))
+        raise group.error_of_rank(RunError(f"{data.name}: none of the {len(data)} images can be read"))
     return [Proportion(count, seen) for count in right]

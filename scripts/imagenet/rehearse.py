@@ -75,7 +75,7 @@ class Rehearsal:
         _, error = process.communicate()
         seconds = time.monotonic() - began
         self.steps.append({"step": what, "command": words, "exit_code": process.returncode, "seconds": seconds})
-        if (process.returncode == 0) != (expect == 0):
+        if (process.returncode == 0) != (expect == 0) or (stop_at is not None and not stop_at.exists()):
             sys.exit(f"{what} ended with exit code {process.returncode}:\n{error[-3000:]}")
 
 

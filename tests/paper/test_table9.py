@@ -252,6 +252,34 @@ def test_a_finished_job_takes_everything_from_disk(done, toml):
     assert {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in files} == before
 
 
+@pytest.mark.slow
+def test_several_training_runs_are_compared(toml, tmp_path):
+    """Two runs of each network: means, claims and stronger attacks; a third run keeps the first two."""
+    text = toml.read_text().replace("[regular.attack]\n", "[unused]\n")
+    start, rest = text.split("[unused]")
+    small = start + rest[rest.index("[adversarial.attack]") : rest.index("[[rows]]")]
+    for label, rate in {"A": 0.01, "B": 0.1}.items():
+        small += f'[[rows]]\nlabel = "{label}"\nmodel = {{ name = "resnet18" }}\nadversarial.train.lr = {rate}\n'
+    small += '[[stronger]]\nname = "pgd-3"\nprotocol = "lrnet-untargeted"\nsteps = 3\nlimit = 10\n'
+    small += '[[claims]]\nfirst = "A"\nsecond = "B"\nattack = "pgd-3"\nfigure = "worst-seen"\npaper = 1.0\n'
+    (tmp_path / "two.toml").write_text(small)
+    result = invoke(tmp_path / "two.toml", tmp_path, "--seeds", "2", "--jobs", "1")
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "table9.json").read_text())
+    (claim,) = record["claims"]
+    assert len(claim["per_run"]) == 2
+    assert claim["images"] == 10
+    ours = record["rows"][0]["ours"]["adversarial"]["lrnet-untargeted"]
+    assert [run["train_seed"] for run in ours["runs"]] == [4, 5]
+    assert ours["over_runs"]["robust"]["per_run"] == [run["robust_accuracy"] for run in ours["runs"]]
+    for words in ("mean of 2 training runs", "pgd-3", "The paper's claims", "A over B"):
+        assert words in result.stdout
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("*.safetensors")}
+    assert invoke(tmp_path / "two.toml", tmp_path, "--seeds", "3", "--jobs", "1").exit_code == 0
+    assert len(json.loads((tmp_path / "table9.json").read_text())["claims"][0]["per_run"]) == 3
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+
+
 def interrupt(toml, folder, stop):
     """Run the command in a process and session of its own, stop it while its second job trains; code and stderr."""
     command = [sys.executable, "-m", "robust_lr", "table9", "--config", str(toml), "--limit", "20", "--jobs", "1"]

@@ -30,8 +30,8 @@ from robust_lr.models.checkpoint import WEIGHTS, read_tensors
 from robust_lr.protocols.pgd import PGD
 from robust_lr.protocols.presets import get
 from robust_lr.training import run as runs
-from robust_lr.training.distributed import Group, average_buffers, joined
-from robust_lr.training.loop import adversarial_train, passes
+from robust_lr.training.distributed import Group, average_buffers, join_group
+from robust_lr.training.loop import adversarial_train, micro_batches
 from robust_lr.training.run import prepare, train_run
 from robust_lr.training.run_folder import read_metrics
 from robust_lr.training.run_writer import Record
@@ -130,7 +130,7 @@ def trained(config, data=None, make=network):
 
     def work(rank):
         model = make()
-        with joined(CPU) as ours:
+        with join_group(CPU) as ours:
             steps = list(adversarial_train(model, data or pictures(), config, group=ours))
         return plain(model), [(s.loss, s.accuracy, s.images) for s in steps]
 
@@ -225,11 +225,16 @@ def test_micro_batches_add_up_to_the_batch(micro):
 
 
 def test_a_batch_that_leaves_batch_norm_one_image_is_refused():
-    assert [passes(settings(micro_batch=m), size) for m, size in ((0, 4), (2, 4), (3, 1), (8, 1))] == [1, 1, 3, 1]
+    assert [micro_batches(settings(micro_batch=m), size) for m, size in ((0, 4), (2, 4), (3, 1), (8, 1))] == [
+        1,
+        1,
+        3,
+        1,
+    ]
     with pytest.raises(InputError, match=r"train.batch_size = 8 on 5 processes: batch norm needs at least 2 images"):
-        passes(settings(), 5)
+        micro_batches(settings(), 5)
     with pytest.raises(InputError, match=r"on 3 processes and compute.micro_batch = 2"):
-        passes(settings(micro_batch=2), 3)
+        micro_batches(settings(micro_batch=2), 3)
 
 
 def test_synchronized_batch_norm_is_batch_norm_over_all(group):
@@ -324,7 +329,7 @@ def test_accuracy_is_shared_out(group):
     alone = accuracy(model, data, PGD2, seed=1)
 
     def work(rank):
-        with joined(CPU) as ours:
+        with join_group(CPU) as ours:
             return accuracy(model, data, seed=1, group=ours), accuracy(model, data, PGD2, seed=1, group=ours)
 
     assert group(2, work) == [(accuracy(model, data), alone)] * 2
@@ -340,7 +345,7 @@ def test_a_process_without_an_image_has_its_say(group, tmp_path, workers):
     model = build_model("resnet18", num_classes=2, width=1 / 16, stem="small").eval()
 
     def work(rank):
-        with joined(CPU) as ours:
+        with join_group(CPU) as ours:
             return accuracy(model, data, PGD2, seed=1, workers=workers, group=ours)
 
     assert group(3, work) == [accuracy(model, data, PGD2, seed=1)] * 3
@@ -364,8 +369,8 @@ def test_an_error_of_another_process_ends_all_and_is_told_once(group):
                     raise kind(f"told by {rank}")
                 return rank
 
-            with joined(CPU) as ours:
-                return ours.each(fail)
+            with join_group(CPU) as ours:
+                return ours.run_on_all(fail)
 
         return work
 
@@ -445,7 +450,7 @@ def test_a_process_that_fails_alone_leaves_without_the_others(monkeypatch):
     monkeypatch.setattr(dist, "init_process_group", lambda *arguments, **options: None)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: left.append(True))
     for error, expected in ((None, 1), (InputError("all"), 2), (SystemExit(1), 3), (ValueError("alone"), 3)):
-        with nullcontext() if error is None else pytest.raises(type(error)), joined(CPU):
+        with nullcontext() if error is None else pytest.raises(type(error)), join_group(CPU):
             if error is not None:
                 raise error
         assert len(left) == expected
@@ -457,7 +462,7 @@ def test_a_loss_that_is_not_finite_in_one_process_ends_all(group):
         if rank == 1:
             model.register_forward_hook(lambda module, inputs, out: out * torch.nan)
         before = plain(model)
-        with joined(CPU) as ours:
+        with join_group(CPU) as ours:
             try:
                 list(adversarial_train(model, pictures(), settings(), group=ours))
             except (RunError, SystemExit) as error:
@@ -469,7 +474,7 @@ def test_a_loss_that_is_not_finite_in_one_process_ends_all(group):
 
 def test_a_process_that_dies_leaves_the_other_a_clear_error(group):
     def work(rank):
-        with joined(CPU) as ours:
+        with join_group(CPU) as ours:
             dist.barrier()
             if rank == 1:
                 return "gone"
@@ -483,9 +488,9 @@ def test_a_process_that_dies_leaves_the_other_a_clear_error(group):
 
 
 def test_one_process_is_a_group_of_one():
-    with joined(CPU) as alone:
+    with join_group(CPU) as alone:
         assert alone == Group()
-        assert alone.total(3) == alone.largest(3) == 3
+        assert alone.total(3) == alone.maximum(3) == 3
         assert alone.share(torch.arange(4)).tolist() == [0, 1, 2, 3]
 
 

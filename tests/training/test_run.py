@@ -18,7 +18,7 @@ from robust_lr.models.checkpoint import WEIGHTS, about, load_model, read_tensors
 from robust_lr.training import run as runs
 from robust_lr.training.run import train_run
 from robust_lr.training.run_folder import CONFIG, METRICS, PROVENANCE, read_metrics
-from robust_lr.training.signals import Interrupted, heeded
+from robust_lr.training.signals import Interrupted, collect_stop_signals
 from robust_lr.training.train_state import STATES, states
 from robust_lr.utils.errors import InputError, RunError
 
@@ -136,7 +136,7 @@ def test_a_second_signal_has_its_usual_effect(config, tmp_path):
 def test_under_torchrun_a_second_signal_is_heeded_too(monkeypatch):
     """torchrun hands on what a job system has told its processes already."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    with heeded() as received:
+    with collect_stop_signals() as received:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGHUP):
             os.kill(os.getpid(), number)
         assert received == [signal.SIGTERM, signal.SIGTERM, signal.SIGHUP]
