@@ -5,13 +5,16 @@ VENV ?= .venv$(if $(TORCH),-torch$(TORCH))
 BIN := $(VENV)/bin
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
 
-.PHONY: help table9 test test-fast zoo xval gpu-check lint format docs wheel wheel-check clean
+.PHONY: help table9 results test test-fast zoo xval gpu-check lint format docs wheel wheel-check clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
 table9: $(VENV)/installed  ## the main job: train six networks, attack them, print Table 9
 	$(BIN)/robust-lr table9
+
+results: $(VENV)/installed  ## repeat the results that take under an hour, and say what differs from the committed ones
+	$(BIN)/python benchmarks/repeat.py
 
 test: $(VENV)/installed  ## all tests, on all cores; TORCH=2.12 with that PyTorch
 	$(BIN)/pytest $(PARALLEL)

@@ -24,7 +24,7 @@ from torch import nn
 
 from robust_lr import config as config_room
 from robust_lr import protocols
-from robust_lr.config.training import Config
+from robust_lr.config.training import Config, to_dict
 from robust_lr.models.layers.geometric_prior import GeometricPrior
 from robust_lr.models.layers.local_relation import LocalRelation2d
 from robust_lr.models.resnet import Block
@@ -212,30 +212,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file for all runs of the folder")
     parser.add_argument("--networks", nargs="+", default=["resnet26", "lrnet26"])
     parser.add_argument("--variants", nargs="+", default=["baseline"], choices=VARIANTS)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4], help="none: collect what is there")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--label", default="", help="name of what --set changes")
     parser.add_argument("--runs", type=Path, default=Path("runs/lrnet-training"))
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    table: dict[str, Any] = {}
     for seed in arguments.seeds:  # all variants of one seed before the next, so that an unfinished run compares them
         for network in arguments.networks:
             for name in arguments.variants:
-                variant = VARIANTS[name]
                 label = " ".join(part for part in (network, name, arguments.label) if part)
                 file = arguments.runs / f"{label.replace(' ', '_')}_{seed}.json"
                 if not file.exists():
-                    config = settings(network, variant, seed, arguments.set)
-                    record = train_once(config, variant, prepare(config))
+                    config = settings(network, VARIANTS[name], seed, arguments.set)
+                    record = train_once(config, VARIANTS[name], prepare(config))
                     write_json(file, {"network": network, "variant": name, "seed": seed, **record})
-                record = json.loads(file.read_text())
-                table.setdefault(label, {"hypothesis": variant.hypothesis, "runs": []})["runs"].append(record)
-                figures = ", ".join(f"{key} {record[key]:.1f}" for key in ("clean", "untargeted"))
-                print(f"{label}, seed {seed}: {figures}, {record['cpu_seconds']} s", flush=True)
+    table = collect(arguments.runs)
     for label, row in table.items():
-        row["over_seeds"] = summary(row["runs"])
         found = row["over_seeds"]["untargeted"]
         print(f"{label}: untargeted {found['mean']:.1f} +- {found['std'] or 0:.1f}, {len(row['runs'])} seeds")
     if arguments.out:
@@ -243,13 +237,27 @@ def main() -> None:
         write_json(
             arguments.out,
             {
-                "what": "accuracy in percent on the true label of held-out images, by network and variant",
+                "what": "accuracy in percent on the true label of held-out images, by network, variant and label",
                 "attack": protocols.get(ATTACK).values(),
+                "config": to_dict(config),
                 "networks": table,
                 "device": device_name(torch.device("cpu")),
                 "versions": versions(),
             },
         )
+
+
+def collect(folder: Path) -> dict[str, Any]:
+    """Read all runs of a folder, by network, variant and label."""
+    table: dict[str, Any] = {}
+    for file in sorted(folder.glob("*.json")):
+        record = json.loads(file.read_text())
+        label = file.stem.rpartition("_")[0].replace("_", " ")
+        row = table.setdefault(label, {"hypothesis": VARIANTS[record["variant"]].hypothesis, "runs": []})
+        row["runs"].append(record)
+    for row in table.values():
+        row["over_seeds"] = summary(row["runs"])
+    return table
 
 
 if __name__ == "__main__":

@@ -50,22 +50,31 @@ def test_convolutions(tmp_path: Path) -> None:
             assert ratio == pytest.approx(each[0] / each[1])
 
 
-def test_seeds(tmp_path: Path) -> None:
-    data = noise(tmp_path / "small.npz", 12, 10, both=24)
-    values = [f"data.name=npz:{data}", "model.width=0.0625", "attack.steps=1", "train.epochs=1"]
-    values += ["train.batch_size=8", "train.milestones=[]", "train.warmup_epochs=0", "train.device=cpu"]
-    options = ["--seeds", "0", "1", "--runs", str(tmp_path / "runs")]
-    options += [word for value in values for word in ("--set", value)]
-    done = run("seeds.py", "--out", str(tmp_path / "seeds.json"), *options)
+def test_lrnet_training(tmp_path: Path) -> None:
+    data = noise(tmp_path / "small.npz", 12, 10, both=40)
+    values = [f"data.name=npz:{data}", "data.limit=0", "validation.images=10", "model.width=0.0625", "attack.steps=1"]
+    values += ["train.batch_size=8", "train.epochs=1", "train.milestones=[]", "train.device=cpu"]
+    options = ["--networks", "lrnet26", "--variants", "clip", "no-prior-decay", "--seeds", "0", "--label", "small"]
+    options += ["--runs", str(tmp_path / "runs"), *[word for value in values for word in ("--set", value)]]
+    done = run("lrnet_training.py", "--out", str(tmp_path / "out.json"), *options)
     assert done.returncode == 0, done.stderr
-    record = json.loads((tmp_path / "seeds.json").read_text())
-    assert record["device"].startswith("cpu: ")
-    for row in record["networks"].values():
-        for name in ("clean", "lrnet-targeted", "lrnet-untargeted"):
-            found = [each["accuracy"][name] for each in row["runs"]]
-            assert row["over_seeds"][name]["mean"] == pytest.approx(sum(found) / 2)
-        results = [each["results"]["lrnet-targeted"] for each in row["runs"]]
-        assert [(result["n"], result["seed"]) for result in results] == [(24, 0), (24, 1)]
+    networks = json.loads((tmp_path / "out.json").read_text())["networks"]
+    assert set(networks) == {"lrnet26 clip small", "lrnet26 no-prior-decay small"}
+    for row in networks.values():
+        assert row["hypothesis"]
+        assert row["over_seeds"]["clean"]["mean"] == row["runs"][0]["clean"]
+
+
+def test_repeated_results_are_compared_figure_by_figure() -> None:
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        from repeat import differences
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    before = {"rows": [{"clean": 0.5, "seconds": 3.0}], "gone": 1}
+    after = {"rows": [{"clean": 0.6, "seconds": 9.0}], "new": 2}
+    assert differences(before, after) == ["rows[0].clean: 0.5 -> 0.6", "gone: 1 -> absent", "new: absent -> 2"]
+    assert differences(before, before) == []
 
 
 def test_training(tmp_path: Path) -> None:
