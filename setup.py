@@ -6,7 +6,7 @@ Everything else is in pyproject.toml. `make wheel` sets the variable; without it
 import os
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Distribution, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
@@ -23,13 +23,14 @@ class BuildWithLibraries(build_py):
                 self.copy_file(str(path), str(folder / path.name))
 
 
-class PlatformWheel(bdist_wheel):
-    def finalize_options(self) -> None:
-        super().finalize_options()
-        self.root_is_pure = not LIBRARIES
-
+class WheelForEveryPython(bdist_wheel):
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]  # the libraries know nothing of Python
 
 
-setup(cmdclass={"build_py": BuildWithLibraries, "bdist_wheel": PlatformWheel})
+class PlatformDistribution(Distribution):
+    def has_ext_modules(self) -> bool:
+        return bool(LIBRARIES)  # then it goes where libraries for one platform belong
+
+
+setup(cmdclass={"build_py": BuildWithLibraries, "bdist_wheel": WheelForEveryPython}, distclass=PlatformDistribution)

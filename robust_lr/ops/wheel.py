@@ -15,8 +15,9 @@ from . import build, nvcc
 from .compiler import run
 from .library import VARIANTS
 
-#: C++ symbols of PyTorch, which differ from version to version; the stable ABI is made of C functions
-UNSTABLE = re.compile(r"_ZN[A-Z]*(2at|3c10|5torch|6caffe2)")
+#: what a library may need: the C functions of PyTorch's stable ABI, symbols of system libraries with a version, and
+#: what linkers leave open
+STABLE = re.compile(r"(aoti_torch_|torch_)\w+|.+@.+|_ITM_\w+|__gmon_start__")
 
 
 def compile_libraries(folder: Path, capabilities: str = "") -> list[Path]:
@@ -45,12 +46,15 @@ def compile_libraries(folder: Path, capabilities: str = "") -> list[Path]:
 
 
 def check_symbols(library: Path) -> None:
-    """Raise a `RunError` if a library needs more of PyTorch than the C functions of its stable ABI."""
+    """Raise a `RunError` if a library needs more of PyTorch than the C functions of its stable ABI.
+
+    C++ symbols differ from version to version; PyTorch exports some of the C++ library's, too, without a version.
+    """
     answer = run(["nm", "--dynamic", "--undefined-only", str(library)])
     if answer.returncode != 0:
         raise RunError(f"nm cannot read {library}:\n{answer.stderr}".rstrip())
     symbols = [line.split()[-1] for line in answer.stdout.splitlines()]
-    if unstable := [symbol for symbol in symbols if UNSTABLE.match(symbol)]:
+    if unstable := [symbol for symbol in symbols if not STABLE.fullmatch(symbol)]:
         raise RunError(f"{library} needs what is not in PyTorch's stable ABI: {', '.join(unstable)}")
 
 

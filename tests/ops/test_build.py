@@ -123,7 +123,7 @@ exit 3""",
         library.load()
     result = invoke("build")
     assert result.exit_code == 1
-    assert "first line of the compiler\nout of coffee in line 7\n" in result.output
+    assert "first line of the compiler out of coffee in line 7" in result.output
     assert not list(empty_cache.rglob("*.so"))
 
 
@@ -255,8 +255,8 @@ def test_build_for_named_gpus_makes_a_library_for_each(asked: list[tuple[str, ob
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--arch", "Hopper"), "--arch must name compute capabilities like 8.0 or 9.0, got 'Hopper'"),
-        (("--arch", ""), "--arch must name compute capabilities like 8.0 or 9.0, got ''"),
+        (("--arch", "Voodoo"), "--arch must name compute capabilities like 8.0 or 9.0, or "),
+        (("--arch", ""), "--arch must name compute capabilities like 8.0 or 9.0, or "),
         (("--arch", "9.0", "--no-cuda"), "leave one out"),
     ],
 )
