@@ -78,7 +78,7 @@ def summary(report: Report) -> str:
     images = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
     counted = [(len(models), "model"), (len(protocols), "protocol"), (len(seeds), "seed")]
     words = [f"{count} {word}{'s' * (count != 1)}" for count, word in counted]
-    return f"{', '.join(words)} on {joined(data)}: {len(found)} evaluations of {images} images."
+    return f"{', '.join(words)} on {joined(data)}: {len(found)} evaluation{'s' * (len(found) != 1)} of {images} images."
 
 
 def joined(words: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..protocols.base import length
 from ..protocols.files import from_values
-from ..results.compare import FIGURES, Pair, check_comparable, pairs
+from ..results.compare import FIGURES, Pair, check_comparable, misled, pairs
 from ..utils.errors import InputError
 from .collect import Collection, Found, collect
 
@@ -155,7 +155,13 @@ def group(members: Sequence[Found], report: Report, apart: str | None) -> Group:
         protocol=members[0].protocol,
         seed=members[0].seed,
         members=named,
-        pairs=tuple(pair for figure in FIGURES for pair in pairs(evaluations, figure)) if len(named) > 1 else (),
+        pairs=tuple(
+            pair
+            for figure in FIGURES
+            for pair in pairs(evaluations, figure, withheld=() if figure == "clean" else misled(evaluations))
+        )
+        if len(named) > 1
+        else (),
         apart=apart,
     )
 

@@ -283,7 +283,7 @@ def heat(plot: Plot) -> tuple[list[str], float]:
                 f'height="26" fill="var(--s0)" fill-opacity="{0.08 + 0.5 * point.x:.2f}">'
                 f"<title>{escape(point.words)}</title></rect>"
             )
-            out.append(text(14 + side_x * (at + 0.5), top + 35, f"{100 * point.x:.1f}", kind="name"))
+            out.append(text(14 + side_x * (at + 0.5), top + 35, f"{100 * point.x:.1f}", kind="value"))
     height = TOP + 20 + side_y * len(plot.series) + 24
     out.append(text(WIDTH / 2, height - 6, plot.x_label, kind="label"))
     return out, height

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
+from math import isnan
 from typing import Any
 
 from .record import Report
@@ -81,6 +82,6 @@ def differences(report: Report) -> Iterator[dict[str, Any]]:
                 "low": pair.interval[0],
                 "high": pair.interval[1],
                 "n": group.n,
-                "p": pair.p,
-                "p_holm": pair.p_holm,
+                "p": "" if isnan(pair.p) else pair.p,
+                "p_holm": "" if isnan(pair.p_holm) else pair.p_holm,
             }

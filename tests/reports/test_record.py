@@ -9,7 +9,13 @@ from conftest_of_reports import CASCADE, NAMES, PROTOCOLS, SWEEP, images, networ
 
 import robust_lr as rlr
 from robust_lr.reports.collect import collect
+from robust_lr.reports.html import html
+from robust_lr.reports.latex import latex
+from robust_lr.reports.markdown import markdown
 from robust_lr.reports.record import build, winners
+from robust_lr.reports.sections.comparison import comparison
+from robust_lr.reports.sections.validity import verdict
+from robust_lr.reports.tidy import tidy
 from robust_lr.results.compare import compare
 from robust_lr.utils.statistics import Proportion
 
@@ -119,3 +125,18 @@ def test_a_cascade_counts_what_each_part_broke(report):
         broken = sum(row.broken_by is not None for row in rows)
         wrong = sum(row.clean != row.label for row in rows)
         assert Proportion(60 - broken - wrong, 60) == found.shares["robust"]
+
+
+def test_p_values_are_withheld_from_a_misled_model(runs, tmp_path):
+    shutil.copytree(runs / "seed-1", tmp_path / "copy")
+    file = next((tmp_path / "copy" / NAMES[0]).rglob("result.json"))
+    file.write_text(json.dumps({**json.loads(file.read_text()), "verdict": "misled", "inflation": None, "bound": None}))
+    report = build([tmp_path])
+    (group,) = report.groups
+    assert winners(group, "robust") == set()
+    (table,) = comparison(report).tables
+    withheld = [row[-1].text == "withheld" for row in table.rows]
+    assert withheld == [NAMES[0] in (row[1].text, row[2].text) for row in table.rows]
+    assert sum(withheld) == 2
+    assert "nan" not in html(report) + markdown(report) + latex(report) + tidy(report)
+    assert verdict(group.members[NAMES[0]].record).tone == "bad"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isnan
 
 from ...results.compare import Pair
 from ..blocks import (
@@ -40,7 +41,8 @@ def comparison(report: Report) -> Section | None:
         title="Paired differences",
         text="Robust accuracy of the first model minus that of the second on the same images, starts and targets, in "
         "points, with Newcombe's 95 % interval for paired proportions (1998, method 10). p-values are those of "
-        "McNemar's exact test, two-sided, corrected for all pairs of a table (Holm 1979).",
+        "McNemar's exact test, two-sided, corrected for the pairs of a protocol and seed (Holm 1979); they are "
+        "withheld where the verdict on a figure is that it is misled.",
         blocks=blocks,
     )
 
@@ -66,7 +68,8 @@ def finding(pair: Pair) -> str:
 
 
 def p_value(p: float) -> str:
-    return f"{p:.2g}"
+    """A p-value, or that none is given because a figure is misled."""
+    return "withheld" if isnan(p) else f"{p:.2g}"
 
 
 def table(groups: Sequence[Group], number: int) -> Table:
@@ -89,8 +92,8 @@ def table(groups: Sequence[Group], number: int) -> Table:
                 ),
                 count_cell(pair.only_first, f"{first}:only:{second}"),
                 count_cell(pair.only_second, f"{second}:only:{first}"),
-                number_cell(pair.p, p_value(pair.p)),
-                number_cell(pair.p_holm, p_value(pair.p_holm), strong=significant),
+                number_cell(2.0 if isnan(pair.p) else pair.p, p_value(pair.p)),
+                number_cell(2.0 if isnan(pair.p_holm) else pair.p_holm, p_value(pair.p_holm), strong=significant),
             ]
         )
     return Table(

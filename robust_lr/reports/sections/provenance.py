@@ -97,7 +97,7 @@ def versions(report: Report) -> Table:
     return Table(
         key="versions",
         title="Versions",
-        note=f"Of {len(report.evaluations)} evaluations.",
+        note="One row for each set of versions.",
         columns=[Column(name, figures=False) for name in names],
         rows=[[text_cell(str(dict(each).get(name, "-"))) for name in names] for each in found],
     )
