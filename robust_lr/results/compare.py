@@ -12,7 +12,7 @@ from typing import Any
 
 from ..utils.errors import InputError
 from ..utils.statistics import Proportion, difference, holm, mcnemar
-from .ledger import Row, first_difference
+from .ledger import Row, first_difference, meaning, shown
 from .stored import Evaluation, read_evaluation
 from .verdict import MISLED
 
@@ -156,8 +156,8 @@ def check_comparable(first: Evaluation, second: Evaluation, *, same_draw: bool =
     if found is not None:
         key, its, theirs = found
         raise InputError(
-            f"{first.folder} and {second.folder} cannot be compared: {key} is {its!r} in the first, {theirs!r} in the "
-            f"second{_ADVICE.get(key, '')}"
+            f"{first.folder} and {second.folder} cannot be compared: {key} is {shown(its)} in the "
+            f"first, {shown(theirs)} in the second{meaning(key)}{_ADVICE.get(key, '')}"
         )
     for row, theirs in zip(first.rows, second.rows, strict=True):
         for name in ("id", "input_hash", "label", *(("target",) if same_draw else ())):

@@ -74,6 +74,26 @@ _COLUMNS = ", ".join(_NAMES)
 _HOLES = ", ".join("?" for _ in _NAMES)
 
 
+#: what it means that a hash differs
+_MEANINGS = {
+    "weights_sha256": "the network has other weights",
+    "images_sha256": "the images are others",
+    "targets_sha256": "the attack aims at other classes",
+    "architecture": "the network is built otherwise",
+}
+
+
+def shown(value: Any) -> str:
+    """A value in a message; of a hash, the first digits are enough to tell it."""
+    is_hash = isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
+    return f"{value[:8]}..." if is_hash else repr(value)
+
+
+def meaning(key: str) -> str:
+    """What a difference in ``key`` means, in parentheses; nothing where the values say so themselves."""
+    return f" ({_MEANINGS[key]})" if key in _MEANINGS else ""
+
+
 def first_difference(
     one: Mapping[str, Any], other: Mapping[str, Any], but: Collection[str] = ()
 ) -> tuple[str, Any, Any] | None:
@@ -188,7 +208,7 @@ class Ledger:
         if (found := first_difference(json.loads(json.dumps(configuration)), json.loads(kept[0]))) is not None:
             key, now, before = found
             raise InputError(
-                f"{self.path} holds another evaluation: {key} was {before!r} and is {now!r}; "
+                f"{self.path} holds another evaluation: {key} was {shown(before)} and is {shown(now)}{meaning(key)}; "
                 "start afresh (`fresh`), or choose another folder (`out`)"
             )
 
