@@ -40,7 +40,7 @@ def show(run: Path) -> None:
     alone = record.evaluations[0] if len(record.evaluations) == 1 else None
     if alone is not None:
         console.print(figures(alone))
-        console.print(check_table("is it to be trusted?", [Check(**check) for check in alone.record["validity"]]))
+        console.print(check_table("validity", [Check(**check) for check in alone.record["validity"]]))
         say(f"verdict: {'; '.join(filter(None, (verdict(alone.record).text, reasons(alone.record))))}")
     sections = [curves] if alone is not None else [headline, comparison, seeds, curves, validity]
     for section in filter(None, (make(record) for make in sections)):
