@@ -13,8 +13,8 @@ from torch.utils.flop_counter import flop_registry
 from ..models.cost import profile
 from ..models.resnet import ResNet
 
-#: what a processor core does in a second, on the cautious side
-MULTIPLY_ADDS, VALUES, CALLS = 8e9, 3e8, 5e4
+#: what a processor core does in a second (AMD EPYC; within a factor of two for the networks of the zoo)
+MULTIPLY_ADDS, VALUES, CALLS = 1.2e10, 6e8, 1e5
 
 #: nominal seconds of a pass that cannot be counted
 UNCOUNTED = 1e-3

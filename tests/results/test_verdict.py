@@ -4,6 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from robust_lr.protocols.pgd import PGD
+from robust_lr.results.indicators import INDICATORS, indicators
 from robust_lr.results.ledger import Row
 from robust_lr.results.validity import Check
 from robust_lr.results.verdict import DOMINATED, STRONGER, Probes, joined, share_interval, verdict_of
@@ -73,3 +75,37 @@ def test_intervals_hold_the_estimate_and_what_is_certain(population, data):
     low, high = share_interval(k, m, population)
     assert k / population - 1e-9 <= low <= k / m + 1e-9
     assert k / m - 1e-9 <= high <= (population - m + k) / population + 1e-9
+
+
+# indicators of attack failure
+
+ATTACK = PGD(eps=16 / 255, step_size=1 / 255, steps=16)
+
+
+def failed(rows, probes=None):
+    return [check.name for check in indicators(rows, ATTACK, probes) if check.passed is False]
+
+
+def test_sound_rows_show_no_sign_of_failure():
+    assert failed(rows()) == []
+    assert failed(rows(), probes()) == []
+    assert [check.name for check in indicators(rows(), ATTACK, None)] == list(INDICATORS)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("unavailable gradients", {"zero_gradients": 1}),
+        ("silent success", {"robust_worst_seen": False}),
+        ("incomplete optimization", {"first_wrong": 15}),
+        ("transfer failure", {"unconfirmed": 1}),
+    ],
+)
+def test_each_indicator_shows_its_own_failure(name, values):
+    assert failed([dataclasses.replace(row, **values) for row in rows()]) == [name]
+
+
+def test_probes_tell_the_others():
+    assert failed(rows(), probes(stronger=20)) == ["incomplete optimization"]
+    checks = tuple(Check(name, False, "") for name in ("logits are continuous", "the gradient predicts the margin"))
+    assert failed(rows(), probes(checks=checks)) == ["unstable predictions", "unconstrained attack failure"]
