@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
+from math import isnan
 
 import torch
 from torch import Tensor, nn
@@ -186,6 +187,8 @@ def deterministic(s: Sample) -> str | None:
     if not s.random:
         return None
     apart, words = s.noise
+    if isnan(apart):
+        return f"logits of {words} are not finite: count refused images as errors, and attack the network inside"
     return (
         f"the model is random or keeps state: logits of {words} differ by {apart:.3g} from one pass to the next; fix "
         "its randomness in eval mode, or attack its average over many passes"
