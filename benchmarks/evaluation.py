@@ -1,153 +1,157 @@
-"""The harness against torchattacks: the same model, images, steps and start, in one run.
+"""PGD of this package and of its peers: the same network, images and steps, each program in a process of its own.
 
-    python benchmarks/evaluation.py --out FILE [--device cuda] [--resnet RUN] [--images N] [--autoattack N]
+    python benchmarks/evaluation.py --out FILE [--resnet RUN] [--images N] [--rounds N] [--only NAME ...] [--long N]
 
-Without --resnet, a ResNet-26 is trained first as the shipped LR-Net-26 was. For each network, 20 steps of PGD from the
-clean images runs three ways that take turns: torchattacks' PGD with predictions for clean and finished images (a
-recorder of predictions gives its worst iterate seen), our evaluation under the last iterate, and under the worst seen.
-Ours includes all of it: guards, hashes, ledger, result. `same_verdicts` counts images.
+Each run is a new process with the defaults of its library and no environment variable set for it; programs take turns.
+Seconds are those of the evaluation alone, without imports and loading. A peer predicts the clean images, attacks them
+64 at a time from the clean start, and predicts again. Ours is `evaluate` under the last iterate (`last`) and under the
+worst seen (`worst`), with guards, hashes, ledger and result, which no peer has; `probed` is the default, where probes
+judge the number as well. `same_verdicts_as_last` counts images. `overhead` has the shares of guards, probes, hashes and
+ledger in one evaluation. With `--long N`, 1,000 steps on N images as well.
 
-AutoAttack "standard" runs on N images through our protocol and through torchattacks' components in its own cascade with
-the same (official) values; on few images, so random starts leave room for a verdict to differ.
+Without --resnet, a ResNet-26 is trained first as the shipped LR-Net-26 was. A file that exists is added to, so that
+parts (`--only`, by network and eps, e.g. "LR-Net-26 16") can be measured one by one.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib
+import json
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-import robust_lr as rlr
-from robust_lr.data.dataset import Dataset, spread
-from robust_lr.protocols.pgd import PGD
-from robust_lr.protocols.presets import get
-from robust_lr.results.ledger import Ledger, read
-from robust_lr.utils.devices import pick_device
-from robust_lr.utils.files import write_json
-from robust_lr.utils.provenance import device_name, versions
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import torchattacks
-
 BATCH = 64
-ROUNDS = 3
-Verdicts = dict[int, bool]
+LONG_STEPS = 1000
+NETWORKS = ("LR-Net-26", "ResNet-26")
+#: variables that set how threads wait and how many there are
+POLICY = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "MKL_NUM_THREADS")
+
+#: name -> the distribution that it comes with; what is not installed is left out
+PEERS = {
+    "torchattacks": "torchattacks",
+    "foolbox": "foolbox",
+    "adversarial-library": "adv-lib",
+    "cleverhans": "cleverhans",
+}
+#: ours -> the criterion, and how thoroughly the number is probed
+OURS = {
+    "last": ("last", "off"),
+    "worst": ("worst", "off"),
+    "last, probed": ("last", "default"),
+    "worst, probed": ("worst", "default"),
+}
+
+Attack = Callable[[Any, Any], Any]
 
 
-class Recorder(nn.Module):
-    """The model as its user has it, and whether every prediction so far was right."""
+def peer(name: str, model: Any, eps: float, step_size: float, steps: int) -> Attack:
+    """A peer's PGD: from images and labels to adversarial images."""
+    if name == "torchattacks":
+        import torchattacks
 
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-        self.labels = torch.empty(0)
-        self.right = torch.empty(0)
+        return torchattacks.PGD(model, eps=eps, alpha=step_size, steps=steps, random_start=False)  # type: ignore[no-any-return]
+    if name == "foolbox":
+        import foolbox
 
-    def watch(self, labels: Tensor) -> None:
-        self.labels, self.right = labels, torch.ones_like(labels, dtype=torch.bool)
+        wrapped = foolbox.PyTorchModel(model, bounds=(0, 1))
+        attack = foolbox.attacks.LinfProjectedGradientDescentAttack(
+            abs_stepsize=step_size, steps=steps, random_start=False
+        )
+        return lambda x, y: attack(wrapped, x, y, epsilons=eps)[1]
+    if name == "adversarial-library":
+        from adv_lib.attacks import pgd_linf
 
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.model(x)
-        self.right &= logits.detach().argmax(1) == self.labels
-        return logits
+        return lambda x, y: pgd_linf(model, x, y, eps, steps=steps, random_init=False, absolute_step_size=step_size)
+    import numpy as np
+    from cleverhans.torch.attacks.projected_gradient_descent import projected_gradient_descent
+
+    return lambda x, y: projected_gradient_descent(model, x, eps, step_size, steps, np.inf, y=y, rand_init=False)
 
 
-def theirs(model: nn.Module, data: Dataset, protocol: PGD) -> tuple[Verdicts, Verdicts]:
-    """torchattacks' PGD: by image, right at the last iterate, and right at every iterate seen."""
-    recorder = Recorder(model).eval()
-    attack = torchattacks.PGD(
-        recorder, eps=protocol.eps, alpha=protocol.step_size, steps=protocol.steps, random_start=False
-    )
-    last, seen = {}, {}
-    device = next(model.parameters()).device
+def run_peer(name: str, model: Any, data: Any, eps: float, step_size: float, steps: int) -> tuple[float, list[bool]]:
+    """Seconds, and for each image whether it is right at the last iterate."""
+    import torch
+
+    model.eval()
+    attack = peer(name, model, eps, step_size, steps)
+    held: list[bool] = []
+    began = time.perf_counter()
     for rows in torch.arange(len(data)).split(BATCH):
-        x, y, ids = (column.to(device) for column in data.batch(rows))
-        recorder.watch(y)
+        x, y, _ = data.batch(rows)
         with torch.no_grad():
-            recorder(x)
+            model(x).argmax(1)
         x_adv = attack(x, y)
         with torch.no_grad():
-            held = recorder(x_adv).argmax(1) == y
-        last |= dict(zip(ids.tolist(), held.tolist(), strict=True))
-        seen |= dict(zip(ids.tolist(), recorder.right.tolist(), strict=True))
-    return last, seen
+            held += (model(x_adv).argmax(1) == y).tolist()
+    return time.perf_counter() - began, held
 
 
-def ours(model: nn.Module, data: Dataset, protocol: PGD, **options: Any) -> Verdicts:
-    """By image, right under the protocol's criterion."""
+def run_ours(program: str, model: Any, data: Any, eps: float, step_size: float, steps: int) -> dict[str, Any]:
+    """Seconds, verdicts by image in the order of the data, and where the time went."""
+    import robust_lr as rlr
+    from robust_lr.results.ledger import read
+
+    criterion, check = OURS[program]
+    protocol = rlr.protocols.PGD(eps=eps, step_size=step_size, steps=steps, start="clean", criterion=criterion)
+    spent: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        rlr.evaluate(model, data, protocol, out=folder, batch_size=BATCH, **options)
-        return {row.id: row.robust for row in read(Path(folder) / "ledger.sqlite")}
-
-
-def timed(run: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds and what it returned, a GPU's work included."""
-    wait()
-    began = time.perf_counter()
-    found = run()
-    wait()
-    return time.perf_counter() - began, found
-
-
-def wait() -> None:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-
-
-def pgd(model: nn.Module, data: Dataset, protocol: PGD) -> dict[str, Any]:
-    worst = dataclasses.replace(protocol, criterion="worst")
-    runs: dict[str, Callable[[], Any]] = {
-        "torchattacks": lambda: theirs(model, data, protocol),
-        "last": lambda: ours(model, data, protocol),
-        "worst": lambda: ours(model, data, worst),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    found: dict[str, Any] = {}
-    for _ in range(ROUNDS):
-        for name, run in runs.items():
-            took, found[name] = timed(run)
-            seconds[name].append(took)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    last, seen = found["torchattacks"]
+        with clocks(spent):
+            began = time.perf_counter()
+            rlr.evaluate(model, data, protocol, out=folder, check=check)
+            seconds = time.perf_counter() - began
+        rows = {row.id: row.robust for row in read(Path(folder) / "ledger.sqlite")}
     return {
-        "protocol": protocol.values(),
-        "images": len(data),
-        "accuracy": {
-            "last": sum(last.values()) / len(data),
-            "worst": sum(seen.values()) / len(data),
-        },
-        "seconds": medians,
-        "all_seconds": seconds,
-        "speedup": {name: medians["torchattacks"] / medians[name] for name in ("last", "worst")},
-        "same_verdicts": {
-            "last": sum(found["last"][id_] == held for id_, held in last.items()),
-            "worst": sum(found["worst"][id_] == held for id_, held in seen.items()),
-        },
+        "seconds": seconds,
+        "held": [rows[id_] for id_ in data.ids.tolist()],
+        "overhead": {name: sum(times) / seconds for name, times in spent.items()},
     }
+
+
+#: what overhead is called -> functions of modules that cause it
+CLOCKED = {
+    "guards": ("evaluation.session.guard",),
+    "probes": ("evaluation.harness.probe",),
+    "hashes": ("evaluation.session.content_hash", "evaluation.session.weights_hash"),
+    "ledger": ("results.ledger.Ledger.__init__", "results.ledger.Ledger.add", "results.ledger.Ledger.rows"),
+}
 
 
 @contextmanager
-def clocked(owner: Any, name: str, spent: list[float]) -> Iterator[None]:
-    """Adds the time that calls of a function take to ``spent``."""
+def clocks(spent: dict[str, list[float]]) -> Iterator[None]:
+    """Add the time that each call of a function of ``CLOCKED`` takes to ``spent``."""
+    with ExitStack() as stack:
+        for name, paths in CLOCKED.items():
+            spent[name] = []
+            for path in paths:
+                stack.enter_context(clocked(path, spent[name]))
+        yield
+
+
+@contextmanager
+def clocked(path: str, spent: list[float]) -> Iterator[None]:
+    room, module, *owners, name = path.split(".")
+    owner: Any = importlib.import_module(f"robust_lr.{room}.{module}")
+    for part in owners:
+        owner = getattr(owner, part)
     function = getattr(owner, name)
 
     def call(*arguments: Any, **options: Any) -> Any:
-        took, found = timed(lambda: function(*arguments, **options))
-        spent.append(took)
-        return found
+        began = time.perf_counter()
+        try:
+            return function(*arguments, **options)
+        finally:
+            spent.append(time.perf_counter() - began)
 
     setattr(owner, name, call)
     try:
@@ -156,105 +160,152 @@ def clocked(owner: Any, name: str, spent: list[float]) -> Iterator[None]:
         setattr(owner, name, function)
 
 
-def overhead(model: nn.Module, data: Dataset, protocol: PGD) -> dict[str, float]:
-    """Shares of an evaluation's time that guards, hashes of the input and ledger take, by their own clocks."""
-    room, images = (
-        importlib.import_module(f"robust_lr.{name}") for name in ("evaluation.session", "evaluation.batch_state")
-    )
-    spent: dict[str, list[float]] = {"guards": [], "ledger": [], "hashes": []}
-    with (
-        clocked(room, "guard", spent["guards"]),
-        clocked(Ledger, "__init__", spent["ledger"]),
-        clocked(Ledger, "add", spent["ledger"]),
-        clocked(Ledger, "rows", spent["ledger"]),
-        clocked(images, "input_hashes", spent["hashes"]),
-        clocked(room, "content_hash", spent["hashes"]),
-        clocked(room, "weights_hash", spent["hashes"]),
-    ):
-        whole, _ = timed(lambda: ours(model, data, protocol))
-    return {"seconds": whole, **{name: sum(times) / whole for name, times in spent.items()}}
+def run(program: str, network: str, images: int, eps: float, step_size: float, steps: int) -> None:
+    """One run, in a process of its own; prints JSON."""
+    import torch
+
+    import robust_lr as rlr
+    from robust_lr.data.dataset import spread
+
+    model = rlr.load_model(network or None)
+    data = spread(rlr.data.load("fashion-mnist-mini", "test"), images)
+    with torch.no_grad():
+        model.eval()(data.batch(torch.arange(2))[0])  # kernels are compiled, if at all, before the clock runs
+    if program in OURS:
+        found = run_ours(program, model, data, eps, step_size, steps)
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            seconds, held = run_peer(program, model, data, eps, step_size, steps)
+        found = {"seconds": seconds, "held": held}
+    policy = {name: os.environ.get(name) for name in POLICY}
+    print(json.dumps({**found, "threads": torch.get_num_threads(), "policy": policy}))
 
 
-def autoattack(model: nn.Module, data: Dataset, rows: int) -> dict[str, Any]:
-    """AutoAttack "standard" in full, ours and torchattacks' with the official values."""
-    protocol = get("autoattack-standard")
-    device = next(model.parameters()).device
-    eps, (x, y, _) = protocol.eps, (column.to(device) for column in data.batch(torch.arange(len(data))))
-    ball = {"norm": "Linf", "eps": eps, "seed": 0, "n_restarts": 1}
-    model.eval()
-    cascade = torchattacks.MultiAttack(
-        [
-            torchattacks.APGD(model, steps=100, loss="ce", **ball),
-            torchattacks.APGDT(model, steps=100, n_classes=10, **ball),
-            torchattacks.FAB(model, steps=100, multi_targeted=True, n_classes=10, **ball),
-            torchattacks.Square(model, n_queries=5000, resc_schedule=False, **ball),
-        ]
-    )
+def in_own_process(program: str, network: str, *values: float) -> dict[str, Any]:
+    """What ``run`` prints, without any variable that a user would not have."""
+    environment = {name: value for name, value in os.environ.items() if name not in POLICY}
+    command = [sys.executable, __file__, "--run", program, network, *map(str, values)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
-    def run() -> int:
-        with torch.no_grad():
-            right = model(x).argmax(1) == y
-        x_adv = cascade(x[right], y[right])
-        with torch.no_grad():
-            return int((model(x_adv).argmax(1) == y[right]).sum())
 
-    their_seconds, their_robust = timed(run)
-    our_seconds, result = timed(lambda: rlr.evaluate(model, data, protocol, compute_batch=rows, batch_size=rows))
+def compare(network: str, programs: dict[str, int], images: int, eps: float, steps: int) -> dict[str, Any]:
+    """Programs, each so many times, taking turns."""
+    step_size = eps / 8 if steps < LONG_STEPS else eps / 16
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in programs}
+    failed: dict[str, str] = {}
+    for turn in range(max(programs.values())):
+        for name, rounds in programs.items():
+            if turn >= rounds or name in failed:
+                continue
+            try:
+                found[name].append(in_own_process(name, network, images, eps / 255, step_size / 255, steps))
+            except RuntimeError as error:
+                if name in (*OURS, "torchattacks"):
+                    raise
+                failed[name] = str(error).splitlines()[-1]
+    found = {name: runs for name, runs in found.items() if runs}
+    medians = {name: statistics.median(run["seconds"] for run in runs) for name, runs in found.items()}
+    held = {name: runs[0]["held"] for name, runs in found.items()}
     return {
-        "eps": eps,
-        "images": len(data),
-        "compute_batch": rows,
-        "robust": {"torchattacks": their_robust, "ours": result.robust.count},
-        "seconds": {"torchattacks": their_seconds, "ours": our_seconds},
-        "speedup": their_seconds / our_seconds,
-        "forwards": result.forwards,
-        "backwards": result.backwards,
+        "eps": f"{eps:g}/255",
+        "step_size": f"{step_size:g}/255",
+        "steps": steps,
+        "images": images,
+        "failed": failed,
+        "seconds": medians,
+        "all_seconds": {name: [run["seconds"] for run in runs] for name, runs in found.items()},
+        "torchattacks_over": {name: medians["torchattacks"] / seconds for name, seconds in medians.items()},
+        "accuracy": {name: sum(right) / images for name, right in held.items()},
+        "same_verdicts_as_last": {
+            name: sum(a == b for a, b in zip(right, held["last"], strict=True))
+            for name, right in held.items()
+            if not name.startswith("worst")
+        },
+        "overhead": {name: found[name][0]["overhead"] for name in OURS if name in found},
+        "threads": {name: runs[0]["threads"] for name, runs in found.items()},
+        "policy": {name: runs[0]["policy"] for name, runs in found.items()},
     }
 
 
-def resnet26(run: Path | None) -> nn.Module:
+def installed() -> dict[str, str]:
+    """Versions of the peers that are installed."""
+    found = {}
+    for name, distribution in PEERS.items():
+        try:
+            found[name] = metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def train_resnet(folder: Path) -> Path:
     """ResNet-26 trained as the shipped LR-Net-26 was."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = run or Path(scratch) / "resnet26"
-        if run is None:
-            config = rlr.config.load("lrnet26_fashion_mnist_mini", ["model.name=resnet26"])
-            for _ in rlr.train_run(config, folder):
-                pass
-        return rlr.load_model(folder)
+    import robust_lr as rlr
+
+    config = rlr.config.load("lrnet26_fashion_mnist_mini", ["model.name=resnet26"])
+    for _ in rlr.train_run(config, folder):
+        pass
+    return folder
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--run", nargs=6, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--resnet", type=Path, help="run folder of a trained ResNet-26; by default one is trained")
-    parser.add_argument("--images", type=int, default=512, help="for PGD")
-    parser.add_argument("--autoattack", type=int, default=0, metavar="N", help="images for AutoAttack; 0: none")
-    parser.add_argument("--rows", type=int, default=8, help="rows of a pass of ours in AutoAttack")
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--eps", type=float, nargs="+", default=[16.0, 32.0], help="of PGD, in 255ths")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--long", type=int, default=0, metavar="N", help=f"{LONG_STEPS} steps on N images")
+    parser.add_argument("--only", nargs="+", help="parts, e.g. 'LR-Net-26 16'; the long ones end in 'long'")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    data = rlr.data.load("fashion-mnist-mini", "test")
-    protocols = [PGD(eps=eps / 255, step_size=eps / 8 / 255, steps=20, start="clean") for eps in options.eps]
-    device = pick_device(options.device)
-    networks = {"LR-Net-26": rlr.load_model().to(device), "ResNet-26": resnet26(options.resnet).to(device)}
+    if options.run:
+        program, network, images, eps, step_size, steps = options.run
+        run(program, network, int(images), float(eps), float(step_size), int(steps))
+        return
+    if options.out is None:
+        parser.error("--out FILE is needed")
+    import torch
+
+    from robust_lr.utils.files import write_json
+    from robust_lr.utils.provenance import device_name, versions
+
+    peers = installed()
+    if "torchattacks" not in peers:
+        parser.error("torchattacks is not installed")
     record: dict[str, Any] = {
-        "device": device_name(device),
-        "versions": {**versions(), "torchattacks": metadata.version("torchattacks")},
-        "networks": {},
+        "device": device_name(torch.device("cpu")),
+        "cores": os.cpu_count(),
+        "versions": {**versions(), **peers},
+        "parts": json.loads(options.out.read_text())["parts"] if options.out.exists() else {},
     }
-    for name, model in networks.items():
-        images = spread(data, options.images)
-        found: dict[str, Any] = {
-            "pgd": [pgd(model, images, protocol) for protocol in protocols],
-            "overhead": overhead(model, images, protocols[0]),
-        }
-        if options.autoattack:
-            found["autoattack"] = autoattack(model, spread(data, options.autoattack), options.rows)
-        record["networks"][name] = found
-        print(name, [(run["speedup"], run["same_verdicts"]) for run in found["pgd"]], found["overhead"], flush=True)
-        write_json(options.out, record)
+    with tempfile.TemporaryDirectory() as scratch:
+        for network in NETWORKS:
+            parts = {f"{network} {eps:g}": (eps, options.images, options.steps) for eps in options.eps}
+            if options.long:
+                parts[f"{network} long"] = (options.eps[0], options.long, LONG_STEPS)
+            for part, (eps, images, steps) in parts.items():
+                if options.only and part not in options.only:
+                    continue
+                source = ""
+                if network != NETWORKS[0]:
+                    source = str(options.resnet or train_resnet(Path(scratch) / "resnet26"))
+                    options.resnet = Path(source)
+                first = eps == options.eps[0] and steps < LONG_STEPS
+                programs = {
+                    "torchattacks": 1 if steps >= LONG_STEPS else options.rounds,
+                    **dict.fromkeys(OURS, options.rounds),
+                    **{name: 1 for name in peers if first and name != "torchattacks"},
+                }
+                record["parts"][part] = compare(source, programs, images, eps, steps)
+                print(part, record["parts"][part]["torchattacks_over"], record["parts"][part]["overhead"], flush=True)
+                write_json(options.out, record)
 
 
 if __name__ == "__main__":
