@@ -159,3 +159,21 @@ def test_gpu_check_needs_a_gpu(tmp_path: Path) -> None:
     done = run("gpu_check.py", "--out", str(tmp_path / "out"))
     assert (done.returncode, done.stderr) == (2, "gpu-check: PyTorch finds no GPU, so nothing was checked\n")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["torchattacks", "last"])
+def test_a_program_of_the_evaluation_benchmark_runs_in_its_own_process(program: str) -> None:
+    done = run("evaluation.py", "--run", program, "", "16", str(16 / 255), str(2 / 255), "2")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["seconds"] > 0
+    assert len(found["held"]) == 16
+    assert set(found["policy"]) == {
+        "OMP_WAIT_POLICY",
+        "OMP_NUM_THREADS",
+        "GOMP_SPINCOUNT",
+        "KMP_BLOCKTIME",
+        "MKL_NUM_THREADS",
+    }
+    assert ("overhead" in found) == (program == "last")
