@@ -10,7 +10,7 @@ from .collect import Found
 from .record import Report
 
 #: characters of all rows together; a page stays below 5 MB
-MAX_CHARACTERS = 2_500_000
+MAX_CHARACTERS = 1_500_000
 
 #: columns of the page, in its order
 COLUMNS = (

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from safetensors.torch import save_file
 import robust_lr as rlr
 from robust_lr.reports.html import html
 from robust_lr.reports.record import build
+from robust_lr.reports.rows import MAX_CHARACTERS
 from robust_lr.reports.sections import images as section
 
 EPS = 16 / 255
+gallery_of = sys.modules[section.__module__]
 
 
 def keep(folder, data, adversarial):
@@ -96,6 +99,15 @@ def test_transfer_is_a_table_and_a_plot(tmp_path):
     (tmp_path / "transfer.json").write_text("{}")
     with pytest.raises(rlr.InputError, match="holds no matrix of transfer"):
         html(build([tmp_path]))
+
+
+def test_the_largest_gallery_and_all_rows_leave_a_page_below_5_mb():
+    side = gallery_of.MAX_SIDE
+    noise = torch.rand(3, 4 * side, 4 * side, generator=torch.Generator().manual_seed(0))
+    sharp = torch.rand(3, side, side, generator=torch.Generator().manual_seed(0))
+    assert max(Image.open(io.BytesIO(base64.b64decode(gallery_of.png(noise)))).size) == side
+    pictures = 3 * gallery_of.MAX_EXAMPLES * gallery_of.MAX_GALLERIES
+    assert pictures * len(gallery_of.png(sharp)) + MAX_CHARACTERS < 4_500_000
 
 
 def test_without_images_there_is_no_section(report):

@@ -26,10 +26,10 @@ from ..record import Group, Report
 from .headline import attacks
 
 #: examples of each evaluation, and evaluations of a page
-MAX_EXAMPLES, MAX_GALLERIES = 6, 12
+MAX_EXAMPLES, MAX_GALLERIES = 4, 6
 
 #: pixels of the longer side of a picture; larger ones are made smaller
-MAX_SIDE = 160
+MAX_SIDE = 96
 
 FOLDER, TRANSFER = "images", "transfer.json"
 
