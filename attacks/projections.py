@@ -55,7 +55,7 @@ def _greedy(gap: Tensor, weight: Tensor, room: Tensor, capacity: Tensor, norm: s
     return torch.zeros_like(room).scatter(1, order, share * room.gather(1, order))
 
 
-def onto_l1_ball(x: Tensor, delta: Tensor, eps: float | Tensor) -> Tensor:
+def onto_l1_ball(x: Tensor, delta: Tensor, eps: float | Tensor, *, box: bool = True) -> Tensor:
     """The perturbations nearest to ``delta``, in L2, with an L1 norm of at most ``eps`` and x + delta in [0, 1].
 
     Croce and Hein 2021, "Mind the box". Coordinates shrink by one threshold, within their room; it is found from the
@@ -64,9 +64,10 @@ def onto_l1_ball(x: Tensor, delta: Tensor, eps: float | Tensor) -> Tensor:
     Args:
         x, delta: [N, C, H, W].
         eps: one radius, or one each, [N].
+        box: whether x + delta must be in [0, 1]; without, the result is the projection to the L1 ball alone.
     """
     size, sign = delta.flatten(1).abs(), delta.flatten(1).sign()
-    room = torch.where(sign > 0, 1 - x.flatten(1), x.flatten(1)).clamp_min(0)
+    room = torch.where(sign > 0, 1 - x.flatten(1), x.flatten(1)).clamp_min(0) if box else size
     ends, order = torch.cat([size, size - room], 1).sort(dim=1, descending=True, stable=True)
     slope = torch.where(order < size.shape[1], 1.0, -1.0).to(size.dtype).cumsum(1)
     falls = torch.cat([torch.zeros_like(ends[:, :1]), (ends[:, :-1] - ends[:, 1:]) * slope[:, :-1]], 1)

@@ -28,7 +28,7 @@ from robust_lr.results.stored import read_evaluation
 from robust_lr.utils.provenance import versions
 
 #: norms, the radius that networks are trained with, and the one that they are attacked with
-BALLS = {"linf": (0.06, 0.08), "l2": (0.7, 0.9)}
+BALLS = {"linf": (0.06, 0.16), "l2": (0.7, 2.0)}
 NAMES = {"linf": "Linf", "l2": "L2"}
 PROTOCOLS = {"linf": "autoattack-standard", "l2": "autoattack-standard-l2"}
 

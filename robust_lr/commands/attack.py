@@ -145,6 +145,7 @@ def attack(
     from ..protocols.changes import over_grid
     from ..protocols.files import protocol as read_protocol
     from ..results.curve import CURVE, curve_of
+    from ..results.distances import with_distances
     from ..results.shards import merge_sweep_when_complete, merge_when_complete, parse_shard, shard_folder
     from ..results.stored import RESULT, read_evaluation
     from ..results.targets import load_targets
@@ -175,7 +176,7 @@ def attack(
             raise InputError(
                 f"--set and --save-targets are for single protocols: {settings.name!r} is a sweep over several"
             )
-    elif figure is not None and not settings.record:
+    elif figure is not None and not settings.record and not settings.finds_distances:
         raise InputError(f"--figure draws a curve, which {settings.name!r} has not: use e.g. --protocol sweep-steps")
     elif save_targets is not None and not settings.targeted:
         raise InputError(f"--save-targets: protocol {settings.name!r} aims at no class")
@@ -235,6 +236,8 @@ def attack(
         curve, folder = joined, whole
     if save_targets is not None:
         read_evaluation(folder).targets().save(save_targets)
+    if not isinstance(settings, protocols.Sweep) and settings.finds_distances:
+        curve = with_distances(curve, read_evaluation(folder).rows, settings)
     show(curve, settings if isinstance(settings, protocols.Sweep) else with_targets(settings, given))
     if figure is not None:
         report.curve_picture(curve, figure)

@@ -4,6 +4,7 @@ from .apgd import APGD
 from .base import Protocol
 from .cascade import Cascade
 from .fab import FAB
+from .minimal_norm import DDN, FMN
 from .pgd import PGD
 from .presets import PROTOCOLS, SWEEPS, get, get_pgd
 from .square import Square
@@ -12,7 +13,9 @@ from .torchattacks import Library
 
 __all__ = [
     "APGD",
+    "DDN",
     "FAB",
+    "FMN",
     "PGD",
     "PROTOCOLS",
     "SWEEPS",

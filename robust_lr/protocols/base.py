@@ -71,6 +71,11 @@ class Protocol(ABC):
         return cast(Any, replace)(self, **values)  # type: ignore[no-any-return]
 
     @property
+    def finds_distances(self) -> bool:
+        """Whether the attack looks for each image's smallest perturbation; its verdict is on the nearest one found."""
+        return False
+
+    @property
     def follows_gradients(self) -> bool:
         """Whether the attack uses gradients of the model."""
         return True
@@ -113,11 +118,6 @@ class StepwiseProtocol(Protocol):
     def stays_in_ball(self) -> bool:
         """Whether every query lies in the ball; others count where they do."""
         return True
-
-    @property
-    def finds_distances(self) -> bool:
-        """Whether the attack looks for each image's smallest perturbation; its verdict is on the nearest one found."""
-        return False
 
     @property
     def ends_at_success(self) -> bool:

@@ -17,13 +17,14 @@ from .base import DISTANCES, Protocol, distance
 from .cascade import Cascade
 from .changes import with_changes
 from .fab import FAB
+from .minimal_norm import DDN, FMN
 from .pgd import PGD
 from .presets import get
 from .square import Square
 from .torchattacks import Library
 
 #: attacks by the name that ``values()`` gives them
-KINDS: dict[str, type[Any]] = {"pgd": PGD, "apgd": APGD, "square": Square, "fab": FAB}
+KINDS: dict[str, type[Any]] = {"pgd": PGD, "apgd": APGD, "square": Square, "fab": FAB, "fmn": FMN, "ddn": DDN}
 _LIBRARY = "torchattacks "
 
 

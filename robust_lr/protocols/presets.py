@@ -8,6 +8,7 @@ from .apgd import APGD
 from .base import Protocol
 from .cascade import Cascade
 from .fab import FAB
+from .minimal_norm import DDN, FMN
 from .pgd import PGD
 from .square import Square
 from .sweep import Sweep
@@ -23,6 +24,7 @@ _MADRY_IMAGENET = "ImageNet evaluation of the robustness library (Engstrom et al
 _AUTOATTACK = "Croce and Hein 2020, AutoAttack 'standard', official values"
 _SWEEP = "Engstrom et al. 2018 on ALP: steps must be swept; ours"
 _ONE = "one part of AutoAttack 'standard', official values"
+_FMN = "Pintor et al. 2021, values of adversarial-library, 100 steps"
 _TORCHATTACKS = "torchattacks' defaults, given in full"
 
 
@@ -146,6 +148,10 @@ PROTOCOLS: dict[str, Protocol] = {
             start="clean",
             source="Dong et al. 2018: eps 16, 10 steps of eps / 10, decay 1",
         ),
+        FMN(name="fmn-linf", eps=8 / 255, source=_FMN),
+        FMN(name="fmn-l2", eps=0.5, norm="l2", source=_FMN),
+        FMN(name="fmn-l1", eps=12.0, norm="l1", source=_FMN),
+        DDN(name="ddn-l2", eps=0.5, source="Rony et al. 2019, 100 steps; robust beyond 0.5"),
         Library(
             name="cw-l2",
             attack="CW",
