@@ -32,6 +32,7 @@ COMMANDS = {
     "profile": ("profile", "profile", "Show what each layer of a network sees and costs."),
     "protocol": ("protocol", "protocol", "Show every value of a protocol and its source."),
     "report": ("write_report", "report", "Write finished evaluations as one page, and as tables and figures."),
+    "robustbench": ("robustbench", "robustbench", "Write an evaluation as a RobustBench leaderboard entry."),
     "rows": ("rows", "rows", "Export one row per evaluated image as CSV or Parquet."),
     "show": ("show", "show", "Show what an evaluation found, without its model."),
     "suite": ("suite", "suite", "Run models x data sets x attacks x seeds from one file, and report them."),

@@ -39,6 +39,25 @@ def least_likely(model: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor) -
     return logits.scatter(1, labels.view(-1, 1), torch.inf).argmin(dim=1)
 
 
+def chosen(
+    how: str,
+    model: Callable[[Tensor], Tensor],
+    x: Tensor,
+    labels: Tensor,
+    ids: Tensor,
+    num_classes: int,
+    *,
+    seed: int,
+    draw: int = 0,
+) -> Tensor:
+    """Targets, [N] int64, chosen "uniform" or "least-likely"; InputError for those that must be "given"."""
+    if how == "least-likely":
+        return least_likely(model, x, labels)
+    if how == "given":
+        raise InputError("target = 'given': targets are given to evaluations only; use 'uniform' or 'least-likely'")
+    return uniform(labels, ids, num_classes, seed=seed, draw=draw)
+
+
 def given(targets: Tensor, labels: Tensor, num_classes: int, *, ids: Tensor | None = None) -> Tensor:
     """``targets`` itself, once it is sure that each is a class and none the true one.
 

@@ -51,6 +51,7 @@ _OPTIONS = (
         "--resize", type=int, help="Resize the short side of image files to so many pixels, then crop.", metavar="N"
     ),
     of_data("--crop", type=int, help="Side of the center crop.  [default: --resize]", metavar="N"),
+    of_data("--images-list", type=_PATH, help="Only the image files that this list names, one a line."),
     of_data("--limit", type=int, help="Only so many test images, evenly spaced.  [default: all]", metavar="N"),
 )
 
@@ -84,6 +85,7 @@ def choose(
     root: Path | None,
     resize: int | None,
     crop: int | None,
+    images_list: Path | None,
     limit: int | None,
     device: str,
     options: Mapping[str, Any],
@@ -91,6 +93,7 @@ def choose(
     """What the options say together; InputError where they contradict each other or name what is not there."""
     from .. import data as data_room
     from ..data.dataset import spread
+    from ..data.selection import listed
     from ..models import checkpoint as checkpoint_room
     from ..models.external import load_source, source_name
     from ..utils.checks import at_least
@@ -129,6 +132,8 @@ def choose(
             options=options,
         )
         name = source_name(source, weights)
+    if images_list is not None:
+        data = listed(data, images_list)
     return Choice(
         model=model.to(chosen_device),
         data=spread(data, limit) if limit else data,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..attacks.arguments import check_images
 from ..attacks.targets import check_classes
 from ..data.dataset import Dataset, content_hash, spaced
+from ..data.selection import balanced
 from ..models.checkpoint import weights_hash
 from ..models.external import code_hash
 from ..models.folding import attackable
@@ -79,7 +80,7 @@ class Prepared:
 
     def positions(self, protocol: Protocol) -> Tensor:
         """Of the images that an evaluation under ``protocol`` is for."""
-        return positions(self.data, protocol, self.shard)
+        return positions(self.data, protocol, self.shard, self.bench.seed)
 
 
 def prepare(
@@ -115,7 +116,7 @@ def prepare(
     if compute_batch is None and device.type == "cpu":
         sample = SAMPLE
     if compute_batch is None:
-        whole = max(len(positions(data, protocol, None)) for protocol in protocols)
+        whole = max(len(positions(data, protocol, None, seed)) for protocol in protocols)
         compute_batch = default_compute_batch(whole, data.image_shape) if device.type == "cpu" else 0
     rows = compute_batch or batch_size
     check_batch("batch_size", min(batch_size, len(data)), prod(data.image_shape))
@@ -123,7 +124,7 @@ def prepare(
     check_precision(precision, device)
     check = DEFAULT_CHECK if check is None else check
     check_name("check", check, LEVELS)
-    most = max((positions(data, protocol, shard) for protocol in protocols), key=len)
+    most = max((positions(data, protocol, shard, seed) for protocol in protocols), key=len)
     with frozen(model), fp32(device):  # a model that does not fit is refused before anything is written
         images, labels, ids = data.batch(most[spaced(len(most), sample)])
         check_images(images, ids)
@@ -199,7 +200,7 @@ def default_compute_batch(images: int, image_shape: Sequence[int]) -> int:
     return rows
 
 
-def positions(data: Dataset, protocol: Protocol, shard: tuple[int, int] | None) -> Tensor:
+def positions(data: Dataset, protocol: Protocol, shard: tuple[int, int] | None, seed: int) -> Tensor:
     """Of the images that the protocol is for, all or those with the smallest ids, and of them a shard's.
 
     Raises:
@@ -207,6 +208,8 @@ def positions(data: Dataset, protocol: Protocol, shard: tuple[int, int] | None) 
     """
     first = protocol.first
     chosen = data.ids.argsort()[:first].sort().values if first else torch.arange(len(data))
+    if protocol.balanced:
+        chosen = balanced(data.labels, data.ids, protocol.balanced, seed=seed)
     index, count = shard or (1, 1)
     n = len(chosen)
     if not 1 <= index <= count <= n:

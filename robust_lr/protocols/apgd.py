@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from ..attacks.apgd_l1 import RADII, SparsePGD
+from ..attacks import targets
 from ..attacks.arguments import check_attack
 from ..attacks.auto_pgd import AutoPGD
+from ..attacks.auto_pgd_l1 import RADII, SparsePGD
 from ..attacks.losses import LOSSES, Objective
 from ..attacks.starts import in_l1_ball, on_surface
 from ..utils.checks import check_name, check_whole
+from ..utils.contexts import Model
 from ..utils.errors import InputError
-from .base import NORMS, StepwiseProtocol, length, take_fractions
+from .base import NORMS, TARGETS, StepwiseProtocol, length, take_fractions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,9 @@ class APGD(StepwiseProtocol):
         loss: "cross-entropy" (APGD-CE), "margin" or "dlr".
         targets: 0, or the number of wrong classes, the likeliest on the clean image first, that are aimed at one after
             the other (APGD-T has 9). Where there are fewer wrong classes, it is as many as there are.
+        targeted: whether success is one target class, instead of any wrong one; ``targets`` is then 0.
+        target: of a targeted attack: "uniform" over the wrong classes, the "least-likely" one, or the one "given" to
+            ``evaluate``.
         restarts: independent starts, for each target.
         rho: share of iterations that must raise the loss, or else the step size is halved.
         name, source: for reports, and where the values come from.
@@ -42,6 +47,8 @@ class APGD(StepwiseProtocol):
     steps: int = 100
     loss: str = "cross-entropy"
     targets: int = 0
+    targeted: bool = False
+    target: str = "uniform"
     restarts: int = 1
     rho: float = 0.75
     name: str = "apgd"
@@ -54,6 +61,11 @@ class APGD(StepwiseProtocol):
         check_name("loss", self.loss, LOSSES)
         check_whole(1, steps=self.steps, restarts=self.restarts)
         check_whole(0, targets=self.targets)
+        check_name("target", self.target, TARGETS)
+        if self.target != "uniform" and not self.targeted:
+            raise InputError(f"target = {self.target!r} is for targeted attacks: set targeted = true as well")
+        if self.targets and self.targeted:
+            raise InputError(f"targets = {self.targets} are those of an untargeted attack: leave them out")
         if not 0 < self.rho < 1:
             raise InputError(f"rho = {self.rho}: must be between 0 and 1")
 
@@ -65,7 +77,24 @@ class APGD(StepwiseProtocol):
     @property
     def objective_takes_targets(self) -> bool:
         """Whether the objective is handed target classes."""
-        return self.targets > 0
+        return self.targets > 0 or self.targeted
+
+    @property
+    def needs_targets(self) -> bool:
+        """Whether the targets must be handed to ``evaluate``."""
+        return self.targeted and self.target == "given"
+
+    def with_given_targets(self) -> APGD:
+        """The same attack on targets that are handed to ``evaluate``; InputError for an untargeted one."""
+        return replace(self, target="given") if self.targeted else super().with_given_targets()
+
+    def goals(
+        self, model: Model, x: Tensor, labels: Tensor, ids: Tensor, num_classes: int, *, seed: int, draw: int = 0
+    ) -> Tensor:
+        """Classes that the attack's loss is taken on, [N] int64: targets if ``targeted``, otherwise labels."""
+        if not self.targeted:
+            return labels
+        return targets.chosen(self.target, model, x, labels, ids, num_classes, seed=seed, draw=draw)
 
     @property
     def stays_in_ball(self) -> bool:
@@ -99,6 +128,6 @@ class APGD(StepwiseProtocol):
         return {"attack": "apgd", "criterion": self.criterion, **asdict(self)}
 
     def __str__(self) -> str:
-        targets = f"{self.targets} targets, " if self.targets else ""
+        targets = f"{self.targets} targets, " if self.targets else f"targeted ({self.target}), " * self.targeted
         restarts = f", {self.restarts} restarts" if self.restarts > 1 else ""
         return f"APGD, {self.loss} loss, {targets}eps {length(self.eps, self.norm)}, {self.steps} steps{restarts}"

@@ -20,6 +20,9 @@ from ..utils.errors import InputError
 
 NORMS = ("linf", "l2", "l1")
 
+#: how a targeted attack gets its target
+TARGETS = ("uniform", "least-likely", "given")
+
 #: values that may be written as a fraction such as "8/255"
 DISTANCES = ("eps", "step_size")
 
@@ -50,6 +53,8 @@ class Protocol(ABC):
     record = cast(tuple[int, ...], ())
     #: only so many images, those with the smallest ids; 0 for all
     first = 0
+    #: only so many images, drawn by the seed with the same number from each class; 0 for all
+    balanced = 0
 
     @abstractmethod
     def values(self) -> dict[str, Any]:

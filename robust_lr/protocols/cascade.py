@@ -17,6 +17,7 @@ class Cascade(Protocol):
     Args:
         parts: untargeted attacks in one ball.
         first: only so many images, those with the smallest ids; 0 for all.
+        balanced: only so many images, drawn by the seed with the same number from each class; 0 for all.
         name, source: for reports, and where the values come from.
 
     Raises:
@@ -25,11 +26,14 @@ class Cascade(Protocol):
 
     parts: tuple[Protocol, ...]
     first: int = 0
+    balanced: int = 0
     name: str = "cascade"
     source: str = "user"
 
     def __post_init__(self) -> None:
-        check_whole(0, first=self.first)
+        check_whole(0, first=self.first, balanced=self.balanced)
+        if self.first and self.balanced:
+            raise InputError(f"first = {self.first} and balanced = {self.balanced}: give one of them")
         names = [part.name for part in self.parts]
         if not self.parts or len(set(names)) < len(names):
             raise InputError(f"parts = {names}: a cascade needs at least one part, each with a name of its own")
@@ -83,10 +87,12 @@ class Cascade(Protocol):
             "criterion": self.criterion,
             "parts": [part.values() for part in self.parts],
             "first": self.first,
+            "balanced": self.balanced,
             "name": self.name,
             "source": self.source,
         }
 
     def __str__(self) -> str:
         first = f"; the first {self.first} ids" if self.first else ""
+        first += f"; {self.balanced} images, balanced over classes" if self.balanced else ""
         return f"{', then '.join(part.name for part in self.parts)}; eps {length(self.eps, self.norm)}{first}"

@@ -29,7 +29,11 @@ def with_changes(base: Protocol, changes: Mapping[str, Any]) -> Protocol:
         InputError: a value that the protocol does not have, or of the wrong type or out of range.
     """
     cascade = isinstance(base, Cascade)
-    names = ["eps", "first", "name", "source"] if cascade else [f.name for f in fields(base) if f.name != "attack"]
+    names = (
+        ["eps", "first", "balanced", "name", "source"]
+        if cascade
+        else [f.name for f in fields(base) if f.name != "attack"]
+    )
     for key in changes:
         check_name("key in [attack]", key, ["protocol", *names])
     values = {key: distance(key, value, "attack.") for key, value in changes.items()}
@@ -54,7 +58,7 @@ def differences(base: Protocol, changed: Protocol) -> list[str]:
     ours, theirs = (_flat(protocol.values()) for protocol in (changed, base))
     keys = [key for key in ours if key not in ("name", "source") and ours[key] != theirs.get(key)]
     if isinstance(changed, Cascade):  # whose parts are all in its ball
-        keys = [key for key in keys if key in ("eps", "first")]
+        keys = [key for key in keys if key in ("eps", "first", "balanced")]
     return [f"{key}={_word(key, ours[key])}" for key in keys]
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..attacks.arguments import check_attack
-from ..attacks.fab import FastAdaptiveBoundary
+from ..attacks.fast_adaptive_boundary import FastAdaptiveBoundary
 from ..attacks.losses import Objective, difference
 from ..attacks.starts import on_surface
 from ..utils.checks import check_name, check_whole

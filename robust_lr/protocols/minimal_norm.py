@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from ..attacks.arguments import check_attack
-from ..attacks.ddn import DecoupledDirectionNorm
-from ..attacks.fmn import FastMinimumNorm
+from ..attacks.decoupled_direction_norm import DecoupledDirectionNorm
+from ..attacks.fast_minimum_norm import FastMinimumNorm
 from ..attacks.losses import Objective, cross_entropy, margin
 from ..utils.checks import check_name, check_whole
 from ..utils.errors import InputError

@@ -16,10 +16,9 @@ from ..attacks.pgd import ProjectedGradient, pgd_l2, pgd_linf
 from ..utils.checks import check_name, check_whole
 from ..utils.contexts import Model
 from ..utils.errors import InputError
-from .base import StepwiseProtocol, length, take_fractions
+from .base import TARGETS, StepwiseProtocol, length, take_fractions
 
 STARTS = ("uniform", "clean", "normal")
-TARGETS = ("uniform", "least-likely", "given")
 LABELS = ("true", "predicted")
 CRITERIA = ("last", "worst")
 
@@ -114,12 +113,8 @@ class PGD(StepwiseProtocol):
         self, model: Model, x: Tensor, labels: Tensor, ids: Tensor, num_classes: int, *, seed: int, draw: int = 0
     ) -> Tensor:
         """Classes that the attack's loss is taken on, [N] int64: targets if ``targeted``, otherwise labels."""
-        if self.targeted and self.target == "least-likely":
-            return targets.least_likely(model, x, labels)
-        if self.targeted and self.target == "given":
-            raise InputError("target = 'given': targets are given to evaluations only; use 'uniform' or 'least-likely'")
         if self.targeted:
-            return targets.uniform(labels, ids, num_classes, seed=seed, draw=draw)
+            return targets.chosen(self.target, model, x, labels, ids, num_classes, seed=seed, draw=draw)
         if self.label == "predicted":
             with torch.no_grad():
                 return model(x).argmax(1)

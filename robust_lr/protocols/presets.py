@@ -7,7 +7,7 @@ from ..utils.errors import InputError
 from .apgd import APGD
 from .base import Protocol
 from .cascade import Cascade
-from .fab import FAB
+from .fast_adaptive_boundary import FAB
 from .minimal_norm import DDN, FMN
 from .pgd import PGD
 from .square import Square
@@ -24,11 +24,12 @@ _MADRY_IMAGENET = "ImageNet evaluation of the robustness library (Engstrom et al
 _AUTOATTACK = "Croce and Hein 2020, AutoAttack 'standard', official values"
 _SWEEP = "Engstrom et al. 2018 on ALP: steps must be swept; ours"
 _ONE = "one part of AutoAttack 'standard', official values"
+_FAST = "ours: parts of AutoAttack with a sixth of its passes, targets by likelihood, Square last"
 _FMN = "Pintor et al. 2021, values of adversarial-library, 100 steps"
 _TORCHATTACKS = "torchattacks' defaults, given in full"
 
 
-def autoattack(name: str, eps: float, norm: str, source: str, first: int = 0) -> Cascade:
+def autoattack(name: str, eps: float, norm: str, source: str, balanced: int = 0) -> Cascade:
     """AutoAttack "standard" with the official values; torchattacks' own of that name makes 10 steps, not 100."""
     parts = (
         APGD(name="apgd-ce", eps=eps, norm=norm, restarts=5 if norm == "l1" else 1, source=source),
@@ -36,7 +37,7 @@ def autoattack(name: str, eps: float, norm: str, source: str, first: int = 0) ->
         FAB(name="fab-t", eps=eps, norm=norm, source=source),
         Square(name="square", eps=eps, norm=norm, source=source),
     )
-    return Cascade(name=name, parts=parts, source=source, first=first)
+    return Cascade(name=name, parts=parts, source=source, balanced=balanced)
 
 
 def madry_imagenet(steps: int) -> PGD:
@@ -135,8 +136,19 @@ PROTOCOLS: dict[str, Protocol] = {
             "robustbench-imagenet-linf",
             4 / 255,
             "linf",
-            "Croce et al. 2021 (RobustBench), ImageNet: the first 5,000 ids, crop 224 of 256",
-            first=5000,
+            "Croce et al. 2021 (RobustBench), ImageNet, crop 224 of 256; RobustBench's own 5,000 images are a list of "
+            "files, which `images_list` takes; otherwise others are drawn, balanced over classes",
+            balanced=5000,
+        ),
+        Cascade(
+            name="autoattack-fast",
+            parts=(
+                APGD(name="apgd-t", eps=8 / 255, steps=40, loss="dlr", targets=9, source=_FAST),
+                APGD(name="apgd-ce", eps=8 / 255, steps=50, source=_FAST),
+                FAB(name="fab-t", eps=8 / 255, steps=30, targets=2, source=_FAST),
+                Square(name="square", eps=8 / 255, queries=500, source=_FAST),
+            ),
+            source=_FAST,
         ),
         *(part.with_values(source=_ONE) for part in _STANDARD.parts),
         PGD(

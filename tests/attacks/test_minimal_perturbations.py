@@ -27,7 +27,7 @@ def shortest(model, x, labels, norm):
 
     In L-infinity and L2 the pixel range does not matter here; in L1 it does.
     """
-    weights, logits = model[1].weight, model(x)
+    weights, logits = model[1].weight.detach(), model(x).detach()
     found = []
     for other in range(logits.shape[1]):
         gap = logits.gather(1, labels[:, None])[:, 0] - logits[:, other]
@@ -35,7 +35,7 @@ def shortest(model, x, labels, norm):
         slope = torch.linalg.vector_norm(difference, ord=DUALS[norm], dim=1)
         length = gap / slope if norm != "l1" else filled(x.flatten(1), difference, gap)
         found.append(torch.where(labels != other, length, torch.inf))
-    return torch.stack(found).amin(0).detach()
+    return torch.stack(found).amin(0)
 
 
 def filled(x, difference, gap):

@@ -113,7 +113,7 @@ def test_presets_of_the_literature_have_their_values(name, eps, step_size, steps
 
 
 @pytest.mark.parametrize(
-    ("name", "eps", "norm", "first"),
+    ("name", "eps", "norm", "balanced"),
     [
         ("autoattack-standard", 8 / 255, "linf", 0),
         ("autoattack-standard-imagenet", 4 / 255, "linf", 0),
@@ -121,9 +121,9 @@ def test_presets_of_the_literature_have_their_values(name, eps, step_size, steps
         ("robustbench-imagenet-linf", 4 / 255, "linf", 5000),
     ],
 )
-def test_autoattack_has_its_official_values(name, eps, norm, first):
+def test_autoattack_has_its_official_values(name, eps, norm, balanced):
     cascade = protocols.get(name)
-    assert (cascade.eps, cascade.norm, cascade.first) == (eps, norm, first)
+    assert (cascade.eps, cascade.norm, cascade.balanced) == (eps, norm, balanced)
     ce, targeted, fab, square = cascade.parts
     assert (ce.steps, ce.restarts, ce.loss, ce.targets, ce.rho) == (100, 1, "cross-entropy", 0, 0.75)
     assert (targeted.steps, targeted.restarts, targeted.loss, targeted.targets) == (100, 1, "dlr", 9)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .arguments import check_attack, check_images, check_labels, distances
-from .fmn import annealed, wide
+from .fast_minimum_norm import annealed, wide
 from .losses import cross_entropy
 from .stepwise import State, run
 

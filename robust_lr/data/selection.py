@@ -1,0 +1,77 @@
+"""Parts of a data set: the images that a list names, or a draw with the same number from each class."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..utils.errors import InputError
+from ..utils.rng import CHOICE, words
+from .dataset import Dataset
+from .encoded import FileSource, LazyDataset
+
+
+def balanced(labels: Tensor, ids: Tensor, n: int, *, seed: int) -> Tensor:
+    """Positions of ``n`` images, keyed by (seed, image id), in increasing order; all of them if there are fewer.
+
+    Classes get the same number of images, but for a remainder and for classes that have too few.
+    """
+    drawn = words(seed, CHOICE, ids, 1)[:, 0]
+    order = drawn.argsort(stable=True)
+    order = order[labels[order].argsort(stable=True)]  # by class, and at random within each
+    counts = torch.bincount(labels)
+    first = counts.cumsum(0) - counts
+    rank = torch.empty_like(ids)
+    rank[order] = torch.arange(len(ids)) - first[labels[order]]
+    chosen = drawn.argsort(stable=True)
+    return chosen[rank[chosen].argsort(stable=True)][:n].sort().values
+
+
+def listed(data: Dataset, file: str | Path) -> Dataset:
+    """The images whose files the list names, one a line; what follows a name on its line is ignored.
+
+    A name is the end of a path, such as ``n01440764/ILSVRC2012_val_00000293.JPEG``. The data set's name then has the
+    list's, and the first 12 digits of its SHA-256.
+
+    Raises:
+        InputError: a list that cannot be read, is empty, or names a file twice, none, or more than one; data that are
+            not files of images.
+    """
+    file = Path(file)
+    if not isinstance(data, LazyDataset) or not isinstance(data.source, FileSource):
+        raise InputError(f"`images_list`: {data.name} is no folder of image files, so none can be listed by name")
+    try:
+        content = file.read_bytes()
+        names = [line.split()[0] for line in content.decode().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"`images_list` {str(file)!r} cannot be read: {error}") from None
+    if not names:
+        raise InputError(f"`images_list` {str(file)!r} names no image")
+    paths = [data.source.paths[row] for row in data.rows.tolist()]
+    known: dict[str, list[int]] = {}
+    for position, path in enumerate(paths):
+        parts = path.split("/")
+        for at in range(len(parts)):
+            known.setdefault("/".join(parts[at:]), []).append(position)
+    positions: list[int] = []
+    for name in names:
+        found = next((known[key] for key in _endings(name) if key in known), [])
+        if len(found) != 1:
+            what = "is not" if not found else f"is {len(found)} times"
+            raise InputError(f"`images_list` {str(file)!r}: {name} {what} among the {len(paths)} images of {data.name}")
+        positions += found
+    if len(set(positions)) < len(positions):
+        twice = next(name for name, position in zip(names, positions, strict=True) if positions.count(position) > 1)
+        raise InputError(f"`images_list` {str(file)!r}: {twice} is there twice")
+    digest = hashlib.sha256(content).hexdigest()[:12]
+    return replace(data.subset(positions), name=f"{data.name}[{file.name} {digest}]")
+
+
+def _endings(name: str) -> list[str]:
+    """The name itself, and shorter ends of it, down to the last two parts."""
+    parts = name.replace("\\", "/").removeprefix("./").split("/")
+    return ["/".join(parts[at:]) for at in range(max(len(parts) - 1, 1))]
