@@ -13,8 +13,8 @@ FIELDS = [
     "clean_acc", "reported", "autoattack_acc",
 ]  # fmt: skip
 ABOUT = {
-    "link": "https://example.org", "name": "A title", "authors": "A, B", "additional_data": False, "venue": "arXiv 2026",
-    "number_forward_passes": 1, "dataset": "cifar10", "architecture": "ResNet-26",
+    "link": "https://example.org", "name": "A title", "authors": "A, B", "additional_data": False,
+    "venue": "arXiv 2026", "number_forward_passes": 1, "dataset": "cifar10", "architecture": "ResNet-26",
 }  # fmt: skip
 
 
