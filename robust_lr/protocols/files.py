@@ -16,7 +16,7 @@ from .apgd import APGD
 from .base import DISTANCES, Protocol, distance
 from .cascade import Cascade
 from .changes import with_changes
-from .fast_adaptive_boundary import FAB
+from .fab import FAB
 from .minimal_norm import DDN, FMN
 from .pgd import PGD
 from .presets import get

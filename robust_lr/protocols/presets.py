@@ -7,7 +7,7 @@ from ..utils.errors import InputError
 from .apgd import APGD
 from .base import Protocol
 from .cascade import Cascade
-from .fast_adaptive_boundary import FAB
+from .fab import FAB
 from .minimal_norm import DDN, FMN
 from .pgd import PGD
 from .square import Square
