@@ -15,9 +15,8 @@ from . import build, nvcc
 from .compiler import run
 from .library import VARIANTS
 
-#: what a library may need: the C functions of PyTorch's stable ABI, symbols of system libraries with a version, and
-#: what linkers leave open
-STABLE = re.compile(r"(aoti_torch_|torch_)\w+|.+@.+|_ITM_\w+|__gmon_start__")
+#: what a library may need: the C functions of PyTorch's stable ABI, and symbols of system libraries, with a version
+STABLE = re.compile(r"(aoti_torch_|torch_)\w+|.+@.+")
 
 
 def compile_libraries(folder: Path, capabilities: str = "") -> list[Path]:
@@ -53,7 +52,7 @@ def check_symbols(library: Path) -> None:
     answer = run(["nm", "--dynamic", "--undefined-only", str(library)])
     if answer.returncode != 0:
         raise RunError(f"nm cannot read {library}:\n{answer.stderr}".rstrip())
-    symbols = [line.split()[-1] for line in answer.stdout.splitlines()]
+    symbols = [words[-1] for words in map(str.split, answer.stdout.splitlines()) if words[-2] == "U"]  # not weak ones
     if unstable := [symbol for symbol in symbols if not STABLE.fullmatch(symbol)]:
         raise RunError(f"{library} needs what is not in PyTorch's stable ABI: {', '.join(unstable)}")
 
