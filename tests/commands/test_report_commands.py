@@ -103,7 +103,7 @@ def test_show_prints_figures_checks_and_the_curve_of_one_evaluation(one):
     assert result.exit_code == 0, result.output
     found = read_evaluation(one / "attack")
     assert f"{100 * found.record['robust_accuracy']:.1f}" in result.output
-    assert "is it to be trusted?" in result.output
+    assert "validity" in result.output
     assert "verdict: " in result.output
     for words in ("clean accuracy", "52 / 60", "pgd on three_patterns, seed 0"):
         assert words in result.output
