@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import statistics
 from pathlib import Path
 
 import click
@@ -124,14 +125,15 @@ def table9_rows():
     for row in record["rows"]:
         cells = []
         for regime in ("adversarial", "regular"):
-            targeted, untargeted = (row["ours"][regime][f"lrnet-{name}"] for name in ("targeted", "untargeted"))
-            columns = (targeted, "clean_accuracy"), (targeted, "robust_accuracy"), (untargeted, "robust_accuracy")
-            for result, key in columns:
-                low, high = result["intervals"][key]
-                cells.append(f"{100 * result[key]:.1f} [{100 * low:.1f}, {100 * high:.1f}]")
+            ours = row["ours"][regime]
+            for name, key in (
+                ("lrnet-targeted", "clean_accuracy"),
+                ("lrnet-targeted", "robust_accuracy"),
+                ("lrnet-untargeted", "robust_accuracy"),
+            ):
+                found = [100 * run[key] for run in ours[name]["runs"]]
+                cells.append(f"{statistics.mean(found):.1f} \u00b1 {statistics.stdev(found):.1f}")
         yield f"| {row['label']} | {' | '.join(cells)} |"
-        paper = [row["paper"].get(key) for key in ("clean", "lrnet-targeted", "lrnet-untargeted", "regular-clean")]
-        yield f"| *paper, ImageNet* | {' | '.join('' if value is None else f'{value:.1f}' for value in paper)} | | |"
 
 
 def test_the_table_of_the_readme_is_what_was_measured():
