@@ -53,7 +53,7 @@ wheel: $(VENV)/installed  ## dist/robust_lr-*.whl with compiled kernels (Linux, 
 ifeq ($(shell uname -sm),Linux x86_64)
 	$(BIN)/python -m robust_lr.ops.wheel build/libraries $(if $(CUDA),"$(CUDA)")
 	ROBUST_LR_WHEEL_LIBRARIES=build/libraries $(BIN)/python -m build --wheel --outdir build/wheel
-	$(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl
+	PATH="$(abspath $(BIN)):$$PATH" auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl
 else
 	$(BIN)/python -m build --wheel
 endif
