@@ -11,6 +11,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from ..results.result import Result
+from ..results.verdict import verdicts_in_words
 from ..utils.random_effects import Estimate
 from ..utils.statistics import Proportion, interval, value
 from .claims import Outcomes, Verdict
@@ -150,7 +151,8 @@ def robustness(
         title=f"Table {number} on {first.data}, {first.n} test images: top-1 accuracy in %{runs}",
         caption=f"{table.attacks('regular', 0)[0].protocol}; last iterate. "
         f"95 % intervals over {'training runs and images' if several else 'images'}"
-        f"{'; +-: standard deviation over the runs' if several else ''}. The paper's figures are on ImageNet.",
+        f"{'; +-: standard deviation over the runs' if several else ''}. The paper's figures are on ImageNet. "
+        f"{verdicts_in_words([result.judgment for result in results.values()])}",
         box=box.SIMPLE_HEAD,
         padding=(0, 0, 0, 1),  # 80 columns are enough
         pad_edge=False,

@@ -229,3 +229,13 @@ def verdict_of(rows: Sequence[Row], probes: Probes | None) -> Verdict:
     return Verdict(
         verdict=SOUND, inflation=total, bound=bound, reason=f"{len(probes.ran)} probes break {words}", advice=""
     )
+
+
+def verdicts_in_words(verdicts: Sequence[Verdict]) -> str:
+    """How many of several numbers are sound, weak and misled, and by how much they are too high at most."""
+    counts = {name: sum(each.verdict == name for each in verdicts) for name in (SOUND, WEAK, MISLED)}
+    if not any(counts.values()):
+        return "Verdicts: none, no probes were run."
+    inflated = [each.inflation.value for each in verdicts if each.verdict in (WEAK, MISLED) and each.inflation]
+    most = f", too high by {100 * max(inflated):.1f} points at most by the probes" if inflated else ""
+    return f"Verdicts: {', '.join(f'{count} {name}' for name, count in counts.items() if count)}{most}."

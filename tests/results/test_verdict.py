@@ -8,7 +8,7 @@ from robust_lr.protocols.pgd import PGD
 from robust_lr.results.indicators import INDICATORS, indicators
 from robust_lr.results.ledger import Row
 from robust_lr.results.validity import Check
-from robust_lr.results.verdict import DOMINATED, STRONGER, Probes, joined, share_interval, verdict_of
+from robust_lr.results.verdict import DOMINATED, STRONGER, Probes, joined, share_interval, verdict_of, verdicts_in_words
 
 ROW = Row(
     id=0, input_hash="ab", label=0, target=None, clean=0, adversarial=0, robust=True, robust_worst_seen=True,
@@ -57,6 +57,13 @@ def test_nothing_looked_at_is_no_verdict():
     assert verdict_of(rows(), None).verdict is None
     assert verdict_of(rows(robust=0), Probes()).verdict == "sound"
     assert verdict_of(rows(robust=0), Probes()).bound == 0
+
+
+def test_verdicts_of_a_table_are_told_together():
+    found = [verdict_of(rows(), probes(stronger=count)) for count in (0, 10, 20)]
+    words = "Verdicts: 1 sound, 2 weak, too high by 10.0 points at most by the probes."
+    assert verdicts_in_words(found) == words
+    assert "no probes" in verdicts_in_words([verdict_of(rows(), None)])
 
 
 def test_probes_survive_json_and_shards_are_joined():
