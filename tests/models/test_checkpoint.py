@@ -121,7 +121,7 @@ def test_the_trap_of_the_test_above_works(tmp_path):
         ({"name": "nl26"}, "unknown option of nl26 'kernel_size'"),
         ({"num_classes": 4}, r"fc.weight is \(3, 128\) in the file, \(4, 128\) in the network"),
         ({"width": 1 / 8}, "does not fit the network: conv1.weight"),
-        ({"stem": "large"}, "stem = 'large': choose one of imagenet, small"),
+        ({"stem": "large"}, "stem = 'large': choose one of imagenet, stride2, small"),
         ({"name": "lrnet27"}, "unknown model 'lrnet27': did you mean 'lrnet26'"),
         ({"kernelsize": 3}, "unknown option of lrnet26 'kernelsize'"),
         ({"width": "wide"}, "width = 'wide': a number is needed"),

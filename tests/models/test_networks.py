@@ -165,7 +165,7 @@ def test_default_statistics_are_imagenet_s_for_color_only():
     [
         ({"name": "lrnet27"}, "unknown model 'lrnet27': did you mean 'lrnet26'"),
         ({"name": 26}, "unknown model 26: did you mean 'nl26'. choose one of resnet18"),
-        ({"stem": "tiny"}, "stem = 'tiny': choose one of imagenet, small"),
+        ({"stem": "tiny"}, "stem = 'tiny': choose one of imagenet, stride2, small"),
         ({"kernelsize": 3}, "unknown option of lrnet26 'kernelsize': did you mean 'kernel_size'"),
         ({"name": "resnet26", "border": "mask"}, "unknown option of resnet26 'border'"),
         ({"name": "nl26", "kernel_size": 3}, "unknown option of nl26 'kernel_size'"),
