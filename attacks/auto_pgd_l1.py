@@ -50,7 +50,7 @@ def apgd_l1(
     check_attack(eps=eps, step_size=eps, steps=steps, norm="l1")
     check_images(x)
     check_labels(x, labels)
-    return run(SparsePGD(eps, steps), model, x, labels, targets, start, loss, observe)
+    return run(SparsePGD(eps, steps + len(RADII) - 1), model, x, labels, targets, start, loss, observe)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class SparsePGD:
     """APGD in L1 as a sequence of queries; arguments as in ``apgd_l1``."""
 
     eps: float
-    iterations: int
+    steps: int  # queries before the last one: each ball has one more than it has iterations
     needs_gradient: bool = True
 
     @cached_property
@@ -68,9 +68,9 @@ class SparsePGD:
         return first, second, max(self.iterations - first - second, 0)
 
     @property
-    def steps(self) -> int:
-        """Queries before the last one: each ball has one more than it has iterations."""
-        return self.iterations + len(self.stages) - 1
+    def iterations(self) -> int:
+        """Iterations in all balls together."""
+        return max(self.steps - len(RADII) + 1, 0)
 
     @cached_property
     def plan(self) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:

@@ -104,7 +104,7 @@ class APGD(StepwiseProtocol):
     def stepwise(self, seed: int) -> AutoPGD | SparsePGD:
         """The attack as a sequence of queries."""
         if self.norm == "l1":
-            return SparsePGD(self.eps, self.steps)
+            return SparsePGD(self.eps, self.steps + len(RADII) - 1)
         return AutoPGD(self.norm, self.eps, self.steps, self.rho)
 
     def starts(self, x: Tensor, ids: Tensor, *, seed: int, draw: int | Tensor = 0) -> Tensor:
