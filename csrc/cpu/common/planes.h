@@ -69,7 +69,9 @@ class Planes {
     }
     if (channels != 1 || pitch != 1 || channel_stride_ != 1) return;
     for (int lane = 0; lane < used_; ++lane) {
-      if (lane == 0 || block.image[lane] != block.image[lane - 1]) neighbors_[neighbor_count_++] = {lane, 0};
+      const bool follows =
+          lane > 0 && block.image[lane] == block.image[lane - 1] && block.group[lane] == block.group[lane - 1] + 1;
+      if (!follows) neighbors_[neighbor_count_++] = {lane, 0};
       ++neighbors_[neighbor_count_ - 1].count;
     }
   }
