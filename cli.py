@@ -34,10 +34,12 @@ COMMANDS = {
     "report": ("write_report", "report", "Write finished evaluations as one page, and as tables and figures."),
     "robustbench": ("robustbench", "robustbench", "Write an evaluation as a RobustBench leaderboard entry."),
     "rows": ("rows", "rows", "Export one row per evaluated image as CSV or Parquet."),
+    "score": ("score", "score", "Judge saved adversarial images by any model."),
     "show": ("show", "show", "Show what an evaluation found, without its model."),
     "suite": ("suite", "suite", "Run models x data sets x attacks x seeds from one file, and report them."),
     "table": ("tables", "table", "Train and print one of the paper's tables, 2 to 9."),
     "table9": ("tables", "table9", "Train, attack and print the paper's Table 9."),
+    "transfer": ("score", "transfer", "Print how the adversarial images of each model fool the others."),
     "watch": ("watch", "watch", "Follow a training run from another terminal."),
 }
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .evaluation.grid import BenchmarkResult, benchmark
     from .evaluation.harness import evaluate
     from .evaluation.sanity import sanity
+    from .evaluation.score import Score, Transfer, score, transfer
     from .evaluation.sweep import sweep
     from .models.build import MODELS, build_model
     from .models.checkpoint import load_model
@@ -58,7 +59,11 @@ _HOMES = {
     "merge": "results.merge",
     "protocols": "protocols",
     "reference": "ops.reference",
+    "Score": "evaluation.score",
+    "Transfer": "evaluation.score",
     "sanity": "evaluation.sanity",
+    "score": "evaluation.score",
+    "transfer": "evaluation.score",
     "sweep": "evaluation.sweep",
     "train_run": "training.run",
 }
@@ -72,7 +77,9 @@ __all__ = [
     "Metrics",
     "Result",
     "RunError",
+    "Score",
     "Targets",
+    "Transfer",
     "adversarial_train",
     "attacks",
     "benchmark",
@@ -90,8 +97,10 @@ __all__ = [
     "protocols",
     "reference",
     "sanity",
+    "score",
     "sweep",
     "train_run",
+    "transfer",
 ]
 
 

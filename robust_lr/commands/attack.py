@@ -11,6 +11,7 @@ import click
 
 from ..utils.errors import InputError
 from .completion import complete
+from .model_record import write_model_record
 from .options import Choice, choose, model_and_images
 from .progress import Bars, progress_bars
 from .terminal import (
@@ -46,6 +47,13 @@ _PATH = click.Path(path_type=Path)
     shell_complete=complete("protocols"),
 )
 @of_attack(
+    "--attack",
+    "attack_source",
+    metavar="SOURCE",
+    help="An attack of your own, file.py:callable or module:callable, which is run: (model, x, labels, targets) -> "
+    "x_adv. Needs --eps; --set norm=l2, targeted=true, together=true.",
+)
+@of_attack(
     "--set",
     "overrides",
     multiple=True,
@@ -75,6 +83,7 @@ _PATH = click.Path(path_type=Path)
 @of_guards("--thorough", is_flag=True, help="Probe eight times as long as by default.")
 @of_guards("--strict", is_flag=True, help="Exit with 1 unless the verdict is sound.")
 @of_work("--out", type=_PATH, help="Folder for result.json and the ledger.")
+@of_work("--save-images", is_flag=True, help="Keep the adversarial images, for `robust-lr score` and `transfer`.")
 @json_option(of_work)
 @of_work("--figure", type=_PATH, help="Picture of a curve: .png, .pdf or .svg; needs matplotlib.")
 @of_work("--fresh", is_flag=True, help="Evaluate anew, even if the folder holds an evaluation.")
@@ -109,6 +118,7 @@ def attack(
     targeted: bool,
     untargeted: bool,
     protocol: str | None,
+    attack_source: str | None,
     overrides: tuple[str, ...],
     eps: str | None,
     steps: str | None,
@@ -120,6 +130,7 @@ def attack(
     thorough: bool,
     strict: bool,
     out: Path | None,
+    save_images: bool,
     json_file: Path | None,
     figure: Path | None,
     fresh: bool,
@@ -157,18 +168,23 @@ def attack(
     from . import report
 
     chosen = [*["lrnet-targeted"] * targeted, *["lrnet-untargeted"] * untargeted, *[protocol] * (protocol is not None)]
+    chosen += [] if attack_source is None else [attack_source]
     if thorough and not probed:
         raise InputError("--thorough and --no-check contradict each other: give one of them")
     if strict and not probed:
         raise InputError("--strict needs a verdict: leave --no-check out")
     if len(chosen) != 1:
-        raise InputError("which attack? give one of --targeted, --untargeted and --protocol NAME")
+        raise InputError("which attack? give one of --targeted, --untargeted, --protocol NAME and --attack SOURCE")
     at_least(1, batch_size=batch_size)
     check_processes(workers=workers)
     table: dict[str, Any] = {"protocol": chosen[0]}
     set_values(table, overrides, "key=value, e.g. eps=8/255")
     options = table.pop("model", {})
-    settings = protocols.SWEEPS[chosen[0]] if chosen[0] in protocols.SWEEPS else read_protocol(table)
+    settings: Protocol | Sweep
+    if attack_source is not None:
+        settings = custom_attack(attack_source, {**table, "eps": table.get("eps", (eps or "").partition(",")[0])})
+    else:
+        settings = protocols.SWEEPS[chosen[0]] if chosen[0] in protocols.SWEEPS else read_protocol(table)
     settings = over_grid(settings, eps=eps, steps=steps)
     launched = torchrun_shard()
     if isinstance(settings, protocols.Sweep):
@@ -207,6 +223,7 @@ def attack(
         "out": folder,
         "resume": True,
         "fresh": fresh,
+        "images": save_images,
         "targets": given,
         "name": choice.name,
         "workers": workers,
@@ -222,6 +239,8 @@ def attack(
             watch = Watch(bars, choice.name)
             result = evaluate(choice.model, choice.data, settings, **work, progress=watch.progress, on_rows=watch.count)
             curve = curve_of(result)
+            if save_images:
+                write_model_record(whole, where, options)
     if shard is not None:
         n, seconds = curve.results[0].n, sum(result.seconds for result in curve.results)
         say(f"shard {shard[0]}/{shard[1]}: {n} images in {seconds:.1f} s; written to {folder / file}")
@@ -263,6 +282,20 @@ class Watch:
     def progress(self, done: int, total: int) -> None:
         found = f"robust {100 * self.robust / self.rows:.1f} %" if self.rows else ""
         self.bars.update(self.task, completed=done, total=total, found=found)
+
+
+def custom_attack(source: str, table: dict[str, Any]) -> Protocol:
+    """The protocol of an attack of the user's own, whose module is run here."""
+    from ..models.external import load_callable, source_name
+    from ..protocols.files import from_values
+
+    if not table["eps"]:
+        raise InputError("--attack needs the radius of its ball: give --eps, e.g. --eps 8/255")
+    values = {key: value for key, value in table.items() if key != "protocol"}
+    about = {"attack": "custom", "entry": source, "name": source_name(source), **values}
+    if not str(about["eps"]).replace("/", "").replace(".", "").isdigit():
+        raise InputError(f"eps = {about['eps']!r}: a number or a fraction like 8/255 is needed")
+    return from_values(about).with_values(function=load_callable(source))
 
 
 def describe(choice: Choice, settings: Protocol | Sweep, folder: Path, *, finished: bool) -> None:

@@ -63,6 +63,13 @@ def model_and_images(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def model_alone(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give ``command`` the options that choose a model, without those of the images."""
+    for option in reversed(_OPTIONS[:6]):
+        command = option(command)
+    return command
+
+
 @dataclass(frozen=True, kw_only=True)
 class Choice:
     """A model on its device, test images, the model's name for results, and the folder for what is found."""

@@ -55,7 +55,15 @@ def timed(rows: Rows, began: float) -> Rows:
 
 
 def initial_rows(
-    images: Tensor, x: Tensor, ids: Tensor, labels: Tensor, targets: Tensor | None, logits: Tensor, protocol: Protocol
+    images: Tensor,
+    x: Tensor,
+    ids: Tensor,
+    labels: Tensor,
+    targets: Tensor | None,
+    logits: Tensor,
+    protocol: Protocol,
+    *,
+    keep_images: bool = False,
 ) -> Rows:
     """Every column of images that are not attacked yet.
 
@@ -67,6 +75,7 @@ def initial_rows(
         x, ids, labels: the same images on the model's device, with their ids and classes.
         targets: classes that the attack aims at, None if it aims at none.
         logits: for ``x``, [N, classes].
+        keep_images: add the column "finished", the image that the verdict is judged on.
     """
     none = torch.full_like(labels, -1)
     zero = torch.zeros_like(labels)
@@ -97,6 +106,7 @@ def initial_rows(
         "part": none,  # number of the attack that broke the image
         "unconfirmed": zero,
         # figures on the finished image and on the way
+        **({"finished": x} if keep_images else {}),
         "adversarial": clean,
         "loss": loss,
         "margin": lead(logits, labels),
@@ -119,7 +129,7 @@ def input_hashes(images: Tensor) -> Tensor:
 
 def ledger_rows(rows: Rows, protocol: Protocol, parts: Sequence[str]) -> list[Row]:
     """Turn finished rows into rows of the ledger; ``parts`` names the attacks of a cascade."""
-    columns = {name: column.tolist() for name, column in rows.items() if name not in ("x", "ranking")}
+    columns = {name: column.tolist() for name, column in rows.items() if name not in ("x", "ranking", "finished")}
     last = protocol.criterion == "last"
     return [
         Row(
@@ -145,6 +155,7 @@ def ledger_rows(rows: Rows, protocol: Protocol, parts: Sequence[str]) -> list[Ro
                 for right, reached in zip(row["right_at"], row["reached_at"], strict=True)
                 if last
             ),
+            robust_rounded=row.get("robust_rounded"),
             unconfirmed=row["unconfirmed"],
             steps_skipped=row["steps_skipped"],
             forwards=row["forwards"],

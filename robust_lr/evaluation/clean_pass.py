@@ -31,7 +31,8 @@ def known(
             target = targets.of(id_, label)
         elif protocol.targeted:
             target = protocol.goals(partial(always, logits), x, label, id_, bench.num_classes, seed=bench.seed)
-        yield timed(initial_rows(images, x, id_, label, target, logits, protocol), began)
+        rows = initial_rows(images, x, id_, label, target, logits, protocol, keep_images=bench.keep_images)
+        yield timed(rows, began)
 
 
 def always(value: Tensor, _: Tensor) -> Tensor:

@@ -154,6 +154,8 @@ def judged(part: StepwiseProtocol, number: int, rows: Rows, bench: Bench) -> Row
     loss = F.cross_entropy(logits, rows["label"], reduction="none")
     unsure = rows["decided"] & ~reached
     broke = reached & ~rows["success"]
+    if bench.keep_images:
+        noted["finished"] = torch.where(rows["robust_last"].view(-1, 1, 1, 1), final, rows["finished"])
     return {
         **rows,
         **noted,

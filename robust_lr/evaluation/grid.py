@@ -44,6 +44,7 @@ def benchmark(
     resume: bool = False,
     fresh: bool = False,
     targets: Targets | None = None,
+    images: bool = False,
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> BenchmarkResult:
@@ -64,7 +65,13 @@ def benchmark(
             Cell(protocol, ready.bench.seed, None if out is None else Path(out) / model_name) for protocol in chosen
         ]
         for cell, found in run_cells(
-            ready, cells, resume=resume, fresh=fresh, targets=targets, progress=progress and (lambda _: progress)
+            ready,
+            cells,
+            resume=resume,
+            fresh=fresh,
+            targets=targets,
+            images=images,
+            progress=progress and (lambda _: progress),
         ):
             assert isinstance(found, Result)
             results[model_name, cell.attack.name] = found
@@ -97,6 +104,7 @@ def run_cells(
     resume: bool = False,
     fresh: bool = False,
     targets: Targets | None = None,
+    images: bool = False,
     progress: Callable[[Cell], Callable[[int, int], None]] | None = None,
 ) -> Iterator[tuple[Cell, Result | Curve]]:
     """Run the cells one after the other on one model and its images, which are checked, hashed and guarded once.
@@ -112,6 +120,7 @@ def run_cells(
             "resume": resume,
             "fresh": fresh,
             "targets": targets,
+            "images": images,
             "progress": None if progress is None else progress(cell),
         }
         found: Result | Curve

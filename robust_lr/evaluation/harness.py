@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.targets import given
-from ..data.dataset import Batch, Dataset, spaced
+from ..data.dataset import Batch, spaced, to_unit_range
 from ..data.loader import batches
 from ..protocols.base import Protocol, StepwiseProtocol
+from ..protocols.custom import Attack, Custom
 from ..protocols.presets import get as get_protocol
 from ..protocols.torchattacks import Library
+from ..results.images import IMAGES, gather, remove_images, rounded, write_part
 from ..results.ledger import Ledger, Row, remove
 from ..results.result import Result
 from ..results.stored import LEDGER, RESULT
@@ -31,9 +35,10 @@ from ..utils.processes import parallel
 from ..utils.progress import ProgressLine
 from ..utils.provenance import device_name, origin, versions
 from ..utils.statistics import Proportion
-from .batch_state import Rows, ledger_rows
+from .batch_state import Rows, first, join, ledger_rows, size, timed
 from .clean_pass import known
 from .continuous_batching import attack_pool
+from .custom_attacks import attack_custom
 from .guards import SAMPLE
 from .library_attacks import attack_library
 from .model_under_test import Bench
@@ -47,9 +52,11 @@ SCHEMA = 4
 
 def evaluate(
     model: nn.Module,
-    data: Dataset,
-    protocol: str | Protocol,
+    data: Any,
+    protocol: str | Protocol | Attack,
     *,
+    eps: float | str | None = None,
+    norm: str = "linf",
     seed: int = 0,
     batch_size: int = 64,
     compute_batch: int | None = None,
@@ -65,6 +72,7 @@ def evaluate(
     check: str | None = None,
     allow: Collection[str] = (),
     end_at_cycles: bool = True,
+    images: bool = False,
     progress: Callable[[int, int], None] | bool | None = None,
     on_rows: Callable[[Sequence[Row]], None] | None = None,
 ) -> Result:
@@ -77,8 +85,11 @@ def evaluate(
     Args:
         model: pixels [N, C, H, W] in [0, 1] -> logits [N, data.num_classes], on the device to use. It is evaluated in
             eval mode; mode, flags and gradients are afterwards as before.
-        data: images, labels and ids.
-        protocol: a name of ``protocols.PROTOCOLS``, or a PGD, APGD, Square, Library or Cascade of that module.
+        data: images, labels and ids: a data set of ours, tensors (images, labels), a PyTorch ``Dataset``, ``Subset`` or
+            ``DataLoader``, or rows of Hugging Face ``datasets``; see ``data.adapters.as_dataset``.
+        protocol: a name of ``protocols.PROTOCOLS``, a PGD, APGD, Square, Library, Custom or Cascade of that module, or
+            a callable (model, x, labels, targets) -> x_adv.
+        eps, norm: ball of an attack that is a callable.
         seed: of starts and targets, 0 to 2^32 - 1.
         batch_size: images that are loaded at a time.
         compute_batch: rows of every pass of the model: images that are attacked, and written to the ledger, at a time.
@@ -103,6 +114,8 @@ def evaluate(
         allow: names of ``guards.GUARDS`` that are not to be asked.
         end_at_cycles: stop computing steps of an image once its iterates come back to the bit; rows are the same but
             for the passes. The result says whether that was possible, and for how many images.
+        images: keep what each verdict was judged on in ``out``, float32 and rounded to 256 levels, for
+            ``score`` and ``transfer``; accuracy after rounding is then in the result as well.
         progress: called as ``progress(done, total)`` whenever images are done; True prints a line on stderr, for
             scripts and notebooks.
         on_rows: called with the rows of the ledger as they are written, first with those that were there.
@@ -112,7 +125,7 @@ def evaluate(
         RunError: predictions that are not finite, an attack that left the ball or [0, 1], a precision whose verdicts
             differ too much from those of fp32, or passes that do not fit a GPU's memory.
     """
-    protocol = resolved(protocol, targets)
+    protocol = resolved(with_ball(protocol, eps, norm, targeted=targets is not None), targets)
     ready = prepare(
         model,
         data,
@@ -139,6 +152,7 @@ def evaluate(
         resume=resume,
         fresh=fresh,
         targets=targets,
+        images=images,
         progress=progress or None,
         on_rows=on_rows,
     )[0]
@@ -152,16 +166,20 @@ def evaluated(
     resume: bool = False,
     fresh: bool = False,
     targets: Targets | None = None,
+    images: bool = False,
     progress: Callable[[int, int], None] | None = None,
     on_rows: Callable[[Sequence[Row]], None] | None = None,
 ) -> tuple[Result, list[Row]]:
     """One of the evaluations that ``ready`` is for: its result, and its rows by id; arguments as in ``evaluate``."""
     bench, data, device = ready.bench, ready.data, ready.device
     positions, parts = ready.positions(protocol), protocol.attacks()
-    about = configuration(ready, protocol, targets)
+    about = configuration(ready, protocol, targets) | {"saved_images": images}
     folder = None if out is None else Path(out)
+    if images and folder is None:
+        raise InputError("`images` are kept in a folder: give `out` as well")
     if folder is not None and fresh:
         remove(folder / LEDGER)
+        remove_images(folder / IMAGES)
     with closing(Ledger(None if folder is None else folder / LEDGER, about, resume=resume)) as ledger:
         done = ledger.ids()
         check_behavior(ledger, ready)
@@ -190,7 +208,10 @@ def evaluated(
 
             def finish(order: Iterator[Tensor]) -> Iterator[list[Row]]:
                 loaded = batches(data, order, workers=-(-ready.workers // active))
-                for group in attack_all(loaded, protocol, bench, device, targets):
+                groups = attack_all(loaded, protocol, replace(bench, keep_images=images), device, targets)
+                for group in judge_rounded(groups, bench) if images else groups:
+                    if images and folder is not None:  # first: a row in the ledger has its image on disk
+                        write_part(folder / IMAGES, *(group[name].cpu() for name in ("id", "label", "finished")))
                     yield [
                         replace(row, seconds=row.seconds / active)
                         for row in ledger_rows(group, protocol, [part.name for part in parts])
@@ -205,6 +226,8 @@ def evaluated(
                     if progress is not None:
                         progress(finished, len(positions))
             rows = ledger.rows()
+            if images and folder is not None:
+                gather([folder / IMAGES], folder / IMAGES, (row.id for row in rows))
             if (kept := ledger.recall(probes_finding(ready.check))) is None:
                 found = probe(
                     ready.bench,
@@ -235,6 +258,7 @@ def evaluated(
         precision=ready.precision,
         agreement=agreement,
         logits_dtype=ready.logits_dtype,
+        model_output=ready.output,
         probes=found,
         origin=made,
         read_from_ledger=len(done),
@@ -312,6 +336,18 @@ def configuration(ready: Prepared, protocol: Protocol, targets: Targets | None) 
     return about
 
 
+def judge_rounded(groups: Iterator[Rows], bench: Bench) -> Iterator[Rows]:
+    """Judge finished images once more, rounded to 256 levels."""
+    waiting: Rows = {}
+    for group in chain(groups, [{}]):
+        waiting = join([waiting, group])
+        while size(waiting) >= bench.rows or (waiting and not group):
+            rows, waiting = first(waiting, bench.rows)
+            began = time.perf_counter()
+            right = bench.logits(to_unit_range(rounded(rows["finished"])), rows["id"]).argmax(1) == rows["label"]
+            yield timed({**rows, "robust_rounded": right, "forwards": rows["forwards"] + 1}, began)
+
+
 def attack_all(
     batches: Iterable[Batch], protocol: Protocol, bench: Bench, device: torch.device, targets: Targets | None
 ) -> Iterator[Rows]:
@@ -327,6 +363,19 @@ def resolved(protocol: str | Protocol, targets: Targets | None = None) -> Protoc
     return with_targets(get_protocol(protocol) if isinstance(protocol, str) else protocol, targets)
 
 
+def with_ball(
+    protocol: str | Protocol | Attack, eps: float | str | None, norm: str, *, targeted: bool
+) -> str | Protocol:
+    """A callable as the protocol ``Custom`` in the ball of radius ``eps``; a protocol as it is."""
+    if isinstance(protocol, str | Protocol):
+        if eps is not None:
+            raise InputError("`eps` is for an attack that is a callable: a protocol has its own, see Protocol.at(eps)")
+        return protocol
+    if eps is None:
+        raise InputError("an attack that is a callable needs the radius of its ball: give `eps`, e.g. 8/255")
+    return Custom(function=protocol, eps=eps, norm=norm, targeted=targeted)  # type: ignore[arg-type]
+
+
 def with_targets(protocol: Protocol, targets: Targets | None) -> Protocol:
     """``protocol``, which says that targets are given if they are; InputError where they have no place, or lack."""
     if targets is None:
@@ -340,5 +389,7 @@ def attack_stream(part: Protocol, number: int, source: Iterator[Rows], bench: Be
     """Attack the images of ``source`` that are undecided; see ``continuous_batching.attack_pool``."""
     if isinstance(part, StepwiseProtocol):
         return attack_pool(part, number, source, bench)
+    if isinstance(part, Custom):
+        return attack_custom(part, number, source, bench)
     assert isinstance(part, Library), f"no way to run {type(part).__name__}"
     return attack_library(part, number, source, bench)

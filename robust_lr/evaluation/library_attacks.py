@@ -64,6 +64,7 @@ def attacked(part: Library, number: int, rows: Rows, bench: Bench) -> Rows:
     return timed(
         {
             **rows,
+            **({"finished": x_adv} if bench.keep_images else {}),
             "adversarial": logits.argmax(1),
             "decided": reached,
             "success": reached,

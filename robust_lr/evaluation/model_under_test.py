@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.arguments import within
+from ..models.outputs import LogitsOf, logits_of
 from ..utils.contexts import Model
 from ..utils.errors import InputError, RunError
 
@@ -27,6 +28,7 @@ class Bench:
             shape, this makes an image's arithmetic independent of the images beside it.
         patience: steps between looks at which images are decided; on a GPU each look makes the host wait.
         precision: context of the passes of ``attacked``.
+        keep_images: rows carry the images that their verdicts are judged on, as the column "finished".
         cycles: ``cycle_end.ON`` if attacks end early where iterates come back, else why they do not.
     """
 
@@ -39,6 +41,7 @@ class Bench:
     patience: int
     precision: Callable[[], AbstractContextManager[object]]
     cycles: str = "off: not wanted"
+    keep_images: bool = False
 
     def logits(self, x: Tensor, ids: Tensor) -> Tensor:
         """Of the model that judges, [N, num_classes], at most ``rows`` images; finite, and fitting the classes.
@@ -86,6 +89,24 @@ def copied(model: nn.Module) -> nn.Module | None:
         return copy.deepcopy(model)
     except Exception:  # anybody's code: generators, locks, modules of C
         return None
+
+
+def taken_out(model: nn.Module, x: Tensor) -> tuple[nn.Module, str]:
+    """``model``, wrapped if its logits come inside something else; and where they are, see ``outputs.logits_of``.
+
+    Raises:
+        InputError: an object whose logits are no tensor.
+    """
+    own = [parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()]
+    for takes in dict.fromkeys([torch.float32, *own]):
+        try:
+            with torch.no_grad():
+                output = model(x.to(takes))
+        except Exception:  # anybody's code; one that fails for every dtype fails again where it is reported
+            continue
+        logits, place = logits_of(output)
+        return (model if logits is output else LogitsOf(model).eval()), place
+    return model, "logits"
 
 
 def in_float32(model: nn.Module, x: Tensor) -> tuple[nn.Module, torch.dtype]:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..attacks.arguments import check_images
 from ..attacks.targets import check_classes
+from ..data.adapters import as_dataset
 from ..data.dataset import Dataset, content_hash, spaced
 from ..data.selection import balanced
 from ..models.checkpoint import weights_hash
 from ..models.external import code_hash
 from ..models.folding import attackable
+from ..models.outputs import LogitsOf
 from ..protocols.base import Protocol
 from ..results.verdict import LEVELS
 from ..utils.checks import at_least, check_name
@@ -28,7 +31,7 @@ from ..utils.processes import process_count
 from ..utils.rng import GUARD, uniform
 from .cycle_end import detection, is_repeatable
 from .guards import FEW, SAMPLE, guard
-from .model_under_test import Bench, InFloat32, copied, failures_named, in_float32
+from .model_under_test import Bench, InFloat32, copied, failures_named, in_float32, taken_out
 from .precision import check_precision
 
 #: rows of every pass on a CPU, where libraries round differently for other batch shapes; fewer for few images, of which
@@ -55,6 +58,7 @@ class Prepared:
         code: SHA-256 of the file whose callable returned the model, where one did.
         behavior: logits of some images, clean and perturbed, [n, classes], by which a changed model is known.
         pristine: a copy of the model from before its first pass; None where it cannot be copied.
+        output: where the logits are in what the model returns.
         logits_dtype: dtype that the model computes its logits in; losses and verdicts are in float32.
         bench: the model with the rows of its passes, in fp32.
         processes: the most that an evaluation may use, each with one thread; 0 for this one with PyTorch's threads.
@@ -68,6 +72,7 @@ class Prepared:
     hashes: dict[str, str]
     code: str | None
     logits_dtype: str
+    output: str
     behavior: Tensor
     pristine: nn.Module | None
     bench: Bench
@@ -85,7 +90,7 @@ class Prepared:
 
 def prepare(
     model: nn.Module,
-    data: Dataset,
+    data: Any,
     protocols: Sequence[Protocol],
     *,
     seed: int = 0,
@@ -101,6 +106,7 @@ def prepare(
     end_at_cycles: bool = True,
 ) -> Prepared:
     """Everything that comes before the first image is attacked; arguments and errors as in ``evaluate``."""
+    data = adapted(model, data)
     for protocol in protocols:
         protocol.check()
     if any(protocol.targeted for protocol in protocols):
@@ -130,7 +136,10 @@ def prepare(
         check_images(images, ids)
         images, labels, ids = (column.to(device) for column in (images, labels, ids))
         pristine = copied(model)
-        judge, logits_dtype = in_float32(model, images[:1])
+        plain, output = taken_out(model, images[:1])
+        judge, logits_dtype = in_float32(plain, images[:1])
+        if pristine is not None and plain is not model:
+            pristine = LogitsOf(pristine).eval()
         if pristine is not None and isinstance(judge, InFloat32):
             pristine = InFloat32(pristine, judge.takes).eval()
         eps = max((protocol.eps for protocol in protocols if protocol.norm == "linf"), default=AWAY)
@@ -176,6 +185,7 @@ def prepare(
         hashes={"weights": weights_hash(model), "images": content_hash(data)},
         code=code_hash(model),
         behavior=behavior,
+        output=output,
         pristine=pristine,
         logits_dtype=str(logits_dtype).removeprefix("torch."),
         bench=bench,
@@ -198,6 +208,24 @@ def default_compute_batch(images: int, image_shape: Sequence[int]) -> int:
     while pixels > LARGE and rows > MIN_COMPUTE_BATCH_LARGE:
         pixels, rows = pixels // 2, rows // 2
     return rows
+
+
+def adapted(model: nn.Module, data: Any) -> Dataset:
+    """``data`` as a data set of ours, see ``as_dataset``; without names of classes, the model tells how many."""
+    if isinstance(data, Dataset):
+        return data
+    found = as_dataset(data)
+    if found.classes is None:
+        with frozen(model), torch.no_grad():
+            x = found.batch(torch.arange(1))[0].to(device_of(model))
+            judge = in_float32(taken_out(model, x)[0], x)[0]
+            try:
+                logits = judge(x)
+            except Exception:  # anybody's code; the guards report it
+                return found
+        if isinstance(logits, Tensor) and logits.ndim == 2 and logits.shape[1] > found.num_classes:
+            return replace(found, num_classes=logits.shape[1])
+    return found
 
 
 def positions(data: Dataset, protocol: Protocol, shard: tuple[int, int] | None, seed: int) -> Tensor:

@@ -29,6 +29,7 @@ def sweep(
     resume: bool = False,
     fresh: bool = False,
     targets: Targets | None = None,
+    images: bool = False,
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Curve:
@@ -36,7 +37,7 @@ def sweep(
 
     Args:
         protocol: a name of ``protocols.SWEEPS`` or a ``protocols.Sweep``.
-        resume, fresh, targets, progress, options: of ``evaluate``.
+        resume, fresh, targets, images, progress, options: of ``evaluate``.
 
     Raises:
         InputError, RunError: as ``evaluate``.
@@ -44,7 +45,8 @@ def sweep(
     chosen = choose("sweep", protocol, SWEEPS) if isinstance(protocol, str) else protocol
     parts = [resolved(part, targets) for part in chosen.parts]
     ready = prepare(model, data, parts, **options)
-    return swept(ready, chosen, parts, out=out, resume=resume, fresh=fresh, targets=targets, progress=progress)
+    settings: dict[str, Any] = {"resume": resume, "fresh": fresh, "targets": targets, "images": images}
+    return swept(ready, chosen, parts, out=out, **settings, progress=progress)
 
 
 def swept(
@@ -56,6 +58,7 @@ def swept(
     resume: bool = False,
     fresh: bool = False,
     targets: Targets | None = None,
+    images: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Curve:
     """One of the sweeps that ``ready`` is for; ``parts`` are its protocols with their targets settled."""
@@ -65,7 +68,7 @@ def swept(
     for part in parts:
         folder = None if out is None else Path(out) / part.name
         result, rows = evaluated(
-            ready, part, out=folder, resume=resume, fresh=fresh, targets=targets, progress=progress
+            ready, part, out=folder, resume=resume, fresh=fresh, targets=targets, images=images, progress=progress
         )
         found.append((part, result, rows))
     curve = drawn(chosen.name, chosen.source, chosen.axis, found)

@@ -150,25 +150,43 @@ def _library(name: str) -> Any:
         raise RunError(f"{package} does not import ({error}): pip install {package}") from None
 
 
+def load_callable(source: str) -> Callable[..., Any]:
+    """The callable that ``file.py:callable`` or ``package.module:callable`` names; its module is run.
+
+    Raises:
+        InputError: no such file, module or callable.
+        RunError: the module fails.
+    """
+    return _target(source, "attack")[0]
+
+
 def _called(source: str, options: dict[str, Any]) -> tuple[nn.Module, Path | None]:
     """What the callable of ``source`` returns, and the file that it is in."""
-    place, _, attribute = source.rpartition(":")
-    if not place or not attribute:
-        raise InputError(f"model {source!r}: write package.module:callable or file.py:callable")
-    file = Path(place)
+    target, module = _target(source, "model")
+    if isinstance(target, nn.Module):
+        raise InputError(f"{source} is a network already: name a callable that returns it")
+    file = Path(source.rpartition(":")[0])
     with _importable(file.resolve().parent if file.suffix == ".py" else Path.cwd()):
-        module = _built(source, _from_file, file) if file.suffix == ".py" else _built(source, _by_name, place)
-        target = getattr(module, attribute, None)
-        if isinstance(target, nn.Module):
-            raise InputError(f"{source} is a network already: name a callable that returns it")
-        if not callable(target):
-            names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-            raise InputError(f"{place} has no callable {attribute!r}; it has {', '.join(names) or 'none'}")
         model = _built(source, target, **options)
     if not isinstance(model, nn.Module):
         raise InputError(f"{source} returned {type(model).__name__}: it must return a torch.nn.Module")
     code = getattr(module, "__file__", None)
     return model, None if code is None else Path(code)
+
+
+def _target(source: str, what: str) -> tuple[Callable[..., Any], ModuleType]:
+    """The callable that ``source`` names, and its module, which is run."""
+    place, _, attribute = source.rpartition(":")
+    if not place or not attribute:
+        raise InputError(f"{what} {source!r}: write package.module:callable or file.py:callable")
+    file = Path(place)
+    with _importable(file.resolve().parent if file.suffix == ".py" else Path.cwd()):
+        module = _built(source, _from_file, file) if file.suffix == ".py" else _built(source, _by_name, place)
+    target = getattr(module, attribute, None)
+    if not callable(target):
+        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise InputError(f"{place} has no callable {attribute!r}; it has {', '.join(names) or 'none'}")
+    return target, module
 
 
 def _from_file(file: Path) -> ModuleType:

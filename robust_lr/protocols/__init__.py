@@ -3,6 +3,7 @@
 from .apgd import APGD
 from .base import Protocol
 from .cascade import Cascade
+from .custom import Custom
 from .fab import FAB
 from .minimal_norm import DDN, FMN
 from .pgd import PGD
@@ -20,6 +21,7 @@ __all__ = [
     "PROTOCOLS",
     "SWEEPS",
     "Cascade",
+    "Custom",
     "Library",
     "Protocol",
     "Square",

@@ -16,6 +16,7 @@ from .apgd import APGD
 from .base import DISTANCES, Protocol, distance
 from .cascade import Cascade
 from .changes import with_changes
+from .custom import Custom
 from .fab import FAB
 from .minimal_norm import DDN, FMN
 from .pgd import PGD
@@ -24,7 +25,15 @@ from .square import Square
 from .torchattacks import Library
 
 #: attacks by the name that ``values()`` gives them
-KINDS: dict[str, type[Any]] = {"pgd": PGD, "apgd": APGD, "square": Square, "fab": FAB, "fmn": FMN, "ddn": DDN}
+KINDS: dict[str, type[Any]] = {
+    "pgd": PGD,
+    "apgd": APGD,
+    "square": Square,
+    "fab": FAB,
+    "fmn": FMN,
+    "ddn": DDN,
+    "custom": Custom,
+}
 _LIBRARY = "torchattacks "
 
 

@@ -37,6 +37,8 @@ class Row:
         distance: |x_adv - x| in the protocol's norm, the largest over restarts.
         broken_by: the attack of a cascade that broke the image; None if none did, or it was wrong when clean.
         record: at each of the protocol's recorded steps, "r" right in every restart, "t" the target, "w" else wrong.
+        robust_rounded: right on the finished image rounded to 256 levels, as a PNG holds it; None where images were
+            not kept.
         unconfirmed: number of successes that the model did not confirm in a pass of its own; the attack then went on.
         steps_skipped: steps that were not computed because the iterates of the attack had come back to the bit.
         forwards, backwards: passes of the model that were spent on the image, those of the padding left out.
@@ -62,14 +64,15 @@ class Row:
     broken_by: str | None
     record: str
     unconfirmed: int
-    steps_skipped: int
+    steps_skipped: int = 0
     forwards: int
     backwards: int
     seconds: float
+    robust_rounded: bool | None = None
 
 
 _NAMES = [field.name for field in fields(Row)]
-_FLAGS = {field.name for field in fields(Row) if field.type == "bool"}
+_FLAGS = {field.name for field in fields(Row) if str(field.type).startswith("bool")}
 _COLUMNS = ", ".join(_NAMES)
 _HOLES = ", ".join("?" for _ in _NAMES)
 
@@ -160,7 +163,8 @@ def _rows(connection: sqlite3.Connection) -> list[Row]:
 
 
 def _row(values: Sequence[Any]) -> Row:
-    named: dict[str, Any] = {n: bool(v) if n in _FLAGS else v for n, v in zip(_NAMES, values, strict=True)}
+    named: dict[str, Any] = dict(zip(_NAMES, values, strict=True))
+    named |= {name: bool(named[name]) for name in _FLAGS if named[name] is not None}
     return Row(**named)
 
 

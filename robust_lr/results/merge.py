@@ -13,6 +13,7 @@ from ..protocols.files import from_values
 from ..utils.errors import InputError
 from ..utils.files import write_json
 from ..utils.statistics import Proportion
+from .images import IMAGES, gather
 from .ledger import Ledger, Row, first_difference, journal, read_finding, remove
 from .result import Result
 from .stored import LEDGER, RESULT, Evaluation, read_evaluation
@@ -49,6 +50,7 @@ class Whole:
     configuration: dict[str, Any]
     rows: list[Row]
     result: Result
+    images: tuple[Path, ...] = ()  # folders of the adversarial images, where they were kept
 
     def write(self, out: Path) -> None:
         """A folder as ``evaluate`` leaves it."""
@@ -62,6 +64,8 @@ class Whole:
             os.replace(partial, out / LEDGER)
         finally:
             remove(partial)
+        if self.images:
+            gather(self.images, out / IMAGES, (row.id for row in self.rows))
         write_json(out / RESULT, self.result.to_dict())
 
 
@@ -87,13 +91,15 @@ def join(folders: Sequence[str | Path]) -> Whole:
             precision=first.record["precision"],
             agreement=agreement(records),
             cycle_detection=first.record["cycle_detection"],
+            model_output=first.record["model_output"],
             logits_dtype=first.record.get("logits_dtype", "float32"),
             probes=probes_of(ordered),
             origin=max((record_origin(record) for record in records), key=lambda made: made["date"] or ""),
         ),
         versions=first.record["versions"],
     )
-    return Whole(configuration, rows, result)
+    images = tuple(shard.folder / IMAGES for shard in ordered if first.configuration["saved_images"])
+    return Whole(configuration, rows, result, images)
 
 
 def probes_of(shards: Sequence[Evaluation]) -> Probes | None:

@@ -40,8 +40,12 @@ class Result:
             so ``batch_size`` does not matter.
         hashes: SHA-256 of weights, images and, for a targeted attack, of "id target" lines.
         precision: of the attack's arithmetic; finished images are always judged in fp32, by the model as given.
+        model_output: where the logits were in what the model returned: "logits" alone, ".logits of ..." an object, or
+            "first of ..." a tuple.
         logits_dtype: dtype that the model computed its logits in; losses and verdicts are in float32.
         agreement: of verdicts with those of an fp32 attack, on a sample, where the precision is lower.
+        robust_rounded: images right on the finished image after its pixels are rounded to 256 levels: an attack that
+            lives in the fractions of a level is lost in a PNG. None where images were not kept.
         cycle_detection: "on" if images whose iterates came back to the bit ended early, else "off: " and the reason.
         ended_at_cycles: images of which steps were left out for that, with the same rows as all steps would have given.
         seconds: time of the attack, summed over images, without loading.
@@ -76,7 +80,9 @@ class Result:
     device: str
     precision: str
     logits_dtype: str
+    model_output: str
     agreement: Proportion | None
+    robust_rounded: Proportion | None
     cycle_detection: str
     ended_at_cycles: int
     seconds: float
@@ -120,6 +126,7 @@ class Result:
             "robust_accuracy_last": self.robust_last,
             "robust_accuracy_worst_seen": self.robust_worst_seen,
             "attack_success": self.success,
+            "robust_accuracy_rounded": self.robust_rounded,
             "precision_agreement": self.agreement,
         }
         record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -130,6 +137,7 @@ class Result:
             "robust_worst_seen",
             "success",
             "agreement",
+            "robust_rounded",
             "hashes",
             "rows",
             "judgment",

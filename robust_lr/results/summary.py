@@ -36,6 +36,7 @@ def summarize(
         max_distance=max(row.distance for row in rows),
         hashes={**hashes, **targets_hash(rows)},
         versions=versions(),
+        robust_rounded=rounded_accuracy(rows),
         ended_at_cycles=sum(row.steps_skipped > 0 for row in rows),
         seconds=sum(row.seconds for row in rows),
         forwards=sum(row.forwards for row in rows),
@@ -46,6 +47,13 @@ def summarize(
         rows=tuple(rows),
         **about,
     )
+
+
+def rounded_accuracy(rows: Sequence[Row]) -> Proportion | None:
+    """Accuracy on the finished images rounded to 256 levels, None where they were not kept."""
+    if any(row.robust_rounded is None for row in rows):
+        return None
+    return Proportion(sum(bool(row.robust_rounded) for row in rows), len(rows))
 
 
 def shares_at(rows: Sequence[Row], protocol: Protocol, number: int | None = None) -> dict[str, Proportion]:

@@ -1,0 +1,195 @@
+"""Images as other programs hold them: tensors, PyTorch data sets and loaders, rows of Hugging Face ``datasets``."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils.data
+from torch import Tensor
+
+from ..utils.errors import InputError
+from .dataset import Dataset, from_arrays
+
+#: columns of rows with names, the first that is there
+IMAGE_COLUMNS = ("image", "img", "pixel_values")
+LABEL_COLUMNS = ("label", "labels", "fine_label")
+
+#: the most bytes of pixels that are held in memory where images can be read only once
+MAX_BYTES = 2**32
+
+
+def as_dataset(data: Any, num_classes: int | None = None) -> Dataset:
+    """``data`` as a data set of ours.
+
+    Args:
+        data: a data set of ours; a tuple (images, labels) or (images, labels, ids) of tensors or arrays; a
+            ``torch.utils.data.Dataset`` of (image, label) or (image, label, id), a ``Subset`` or a ``DataLoader`` of
+            one; or a ``datasets.Dataset`` with a column of images and one of labels. Ids are by default positions, in
+            a subset those of the whole.
+        num_classes: where ``data`` does not say; by default the largest label + 1.
+
+    Raises:
+        InputError: anything else, images that are no pixels in [0, 1] or uint8, or that change when read again.
+    """
+    if isinstance(data, Dataset):
+        return data
+    if isinstance(data, torch.utils.data.DataLoader):
+        return _of_loader(data, num_classes)
+    if isinstance(data, torch.utils.data.Subset):
+        indices = [int(index) for index in data.indices]
+        whole = data.dataset
+        if isinstance(whole, Dataset):
+            return whole.subset(indices)
+        return _of_items(whole, indices, num_classes)
+    if isinstance(data, tuple | list) and len(data) in (2, 3) and all(isinstance(d, Tensor | np.ndarray) for d in data):
+        images, labels, *ids = data
+        return from_arrays(images, labels, *ids, num_classes=num_classes, name="tensors")
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, str | bytes | Mapping):
+        return _of_items(data, range(len(data)), num_classes)
+    raise InputError(
+        f"data of type {type(data).__name__}: give a data set of robust_lr.data, tensors (images, labels), a PyTorch "
+        "Dataset, Subset or DataLoader of (image, label), or rows of Hugging Face datasets"
+    )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ItemDataset(Dataset):
+    """Images that are read one by one from any sequence of (image, label); ``rows`` are positions in it."""
+
+    items: Any = field(repr=False)
+    rows: Tensor = field(repr=False)
+    digests: Tensor = field(repr=False)  # uint8 [N, 32], SHA-256 of the pixels as they were first read
+
+    def _pixels(self, indices: Tensor) -> Tensor:
+        out = []
+        for index in indices.tolist():
+            pixels = _pixels_of(self.items[int(self.rows[index])], self.name, int(self.rows[index]))
+            if _digest(pixels) != bytes(self.digests[index].tolist()):
+                raise InputError(
+                    f"{self.name}: item {int(self.rows[index])} has other pixels than when it was first read: leave "
+                    "random transforms out of an evaluation"
+                )
+            out.append(pixels)
+        return torch.stack(out)
+
+    def _rows(self, indices: Tensor) -> dict[str, Any]:
+        return {"rows": self.rows[indices], "digests": self.digests[indices]}
+
+    def _content(self) -> Iterator[bytes | memoryview]:
+        yield self.digests.numpy().data
+
+
+def _of_items(items: Any, rows: Sequence[int], num_classes: int | None) -> ItemDataset:
+    """Read every item once, for its label, its id and the hash of its pixels."""
+    name = type(items).__name__
+    labels, ids, digests, shape = [], [], [], None
+    for row in rows:
+        item = items[row]
+        pixels = _pixels_of(item, name, row)
+        if shape is not None and pixels.shape != shape:
+            raise InputError(f"{name}: item {row} is {list(pixels.shape)}, those before {list(shape)}: resize them")
+        shape = pixels.shape
+        label, id_ = _label_of(item, name, row)
+        labels.append(label)
+        ids.append(row if id_ is None else id_)
+        digests.append(list(_digest(pixels)))
+    if shape is None:
+        raise InputError(f"{name}: the set is empty; it needs at least one image")
+    classes = _class_names(items)
+    return ItemDataset(
+        name=name,
+        num_classes=num_classes or (len(classes) if classes else max(labels) + 1),
+        image_shape=(shape[0], shape[1], shape[2]),
+        labels=torch.tensor(labels),
+        ids=torch.tensor(ids),
+        classes=classes,
+        items=items,
+        rows=torch.tensor(list(rows)),
+        digests=torch.tensor(digests, dtype=torch.uint8),
+    )
+
+
+def _of_loader(loader: Any, num_classes: int | None) -> Dataset:
+    """The loader's data set where it shows each image once as it is, else its batches, held in memory."""
+    sampler = getattr(loader, "sampler", None)
+    plain = loader.collate_fn is torch.utils.data.default_collate and loader.batch_size is not None
+    in_order = isinstance(sampler, torch.utils.data.SequentialSampler | torch.utils.data.RandomSampler)
+    if plain and in_order and not getattr(sampler, "replacement", False) and len(loader.sampler) == len(loader.dataset):
+        return as_dataset(loader.dataset, num_classes)
+    if plain and isinstance(sampler, torch.utils.data.SubsetRandomSampler):
+        indices = [int(index) for index in sampler.indices]
+        return as_dataset(torch.utils.data.Subset(loader.dataset, indices), num_classes)
+    return _held(loader, num_classes)
+
+
+def _held(batches: Iterable[Any], num_classes: int | None) -> Dataset:
+    columns: list[list[Any]] = [[], [], []]
+    size = 0
+    for batch in batches:
+        if not isinstance(batch, tuple | list) or len(batch) not in (2, 3) or not isinstance(batch[0], Tensor):
+            raise InputError(f"DataLoader: a batch is {type(batch).__name__}; (images, labels[, ids]) is needed")
+        size += batch[0].nbytes
+        if size > MAX_BYTES:
+            raise InputError(
+                f"DataLoader: its images exceed {MAX_BYTES / 2**30:.0f} GiB, held because it has a sampler or "
+                "collate_fn of its own: give its data set instead"
+            )
+        for column, values in zip(columns, batch, strict=False):
+            column.append(torch.as_tensor(values))
+    if not columns[0]:
+        raise InputError("DataLoader: it has no batches; at least one image is needed")
+    images, labels, *ids = (torch.cat(column) for column in columns if column)
+    return from_arrays(images, labels, *ids, num_classes=num_classes, name="DataLoader")
+
+
+def _column(item: Mapping[str, Any], names: Sequence[str], name: str) -> Any:
+    for column in names:
+        if column in item:
+            return item[column]
+    raise InputError(f"{name}: its rows have {', '.join(map(str, item))}; one of {', '.join(names)} is needed")
+
+
+def _pixels_of(item: Any, name: str, row: int) -> Tensor:
+    """Pixels [C, H, W], uint8 or float32 in [0, 1], of an item: (image, label[, id]), or a row with names."""
+    if isinstance(item, Mapping):
+        image = _column(item, IMAGE_COLUMNS, name)
+    elif isinstance(item, tuple | list) and len(item) in (2, 3):
+        image = item[0]
+    else:
+        raise InputError(f"{name}: item {row} is {type(item).__name__}; (image, label[, id]) is needed")
+    if not isinstance(image, Tensor):
+        try:
+            image = torch.from_numpy(np.array(image))
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{name}: the image of item {row} is {type(image).__name__}, no pixels ({error})"
+            ) from None
+    # one rule for shapes, dtypes and the range of pixels
+    return from_arrays(image[None], [0], name=f"{name}: item {row}").images[0]
+
+
+def _label_of(item: Any, name: str, row: int) -> tuple[int, int | None]:
+    label, id_ = (
+        (_column(item, LABEL_COLUMNS, name), item.get("id")) if isinstance(item, Mapping) else (*item[1:], None)[:2]
+    )
+    try:
+        return int(label), id_ if id_ is None else int(id_)
+    except (TypeError, ValueError):
+        raise InputError(f"{name}: item {row} has label {label!r} and id {id_!r}; integers are needed") from None
+
+
+def _class_names(items: Any) -> tuple[str, ...] | None:
+    names = getattr(items, "classes", None)
+    features = getattr(items, "features", None)
+    if names is None and isinstance(features, Mapping):
+        names = next((getattr(features[c], "names", None) for c in LABEL_COLUMNS if c in features), None)
+    return tuple(map(str, names)) if isinstance(names, list | tuple) and names else None
+
+
+def _digest(pixels: Tensor) -> bytes:
+    return hashlib.sha256(pixels.contiguous().numpy().tobytes()).digest()
