@@ -22,6 +22,9 @@ CYCLE = "cycle."
 
 ON = "on"
 
+#: fewer steps than this end before a cycle is confirmed, and are not followed; it costs three passes to begin
+MIN_STEPS = 32
+
 
 def detection(
     protocols: Sequence[Protocol], wanted: bool, fixed: bool, device: torch.device, repeatable: Callable[[], bool]
@@ -36,6 +39,8 @@ def detection(
         return f"off: arithmetic on {device.type} may differ from one pass to the next"
     if not fixed:
         return "off: without a fixed compute batch, arithmetic depends on the number of rows"
+    if max(attack.steps for attack in attacks if is_memoryless(attack)) < MIN_STEPS:
+        return f"off: fewer than {MIN_STEPS} steps"
     return ON if repeatable() else "off: the model gives an image other bits in another pass"
 
 

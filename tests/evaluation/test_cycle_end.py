@@ -124,6 +124,7 @@ def test_it_works_in_sweeps_and_shards_and_after_a_resume(tmp_path, data, model)
     ("options", "reason"),
     [
         ({"compute_batch": 0}, "off: without a fixed compute batch"),
+        ({}, "off: fewer than 32 steps"),
         ({"protocol": APGD(eps=8 / 255, steps=3)}, "off: no attack with fixed steps"),
     ],
 )
@@ -143,7 +144,7 @@ def test_it_stays_off_for_models_that_answer_otherwise_in_another_pass(data, mod
         def forward(self, x):
             return model(x) + 1e-3 * x.mean()
 
-    protocol = dataclasses.replace(LAST, steps=3, record=())
+    protocol = dataclasses.replace(LAST, steps=cycle_end.MIN_STEPS, record=())
     for made in (Noisy(), Beside()):
         result = rlr.evaluate(made, data, protocol, **QUICK)
         assert result.cycle_detection == "off: the model gives an image other bits in another pass"
