@@ -47,8 +47,7 @@ def timeless(folder):
 
 def result(folder):
     record = json.loads((folder / "result.json").read_text())
-    del record["seconds"]
-    return record
+    return {key: value for key, value in record.items() if key not in ("seconds", "command", "date")}
 
 
 def test_shards_in_any_order_are_the_whole_to_the_bit(shards, data, model, tmp_path):
@@ -165,12 +164,24 @@ def test_the_last_process_joins(shards, data, model, tmp_path):
     assert timeless(tmp_path) == timeless(shards / "whole")
 
 
-def test_two_processes_of_torchrun_give_the_rows_of_one(data, model, tmp_path):
+def test_two_processes_of_torchrun_give_the_rows_of_one(tmp_path):
     (tmp_path / "nets.py").write_text(
         "import torch\nfrom torch import nn\n\ndef make():\n    torch.manual_seed(0)\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n"
     )
-    command = [sys.executable, "-m", "robust_lr", "attack", "--targeted", "--limit", "1000", "--threads", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "robust_lr",
+        "attack",
+        "--targeted",
+        "--limit",
+        "1000",
+        "--threads",
+        "1",
+        "--check",
+        "off",
+    ]
     command += ["--model", tmp_path / "nets.py:make", "--data", "fashion-mnist-mini", "--out", tmp_path / "both"]
     processes = [
         subprocess.Popen(
@@ -183,10 +194,13 @@ def test_two_processes_of_torchrun_give_the_rows_of_one(data, model, tmp_path):
         for rank in range(2)
     ]
     whole = rlr.data.load("fashion-mnist-mini", "test")
-    rlr.evaluate(model, whole, "lrnet-targeted", name="nets-make", out=tmp_path / "whole")
+    same = rlr.load_source(f"{tmp_path / 'nets.py'}:make")  # with the hash of its code
+    rlr.evaluate(same, whole, "lrnet-targeted", name="nets-make", out=tmp_path / "whole")
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert timeless(tmp_path / "both") == timeless(tmp_path / "whole")
-    assert result(tmp_path / "both") == result(tmp_path / "whole")
+    both, alone = result(tmp_path / "both"), result(tmp_path / "whole")
+    probed = {"verdict", "verdict_reason", "verdict_advice", "bound", "inflation", "validity"}  # of each shard's sample
+    assert {key for key in both if both[key] != alone[key]} <= probed
     assert any("robust accuracy" in stdout for stdout, _ in outputs)
     assert all("500 images" in stdout for stdout, _ in outputs)
