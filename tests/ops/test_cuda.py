@@ -309,7 +309,7 @@ GENERAL = {"forward_general", "dq_general", "dk_general", "dx_general", "dgeo_ge
         (GENERAL, torch.float32, 3, 1, 8, 1, {"composability": "product"}),
         (GENERAL, torch.float64, 7, 1, 8, 1, {}),
     ],
-    ids=str,
+    ids=lambda value: "+".join(sorted(value)) if isinstance(value, set) else str(value),  # sets have no order
 )  # fmt: skip
 def test_specialized_kernels_are_taken_where_they_cover(
     wanted: set[str], dtype: torch.dtype, size: int, stride: int, m: int, d: int, options: dict[str, Any],
