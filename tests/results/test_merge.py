@@ -169,19 +169,7 @@ def test_two_processes_of_torchrun_give_the_rows_of_one(tmp_path):
         "import torch\nfrom torch import nn\n\ndef make():\n    torch.manual_seed(0)\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n"
     )
-    command = [
-        sys.executable,
-        "-m",
-        "robust_lr",
-        "attack",
-        "--targeted",
-        "--limit",
-        "1000",
-        "--threads",
-        "1",
-        "--check",
-        "off",
-    ]
+    command = [sys.executable, "-m", "robust_lr", "attack", "--targeted", "--limit", "1000", "--threads", "1"]
     command += ["--model", tmp_path / "nets.py:make", "--data", "fashion-mnist-mini", "--out", tmp_path / "both"]
     processes = [
         subprocess.Popen(
