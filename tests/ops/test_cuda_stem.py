@@ -146,7 +146,7 @@ GENERAL = {"project", "forward_general", "dq_general", "dk_general", "dx_general
         (GENERAL, torch.float32, 16, [0], "image_gradient"),
         (GENERAL, torch.float64, 8, [1, 2, 3, 4], "weights_gradient"),
     ],
-    ids=str,
+    ids=lambda value: "+".join(sorted(value)) if isinstance(value, set) else str(value),
 )
 def test_only_needed_kernels_run(
     kernels: set[str], dtype: torch.dtype, m: int, wanted: list[int], last: str, monkeypatch: pytest.MonkeyPatch,
