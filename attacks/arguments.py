@@ -1,4 +1,4 @@
-"""What every attack asks of its arguments, so that a mistake is an error and never a number."""
+"""Checks of the arguments that all attacks share, so that a mistake is an error and never a number."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def distances(x: Tensor, y: Tensor, norm: str) -> Tensor:
 
 
 def rounding(x: Tensor, eps: float, norm: str) -> float:
-    """How far x + delta may be rounded out of the ball: by one pixel in L-infinity, by all of them in L2 and L1."""
+    """Tolerance for rounding x + delta out of the ball: by one pixel in L-infinity, by all of them in L2 and L1."""
     unit = 2 * torch.finfo(x.dtype).eps
     if norm == "linf":
         return unit

@@ -1,4 +1,4 @@
-"""What an attack ascends, one value an image: targeted and untargeted losses of logits."""
+"""Objectives that attacks ascend, one value per image: targeted and untargeted losses of logits."""
 
 from __future__ import annotations
 

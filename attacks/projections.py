@@ -29,7 +29,7 @@ def onto_hyperplane(points: Tensor, normal: Tensor, offset: Tensor, norm: str) -
 
 
 def _level(gap: Tensor, weight: Tensor, room: Tensor, capacity: Tensor, norm: str) -> Tensor:
-    """How far each coordinate moves: ``level`` (L-infinity) or ``level * weight`` (L2), at most its room."""
+    """Move each coordinate by ``level`` (L-infinity) or ``level * weight`` (L2), at most its room."""
     pull = weight if norm == "linf" else weight.square()  # of the gap, closed per unit of the level
     breakpoints = room if norm == "linf" else room / weight.clamp_min(1e-12)
     breakpoints, order = breakpoints.sort(dim=1)
@@ -47,7 +47,7 @@ def _level(gap: Tensor, weight: Tensor, room: Tensor, capacity: Tensor, norm: st
 
 
 def _greedy(gap: Tensor, weight: Tensor, room: Tensor, capacity: Tensor, norm: str) -> Tensor:
-    """How far each coordinate moves in L1: those with the largest weights as far as they can."""
+    """Move coordinates in L1: those with the largest weights as far as they can."""
     order = weight.argsort(dim=1, descending=True, stable=True)
     ordered = capacity.gather(1, order)
     before = ordered.cumsum(1) - ordered

@@ -131,11 +131,11 @@ def run(
 
 
 def is_memoryless(attack: Stepwise) -> bool:
-    """Whether the attack's next state depends on its state and the model alone, not on the step or random numbers."""
+    """True if the attack's next state depends on its state and the model alone, not on the step or random numbers."""
     return bool(getattr(attack, "is_memoryless", False))
 
 
 def is_reached(logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
-    """Whether the prediction is the target, or without targets any class but the label, [N] bool."""
+    """Return True if the prediction is the target, or without targets any class but the label, [N] bool."""
     predictions = logits.argmax(1)
     return predictions != labels if targets is None else predictions == targets

@@ -28,7 +28,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def entry(name: str) -> Callable[..., nn.Module]:
-    """What timm calls for a name: ``build_model`` with timm's names for its arguments."""
+    """Entry point that timm calls: ``build_model`` with timm's names for its arguments."""
 
     def build(
         pretrained: bool = False,

@@ -15,7 +15,7 @@ KINDS = ("models", "data", "protocols", "guards", "recipes", "configs")
 
 
 def catalog() -> dict[str, dict[str, str]]:
-    """Of each kind, the names with a line about each, which may be empty."""
+    """List the names of each kind with a line about each, which may be empty."""
     found: dict[str, dict[str, str]] = json.loads(FILE.read_text(encoding="utf-8"))
     return found
 

@@ -1,4 +1,4 @@
-"""How the model of an evaluation was loaded, kept beside its images so that ``robust-lr transfer`` loads it again."""
+"""Record how the model of an evaluation was loaded, so that ``robust-lr transfer`` can load it again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which model and which images: the options that commands share, and what they choose."""
+"""Options for the model and the images, which several commands share."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def choose(
     device: str,
     options: Mapping[str, Any],
 ) -> Choice:
-    """What the options say together; InputError where they contradict each other or name what is not there."""
+    """Resolve the options together; InputError where they contradict each other or name what is not there."""
     from .. import data as data_room
     from ..data.dataset import spread
     from ..data.selection import listed
@@ -171,7 +171,7 @@ def test_images(name: str, root: Path | None, resize: int | None, crop: int | No
 
 
 def checkpoint_name(checkpoint: Path | None) -> str:
-    """What a result calls a checkpoint: a run's weights go by the name of the run."""
+    """Name of a checkpoint in results: a run's weights go by the name of the run."""
     from ..models.checkpoint import WEIGHTS
 
     if checkpoint is None:
@@ -182,7 +182,7 @@ def checkpoint_name(checkpoint: Path | None) -> str:
 
 
 def normalization(preset: str | None, mean: str | None, std: str | None) -> str | Statistics | None:
-    """What --preset, --mean and --std say together."""
+    """Resolve --preset, --mean and --std together."""
     if (mean is None) != (std is None):
         raise InputError("--mean and --std belong together: give both")
     if mean is None or std is None:

@@ -24,7 +24,7 @@ BAR_COLUMNS = 90
 
 
 class StateColumn(ProgressColumn):
-    """How far a task is, how long it will take, how fast it goes, and what was found so far."""
+    """Columns for progress, time left, rate, and the figure so far."""
 
     def render(self, task: Task) -> Text:
         return Text(state_words(task))

@@ -1,4 +1,4 @@
-"""What a config is likely to have been meant otherwise: values that are allowed, but that hardly anybody wants."""
+"""Warnings about config values that are allowed but rarely intended."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ UNREADABLE = ("fail", "skip")
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What to train on: the arguments of ``data.load``.
+    """Training data: the arguments of ``data.load``.
 
     Attributes:
         name: of the data set.
@@ -46,7 +46,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """What is learned, and the schedule of stochastic gradient descent; defaults are the paper's (appendix).
+    """Loss and schedule of stochastic gradient descent; defaults are the paper's (appendix).
 
     Attributes:
         epochs, batch_size: whole passes over the training images, and images per step, of all processes together.
@@ -134,7 +134,7 @@ class ValidationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
-    """How it is computed.
+    """Processes, precision and compilation.
 
     Attributes:
         micro_batch: most images in one pass of a process; larger shares of a batch are split, and their gradients
@@ -161,7 +161,7 @@ class ComputeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputConfig:
-    """What a run writes beside its weights and metrics.
+    """Files that a run writes in addition to weights and metrics.
 
     Attributes:
         keep: last training states that are kept, to fall back on if the newest is damaged.

@@ -33,7 +33,7 @@ MIN_SOLVED = 0.95
 
 @dataclass(frozen=True)
 class Binarized:
-    """What the test found: tests that could be set, those that the attack solved, and random ones that noise solved."""
+    """Outcome of the binarization test: tests set, tests the attack solved, and tests that random noise solved."""
 
     tests: int
     solved: int
@@ -89,7 +89,7 @@ def binarize(
 
 
 def one_test(model: nn.Module, x: Tensor, id_: Tensor, protocol: Protocol, seed: int) -> tuple[bool, bool] | None:
-    """Whether the attack and random noise solve the test of one image; None where the points cannot be separated."""
+    """Test one image: do the attack and random noise solve it? None where the points cannot be separated."""
     inner = points(x, id_, REACH * protocol.eps, protocol.norm, INSIDE, seed, surface=False)
     edge = points(x, id_, EDGE * protocol.eps, protocol.norm, 1, seed + 1, surface=True)
     with torch.no_grad():

@@ -179,7 +179,7 @@ def judged(part: StepwiseProtocol, number: int, rows: Rows, bench: Bench) -> Row
 def note_query(
     part: StepwiseProtocol, rows: Rows, query: Tensor, logits: Tensor, undecided: Tensor
 ) -> tuple[Rows, Tensor]:
-    """As ``note``; an image whose first success ends the attack is then decided, and its query kept as ``final``."""
+    """Do as ``note``; an image whose first success ends the attack is then decided, and its query kept as ``final``."""
     noted, reached, counts = note(part, rows, query, logits, undecided)
     if part.ends_at_success:
         now = undecided & counts
@@ -192,7 +192,7 @@ def note_query(
 def note(
     part: StepwiseProtocol, rows: Rows, query: Tensor, logits: Tensor, undecided: Tensor
 ) -> tuple[Rows, Tensor, Tensor]:
-    """What the logits of the queries tell, which of them are at the attack's aim, and which of those count, [N] bool.
+    """Record what the logits tell; return which queries are at the attack's aim and which of those count, [N] bool.
 
     Queries of an attack that does not stay in the ball count where they are inside.
     """

@@ -88,7 +88,7 @@ def attacked(part: Custom, number: int, rows: Rows, bench: Bench) -> Rows:
 
 
 def checked(part: Custom, x: Tensor, x_adv: object, ids: Tensor) -> Tensor:
-    """What the attack returned, in the dtype of ``x``; RunError unless it is a batch of finite images like ``x``."""
+    """Return the attack's result in the dtype of ``x``; RunError unless it is a batch of finite images like ``x``."""
     if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape or not x_adv.is_floating_point():
         found = f"{tuple(x_adv.shape)} {x_adv.dtype}" if isinstance(x_adv, Tensor) else type(x_adv).__name__
         raise RunError(

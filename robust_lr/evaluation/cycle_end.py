@@ -45,7 +45,7 @@ def detection(
 
 
 def is_repeatable(model: nn.Module, x: Tensor, labels: Tensor) -> bool:
-    """Whether an image's logits and gradients are the same to the bit in another place and beside other images.
+    """Return True if an image's logits and gradients are the same to the bit in another place and beside other images.
 
     Args:
         model: what gradients are taken through.
@@ -104,7 +104,7 @@ def skip_periods(part: StepwiseProtocol, attack: Stepwise, rows: Rows, state: Ro
 
 
 def is_recorded(rows: Rows, record: Tensor, steps: int) -> Tensor:
-    """Whether the current iterate is that of each recorded step, [N, R].
+    """Return True if the current iterate is that of each recorded step, [N, R].
 
     In a cycle it is also that of later steps of its phase, but for the last: that one is judged by itself.
     """

@@ -30,7 +30,7 @@ SIGNIFICANT = 1e-3
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Sample:
-    """What guards look at.
+    """Inputs of the guards.
 
     Attributes:
         model: put into eval mode, its parameters without gradients.
@@ -68,7 +68,7 @@ class Sample:
 
     @cached_property
     def noise(self) -> tuple[float, str]:
-        """How far logits of the same images differ from one pass to the next, and which images these are."""
+        """Largest difference of logits between two passes over the same images, and these images."""
         for logits, x, words in (
             (self.ask(self.x[:FEW]), self.x[:FEW], "the same images"),
             (self.away_logits, self.away, "the same perturbed images"),
@@ -139,7 +139,7 @@ def guard(
 
 
 def answered(model: nn.Module, x: Tensor) -> object:
-    """What the model returns for ``x``; InputError in one line where it fails, be it for images of such a shape."""
+    """Logits of the model for ``x``; InputError in one line where it fails, be it for images of such a shape."""
     try:
         with torch.no_grad():
             return model(x)
@@ -270,7 +270,7 @@ GUARDS: dict[str, Callable[[Sample], str | None]] = {
 
 
 def first_layer(s: Sample) -> Tensor | None:
-    """What the first convolution or linear layer that is called receives, None if there is none."""
+    """Capture the input of the first convolution or linear layer that is called, None if there is none."""
     seen: list[Tensor] = []
 
     def receive(module: nn.Module, arguments: tuple[object, ...]) -> None:
@@ -298,7 +298,7 @@ def known_statistics(x: Tensor) -> list[tuple[str, Tensor, Tensor]]:
 
 
 def forms(x: Tensor) -> list[tuple[str, Tensor]]:
-    """What a network may have been trained on instead: images normalized, not normalized twice, or in 0..255.
+    """Other forms of the images that a network may expect: normalized, not normalized twice, or in 0..255.
 
     The sample's own statistics come last: they show that normalization is missing where no known ones are right.
     """

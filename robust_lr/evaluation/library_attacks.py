@@ -21,7 +21,7 @@ from .model_under_test import Bench
 
 
 def attack_library(part: Library, number: int, source: Iterator[Rows], bench: Bench) -> Iterator[Rows]:
-    """As ``pool.attack_pool``: the rows of ``source``, attacked once."""
+    """Attack the rows of ``source`` once, as ``continuous_batching.attack_pool`` does."""
     waiting: Rows = {}
     rows = bench.rows if part.together else 1
     for group in source:

@@ -1,4 +1,4 @@
-"""What attacks run on: the model that judges, the one that gradients are taken through, and passes of fixed size."""
+"""The model under test: the one that judges, the one that gradients go through, and passes of fixed size."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Bench:
     keep_images: bool = False
 
     def logits(self, x: Tensor, ids: Tensor) -> Tensor:
-        """Of the model that judges, [N, num_classes], at most ``rows`` images; finite, and fitting the classes.
+        """Logits of the model that judges, [N, num_classes], for at most ``rows`` images; checked for shape and NaN.
 
         Raises:
             InputError: logits of another shape.

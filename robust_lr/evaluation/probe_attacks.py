@@ -39,7 +39,7 @@ class Victims:
         return Victims(self.x[index], self.ids[index], self.labels[index], targets)
 
     def reached(self, logits: Tensor) -> Tensor:
-        """Whether the attack is at its aim, [n] bool; logits that are no numbers are no success."""
+        """Return True if the attack is at its aim, [n] bool; logits that are no numbers are no success."""
         predictions = logits.argmax(1)
         there = predictions != self.labels if self.targets is None else predictions == self.targets
         return there & logits.isfinite().all(1)
@@ -50,7 +50,7 @@ class Victims:
 
 @dataclass(frozen=True)
 class Ball:
-    """Where attacks may go."""
+    """The ball and the range of pixels that attacks stay in."""
 
     eps: float
     norm: str

@@ -240,7 +240,7 @@ def plan(
     seed: int,
     model: nn.Module,
 ) -> tuple[float, int]:
-    """How long probes are, as a share of their full length, and how many images the sample has."""
+    """Length of the probes as a share of their full length, and size of the sample."""
     parts = oracles.parts_of(model, few.x[:2])
     for scale in scales:
         probes = [*stronger(ball, num_classes, scale), *dominated(parts, ball, seed, scale, few.x[0].numel())]

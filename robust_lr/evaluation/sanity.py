@@ -81,7 +81,7 @@ def plain(protocol: Protocol) -> PGD:
 
 
 def judged(broken: dict[str, set[int]], n: int) -> tuple[Check, ...]:
-    """What the images that each attack broke say, of ``n``; two attacks are compared by a paired test.
+    """Judge by the images, of ``n``, that each attack broke; two attacks are compared by a paired test.
 
     That more steps or restarts break more images is weakness, which the verdict measures, and no failure here; that
     they break significantly fewer is one.

@@ -25,7 +25,7 @@ DEFAULT_ROWS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What a model says of the adversarial images that an evaluation kept.
+    """Judge the adversarial images that an evaluation kept by another model.
 
     Attributes:
         model, run: name of the model, and folder of the evaluation.

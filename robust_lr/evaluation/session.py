@@ -1,4 +1,4 @@
-"""What evaluations of one model on the same images share: options checked, hashes taken, guards asked, once for all."""
+"""Work that evaluations of one model on the same images share: checks of options, hashes and guards."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Prepared:
     check: str
 
     def positions(self, protocol: Protocol) -> Tensor:
-        """Of the images that an evaluation under ``protocol`` is for."""
+        """Positions of the images that an evaluation under ``protocol`` attacks."""
         return positions(self.data, protocol, self.shard, self.bench.seed)
 
 
@@ -229,7 +229,7 @@ def adapted(model: nn.Module, data: Any) -> Dataset:
 
 
 def positions(data: Dataset, protocol: Protocol, shard: tuple[int, int] | None, seed: int) -> Tensor:
-    """Of the images that the protocol is for, all or those with the smallest ids, and of them a shard's.
+    """Positions of the images that the protocol attacks, all or those with the smallest ids, and of them a shard's.
 
     Raises:
         InputError: a shard that is none.

@@ -44,7 +44,7 @@ MAX_WITHOUT_GRADIENT = 0.6
 
 @dataclass(frozen=True, eq=False)
 class Specimen:
-    """What the checks look at.
+    """Inputs of the structural checks.
 
     Attributes:
         fresh: makes copies of the model that have not seen any image; the model itself where it cannot be copied.
@@ -99,7 +99,7 @@ def apart(one: Tensor, other: Tensor) -> float:
 
 
 def margin_and_gradient(model: nn.Module, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """How far the best other logit exceeds the label's, [n], and its gradient by the images."""
+    """Margin of the best other logit over the label's, [n], and its gradient by the images."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         margin = -lead(model(x), labels)

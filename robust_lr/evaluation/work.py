@@ -1,4 +1,4 @@
-"""What a pass of a model costs, counted and not timed, so that budgets are the same in every run."""
+"""Cost of a model's pass, counted rather than timed, so that budgets are the same in every run."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ def load_callable(source: str) -> Callable[..., Any]:
 
 
 def _called(source: str, options: dict[str, Any]) -> tuple[nn.Module, Path | None]:
-    """What the callable of ``source`` returns, and the file that it is in."""
+    """Call the callable of ``source``; return its result and the file that it is defined in."""
     target, module = _target(source, "model")
     if isinstance(target, nn.Module):
         raise InputError(f"{source} is a network already: name a callable that returns it")

@@ -215,7 +215,7 @@ def foldable(model: ResNet) -> Iterator[tuple[str, str]]:
 
 
 def takes_pixels(model: ResNet) -> bool:
-    """Whether the folded stem takes pixels as they are: a 1x1 convolution and its batch norm take normalization in."""
+    """True if the folded stem takes pixels as they are: a 1x1 convolution and its batch norm take normalization in."""
     name = model.stem_names[0]
     conv = model.get_submodule(name)
     return isinstance(conv, nn.Conv2d) and conv.kernel_size == (1, 1) and name in dict(foldable(model))
@@ -245,7 +245,7 @@ def submodule(model: nn.Module, name: str, kind: type[Kind]) -> Kind:
 
 
 def attackable(model: nn.Module, sample: Tensor | None = None) -> nn.Module:
-    """What the gradients are taken through: our networks are folded, others are attacked as they are.
+    """Model that gradients are taken through: our networks are folded, others are attacked as they are.
 
     With a ``sample`` of images, [n, C, H, W], others are folded too where it shows that this makes no difference.
     """

@@ -1,4 +1,4 @@
-"""What each spatial layer of a network sees: its map, its window, and how much of the map the window covers."""
+"""Geometry of each spatial layer: its map, its window, and the share of the map that the window covers."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ class Layer:
 
     @property
     def is_spatial(self) -> bool:
-        """Whether the layer looks beyond one pixel."""
+        """True if the layer looks beyond one pixel."""
         return self.kind not in ("linear", "full relation", "non-local") and prod(self.window) > 1
 
     @property
     def covers_map(self) -> bool:
-        """Whether some window of a spatial layer sees the whole map."""
+        """True if some window of a spatial layer sees the whole map."""
         return self.is_spatial and self.taps[1] == prod(self.input)
 
     @property
     def sees_one_pixel(self) -> bool:
-        """Whether a spatial layer works on a map of a single pixel."""
+        """True if a spatial layer works on a map of a single pixel."""
         return self.is_spatial and prod(self.input) == 1
 
 

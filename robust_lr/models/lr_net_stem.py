@@ -38,7 +38,7 @@ class LRNet(ResNet):
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether a hook waits for what the module, or a part of it, takes or returns."""
+    """Return True if a hook waits for what the module, or a part of it, takes or returns."""
     return any(
         part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
         for part in module.modules()

@@ -58,7 +58,7 @@ def hooked(module: nn.Module) -> bool:
 
 
 def same(model: nn.Module, folded: nn.Module, sample: Tensor) -> bool:
-    """Whether logits of both agree but for rounding, with and without gradients, and gradients do too."""
+    """Return True if logits of both agree but for rounding, with and without gradients, and gradients do too."""
     with torch.no_grad():
         logits, theirs = model(sample), folded(sample)
         if not close(logits, theirs):

@@ -1,4 +1,4 @@
-"""What the machine has for the compiled kernels, and what would compute the local relation, and why."""
+"""Diagnose what compiles and computes the local relation on this machine, and why."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .compiler import find_compiler, find_ninja
 
 
 class Prospect(NamedTuple):
-    """What tensors on a device would be computed with, and why."""
+    """Implementation that tensors on a device would use, and the reason."""
 
     uses: str
     why: str
@@ -22,7 +22,7 @@ class Prospect(NamedTuple):
 
 
 def describe() -> dict[str, object]:
-    """What was found, and what would be used and why, without building anything."""
+    """Describe what was found and what would be used and why, without building anything."""
     cpu, cuda = prospect("cpu"), prospect("cuda")
     return {
         "torch": torch.__version__,
@@ -38,7 +38,7 @@ def describe() -> dict[str, object]:
 
 
 def prospect(device: str) -> Prospect:
-    """What would become of tensors on "cpu" or "cuda"."""
+    """Predict the implementation for tensors on "cpu" or "cuda"."""
     mode = library.chosen_mode()
     if mode == "off":
         return Prospect("plain PyTorch", "ROBUST_LR_EXTENSION=off")

@@ -113,7 +113,7 @@ def processor_variant() -> Variant | None:
 
 
 def runs_on_gpus() -> bool:
-    """Whether the wheel's CUDA library was compiled for the GPUs that are present.
+    """Return True if the wheel's CUDA library was compiled for the GPUs that are present.
 
     Machine code runs on later GPUs of the same major number; with the newest comes code that the driver translates for
     all later ones.

@@ -132,11 +132,11 @@ def _apply(*arguments: Any) -> Tensor:
 
 
 def has_kernels(device: str) -> bool:
-    """Whether there are compiled operators for a type of device; torch.compile asks while it traces."""
+    """Return True if there are compiled operators for a type of device; torch.compile asks while it traces."""
     return _load(device)
 
 
-# What torch.compiler.assume_constant_result does; that would import torch._dynamo here, which takes seconds.
+# Same as torch.compiler.assume_constant_result; that would import torch._dynamo here, which takes seconds.
 has_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

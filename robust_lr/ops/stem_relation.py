@@ -28,7 +28,7 @@ PRECISIONS = {
 
 
 def covers(image: Tensor) -> bool:
-    """Whether there is a kernel for images of this kind, here and now."""
+    """Return True if there is a kernel for images of this kind, here and now."""
     device = image.device.type
     return (
         not torch.compiler.is_compiling()
@@ -42,7 +42,7 @@ def covers(image: Tensor) -> bool:
 
 
 def _precision(image: Tensor) -> torch.dtype:
-    """What a convolution of the image would give here and now."""
+    """Dtype that a convolution of the image would return under the current autocast."""
     device = image.device.type
     lowered = torch.is_autocast_enabled(device) and image.dtype != torch.float64
     return torch.get_autocast_dtype(device) if lowered else image.dtype

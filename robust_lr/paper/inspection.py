@@ -1,4 +1,4 @@
-"""What a trained LR-Net has learnt, as arrays: geometric priors, key and query maps, the weights of one window."""
+"""Arrays that a trained LR-Net has learned: geometric priors, key and query maps, the weights of one window."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STAGES = {"res2": "layer1", "res3": "layer2", "res4": "layer3", "res5": "layer4"
 
 @dataclass(frozen=True)
 class Composition:
-    """Where a layer looks from one pixel of the image.
+    """Attention of a layer from one pixel of the image.
 
     Attributes:
         stage: its name.

@@ -1,4 +1,4 @@
-"""How long a whole table will take: steps of every network measured here, and arithmetic."""
+"""Estimate the time of a whole table: steps of every network measured here, and arithmetic."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def counts(table: Table, number: int) -> RichTable:
 
 
 def paper_columns(table: Table) -> list[str]:
-    """Which accuracies the paper gives for these rows."""
+    """Select the accuracies that the paper gives for these rows."""
     return [column for column in ("top1", "top5") if any(column in row.paper for row in table.rows)]
 
 

@@ -61,13 +61,13 @@ class TableRow:
         return {key: value for key, value in self.model.items() if key not in size}
 
     def profile(self) -> Profile:
-        """What the network costs at the paper's size: full width, one image of 224 x 224, 1000 classes."""
+        """Cost of the network at the paper's size: full width, one image of 224 x 224, 1000 classes."""
         return paper_size(**self.options)
 
 
 @dataclass(frozen=True)
 class Table:
-    """What to train and how to judge it.
+    """Networks to train and protocols to judge them by.
 
     Attributes:
         title: what the rows vary.

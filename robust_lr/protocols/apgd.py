@@ -71,17 +71,17 @@ class APGD(StepwiseProtocol):
 
     @property
     def objective(self) -> Objective:
-        """What the attack ascends."""
+        """Objective that the attack ascends."""
         return LOSSES[self.loss]
 
     @property
     def objective_takes_targets(self) -> bool:
-        """Whether the objective is handed target classes."""
+        """True if the objective is handed target classes."""
         return self.targets > 0 or self.targeted
 
     @property
     def needs_targets(self) -> bool:
-        """Whether the targets must be handed to ``evaluate``."""
+        """True if the targets must be handed to ``evaluate``."""
         return self.targeted and self.target == "given"
 
     def with_given_targets(self) -> APGD:
@@ -98,7 +98,7 @@ class APGD(StepwiseProtocol):
 
     @property
     def stays_in_ball(self) -> bool:
-        """Whether every query lies in the ball; in L1 the first ones do not."""
+        """True if every query lies in the ball; in L1 the first ones do not."""
         return self.norm != "l1"
 
     def stepwise(self, seed: int) -> AutoPGD | SparsePGD:

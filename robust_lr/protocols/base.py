@@ -1,4 +1,4 @@
-"""What every protocol is: the values of an attack, and everything that the harness needs to run it."""
+"""Base of every protocol: the values of an attack, and everything that the harness needs to run it."""
 
 from __future__ import annotations
 
@@ -77,22 +77,22 @@ class Protocol(ABC):
 
     @property
     def finds_distances(self) -> bool:
-        """Whether the attack looks for each image's smallest perturbation; its verdict is on the nearest one found."""
+        """True if the attack looks for each image's smallest perturbation; its verdict is on the nearest one found."""
         return False
 
     @property
     def follows_gradients(self) -> bool:
-        """Whether the attack uses gradients of the model."""
+        """True if the attack uses gradients of the model."""
         return True
 
     @property
     def is_keyed_by_image(self) -> bool:
-        """Whether what happens to an image is independent of the images beside it."""
+        """True if what happens to an image is independent of the images beside it."""
         return True
 
     @property
     def needs_targets(self) -> bool:
-        """Whether the targets must be handed to ``evaluate``."""
+        """True if the targets must be handed to ``evaluate``."""
         return False
 
     def with_given_targets(self) -> Self:
@@ -121,12 +121,12 @@ class StepwiseProtocol(Protocol):
 
     @property
     def stays_in_ball(self) -> bool:
-        """Whether every query lies in the ball; others count where they do."""
+        """True if every query lies in the ball; others count where they do."""
         return True
 
     @property
     def ends_at_success(self) -> bool:
-        """Whether an image leaves the attack at its first success."""
+        """True if an image leaves the attack at its first success."""
         return self.criterion == "worst" and not self.finds_distances
 
     def final(self, x: Tensor, query: Tensor, best: Tensor | None) -> Tensor:
@@ -142,11 +142,11 @@ class StepwiseProtocol(Protocol):
     @property
     @abstractmethod
     def objective(self) -> Objective:
-        """What the attack ascends."""
+        """Objective that the attack ascends."""
 
     @property
     def objective_takes_targets(self) -> bool:
-        """Whether the objective is handed target classes."""
+        """True if the objective is handed target classes."""
         return self.targeted
 
     @abstractmethod

@@ -57,12 +57,12 @@ class Cascade(Protocol):
 
     @property
     def follows_gradients(self) -> bool:
-        """Whether any of the attacks uses gradients of the model."""
+        """True if any of the attacks uses gradients of the model."""
         return any(part.follows_gradients for part in self.parts)
 
     @property
     def is_keyed_by_image(self) -> bool:
-        """Whether what happens to an image is independent of the images beside it."""
+        """True if what happens to an image is independent of the images beside it."""
         return all(part.is_keyed_by_image for part in self.parts)
 
     def check(self) -> None:

@@ -74,12 +74,12 @@ class Custom(Protocol):
 
     @property
     def is_keyed_by_image(self) -> bool:
-        """Whether what happens to an image is independent of the images beside it."""
+        """True if what happens to an image is independent of the images beside it."""
         return not self.together
 
     @property
     def needs_targets(self) -> bool:
-        """Whether the targets must be handed to ``evaluate``."""
+        """True if the targets must be handed to ``evaluate``."""
         return self.target == "given"
 
     def with_given_targets(self) -> Custom:

@@ -64,17 +64,17 @@ class FAB(StepwiseProtocol):
 
     @property
     def stays_in_ball(self) -> bool:
-        """Whether every query lies in the ball; others count where they do."""
+        """True if every query lies in the ball; others count where they do."""
         return False
 
     @property
     def objective(self) -> Objective:
-        """What vanishes at the boundary that the attack steps to."""
+        """Function that vanishes at the boundary that the attack steps to."""
         return difference
 
     @property
     def objective_takes_targets(self) -> bool:
-        """Whether the objective is handed target classes."""
+        """True if the objective is handed target classes."""
         return True
 
     def stepwise(self, seed: int) -> FastAdaptiveBoundary:

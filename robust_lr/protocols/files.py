@@ -73,7 +73,7 @@ def from_values(values: Mapping[str, Any]) -> Protocol:
 
 
 def checked(kind: type[Any], values: Mapping[str, Any], without: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Those of the values that ``kind`` is made from, of the right types."""
+    """Select the values that ``kind`` is made from, converted to the right types."""
     hints = typing.get_type_hints(kind)
     own = [field for field in fields(kind) if field.name not in without]
     names = {field.name for field in own}

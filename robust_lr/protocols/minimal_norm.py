@@ -49,12 +49,12 @@ class MinimalNorm(StepwiseProtocol):
 
     @property
     def stays_in_ball(self) -> bool:
-        """Whether every query lies in the ball; others count where they do."""
+        """True if every query lies in the ball; others count where they do."""
         return False
 
     @property
     def finds_distances(self) -> bool:
-        """Whether the attack looks for each image's smallest perturbation."""
+        """True if the attack looks for each image's smallest perturbation."""
         return True
 
     def values(self) -> dict[str, Any]:
@@ -91,7 +91,7 @@ class FMN(MinimalNorm):
 
     @property
     def objective(self) -> Objective:
-        """What the attack ascends."""
+        """Objective that the attack ascends."""
         return margin
 
     def stepwise(self, seed: int) -> FastMinimumNorm:
@@ -120,7 +120,7 @@ class DDN(MinimalNorm):
 
     @property
     def objective(self) -> Objective:
-        """What the attack ascends."""
+        """Objective that the attack ascends."""
         return cross_entropy
 
     def stepwise(self, seed: int) -> DecoupledDirectionNorm:

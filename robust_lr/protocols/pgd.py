@@ -92,17 +92,17 @@ class PGD(StepwiseProtocol):
 
     @property
     def objective(self) -> Objective:
-        """What the attack ascends."""
+        """Objective that the attack ascends."""
         return LOSSES[self.loss]
 
     @property
     def follows_gradients(self) -> bool:
-        """Whether the attack uses gradients of the model."""
+        """True if the attack uses gradients of the model."""
         return self.steps > 0
 
     @property
     def needs_targets(self) -> bool:
-        """Whether the targets must be handed to ``evaluate``."""
+        """True if the targets must be handed to ``evaluate``."""
         return self.targeted and self.target == "given"
 
     def with_given_targets(self) -> PGD:

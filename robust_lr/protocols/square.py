@@ -57,12 +57,12 @@ class Square(StepwiseProtocol):
 
     @property
     def objective(self) -> Objective:
-        """What the attack ascends."""
+        """Objective that the attack ascends."""
         return margin
 
     @property
     def follows_gradients(self) -> bool:
-        """Whether the attack uses gradients of the model."""
+        """True if the attack uses gradients of the model."""
         return False
 
     def stepwise(self, seed: int) -> SquareSearch | WindowSearch:

@@ -65,12 +65,12 @@ class Library(Protocol):
 
     @property
     def follows_gradients(self) -> bool:
-        """Whether the attack uses gradients of the model."""
+        """True if the attack uses gradients of the model."""
         return self.attack not in BLACK_BOX
 
     @property
     def is_keyed_by_image(self) -> bool:
-        """Whether what happens to an image is independent of the images beside it."""
+        """True if what happens to an image is independent of the images beside it."""
         return not self.together
 
     def values(self) -> dict[str, Any]:

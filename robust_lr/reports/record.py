@@ -1,4 +1,4 @@
-"""What a report is about: evaluations grouped by images, protocol and seed, and compared in pairs within a group."""
+"""Record of a report: evaluations grouped by images, protocol and seed, and compared in pairs within a group."""
 
 from __future__ import annotations
 

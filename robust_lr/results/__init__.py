@@ -1,1 +1,1 @@
-"""What an evaluation leaves behind: results, ledgers, summaries, comparisons, merges."""
+"""Files and records of finished evaluations: results, ledgers, summaries, comparisons, merges."""

@@ -56,13 +56,13 @@ def incomplete_optimization(rows: Sequence[Row], protocol: Protocol, probes: Pro
 
 
 def transfer_failure(rows: Sequence[Row], protocol: Protocol, probes: Probes | None) -> Finding:
-    """What the attacked copy of the model calls a success, the model does not."""
+    """Successes on the attacked copy that the model itself does not confirm."""
     doubted = sum(row.unconfirmed > 0 for row in rows)
     return is_noise(doubted, len(rows)), f"the model did not confirm a success for {doubted} of {len(rows)} images"
 
 
 def unconstrained_failure(rows: Sequence[Row], protocol: Protocol, probes: Probes | None) -> Finding:
-    """Where the gradient says nothing of the function, no ball is large enough."""
+    """A gradient that is unrelated to the function makes no ball large enough."""
     return from_structure(probes, "the gradient predicts the margin")
 
 

@@ -15,7 +15,7 @@ from ..utils.errors import InputError, RunError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """What an evaluation found for one image.
+    """Findings of an evaluation for one image.
 
     Attributes:
         id: of the image.
@@ -93,7 +93,7 @@ def shown(value: Any) -> str:
 
 
 def meaning(key: str) -> str:
-    """What a difference in ``key`` means, in parentheses; nothing where the values say so themselves."""
+    """Explain a difference in ``key``, in parentheses; nothing where the values say so themselves."""
     return f" ({_MEANINGS[key]})" if key in _MEANINGS else ""
 
 
@@ -114,7 +114,7 @@ def remove(path: Path) -> None:
 
 
 def journal(path: Path) -> Path:
-    """Where SQLite keeps what a transaction overwrites."""
+    """File in which SQLite keeps what a transaction overwrites."""
     return path.with_name(f"{path.name}-journal")
 
 
@@ -139,7 +139,7 @@ def read_configuration(path: Path) -> dict[str, Any]:
 
 
 def read_finding(path: Path, name: str) -> Any:
-    """What ``Ledger.remember`` kept under a name in a ledger on disk, None if nothing."""
+    """Read what ``Ledger.remember`` kept under a name in a ledger on disk, None if nothing."""
     with _opened(path) as connection:
         kept = connection.execute("SELECT json FROM findings WHERE name = ?", (name,)).fetchone()
     return None if kept is None else json.loads(kept[0])
@@ -233,7 +233,7 @@ class Ledger:
             raise RunError(f"{self.path}: {error}") from None
 
     def recall(self, name: str) -> Any:
-        """What was remembered, None if nothing was."""
+        """Return what was remembered, None if nothing was."""
         kept = self.connection.execute("SELECT json FROM findings WHERE name = ?", (name,)).fetchone()
         return None if kept is None else json.loads(kept[0])
 

@@ -70,7 +70,7 @@ class Whole:
 
 
 def join(folders: Sequence[str | Path]) -> Whole:
-    """What the shards in ``folders`` are together; InputError as ``merge``."""
+    """Combine the shards in ``folders``; InputError as ``merge``."""
     ordered = in_order([read_evaluation(folder) for folder in folders])
     same(ordered)
     first = ordered[0]
@@ -159,7 +159,7 @@ def same(shards: Sequence[Evaluation]) -> None:
 
 
 def agreement(records: Sequence[dict[str, Any]]) -> Proportion | None:
-    """Of verdicts at a lower precision with those of fp32, over the samples of all shards."""
+    """Agreement of verdicts at a lower precision with those of fp32, over the samples of all shards."""
     parts = [
         (record.get("precision_agreement"), record["denominators"].get("precision_agreement")) for record in records
     ]

@@ -1,4 +1,4 @@
-"""Which part of the images this process evaluates: as told, or as torchrun's environment says."""
+"""Select the shard of images of this process, as told or from torchrun's environment."""
 
 from __future__ import annotations
 

@@ -88,6 +88,6 @@ def within(step: int | None, steps: int) -> bool:
 
 
 def targets_hash(rows: Sequence[Row]) -> dict[str, str]:
-    """Of the images' targets; nothing where none has one."""
+    """Hash of the images' targets; empty where none has one."""
     pairs = [(row.id, row.target) for row in rows if row.target is not None]
     return {"targets": hash_of_pairs(pairs)} if pairs else {}

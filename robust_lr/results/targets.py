@@ -113,7 +113,7 @@ def draw_targets(data: Dataset, *, seed: int = 0) -> Targets:
 
 
 def load_targets(path: str | Path) -> Targets:
-    """What ``Targets.save`` wrote.
+    """Load targets that ``Targets.save`` wrote.
 
     Raises:
         InputError: a file that is missing, damaged or of another kind, or targets that were changed after they were

@@ -49,7 +49,7 @@ def validity(rows: Sequence[Row], protocol: Protocol) -> tuple[Check, ...]:
 
 
 def is_noise(count: int, n: int) -> bool:
-    """Whether ``count`` of ``n`` can be so many where the true share is at most ``NOISE``, by its 95 % interval."""
+    """True if ``count`` of ``n`` can be so many where the true share is at most ``NOISE``, by its 95 % interval."""
     return wilson(count, n)[0] <= NOISE
 
 
@@ -62,7 +62,7 @@ def accuracy_above_chance(rows: Sequence[Row], protocol: Protocol) -> Finding:
 
 
 def gradients_not_zero(rows: Sequence[Row], protocol: Protocol) -> Finding:
-    """Where the gradient is zero everywhere an attack stands still, whatever the model would do."""
+    """An attack stands still where the gradient is zero everywhere, whatever the model would do."""
     moved = [row for row in rows if row.backwards]
     if not moved:
         return None, "the attack took no gradients"
@@ -89,7 +89,7 @@ def successes_kept(rows: Sequence[Row], protocol: Protocol) -> Finding:
 
 
 def successes_confirmed(rows: Sequence[Row], protocol: Protocol) -> Finding:
-    """What the attacked model (folded, in lower precision) calls a success, the model itself does in another pass."""
+    """The model itself confirms the successes of its attacked copy (folded, in lower precision) in another pass."""
     if protocol.criterion == "last":
         return None, "no success ends the attack"
     doubted = sum(row.unconfirmed > 0 for row in rows)

@@ -21,7 +21,7 @@ STRONGER, DOMINATED = "stronger", "dominated"
 
 @dataclass(frozen=True, kw_only=True)
 class Probes:
-    """What probes found on a sample of the images that an evaluation calls robust; kept in its ledger.
+    """Findings of the probes on a sample of the images that an evaluation calls robust; kept in its ledger.
 
     Attributes:
         sample: ids of the images that were attacked.
@@ -105,7 +105,7 @@ class Inflation:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What is to be thought of a robust accuracy.
+    """Judgment of a robust accuracy.
 
     Attributes:
         verdict: "sound", "weak" (stronger attacks of the same kind lower it by more than 2 points), "misled" (attacks
@@ -232,7 +232,7 @@ def verdict_of(rows: Sequence[Row], probes: Probes | None) -> Verdict:
 
 
 def verdicts_in_words(verdicts: Sequence[Verdict]) -> str:
-    """How many of several numbers are sound, weak and misled, and by how much they are too high at most."""
+    """Count how many numbers are sound, weak and misled, and the largest inflation among them."""
     counts = {name: sum(each.verdict == name for each in verdicts) for name in (SOUND, WEAK, MISLED)}
     if not any(counts.values()):
         return "Verdicts: none, no probes were run."

@@ -1,4 +1,4 @@
-"""What a suite would run, and how long it would take at most: passes counted, and one pass timed here."""
+"""Estimate what a suite would run and its time at most: passes counted, and one pass timed here."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class Attacker:
 
     @torch.no_grad()
     def divergence(self, x: Tensor) -> Objective:
-        """What TRADES ascends: KL(prediction for ``x`` || for the iterate), up to a constant."""
+        """Objective of TRADES: KL(prediction for ``x`` || for the iterate), up to a constant."""
         predicted = self.attacked(x).softmax(1)
         return lambda logits, labels, targets: F.cross_entropy(logits, predicted, reduction="none")
 

@@ -1,4 +1,4 @@
-"""How long a run will take: a few steps measured here, and arithmetic."""
+"""Estimate the time of a run: a few steps measured here, and arithmetic."""
 
 from __future__ import annotations
 
@@ -59,16 +59,16 @@ class Plan:
 
     @property
     def images_per_second(self) -> float:
-        """Of one process."""
+        """Images per second of one process."""
         return self.images / self.seconds
 
     @property
     def hours(self) -> float:
-        """Of the whole run."""
+        """Hours of the whole run."""
         return self.epochs * self.epoch_images / (self.processes * self.images_per_second) / 3600
 
     def assumptions(self) -> list[str]:
-        """What ``hours`` takes for granted."""
+        """Assumptions behind ``hours``."""
         return [
             *([] if self.assumed is None else [self.assumed]),
             f"{self.processes} processes, each as fast as this one alone: nothing is added for their communication",

@@ -50,7 +50,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def in_use(folder: Path) -> bool:
-    """Whether a process trains in ``folder``, on this machine or where the file system shares locks."""
+    """Return True if a process trains in ``folder``, on this machine or where the file system shares locks."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         return not _lock(handle)
@@ -140,5 +140,5 @@ def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def robust_accuracies(folder: Path) -> list[float]:
-    """Those of all validations so far."""
+    """Robust accuracies of all validations so far."""
     return [line["robust_accuracy"] for line in read_metrics(folder) if "robust_accuracy" in line]

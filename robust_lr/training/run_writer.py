@@ -1,4 +1,4 @@
-"""What the first process of a run writes: metrics, weights, states; every failure to write is one clear line."""
+"""Files that the first process of a run writes: metrics, weights, states; every failure to write is one clear line."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from .distributed import Group
 
 
 def protocol(config: Config) -> PGD:
-    """What the held-out images are attacked with, see ``ValidationConfig.protocol``."""
+    """Protocol that attacks the held-out images, see ``ValidationConfig.protocol``."""
     if config.validation.protocol is not None:
         return get_pgd(config.validation.protocol)
     eps = config.attack.eps

@@ -1,4 +1,4 @@
-"""What is going on in a run, from its metrics: for the process that trains, and for others that look at its folder."""
+"""Progress of a run, from its metrics: for the process that trains, and for others that look at its folder."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ class Latest:
 
     @property
     def seconds_left(self) -> float:
-        """Of training alone, without tests and validations."""
+        """Seconds left of training alone, without tests and validations."""
         if self.step is None:
             return float("nan")
         return (self.step.steps - self.step.step) * sum(s for _, s, _ in self.rates) / len(self.rates)
 
     def words(self) -> str:
-        """Where the run is, in a line."""
+        """Describe the progress of the run in a line."""
         if self.step is None:
             return "starting"
         tested = [f", {name} {100 * value:.1f} %" for name, value in self.accuracies().items()]

@@ -1,4 +1,4 @@
-"""Which device a process uses, alone or under torchrun."""
+"""Choose the device of a process, alone or under torchrun."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CPU = torch.device("cpu")
 
 
 def under_torchrun() -> bool:
-    """Whether torchrun has started this process."""
+    """Return True if torchrun has started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 

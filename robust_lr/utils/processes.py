@@ -37,7 +37,7 @@ _NUMBER, _BLOCK = array("I").itemsize, 4096
 
 
 def can_fork() -> bool:
-    """Whether work may be divided among forked processes here.
+    """Return True if work may be divided among forked processes here.
 
     Not beside a GPU, whose driver does not survive a fork; not in a process that is one of several already; and not in
     a thread other than the main one, because the others may hold locks.

@@ -1,4 +1,4 @@
-"""Where a number came from, which every result records: versions, device, date, command and commit."""
+"""Provenance that every result records: versions, device, date, command and commit."""
 
 from __future__ import annotations
 

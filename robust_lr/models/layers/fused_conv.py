@@ -75,7 +75,7 @@ class FusedConv2d(nn.Conv2d):
 
     @functools.cached_property
     def plain(self) -> bool:
-        """Whether there is a kernel for convolutions of this kind."""
+        """True if there is a kernel for convolutions of this kind."""
         window = self.kernel_size, self.stride, self.padding
         rest = self.dilation, self.groups, self.padding_mode
         return all(pair == (pair[0],) * 2 for pair in window) and rest == ((1, 1), 1, "zeros")
@@ -95,7 +95,7 @@ class FusedConv2d(nn.Conv2d):
 
 
 def covers(x: Tensor, weight: Tensor) -> bool:
-    """Whether there is a kernel for such images and weights, here and now."""
+    """Return True if there is a kernel for such images and weights, here and now."""
     return (
         not torch.compiler.is_compiling()
         and x.dtype in (torch.float32, torch.float64, torch.bfloat16)
@@ -111,13 +111,13 @@ def covers(x: Tensor, weight: Tensor) -> bool:
 
 @functools.cache
 def has_bfloat16() -> bool:
-    """Whether this processor has products of bfloat16, and the kernels use them."""
+    """Return True if this processor has products of bfloat16, and the kernels use them."""
     return ops.has_kernels("cpu") and bool(torch.ops.robust_lr.has_bfloat16_products.default())
 
 
 @functools.cache
 def has_wide_vectors() -> bool:
-    """Whether the kernels know this processor's vectors; where they do not, PyTorch's libraries are faster."""
+    """Return True if the kernels know this processor's vectors; where they do not, PyTorch's libraries are faster."""
     return library.vectors() not in (None, PORTABLE)
 
 

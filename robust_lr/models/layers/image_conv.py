@@ -30,7 +30,7 @@ class ImageConv2d(nn.Conv2d):
 
 
 def takes(conv: nn.Conv2d) -> bool:
-    """Whether there is a kernel for convolutions of this kind."""
+    """Return True if there is a kernel for convolutions of this kind."""
     return (
         conv.in_channels in CHANNELS
         and conv.kernel_size in [(size, size) for size in KERNEL_SIZES]

@@ -1,4 +1,4 @@
-"""What the attacks did: which part of a cascade broke how many images, and what it cost."""
+"""Attacks: which part of a cascade broke how many images, and what it cost."""
 
 from __future__ import annotations
 

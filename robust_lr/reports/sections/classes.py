@@ -1,4 +1,4 @@
-"""Which classes fall, and for what they are taken."""
+"""Robust accuracy by class, and the most frequent confusions."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def comparison(report: Report) -> Section | None:
 
 
 def findings(group: Group) -> str:
-    """What the tests say, in words."""
+    """State the outcome of the tests in words."""
     found = [finding(pair) for pair in group.of("robust") if pair.p_holm < LEVEL and pair.difference]
     rest = len(group.of("robust")) - len(found)
     if not found:

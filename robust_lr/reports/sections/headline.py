@@ -31,7 +31,7 @@ def headline(report: Report) -> Section | None:
 
 
 def notices(report: Report) -> list[Block]:
-    """What a reader must know before any figure."""
+    """Notices that a reader must see before any figure."""
     out: list[Block] = []
     for folder, done, total in report.collection.unfinished:
         out.append(Notice(text=f"{folder} is left out: {done:,} of {total:,} images are done.", tone="bad"))

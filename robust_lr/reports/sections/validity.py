@@ -1,4 +1,4 @@
-"""What speaks against a figure: the checks of each evaluation, and a verdict in words."""
+"""Evidence against a figure: the checks of each evaluation, and a verdict in words."""
 
 from __future__ import annotations
 
