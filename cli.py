@@ -76,6 +76,13 @@ class Commands(click.Group):
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run a command and exit; errors in the words of the command line are one line, too."""
+        quiet = is_quiet()
+        try:
+            return self.run_and_exit(args, standalone_mode, extra)
+        finally:  # also where an error ends a command before click closes its context
+            set_quiet(quiet)
+
+    def run_and_exit(self, args: tuple[Any, ...], standalone_mode: bool, extra: dict[str, Any]) -> Any:
         run: Any = super().main
         if not standalone_mode:
             return run(*args, standalone_mode=False, **extra)
@@ -128,6 +135,17 @@ def unexpected(error: Exception) -> str:
         f"unexpected {type(error).__name__}{': ' * bool(reason)}{reason}; ROBUST_LR_TRACEBACK=1 shows where it came "
         "from, please report it"
     )
+
+
+def is_quiet() -> bool:
+    """Return True if the console prints errors only; it is not imported for that."""
+    terminal = sys.modules.get(f"{__package__}.commands.terminal")
+    return terminal is not None and terminal.console.quiet
+
+
+def set_quiet(quiet: bool) -> None:
+    if terminal := sys.modules.get(f"{__package__}.commands.terminal"):
+        terminal.console.quiet = quiet
 
 
 def with_options(message: str, group: click.Group, ctx: click.Context) -> str:

@@ -389,3 +389,9 @@ def test_mixed_sizes_are_resized_and_cropped(place):
     assert result.exit_code == 0, result.output
     assert json.loads((place / "out" / "result.json").read_text())["data"] == "folder:photos (8 -> 8 pixels)"
     assert "no larger crop" in invoke("attack", "--untargeted", *chosen, "--resize", 8, "--crop", 9).stderr
+
+
+@pytest.mark.parametrize("arguments", [["attack", "--quiet", "--bogus"], ["-q", "attack", "--limit", "0"]])
+def test_quiet_ends_with_its_command_even_where_that_fails(arguments):
+    assert CliRunner().invoke(main, arguments).exit_code == 2
+    assert not terminal.console.quiet
