@@ -156,7 +156,7 @@ def test_the_shipped_network_is_drawn(picture, tmp_path, monkeypatch):
     for arguments, name in (
         (["priors", "--out", "deep/other.png"], "deep/other.png"),
         (
-            ["composability", "--image", str(picture), "--size", "28", "--pixel", "0,27", "--group", "2"],
+            ["composability", "--image", str(picture), "--size", "28", "--pixel", "0,27", "--group", "1"],
             "composability.png",
         ),
     ):
