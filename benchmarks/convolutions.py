@@ -12,6 +12,7 @@ and PyTorch's take turns. The JSON has medians of seconds by layer, and the rati
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,19 @@ def layers(network: ResNet, image: Tensor) -> dict[str, tuple[nn.Conv2d, Tensor]
     def note(name: str, conv: nn.Conv2d, given: tuple[Tensor, ...]) -> None:
         found[name] = conv, given[0].detach()
 
+    def noted(name: str, conv: FusedConv2d, forked: Callable[[Tensor], Any], x: Tensor) -> Any:
+        note(name, conv, (x,))
+        return forked(x)
+
     stem = network.stem_names if isinstance(network, LRNet) else ()
     for name, module in network.named_modules():
         if isinstance(module, FusedConv2d | ImageConv2d) and name.split(".")[0] not in stem:
             module.register_forward_pre_hook(partial(note, name))
+            if isinstance(module, FusedConv2d):  # folded layers also call this, past the hooks
+                module.forked = partial(noted, name, module, module.forked)  # type: ignore[method-assign]
     network(image)
+    for module, _ in found.values():
+        vars(module).pop("forked", None)
     return found
 
 

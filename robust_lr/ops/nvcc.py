@@ -172,10 +172,13 @@ def newer_than_driver(toolkit: Toolkit) -> str | None:
 
 
 def driver_version() -> tuple[int, int] | None:
-    """Newest CUDA version that the driver supports, e.g. (12, 8); None where there is no GPU."""
+    """Newest CUDA version that the driver supports, e.g. (12, 8); None where there is no GPU, or PyTorch has no CUDA."""
     if not torch.cuda.is_available():
         return None
-    number: int = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
+    ask = getattr(torch._C, "_cuda_getDriverVersion", None)  # PyTorch without CUDA has none
+    if ask is None:
+        return None
+    number: int = ask()
     return number // 1000, number % 1000 // 10
 
 

@@ -301,24 +301,25 @@ def test_the_same_command_again_resumes_and_fresh_starts_anew(tmp_path, attack, 
         return ledger_rows(*arguments, **options)
 
     monkeypatch.setattr(room, "ledger_rows", counted)
-    monkeypatch.setattr(importlib.import_module("robust_lr.evaluation.session"), "COMPUTE_BATCH", 10)
-    stopped = attack("--untargeted", "--batch-size", 10)
+    stopped = attack("--untargeted", "--batch-size", 10, "--compute-batch", 10)
     assert stopped.exit_code == 130
     assert stopped.stderr.splitlines()[-1].startswith("robust-lr: stopped by SIGINT")
     file = tmp_path / "out" / "result.json"
     assert not file.exists()
 
-    assert attack("--untargeted", "--batch-size", 10).exit_code == 0
+    assert attack("--untargeted", "--batch-size", 10, "--compute-batch", 10).exit_code == 0
     assert len(calls) == 4  # one batch before, one that was stopped, two more
     resumed = json.loads(file.read_text())
-    assert attack("--untargeted", "--batch-size", 10).exit_code == 0
+    assert attack("--untargeted", "--batch-size", 10, "--compute-batch", 10).exit_code == 0
     assert len(calls) == 4
-    assert json.loads(file.read_text()) == resumed
+    reread = json.loads(file.read_text())
+    assert (resumed["read_from_ledger"], reread["read_from_ledger"]) == (10, 24)
+    assert reread == resumed | {"read_from_ledger": 24}
 
-    assert attack("--untargeted", "--batch-size", 10, "--fresh").exit_code == 0
+    assert attack("--untargeted", "--batch-size", 10, "--compute-batch", 10, "--fresh").exit_code == 0
     assert len(calls) == 7
     again = json.loads(file.read_text())
-    assert {key for key in again if again[key] != resumed[key]} == {"seconds"}
+    assert {key for key in again if again[key] != resumed[key]} - {"date"} == {"seconds", "read_from_ledger"}
 
 
 def test_another_attack_in_the_same_folder_is_refused_with_the_difference(tmp_path, attack):

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_local_relation import relative_error
 from torch import Tensor
@@ -75,6 +75,11 @@ def test_matches_the_oracle(
         before = F.conv2d(x, conv.double().weight, conv.bias, conv.stride, conv.padding)
         dy = dy.masked_fill((before + shortcut if has_shortcut else before).abs() < 1e-5, 0)
         wanted, found = results(lambda *t: composed(conv, *t), torch.float64), results(conv, dtype)
+    # Rounding is relative to the terms of a sum: leave out inputs where they cancel to next to nothing in all pixels.
+    terms = x.abs().requires_grad_()
+    sums = F.conv2d(terms, conv.double().weight.abs(), None, conv.stride, conv.padding)
+    for whole, b in zip((sums.detach(), torch.autograd.grad(sums, terms, dy.abs())[0]), wanted[:2], strict=True):
+        assume(not b.any() or float(whole.norm()) <= 50 * float(b.norm()))
     for a, b in zip(found, wanted, strict=True):
         assert a.dtype == dtype
         assert relative_error(a, b) <= TOLERANCE[dtype]

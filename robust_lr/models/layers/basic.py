@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...utils.checks import check_whole
 from ...utils.errors import InputError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -62,7 +63,8 @@ class Pointwise2d(nn.Conv2d):
 
 
 def check_kernel_size(kernel_size: int) -> None:
-    if kernel_size < 1 or kernel_size % 2 == 0:
+    check_whole(1, kernel_size=kernel_size)
+    if kernel_size % 2 == 0:
         raise InputError(f"kernel_size = {kernel_size}: an odd number is needed, so that windows have a center")
 
 
