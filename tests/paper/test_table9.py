@@ -19,6 +19,7 @@ from robust_lr.paper import jobs as jobs_room
 from robust_lr.paper import tables
 from robust_lr.training.run_folder import read_metrics
 from robust_lr.utils.errors import InputError, RunError
+from robust_lr.utils.toml import read_toml
 
 TABLE = """
 seed = 4
@@ -326,7 +327,7 @@ def test_sigterm_stops_the_workers_too(toml, tmp_path, two_minutes):
 def test_the_error_of_a_job_reaches_the_user(toml, tmp_path):
     result = invoke(toml, tmp_path, "--set", "adversarial.train.lr=1e30", "--set", "adversarial.train.warmup_epochs=0")
     assert result.exit_code == 1
-    assert "adversarial: the loss became" in result.stderr.splitlines()[-1]
+    assert "adversarial, seed 4: the loss became" in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "table9.json").exists()
 
@@ -376,7 +377,5 @@ def test_a_worker_that_is_stopped_ends_the_table(toml, tmp_path, two_minutes, st
 def test_jobs_train_what_adv_train_would(done, toml):
     folder, _ = done
     (row, _) = tables.read(toml).rows
-    saved = config_room.from_dict(
-        config_room.read_toml(folder / "runs" / "resnet-18-regular" / "seed-4" / "config.toml")
-    )
+    saved = config_room.from_dict(read_toml(folder / "runs" / "resnet-18-regular" / "seed-4" / "config.toml"))
     assert saved == row.configs["regular"]

@@ -13,6 +13,7 @@ from helpers import assert_finished_like, noise, small_run, until
 
 import robust_lr as rlr
 from robust_lr import config as config_room
+from robust_lr.config.training import to_toml
 from robust_lr.data.dataset import spread
 from robust_lr.models.checkpoint import WEIGHTS, about, load_model, read_tensors, weights_hash
 from robust_lr.training import run as runs
@@ -94,7 +95,7 @@ def test_a_signal_saves_the_state_and_resuming_is_exact_to_the_bit(straight, con
                 os.kill(os.getpid(), number)
 
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(Interrupted, match=f"stopped by {number.name} after step {stop} of 18.*--resume") as caught:
+    with pytest.raises(Interrupted, match=f"stopped by {number.name} after step {stop} of 18.*`resume`") as caught:
         until_told_to_stop()
     assert caught.value.signal == number
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
@@ -188,7 +189,7 @@ def test_a_finished_run_has_nothing_left_to_do(straight, config, tmp_path):
 
 
 def test_a_used_folder_is_refused(straight, config, tmp_path):
-    with pytest.raises(InputError, match="already holds a run: resume it with --resume"):
+    with pytest.raises(InputError, match="already holds a run: resume it with `resume`"):
         next(train_run(config, straight[0]))
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="is not empty and holds no run"):
@@ -245,7 +246,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(config, tmp_path):
     list(train_run(with_values(config, train={"epochs": 1}), tmp_path / "run"))
     wild = with_values(config, train={"epochs": 2, "lr": 1e30, "warmup_epochs": 0})
     # the next epochs of the same run, at a rate that breaks it
-    (tmp_path / "run" / CONFIG).write_text(config_room.to_toml(wild))
+    (tmp_path / "run" / CONFIG).write_text(to_toml(wild))
     files = tmp_path / "run" / WEIGHTS, states(tmp_path / "run")[0]
     before = [file.read_bytes() for file in files]
     with pytest.raises(RunError, match=r"the loss became (nan|inf) at step \d+ of 12: try a learning rate below"):
@@ -308,13 +309,14 @@ def test_training_does_not_touch_the_global_generator(config, tmp_path):
 #: the command line in a process that signals itself at the start of its ninth step
 COMMAND = """
 import os
-from robust_lr import cli, train
-rate = train.learning_rate
+from robust_lr import cli
+from robust_lr.training import loop
+rate = loop.learning_rate
 def learning_rate(config, step, per_epoch):
     if step == 8:
         os.kill(os.getpid(), {number})
     return rate(config, step, per_epoch)
-train.learning_rate = learning_rate
+loop.learning_rate = learning_rate
 cli.main()
 """
 
