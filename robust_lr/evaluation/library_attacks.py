@@ -84,10 +84,13 @@ def attacked(part: Library, number: int, rows: Rows, bench: Bench) -> Rows:
 def options(part: Library, bench: Bench, seed: int) -> dict[str, Any]:
     """Values of the class: the ball, no more classes than the model has, and a seed where the class sets one."""
     values = {**part.options, **ball(part.attack, part.eps, part.norm)}
-    if "n_classes" in values:
-        values["n_classes"] = min(values["n_classes"], bench.num_classes)
+    if part.attack in COUNTING or "n_classes" in values:
+        values["n_classes"] = min(values.get("n_classes", 10), bench.num_classes)
     return {"seed": seed, **values} if part.attack in SEEDED else values
 
+
+#: classes of torchattacks with an ``n_classes``, by default 10
+COUNTING = ("APGDT", "FAB", "AutoAttack")
 
 #: classes of torchattacks with a ``seed``
 SEEDED = ("APGD", "APGDT", "FAB", "Square", "AutoAttack")

@@ -22,6 +22,9 @@ from .session import prepare
 #: queries of the black-box attack
 QUERIES = 300
 
+#: of the balls that PGD attacks in
+NORMS = ("linf", "l2")
+
 
 def sanity(
     model: nn.Module,
@@ -71,7 +74,15 @@ def sanity(
 
 
 def plain(protocol: Protocol) -> PGD:
-    """The untargeted PGD that stands for a protocol."""
+    """The untargeted PGD that stands for a protocol.
+
+    Raises:
+        InputError: PGD knows no ball of the protocol's norm.
+    """
+    if protocol.norm not in NORMS:
+        raise InputError(
+            f"protocol {protocol.name!r} has norm {protocol.norm!r}: only attacks in {' or '.join(NORMS)} can be checked"
+        )
     if isinstance(protocol, PGD):
         steps = max(protocol.steps, 1)
         return replace(

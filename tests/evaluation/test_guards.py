@@ -309,7 +309,7 @@ def test_fewer_classes_than_labels_cannot_be_allowed(good, data):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda z: (z, z), "returns tuple for 64 images"),
+        (lambda z: [[z]], "returns list for 64 images"),
         (lambda z: z[:, :, None], "returns (64, 10, 1) torch.float32 for 64 images"),
         (lambda z: z[:1], "returns (1, 10)"),
         (lambda z: z.argmax(1), "returns (64,) torch.int64"),

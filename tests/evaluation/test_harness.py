@@ -312,8 +312,11 @@ def test_seconds_are_the_time_of_the_attack_whatever_the_padding(data):
 # what it must not depend on
 
 
-#: passes of a look at the model before an evaluation, without guards: dtype and shape of its logits
-LOOKS = 2
+#: passes of a look at the model before an evaluation, without guards: where its logits are, their dtype and shape, and
+#: what it answers to a few images and to images near them
+LOOKS = 5
+#: where every pass is counted: nothing is probed afterwards either
+UNPROBED = {**UNGUARDED, "check": "off"}
 
 
 class Spy(nn.Module):
@@ -346,12 +349,12 @@ def test_starts_and_finished_images_are_the_same_to_the_bit_for_any_batch_size_a
     finished = []
     for images, batch_size in ((data, 64), (data, 7), (mixed, 50), (data, 500)):
         spy = Spy(cnn)
-        rlr.evaluate(spy, images, protocol, batch_size=batch_size, **UNGUARDED)
+        rlr.evaluate(spy, images, protocol, batch_size=batch_size, **UNPROBED)
         finished.append(spy.finished())
     assert len(finished[0]) == 200
     assert finished[0] == finished[1] == finished[2] == finished[3]
     spy = Spy(cnn)
-    rlr.evaluate(spy, data, protocol, seed=1, **UNGUARDED)
+    rlr.evaluate(spy, data, protocol, seed=1, **UNPROBED)
     assert all(value != finished[0][key] for key, value in spy.finished().items())
 
 
@@ -378,7 +381,7 @@ def test_batch_sizes_7_and_64_give_the_same_verdict_for_every_image(
 @pytest.mark.parametrize(("batch_size", "compute_batch", "rows"), [(7, None, {16}), (64, 16, {16}), (7, 0, {7, 6})])
 def test_every_pass_behind_a_figure_has_the_same_number_of_rows(data, cnn, batch_size, compute_batch, rows):
     spy = Spy(cnn)
-    result = rlr.evaluate(spy, data.take(20), WEAK, batch_size=batch_size, compute_batch=compute_batch, **UNGUARDED)
+    result = rlr.evaluate(spy, data.take(20), WEAK, batch_size=batch_size, compute_batch=compute_batch, **UNPROBED)
     assert set(spy.rows[LOOKS:]) == rows
     assert result.batch_invariant == (compute_batch != 0)
 
@@ -592,6 +595,9 @@ def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path, data, cnn):
     records = [json.loads((tmp_path / part / "result.json").read_text()) for part in ("whole", "parts")]
     for record in records:
         assert record.pop("seconds") > 0
+        assert record.pop("date")
+        record.pop("command")  # of the run, not of its result
+    assert [record.pop("read_from_ledger") for record in records] == [0, 64]
     assert records[0] == records[1]
 
 

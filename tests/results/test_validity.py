@@ -185,7 +185,13 @@ def test_sanity_finds_an_attack_of_too_few_steps(model, data):
 def test_sanity_stands_for_every_protocol(model, data):
     with pytest.raises(InputError, match="eps = 0: there is nothing to check"):
         sanity(model, data, "none")
-    for protocol in (p for p in PROTOCOLS.values() if p.name != "none"):
+    others = [p for p in PROTOCOLS.values() if p.norm not in ("linf", "l2")]
+    for protocol in others:
+        with pytest.raises(
+            InputError, match=f"{protocol.name!r} has norm {protocol.norm!r}: only attacks in linf or l2"
+        ):
+            sanity(model, data, protocol)
+    for protocol in (p for p in PROTOCOLS.values() if p.name != "none" and p not in others):
         base = plain(protocol)
         assert (base.eps, base.norm, base.criterion, base.targeted) == (protocol.eps, protocol.norm, "worst", False)
     assert SWEEPS
