@@ -196,8 +196,7 @@ def test_on_a_full_disk_the_file_is_named_and_what_was_written_stays(tmp_path):
     assert "rows written before are safe" in last
     kept = timeless(tmp_path / "out")
     assert 0 < len(kept) < 1000
-    room = {}
-    exec((tmp_path / "nets.py").read_text(), room)
+    model = rlr.load_source(f"{tmp_path / 'nets.py'}:make", num_classes=10, in_channels=1)
     protocol = dataclasses.replace(
         rlr.protocols.get("lrnet-untargeted"),
         steps=1,
@@ -205,8 +204,8 @@ def test_on_a_full_disk_the_file_is_named_and_what_was_written_stays(tmp_path):
         source="lrnet-untargeted with changes",
     )
     whole = rlr.data.load("fashion-mnist-mini", "test")
-    rlr.evaluate(room["make"](), whole, protocol, name="nets-make", out=tmp_path / "out", resume=True)
-    rlr.evaluate(room["make"](), whole, protocol, name="nets-make", out=tmp_path / "whole")
+    rlr.evaluate(model, whole, protocol, name="nets-make", out=tmp_path / "out", resume=True)
+    rlr.evaluate(model, whole, protocol, name="nets-make", out=tmp_path / "whole")
     assert timeless(tmp_path / "out") == timeless(tmp_path / "whole")
 
 
