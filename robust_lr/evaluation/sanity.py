@@ -81,7 +81,8 @@ def plain(protocol: Protocol) -> PGD:
     """
     if protocol.norm not in NORMS:
         raise InputError(
-            f"protocol {protocol.name!r} has norm {protocol.norm!r}: only attacks in {' or '.join(NORMS)} can be checked"
+            f"protocol {protocol.name!r} has norm {protocol.norm!r}: only attacks in {' or '.join(NORMS)} "
+            "can be checked"
         )
     if isinstance(protocol, PGD):
         steps = max(protocol.steps, 1)

@@ -147,11 +147,12 @@ def read_finding(path: Path, name: str) -> Any:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[sqlite3.Connection]:
-    """A ledger that is only read."""
+    """A ledger that is only read; what a killed process left unfinished is rolled back, which takes writing."""
     if not path.is_file():
         raise InputError(f"{path}: there is no ledger")
     try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+        mode = "rw" if journal(path).exists() else "ro"
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode={mode}", uri=True)) as connection:
             yield connection
     except sqlite3.Error as error:
         raise InputError(f"{path} cannot be read as a ledger of this version: {error}") from None

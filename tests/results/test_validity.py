@@ -157,8 +157,10 @@ def test_an_evaluation_says_whether_it_is_to_be_trusted(model, data, tmp_path):
         result = rlr.evaluate(broken, data, dataclasses.replace(WEAK, start="clean"))
         found = [check.name for check in result.validity if check.passed is False]
         assert found[: len(names)] == names
+    many = rlr.data.load("fashion-mnist-mini", "test").take(256)  # noise hides all but a few successes of few images
+    torch.manual_seed(0)
     for watched, passed in ((model, True), (Random(model), False)):
-        checks = rlr.evaluate(watched, data, EARLY, allow=["deterministic", "batch"]).validity
+        checks = rlr.evaluate(watched, many, EARLY, allow=["deterministic", "batch"]).validity
         assert {check.name: check.passed for check in checks}["successes are confirmed"] is passed
 
 
@@ -172,7 +174,8 @@ def test_sanity_passes_an_honest_model(model, data):
 
 
 def test_sanity_finds_gradients_that_are_masked(model, data):
-    failed = {check.name for check in sanity(Backwards(model), data, WEAK) if not check.passed}
+    clean = dataclasses.replace(WEAK, start="clean")  # noise of 255/255 alone breaks most images
+    failed = {check.name for check in sanity(Backwards(model), data, clean) if not check.passed}
     assert {"eps of 255/255 breaks most images", "stronger than black box"} <= failed
 
 
