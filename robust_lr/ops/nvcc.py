@@ -172,7 +172,7 @@ def newer_than_driver(toolkit: Toolkit) -> str | None:
 
 
 def driver_version() -> tuple[int, int] | None:
-    """Newest CUDA version that the driver supports, e.g. (12, 8); None where there is no GPU, or PyTorch has no CUDA."""
+    """Newest CUDA version that the driver supports, e.g. (12, 8); None without a GPU, or CUDA in PyTorch."""
     if not torch.cuda.is_available():
         return None
     ask = getattr(torch._C, "_cuda_getDriverVersion", None)  # PyTorch without CUDA has none

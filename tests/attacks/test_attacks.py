@@ -216,10 +216,16 @@ def test_a_gradient_that_is_not_finite_cannot_pass_for_robustness(steps):
     [
         ({"eps": 8}, r"eps = 8 is outside \[0, 1\].*for 8 of 255 levels write 8/255"),
         ({"step_size": 2}, "step_size = 2 .*write 2/255"),
-        ({"eps": -0.1}, r"eps = -0.1 is outside \[0, 1\]: pixels are in \[0, 1\]$"),
-        ({"eps": 256}, r"eps = 256 is outside \[0, 1\]: pixels are in \[0, 1\]$"),
+        (
+            {"eps": -0.1},
+            r"eps = -0.1 is outside \[0, 1\]: pixels are in \[0, 1\]; for 8 of 255 levels write 8/255$",
+        ),
+        (
+            {"eps": 256},
+            r"eps = 256 is outside \[0, 1\]: pixels are in \[0, 1\]; for 8 of 255 levels write 8/255$",
+        ),
         ({"step_size": float("nan")}, "step_size = nan"),
-        ({"steps": -1}, "steps = -1: must be a whole number, 0 or more"),
+        ({"steps": -1}, "steps = -1: must be a whole number, at least 0$"),
         ({"steps": 2.5}, "steps = 2.5"),
         ({"x": 255 * images(2)}, r"images span \[0, 255\].*normalization belongs inside the model"),
         ({"x": images(2) - 0.01}, r"images span \[-0.01,"),
