@@ -553,7 +553,7 @@ def test_torchrun_trains_and_says_it_once(words, tmp_path):
 
 
 def test_a_killed_worker_ends_torchrun_and_what_was_saved_is_kept(words, tmp_path):
-    process = torchrun(*words, "--set", "train.epochs=2000", "--set", "train.milestones=[]")
+    process = torchrun(*words[:-2], "--set", "train.epochs=2000", "--set", "train.milestones=[]")
     while process.poll() is None and not (states(tmp_path / "run") if (tmp_path / "run").exists() else []):
         time.sleep(0.05)
     os.kill(children(process.pid)[-1], signal.SIGKILL)
@@ -592,7 +592,7 @@ def test_torchrun_hands_signals_on_and_everything_is_saved(words, tmp_path, stop
     (tmp_path / "program.py").write_text(PROGRAM)
     more = [word for key in ("epochs=20000", "milestones=[]") for word in ("--set", f"train.{key}")]
     process = torchrun(
-        *words, *more, "--set", "data.workers=1", program=(str(tmp_path / "program.py"),), start_new_session=True
+        *words[:-2], *more, "--set", "data.workers=1", program=(str(tmp_path / "program.py"),), start_new_session=True
     )
     metrics = tmp_path / "run" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and len(metrics.read_bytes().splitlines()) > 5):
