@@ -80,5 +80,5 @@ def test_the_command_prints_measurement_plan_and_assumptions():
     )
     assert result.exit_code == 0, result.output
     assert "measured: " in result.output
-    assert "planned: 4 epochs of 3,968 images on 32 such devices: " in result.output
+    assert "planned: 3 epochs of 3,968 images on 32 such devices: " in result.output
     assert "a CPU was measured: this says nothing about GPUs" in result.output
