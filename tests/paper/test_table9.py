@@ -75,8 +75,10 @@ def invoke(toml, folder, *arguments):
 
 def comparable(record):
     """A record without what differs between two runs of the same work."""
+    of_the_run = ("device", "date", "command", "commit", "read_from_ledger")
     if isinstance(record, dict):
-        return {key: comparable(value) for key, value in record.items() if "seconds" not in key and key != "device"}
+        kept = {key: value for key, value in record.items() if "seconds" not in key and key not in of_the_run}
+        return {key: comparable(value) for key, value in kept.items()}
     return [comparable(value) for value in record] if isinstance(record, list) else record
 
 
