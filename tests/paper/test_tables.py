@@ -192,7 +192,8 @@ def test_a_table_end_to_end(done):
         run = folder / "runs" / f"{slug}-regular" / "seed-4"
         model = load_model(run)
         ours = row["ours"]["regular"]["clean"]
-        assert ours == json.loads((run / "accuracy.json").read_text())
+        found = json.loads((run / "accuracy.json").read_text())
+        assert {key: ours[key] for key in found} == found  # beside what several runs give
         assert ours["n"] == 20
         assert ours["weights_sha256"] == weights_hash(model)
         assert ours["parameters"] == sum(p.numel() for p in model.parameters())
