@@ -60,7 +60,7 @@ def pair(layer: Layer, batch: int, authors: Callable[..., Tensor]) -> tuple[Oper
 
 
 def largest_difference(ours: Operator, theirs: Operator, leaves: list[Tensor]) -> float:
-    """Of the results and the gradients, relative in the 2-norm."""
+    """Errors of the results and the gradients, relative in the 2-norm."""
     y = ours()
     dy = torch.randn_like(y)
     found, wanted = (

@@ -183,7 +183,7 @@ def run(program: str, network: str, images: int, eps: float, step_size: float, s
 
 
 def in_own_process(program: str, network: str, *values: float) -> dict[str, Any]:
-    """What ``run`` prints, without any variable that a user would not have."""
+    """Run a program with a user's environment and parse what it prints."""
     environment = {name: value for name, value in os.environ.items() if name not in POLICY}
     command = [sys.executable, __file__, "--run", program, network, *map(str, values)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

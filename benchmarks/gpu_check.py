@@ -116,7 +116,7 @@ def run(name: str, step: Step, log: Path) -> dict[str, object]:
 
 
 def python_path() -> str:
-    """So that the steps find robust_lr where it is not installed."""
+    """Environment in which the steps find robust_lr where it is not installed."""
     return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 
 

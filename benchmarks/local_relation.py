@@ -66,7 +66,7 @@ def passes(function: Callable[..., Tensor], activations: list[Tensor], parameter
 
 
 def candidates(layer: str, width: float, size: int, batch: int) -> Iterator[tuple[str, Run]]:
-    """What takes turns in one layer, by "candidate pass format"."""
+    """Candidates that take turns in one layer, by "candidate pass format"."""
     lr, conv, shrink, stride, _ = LAYERS[layer]
     lr, conv, size = round(lr * width), round(conv * width), ceil(size / shrink)
     groups, out = ceil(lr / 8), ceil(size / stride)

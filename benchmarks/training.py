@@ -52,7 +52,7 @@ EPOCH_SECONDS = 600.0
 
 
 def settings(arguments: argparse.Namespace, protocol: str, *more: str) -> Config:
-    """Of a training that never ends."""
+    """Metrics of a training run that never ends."""
     values = [f"attack.protocol={protocol}", f"train.batch_size={arguments.batch}", "train.milestones=[]"]
     return config.load(None, [*values, "train.epochs=1000000", f"train.device={arguments.device}", *more])
 

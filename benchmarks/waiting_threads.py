@@ -1,4 +1,4 @@
-"""What OMP_WAIT_POLICY does to a small attack on an idle and on a busy machine: PASSIVE against ACTIVE, in turns.
+"""Effect of OMP_WAIT_POLICY on a small attack, on an idle and on a busy machine: PASSIVE against ACTIVE, in turns.
 
     python benchmarks/waiting_threads.py --out FILE
 

@@ -90,7 +90,7 @@ def models(twins: bool) -> Iterator[tuple[str, str, Callable[[], Any], Callable[
 
 
 def evaluated(make: Callable[[], Any], data: Any) -> dict[str, Any]:
-    """What a default evaluation says, and the processor time of its probes."""
+    """Evaluate with the defaults; return the verdict and the processor time of the probes."""
     try:
         began = time.process_time()
         rlr.evaluate(make(), data, PROTOCOL, check="off")

@@ -1,4 +1,4 @@
-// What the operators of every backend do first: check their arguments, and make tensors for results.
+// Checks of arguments and result tensors, which the operators of every backend share.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

@@ -31,7 +31,8 @@ constexpr const char* kStemBackwardSchema =
     "bool softmax, bool mask, bool needs_image, bool needs_weights) "
     "-> (Tensor dimage, Tensor dtransform, Tensor dquery, Tensor dkey, Tensor dgeo)";
 
-// Of a convolution of an image [N, inputs, height, width] with `weight` [C, inputs, K, K]: dy is [N, H, W, C].
+// The gradient of a convolution of an image [N, inputs, height, width] with `weight` [C, inputs, K, K]: dy is [N, H, W,
+// C].
 constexpr const char* kImageGradientSchema =
     "image_gradient(Tensor dy, Tensor weight, int height, int width, int stride, int padding) -> Tensor";
 
@@ -46,7 +47,7 @@ constexpr const char* kConvolutionGradientSchema =
     "convolution_gradient(Tensor dy, Tensor packed, Tensor? shortcut, Tensor? mask, int inputs, int height, int width, "
     "int kernel_size, int stride, int padding) -> Tensor";
 
-// Whether the convolutions above have kernels for bfloat16 here.
+// Returns true if the convolutions above have kernels for bfloat16 here.
 constexpr const char* kBfloat16Schema = "has_bfloat16_products() -> bool";
 
 }  // namespace robust_lr

@@ -1,4 +1,4 @@
-// What the stem's operators of every backend do first: check their arguments.
+// Checks of arguments, which the stem's operators of every backend share.
 #pragma once
 
 #include "local_relation.h"

@@ -1,4 +1,4 @@
-"""What several test files need."""
+"""Helpers shared by test files."""
 
 import numpy as np
 import torch

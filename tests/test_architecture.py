@@ -52,7 +52,7 @@ def imported_modules(file: Path, source: str) -> set[str]:
 
 
 def violations(file: Path, source: str) -> list[str]:
-    """What in a file breaks the rules of the house."""
+    """List the violations of the rules in a file."""
     room, name, found = room_of(file), file.relative_to(PACKAGE).as_posix(), []
     for module in sorted(imported_modules(file, source)):
         head, _, rest = module.partition(".")

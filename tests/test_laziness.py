@@ -15,7 +15,7 @@ HEAVY = ("torch", "numpy", "torchvision", "PIL", "matplotlib", "torchattacks")
 
 
 def modules_after(code):
-    """What is imported once ``code`` has run in a process of its own."""
+    """Modules that are imported once ``code`` has run in a process of its own."""
     script = f"import sys\n{code}\nprint('\\n'.join(sys.modules), file=sys.stderr)"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     return set(result.stderr.split())

@@ -44,7 +44,7 @@ def build(cuda: bool | None, arch: str | None) -> None:
 
 @click.command()
 def doctor() -> None:
-    """What was found here, and what will be used. Compiler, PyTorch, CUDA, cache; and why."""
+    """Show which compiler, PyTorch, CUDA and cache were found, and what will be used and why."""
     from ..ops.doctor import describe
 
     for name, value in describe().items():

@@ -13,28 +13,17 @@ from ..attacks.losses import lead
 from ..protocols.custom import Custom
 from ..utils.errors import InputError, RunError
 from ..utils.rng import SEARCH, words
-from .batch_state import Rows, first, join, size, split, timed
-from .library_attacks import Counted, shares
+from .batch_state import Rows, size, timed
+from .library_attacks import Counted, attack_in_batches, shares
 from .model_under_test import Bench, verified
 
 
 def attack_custom(part: Custom, number: int, source: Iterator[Rows], bench: Bench) -> Iterator[Rows]:
-    """The rows of ``source``, attacked once; those decided already are passed on."""
+    """Attack the rows of ``source`` once; those decided already are passed on."""
     if part.function is None:
         raise InputError(f"attack {part.entry!r} is known by name alone: give its function to evaluate with it")
-    waiting: Rows = {}
     rows = bench.rows if part.together else 1
-    for group in source:
-        began, mask = time.perf_counter(), group["decided"].cpu()
-        done, todo = split(timed(group, began), mask)
-        if done:
-            yield done
-        waiting = join([waiting, todo])
-        while size(waiting) >= rows:
-            batch, waiting = first(waiting, rows)
-            yield attacked(part, number, batch, bench)
-    if waiting:
-        yield attacked(part, number, waiting, bench)
+    return attack_in_batches(source, rows, lambda batch: attacked(part, number, batch, bench))
 
 
 def attacked(part: Custom, number: int, rows: Rows, bench: Bench) -> Rows:

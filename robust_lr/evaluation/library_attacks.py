@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -22,8 +22,13 @@ from .model_under_test import Bench
 
 def attack_library(part: Library, number: int, source: Iterator[Rows], bench: Bench) -> Iterator[Rows]:
     """Attack the rows of ``source`` once, as ``continuous_batching.attack_pool`` does."""
-    waiting: Rows = {}
     rows = bench.rows if part.together else 1
+    return attack_in_batches(source, rows, lambda batch: attacked(part, number, batch, bench))
+
+
+def attack_in_batches(source: Iterator[Rows], rows: int, attack: Callable[[Rows], Rows]) -> Iterator[Rows]:
+    """Apply ``attack`` to the undecided rows of ``source``, ``rows`` at a time; decided rows are passed on."""
+    waiting: Rows = {}
     for group in source:
         began, mask = time.perf_counter(), group["decided"].cpu()
         done, todo = split(timed(group, began), mask)
@@ -32,9 +37,9 @@ def attack_library(part: Library, number: int, source: Iterator[Rows], bench: Be
         waiting = join([waiting, todo])
         while size(waiting) >= rows:
             batch, waiting = first(waiting, rows)
-            yield attacked(part, number, batch, bench)
+            yield attack(batch)
     if waiting:
-        yield attacked(part, number, waiting, bench)
+        yield attack(waiting)
 
 
 def attacked(part: Library, number: int, rows: Rows, bench: Bench) -> Rows:

@@ -1,4 +1,4 @@
-"""What is seen on a terminal: tables that never cut a number, progress in words, output for people or for programs."""
+"""Output on a terminal: tables that never cut a number, progress in words, output for people or for programs."""
 
 import json
 import logging

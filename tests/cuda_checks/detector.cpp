@@ -32,7 +32,7 @@ namespace {
 
 using Address = std::uintptr_t;
 
-// What is known of one byte during a launch. Threads count from 1; 0 is nobody.
+// State of one byte during a launch. Threads count from 1; 0 is nobody.
 struct Byte {
   bool allowed : 1 = true, initialized : 1 = false;
   bool several_readers : 1 = false, several_blocks : 1 = false;
@@ -309,7 +309,7 @@ void run(dim3 grid, dim3 threads, std::size_t bytes, const std::function<void()>
 
 }  // namespace shim
 
-// What the compiler calls before each access.
+// Functions that instrumented code calls before each access.
 extern "C" {
 #define ACCESS(size)                                                                             \
   void __tsan_read##size(void* p) { detector::access(p, size, detector::Kind::read); }           \

@@ -15,7 +15,7 @@ void forbid(void* memory, std::size_t size);
 // Marks bytes as written by the host.
 void initialize(void* memory, std::size_t size);
 
-// Whether a kernel or the host has written these bytes.
+// Returns true if a kernel or the host has written these bytes.
 bool is_initialized(const void* memory, std::size_t size);
 
 void free_all();

@@ -151,7 +151,7 @@ void run_relation(const Problem& p) {
   if (p.batch > 0) check_written(dgeo, p.groups * p.taps(), "dgeo");
 }
 
-// As csrc/cuda/stem/stem_relation.cpp does, with memory for everything.
+// Follows csrc/cuda/stem/stem_relation.cpp, with memory for everything.
 template <class T>
 void run_stem(const Problem& p) {
   using A = WideOf<T>;

@@ -33,7 +33,7 @@ def write(path, files, mode="w"):
 
 
 def samples(numbers):
-    """As WebDataset writes them: class and image of each key, one after the other, with other things between."""
+    """Members as WebDataset orders them: class and image of each key in turn, with other things between."""
     files = {}
     for number in numbers:
         files[f"n0/{number:04}.cls"] = f"{number % 3}\n".encode()

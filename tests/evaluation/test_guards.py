@@ -73,7 +73,7 @@ def complaint(model, data, **options):
 
 
 def complains(name, words, model, data):
-    """That one guard complains, once it has nothing before it, names itself, and is silent when allowed."""
+    """Assert that one guard complains once none before it does, names itself, and is silent when allowed."""
     text = complaint(model, data)
     assert text.endswith(f"(to go on all the same, `allow` {name!r})"), text
     for word in words:
@@ -113,7 +113,7 @@ def test_log_probabilities_small_logits_and_cosines_are_logits(good, data):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("casts", [False, True])
 def test_logits_of_any_floating_dtype_are_taken_to_float32(network, data, dtype, casts):
-    """Whether the model casts its images itself or takes them in its own dtype."""
+    """A model may cast its images itself or take them in its own dtype."""
 
     class Casting(nn.Module):
         def __init__(self):

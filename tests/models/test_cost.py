@@ -140,7 +140,7 @@ def test_the_counts_that_the_layout_is_known_to_give():
 
 
 def nearest(name, like, width, **options):
-    """Whether a network costs more off the mark with one channel more or less."""
+    """Return True if one channel more or less brings the cost no closer."""
     off = [abs(paper_size(name, **options, bottleneck=b).multiply_adds - like) for b in (width - 1, width, width + 1)]
     return min(off) == off[1]
 

@@ -35,7 +35,7 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture
 def timm(monkeypatch):
-    """What we use of timm, where it is not installed."""
+    """Stand-in for the parts of timm that we use, where it is not installed."""
     fake = types.ModuleType("timm")
     fake.list_models = lambda: ["tiny", "wrong"]
     fake.asked = []

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 COMPILER = next((path for path in map(shutil.which, ("c++", "g++", "clang++")) if path), None)
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no compiler")
 
-# What every process does: the operator, both ways, next to plain PyTorch.
+# Script of every process: the operator, both ways, next to plain PyTorch.
 PROGRAM = """
 import sys, torch
 from robust_lr.ops import library, local_relation as ops, reference
@@ -222,7 +222,7 @@ def test_doctor_says_what_would_be_used_and_why(empty_cache: Path, monkeypatch: 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, object]]:
-    """What `build` is asked for; a machine that could build CUDA kernels, but has no GPU."""
+    """Record the calls of `build`; a machine that could build CUDA kernels, but has no GPU."""
     calls: list[tuple[str, object]] = []
 
     def build(device: str, capabilities: object = None) -> Path:
@@ -278,7 +278,7 @@ def test_cuda_that_was_asked_for_and_cannot_be_built(empty_cache: Path, monkeypa
 
 @needs_compiler
 def test_cuda_library_is_the_same_on_another_processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """So that one that was built on a login node is found on the others; the CPU's is not."""
+    """A library built on a login node is found on the others; the CPU's is not."""
     toolkit = nvcc.Toolkit("nvcc", "PATH", "13.0", (), ((8, 0), (9, 0)))
     monkeypatch.setattr(nvcc, "find", lambda: toolkit)
     monkeypatch.setattr(nvcc, "static_runtime", lambda toolkit: "libcudart_static.a")

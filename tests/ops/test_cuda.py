@@ -434,7 +434,7 @@ def test_no_gradients_of_gradients_are_lost() -> None:
     assert torch.autograd.gradgradcheck(lambda *t: ops.local_relation(*t, channels_per_group=5), leaves)
 
 
-# What nvcc says of the kernels
+# Output of nvcc for the kernels
 
 
 def kernels(log: str) -> dict[str, tuple[int, int]]:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def outcome(layer, x):
-    """What the layer returns, and the gradients by the image and by every parameter."""
+    """Return the layer's output and the gradients by the image and by every parameter."""
     x = x.clone().requires_grad_()
     y = layer(x)
     cotangent = torch.arange(y.numel(), dtype=y.dtype).reshape(y.shape).cos()

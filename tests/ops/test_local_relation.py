@@ -294,7 +294,7 @@ def test_far_apart_queries_and_keys(composability: str) -> None:
     _, *plain_gradients = flat(gradients(reference.local_relation, inputs, dy, composability=composability))
     actual, *actual_gradients = flat(gradients(ops.local_relation, inputs, dy, composability=composability))
     assert relative_error(actual, wanted) <= 1e-6
-    # What is left of differences that cancel is multiplied by the distance: compare with PyTorch in float32.
+    # Rounding of differences that cancel is multiplied by the distance: compare with PyTorch in float32.
     for a, b, p in zip(actual_gradients, wanted_gradients, plain_gradients, strict=True):
         assert relative_error(a, b) <= max(5e-6, 8 * relative_error(p, b))
 

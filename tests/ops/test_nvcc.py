@@ -1,4 +1,4 @@
-"""How the CUDA compiler is found, and for which GPUs it is told to compile."""
+"""Finding the CUDA compiler, and choosing the GPUs that it compiles for."""
 
 from pathlib import Path
 

@@ -26,7 +26,7 @@ def tiny(**options):
     return build_model("lrnet26", num_classes=3, width=1 / 8, **options)
 
 
-# What is drawn
+# Drawings
 
 
 def test_priors_are_those_of_the_last_layer_of_each_stage_after_softmax():

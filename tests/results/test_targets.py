@@ -68,7 +68,7 @@ def test_targets_that_cannot_be_are_refused_also_from_a_file(rows, words, tmp_pa
 
 
 class Bright(nn.Module):
-    """Of as many classes as one likes, by brightness."""
+    """Classify by brightness into any number of classes."""
 
     def __init__(self, classes):
         super().__init__()

@@ -70,7 +70,7 @@ def all_rows(folder):
 
 
 def run_all(suite, out, workers=1, **options):
-    """What was told of results, here or in processes of their own."""
+    """Results that were reported, in this process or in others."""
     todo, events = jobs(suite, out, device="cpu", **options), []
     if workers > 1:
         events = [event for _, event in run(todo, workers=workers)]
@@ -80,7 +80,7 @@ def run_all(suite, out, workers=1, **options):
     return [event.detail for event in events if event.kind == "result"]
 
 
-# What a file says
+# Reading a suite file
 
 
 @pytest.mark.parametrize("name", ["quick", "standard", "paper"])
@@ -146,7 +146,7 @@ def test_an_empty_suite_is_refused():
         Suite(name="empty")
 
 
-# What runs
+# Running a suite
 
 
 def test_a_suite_gives_the_rows_of_evaluations_one_by_one(here):

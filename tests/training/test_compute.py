@@ -40,7 +40,7 @@ def network(name="resnet18"):
 
 
 class Spy(nn.Module):
-    """What reaches a network: precision of its convolution, and whether it is attacked."""
+    """Record of what reaches a network: precision of its convolution, and whether it is attacked."""
 
     def __init__(self):
         super().__init__()

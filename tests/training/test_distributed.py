@@ -49,7 +49,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Failed:
-    """How a process ended."""
+    """Outcome of a process."""
 
     kind: type
     words: str

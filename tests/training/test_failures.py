@@ -1,4 +1,4 @@
-"""What can go wrong while an evaluation runs: a clear error, and nothing lost of what was done."""
+"""Failures while an evaluation runs: a clear error, and nothing lost of what was done."""
 
 import dataclasses
 import os

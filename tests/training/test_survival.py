@@ -1,4 +1,4 @@
-"""What a run must survive, or end with in one clear line: kill -9, damaged files, a full disk, a second process."""
+"""A run survives, or ends with one clear line: kill -9, damaged files, a full disk, a second process."""
 
 import json
 import os

@@ -180,7 +180,7 @@ class Planes {
     }
   }
 
-  // What moves next, most likely: the row after this one.
+  // The next move is most likely the row after this one.
   template <class T, bool kStore>
   void prefetch(Index at) const {
 #pragma GCC unroll 16
@@ -219,7 +219,7 @@ class Planes {
     (write<T, kPerLane, kWhole>(take<A, Place>(row), Place * R + r, at, channel), ...);
   }
 
-  // How many elements of a run a lane has.
+  // The number of elements of a run that a lane has.
   template <int kPerLane>
   int present(int lane, Index channel) const {
     return std::clamp<Index>(present_[lane] - channel, 0, kPerLane) * (R / kPerLane);

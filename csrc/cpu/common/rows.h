@@ -47,7 +47,7 @@ class Scratch {
   std::size_t piece_ = 0, used_ = 0;
 };
 
-// How many rows to move at once: a power of two, so that short rows, too, fill whole squares of lanes.
+// Number of rows to move at once: a power of two, so that short rows, too, fill whole squares of lanes.
 template <class A>
 Index rows_at_once(Index width) {
   Index rows = 1;

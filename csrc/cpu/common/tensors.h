@@ -43,7 +43,7 @@ Image<A> prior(const std::optional<Tensor>& geo, const Problem& p) {
   return {geo->data_ptr(), 0, p.taps(), 1, false};
 }
 
-// What backward needs of forward besides y, in one tensor: with softmax, the shifts and totals [N, Ho, Wo, groups] and,
+// Statistics that backward needs besides y, in one tensor: with softmax, the shifts and totals [N, Ho, Wo, groups] and,
 // where y is rounded to bfloat16, y in float32 [N, C, Ho, Wo]; else nothing.
 template <class A>
 struct Stats {

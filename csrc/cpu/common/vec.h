@@ -30,7 +30,7 @@ struct VectorOf {
 template <class A>
 using Vec = typename VectorOf<A>::Type;
 
-// What exp2 needs to know of a floating type: its integer twin, mantissa bits, exponent bias and a polynomial.
+// Constants of a floating type for exp2: its integer twin, mantissa bits, exponent bias and a polynomial.
 template <class A>
 struct Float;
 
@@ -93,7 +93,7 @@ inline Vec<A> larger(Vec<A> a, Vec<A> b) {
 #endif
 }
 
-// Whether a < b in any lane.
+// Returns true if a < b in any lane.
 template <class A>
 inline bool any_less(Vec<A> a, Vec<A> b) {
 #if defined(__AVX512F__)

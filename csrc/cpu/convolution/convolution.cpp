@@ -21,7 +21,7 @@ auto with_products(ScalarType type, F f) {
   }
 }
 
-// Whether all pixels follow each other in memory, channels first.
+// Returns true if all pixels follow each other in memory, channels first.
 bool is_channels_last(const Tensor& t) {
   if (t.dim() != 4) return false;
   Index stride = 1;

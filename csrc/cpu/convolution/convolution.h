@@ -1,7 +1,7 @@
 // Convolution, bias, sum with a shortcut and ReLU in one pass over channels-last images, and its gradient by the input.
 // The weights are packed beforehand: for networks that are attacked, which have many passes with the same weights.
 //
-// As an indirect convolution (Dukhan 2019): every output pixel is a product of the weights and of the input pixels
+// An indirect convolution (Dukhan 2019): every output pixel is a product of the weights and of the input pixels
 // under the taps, which pointers name; outside the image they name zeros. Each pixel's sums run in one order, whatever
 // the batch.
 #pragma once
@@ -71,7 +71,7 @@ void pack(const typename P::Sum* weight, Index outputs, Index inputs, Index taps
                    to++);
 }
 
-// What becomes of the sums.
+// Operations on the sums before they are stored.
 template <class P>
 struct Finish {
   const typename P::Sum* bias = nullptr;          // [channels], or null

@@ -60,7 +60,7 @@ class ImageGradient {
   }
 
  private:
-  // What kPixels of a row of dy, from `w` on, give to the rows of the image that begin at `to`.
+  // Adds what kPixels of a row of dy, from `w` on, give to the rows of the image that begin at `to`.
   void add(const A* dy, Index w, A* to, Index row_stride) const {
     const A* pixels[kPixels];
     for (int i = 0; i < kPixels; ++i) pixels[i] = dy + std::min(w + i, c.out_width - 1) * c.outputs;
@@ -104,7 +104,7 @@ void run_image_gradient(const ImageConvolution<A>& c) {
   });
 }
 
-// Whether there is a kernel for these sizes; runs it.
+// Runs the kernel for these sizes and returns true; false if there is none.
 template <class A>
 bool run_image_gradient(const ImageConvolution<A>& c) {
   const auto with_channels = [&]<int K>() {

@@ -1,4 +1,4 @@
-// What a convolution multiplies: how elements lie in memory, and the products that its sums are made of.
+// The products of a convolution: how elements lie in memory, and the products that its sums are made of.
 #pragma once
 
 #include <algorithm>
@@ -58,7 +58,7 @@ struct NarrowProducts {
     std::memcpy(&pair, from, sizeof pair);
     return (V)broadcast(pair);
   }
-  // Of `count` channels that remain; a second one that is not there is zero.
+  // The product of `count` remaining channels; a second one that is not there is zero.
   static V last_pixel(const BFloat16* from, Index count) {
     return count > 1 ? pixel(from) : (V)broadcast(std::uint32_t(*from));
   }
@@ -85,7 +85,7 @@ struct NarrowProducts {
 #endif
 };
 
-// Whether this processor has the instructions of `NarrowProducts`, and the library uses vectors of that width.
+// Returns true if this processor has the instructions of `NarrowProducts`, and the library uses vectors of that width.
 inline bool supports_bfloat16() {
 #if defined(__AVX512F__)
   return __builtin_cpu_supports("avx512bf16");

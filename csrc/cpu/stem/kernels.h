@@ -24,8 +24,9 @@ void run_stem_forward(const ForwardTensors<A, Stem<A>>& tensors, const Projectio
   });
 }
 
-// What a part of an image, some of its rows, adds by way of queries and keys to the gradients of the transform
-// [channels, inputs + 1], of the query weights and of the key weights [channels, padded]: one after the other.
+// The contribution of a part of an image, some of its rows, by way of queries and keys to the gradients of the
+// transform [channels, inputs + 1], of the query weights and of the key weights [channels, padded]: one after the
+// other.
 template <class A>
 struct StemParts {
   static constexpr Index kRows = 16;

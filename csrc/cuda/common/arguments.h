@@ -1,4 +1,4 @@
-// What the kernels are called with. Neither PyTorch nor CUDA is needed to read this.
+// Arguments of the kernels. Neither PyTorch nor CUDA is needed to read this.
 #pragma once
 
 #include <type_traits>
@@ -30,7 +30,7 @@ struct Image {
   int bytes;  // how many may be moved at once from any group's first channel on: 16, 8, or one element's
 };
 
-// What is known of the gradient of the stem's values, [N, C, H, W]: it goes on to the image and the transform that they
+// The gradient of the stem's values, [N, C, H, W]: it goes on to the image and the transform that they
 // are made from. Null where nothing is wanted.
 template <class A>
 struct StemGradient {

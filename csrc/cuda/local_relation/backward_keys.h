@@ -11,7 +11,7 @@ namespace robust_lr::cuda {
 
 constexpr int kKeyStrip = 4;
 
-// What a block keeps of its query pixels, and each warp's part of the gradients that are sums.
+// Shared memory of a block: its query pixels, and each warp's part of the gradients that are sums.
 template <class T, class X>
 struct QueryMemory {
   Piece<T>* dy;

@@ -8,7 +8,7 @@
 
 namespace robust_lr::cuda {
 
-// How many groups of a pixel neighboring threads work on, at first: they should be neighbors in memory.
+// Number of groups of a pixel that neighboring threads work on, at first: they should be neighbors in memory.
 template <class T>
 int neighbors(const Image<T>& x) {
   return x.channel == 1 ? 4 : 1;

@@ -11,7 +11,7 @@ constexpr int kGeneralResident = sizeof(WideOf<T>) < 8 ? 4 : 3;  // blocks at on
 
 __host__ __device__ inline int parts(Index count) { return int((count + kChannels - 1) / kChannels); }
 
-// What a thread works on: a part of a group at one pixel. Neighboring threads stand for neighbors in memory.
+// The work of a thread: a part of a group at one pixel. Neighboring threads stand for neighbors in memory.
 struct Item {
   int n, group, part, row, column;
   bool inside;
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kGeneralThreads, kGeneralResident<T>) dq_gener
   Pair<BackwardArguments<T, X>> pair{a, item.n, item.group, item.row, item.column};
   const int first = item.part * kChannels, count = min(kChannels, int(p.components) - first);
 
-  // As in backward_queries.h.
+  // The same as in backward_queries.h.
   const A lse = p.softmax ? a.lse[pair.statistic()] : A(0);
   const A about = p.softmax ? pair.dot_gradient([&](int c) { return pair.result(c); }) : A(0);
   A products = 0, weights = 0, sloped_products[kChannels] = {}, slopes[kChannels] = {};

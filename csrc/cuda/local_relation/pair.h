@@ -1,4 +1,4 @@
-// What one query and one key of a group give, for any type, Phi and number of components, from global memory.
+// Terms of one query and one key of a group, for any type, Phi and number of components, from global memory.
 #pragma once
 
 #include "../stem/stem.h"

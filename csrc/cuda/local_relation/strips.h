@@ -1,4 +1,4 @@
-// How the strip kernels share their work: a thread owns a vertical strip of pixels of one group, a block owns the
+// Division of work among the strip kernels: a thread owns a vertical strip of pixels of one group, a block owns the
 // strips of some groups, columns and rows of one image, and keeps all that their windows hold in shared memory.
 //
 // A value read from the tile serves every pixel of the strip whose window holds it.
@@ -13,7 +13,7 @@ constexpr int kThreads = 128;  // in a block, at most
 constexpr int kWarps = kThreads / 32;
 constexpr int kResident = 3;  // blocks at once on a multiprocessor, at least: leaves 168 registers to a thread
 
-// What a strip kernel is compiled for.
+// Compile-time options of a strip kernel.
 template <class Phi_, bool Softmax, int Size, int Stride>
 struct Options {
   using Phi = Phi_;
@@ -71,7 +71,7 @@ struct KeyWindow {
   }
 };
 
-// What a block keeps of its key pixels.
+// Shared memory of a block: its key pixels.
 template <class T>
 struct KeyMemory {
   Piece<T>* x;

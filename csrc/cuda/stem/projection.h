@@ -11,7 +11,7 @@ constexpr int kProjectionThreads = 128, kPixels = 2;
 constexpr int kProjectionResident = 3;  // blocks at once on a multiprocessor, at least
 constexpr int kTable = 64;              // channels in shared memory at a time
 
-// What all pixels need to know of a channel.
+// Values of a channel that all pixels need.
 template <class A>
 struct alignas(16) Channel {
   A weights[kChannels], transform[kMaxInputs], bias;

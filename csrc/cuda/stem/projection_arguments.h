@@ -1,4 +1,4 @@
-// What the kernels of a channel transform of the stem's values are called with.
+// Arguments of the kernels of a channel transform of the stem's values.
 #pragma once
 
 #include "../common/arguments.h"
@@ -17,7 +17,7 @@ struct Projection {
   int rows, stride, height, width;
 };
 
-// How many parts of the gradients of weights and transform there will be: of the pixels, and of the rows.
+// Number of parts of the gradients of weights and transform: of the pixels, and of the rows.
 template <class T>
 Index pixel_parts(const Projection<T>& projection);
 template <class T>
@@ -33,7 +33,8 @@ template <class T>
 void run_image_gradient(const Projection<T>& projection, const WideOf<T>* parts, Index count, WideOf<T>* dimage,
                         Stream stream);
 
-// Of the weights [pixel_parts, rows, channels], and of the transform [pixel_parts * row_parts, channels, inputs + 1].
+// Gradients of the weights [pixel_parts, rows, channels], and of the transform [pixel_parts * row_parts, channels,
+// inputs + 1].
 template <class T>
 void run_weights_gradient(const Projection<T>& projection, WideOf<T>* dweights, WideOf<T>* dtransform, Stream stream);
 

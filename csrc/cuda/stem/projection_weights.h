@@ -11,7 +11,7 @@ constexpr int kSpan = 2048;      // pixels of a block
 constexpr int kOwnChannels = 2;  // of a thread
 constexpr int kTerms = kChannels + kMaxInputs + 1;
 
-// What all channels need to know of a pixel.
+// Values of a pixel that all channels need.
 template <class A>
 struct alignas(16) Pixel {
   A dout[kChannels], inputs[kMaxInputs];
