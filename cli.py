@@ -76,11 +76,11 @@ class Commands(click.Group):
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run a command and exit; errors in the words of the command line are one line, too."""
-        quiet = is_quiet()
+        state = console_state()
         try:
             return self.run_and_exit(args, standalone_mode, extra)
         finally:  # also where an error ends a command before click closes its context
-            set_quiet(quiet)
+            restore_console(state)
 
     def run_and_exit(self, args: tuple[Any, ...], standalone_mode: bool, extra: dict[str, Any]) -> Any:
         run: Any = super().main
@@ -137,15 +137,15 @@ def unexpected(error: Exception) -> str:
     )
 
 
-def is_quiet() -> bool:
-    """Return True if the console prints errors only; it is not imported for that."""
+def console_state() -> tuple[bool, bool]:
+    """Return whether the console prints errors only, and to stderr; it is not imported for that."""
     terminal = sys.modules.get(f"{__package__}.commands.terminal")
-    return terminal is not None and terminal.console.quiet
+    return (terminal.console.quiet, terminal.console.stderr) if terminal else (False, False)
 
 
-def set_quiet(quiet: bool) -> None:
+def restore_console(state: tuple[bool, bool]) -> None:
     if terminal := sys.modules.get(f"{__package__}.commands.terminal"):
-        terminal.console.quiet = quiet
+        terminal.console.quiet, terminal.console.stderr = state
 
 
 def with_options(message: str, group: click.Group, ctx: click.Context) -> str:
@@ -185,7 +185,7 @@ def main(ctx: click.Context, quiet: bool) -> None:
     if quiet:
         from .commands.terminal import hush_console
 
-        hush_console(ctx)
+        hush_console()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("robust_lr").setLevel(
         logging.WARNING if quiet else logging.INFO

@@ -129,15 +129,14 @@ def count_of(number: int, noun: str) -> str:
 # Options that commands share
 
 
-def hush_console(ctx: click.Context) -> None:
-    """Print nothing but errors, without progress, until the end of ``ctx``."""
-    before, console.quiet = console.quiet, True
-    ctx.call_on_close(lambda: setattr(console, "quiet", before))
+def hush_console() -> None:
+    """Print nothing but errors, without progress, until the end of the command, see cli.py."""
+    console.quiet = True
 
 
 def _hush(ctx: click.Context, parameter: click.Parameter, quiet: bool) -> None:
     if quiet:
-        hush_console(ctx)
+        hush_console()
         logging.getLogger("robust_lr").setLevel(logging.WARNING)
 
 
@@ -158,8 +157,7 @@ def json_option(option: Callable[..., Any] = click.option, **changes: Any) -> Ca
 
     def redirect(ctx: click.Context, parameter: click.Parameter, file: Path | None) -> Path | None:
         if file == STDOUT:
-            before, console.stderr = console.stderr, True
-            ctx.call_on_close(lambda: setattr(console, "stderr", before))
+            console.stderr = True  # until the end of the command, see cli.py
         return file
 
     help_text = "Write every figure to this file as JSON; `-` is stdout, and tables then go to stderr."

@@ -391,7 +391,11 @@ def test_mixed_sizes_are_resized_and_cropped(place):
     assert "no larger crop" in invoke("attack", "--untargeted", *chosen, "--resize", 8, "--crop", 9).stderr
 
 
-@pytest.mark.parametrize("arguments", [["attack", "--quiet", "--bogus"], ["-q", "attack", "--limit", "0"]])
-def test_quiet_ends_with_its_command_even_where_that_fails(arguments):
+@pytest.mark.parametrize(
+    "arguments",
+    [["attack", "--quiet", "--bogus"], ["-q", "attack", "--limit", "0"], ["attack", "--json", "-", "--bogus"]],
+)
+def test_options_of_the_console_end_with_their_command_even_where_that_fails(arguments):
     assert CliRunner().invoke(main, arguments).exit_code == 2
     assert not terminal.console.quiet
+    assert not terminal.console.stderr
