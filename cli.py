@@ -76,11 +76,11 @@ class Commands(click.Group):
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run a command and exit; errors in the words of the command line are one line, too."""
-        state = console_state()
+        reset_console()
         try:
             return self.run_and_exit(args, standalone_mode, extra)
-        finally:  # also where an error ends a command before click closes its context
-            restore_console(state)
+        finally:  # options such as --quiet change it while they are parsed
+            reset_console()
 
     def run_and_exit(self, args: tuple[Any, ...], standalone_mode: bool, extra: dict[str, Any]) -> Any:
         run: Any = super().main
@@ -137,15 +137,10 @@ def unexpected(error: Exception) -> str:
     )
 
 
-def console_state() -> tuple[bool, bool]:
-    """Return whether the console prints errors only, and to stderr; it is not imported for that."""
-    terminal = sys.modules.get(f"{__package__}.commands.terminal")
-    return (terminal.console.quiet, terminal.console.stderr) if terminal else (False, False)
-
-
-def restore_console(state: tuple[bool, bool]) -> None:
+def reset_console() -> None:
+    """Print everything, to stdout; the console is not imported for that."""
     if terminal := sys.modules.get(f"{__package__}.commands.terminal"):
-        terminal.console.quiet, terminal.console.stderr = state
+        terminal.console.quiet = terminal.console.stderr = False
 
 
 def with_options(message: str, group: click.Group, ctx: click.Context) -> str:
