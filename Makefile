@@ -44,9 +44,8 @@ format: $(VENV)/installed  ## rewrite the code in the project's style
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files '*.h' '*.cpp' '*.cu')
 
-docs: $(VENV)/installed  ## the documentation site, strictly, in site/
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+docs: $(VENV)-docs/installed  ## the documentation site, strictly, in site/
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/python -m mkdocs build --quiet --strict
 
 wheel: $(VENV)/installed  ## dist/robust_lr-*.whl with compiled kernels (Linux, x86-64); CUDA="8.0 9.0" adds those for GPUs
 	rm -rf build dist/robust_lr-*.whl
@@ -62,10 +61,19 @@ wheel-check: wheel  ## the wheel, installed outside the repository, attacks the 
 	tests/wheel_check.sh $(BIN)/python dist/robust_lr-*.whl
 
 clean:  ## remove the environment and what was built
-	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-docs build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11"'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' $(if $(TORCH),'torch==$(TORCH).*')
+	touch $@
+
+# The packages of the first environment are visible from this one; docs/requirements.txt says why there are two.
+$(VENV)-docs/installed: $(VENV)/installed docs/requirements.txt
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check --requirement docs/requirements.txt
+	site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	  echo "import site; site.addsitedir('$$($(BIN)/python -c "$$site")')" \
+	  > "$$($(VENV)-docs/bin/python -c "$$site")/project.pth"
 	touch $@
