@@ -120,6 +120,8 @@ def suite(
         run(todo, jobs, first=launched is None or launched[0] == 1)
     run_tables(chosen, folder, changes, limit, jobs)
     if launched is None or launched[0] == 1:
+        if todo:
+            judge_transfer(todo)
         finish(folder, chosen.name)
 
 
@@ -224,6 +226,14 @@ def run_tables(chosen: Suite, folder: Path, changes: tuple[str, ...], limit: int
             jobs=None if jobs == 1 else jobs,
             dry_run=False,
         )
+
+
+def judge_transfer(todo: Sequence[SuiteJob]) -> None:
+    """Write how the images made for each model fool the others, where the suite keeps images."""
+    from ..suites.transfer import write_matrices
+
+    for file in write_matrices(todo):
+        say(f"transfer between the models: {file}")
 
 
 def finish(folder: Path, title: str) -> None:

@@ -61,16 +61,14 @@ def benchmark(
     results = {}
     for model_name, model in models.items():
         ready = prepare(model, data, chosen, name=model_name, **options)
-        cells = [
-            Cell(protocol, ready.bench.seed, None if out is None else Path(out) / model_name) for protocol in chosen
-        ]
+        above = None if out is None else Path(out) / model_name
+        cells = [Cell(protocol, ready.bench.seed, above, images) for protocol in chosen]
         for cell, found in run_cells(
             ready,
             cells,
             resume=resume,
             fresh=fresh,
             targets=targets,
-            images=images,
             progress=progress and (lambda _: progress),
         ):
             assert isinstance(found, Result)
@@ -86,11 +84,13 @@ class Cell:
         attack: a protocol or a sweep.
         seed: of starts and targets.
         above: the folder that gets a folder named after the attack; None writes nothing.
+        images: keep the adversarial images in that folder.
     """
 
     attack: Protocol | Sweep
     seed: int
     above: Path | None
+    images: bool = False
 
     @property
     def folder(self) -> Path | None:
@@ -104,7 +104,6 @@ def run_cells(
     resume: bool = False,
     fresh: bool = False,
     targets: Targets | None = None,
-    images: bool = False,
     progress: Callable[[Cell], Callable[[int, int], None]] | None = None,
 ) -> Iterator[tuple[Cell, Result | Curve]]:
     """Run the cells one after the other on one model and its images, which are checked, hashed and guarded once.
@@ -120,7 +119,7 @@ def run_cells(
             "resume": resume,
             "fresh": fresh,
             "targets": targets,
-            "images": images,
+            "images": cell.images,
             "progress": None if progress is None else progress(cell),
         }
         found: Result | Curve

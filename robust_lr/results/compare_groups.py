@@ -94,6 +94,12 @@ def compare_groups(groups: Sequence[Sequence[str | Path]]) -> GroupComparison:
             f"the groups have {', '.join(map(str, sizes))} runs: give one run for each seed in every group"
         )
     runs = [[read_evaluation(folder) for folder in group] for group in groups]
+    return compare_runs(dict(zip(names(runs), runs, strict=True)))
+
+
+def compare_runs(named: Mapping[str, Sequence[Evaluation]]) -> GroupComparison:
+    """Compare groups of evaluations by name, as many in each; raises `InputError` as ``compare_groups``."""
+    runs = list(named.values())
     for group in runs:
         for run in group[1:]:
             check_comparable(group[0], run, same_draw=False)
@@ -104,7 +110,6 @@ def compare_groups(groups: Sequence[Sequence[str | Path]]) -> GroupComparison:
     for place in zip(*runs, strict=True):
         for run in place[1:]:
             check_comparable(place[0], run)
-    named = dict(zip(names(runs), runs, strict=True))
     return GroupComparison(
         data=runs[0][0].record["data"],
         protocol=runs[0][0].protocol,

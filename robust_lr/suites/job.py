@@ -22,7 +22,7 @@ from ..protocols.base import Protocol
 from ..training.run import train_run
 from ..training.run_folder import CONFIG
 from ..utils.devices import pick_device
-from .spec import DataSpec, ModelSpec, Suite
+from .spec import MODELS, Attack, DataSpec, ModelSpec, Suite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +68,12 @@ class SuiteJob:
     def images(self, name: str) -> Dataset:
         return images(self.suite.data[name])
 
+    def keeps_images_of(self, attack: Attack) -> bool:
+        """Tell whether the images of this attack are kept; those of sweeps never are."""
+        return self.suite.images and not isinstance(attack, Sweep)
+
     def train_folder(self) -> Path:
-        return self.out / "models" / self.model / f"seed-{self.seeds[0]}"
+        return self.out / MODELS / self.model / f"seed-{self.seeds[0]}"
 
     def train_config(self) -> Config:
         return load(self.spec.config, [*self.spec.set, f"seed={self.seeds[0]}"])
@@ -77,7 +81,7 @@ class SuiteJob:
     def cells(self, data: str) -> list[Cell]:
         """Every attack with every seed on one data set."""
         return [
-            Cell(attack, seed, self.out / data / self.model / f"seed-{seed}")
+            Cell(attack, seed, self.out / data / self.model / f"seed-{seed}", self.keeps_images_of(attack))
             for seed in self.seeds
             for attack in self.suite.attacks
         ]

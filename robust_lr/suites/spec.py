@@ -18,6 +18,10 @@ from ..utils.toml import read_toml
 
 SHIPPED = Path(__file__).parent / "shipped"
 
+#: folders of a suite beside those of its data sets: networks that it trains, and matrices of transfer
+MODELS, TRANSFER = "models", "transfer"
+RESERVED = (MODELS, TRANSFER)
+
 Attack = Protocol | Sweep
 
 
@@ -67,6 +71,7 @@ class Suite:
         seeds: of starts and targets, and of training where a model is trained.
         precision: of the attacks, see ``evaluate``.
         allow: guards that are not to be asked.
+        images: keep the adversarial images of protocols, and judge those of each model by every other: transfer.
         tables: configs of the paper's tables, which are trained and evaluated as `robust-lr table` does.
     """
 
@@ -77,6 +82,7 @@ class Suite:
     seeds: tuple[int, ...] = (0,)
     precision: str = "fp32"
     allow: tuple[str, ...] = ()
+    images: bool = False
     tables: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -86,6 +92,9 @@ class Suite:
             for name in names:
                 if name in ("", ".", "..") or "/" in name or "\\" in name:
                     raise InputError(f"{kind} {name!r}: the name becomes a folder, so it must have no slash")
+        for name in RESERVED:
+            if name in self.data:
+                raise InputError(f"data set {name!r}: the suite's folder has a folder of that name, choose another")
         for table in self.tables:
             table_number(table)
         given = [attack.name for attack in self.attacks]
@@ -146,7 +155,7 @@ def read(
     """
     path = find(name)
     table = read_toml(path)
-    known = ("name", "models", "data", "protocols", "seeds", "precision", "allow", "tables", "eps", "limit")
+    known = ("name", "models", "data", "protocols", "seeds", "precision", "allow", "images", "tables", "eps", "limit")
     for key in table:
         if key not in known:
             raise InputError(f"{path}: unknown key {key!r}: choose from {', '.join(known)}")
@@ -183,7 +192,7 @@ def suite_of(
     entries = table.get("protocols", [])
     if not isinstance(entries, list):
         raise InputError(f"protocols = {entries!r}: a list of names and tables is needed")
-    rest = {key: table[key] for key in ("precision", "allow", "tables") if key in table}
+    rest = {key: table[key] for key in ("precision", "allow", "images", "tables") if key in table}
     return make(
         Suite,
         rest,

@@ -1,5 +1,7 @@
 """Suites: what a file says, what runs, and that it is the same as evaluations one by one."""
 
+import json
+import os
 import sys
 
 import numpy as np
@@ -9,12 +11,15 @@ from helpers import noise, small_run
 
 import robust_lr as rlr
 from robust_lr.paper.jobs import run
+from robust_lr.reports.html import html
+from robust_lr.reports.record import build
 from robust_lr.results.curve import CURVE, read_curve
 from robust_lr.results.ledger import read as read_rows
 from robust_lr.results.stored import LEDGER, RESULT, read_evaluation
 from robust_lr.suites.estimate import estimate, estimate_table, passes
 from robust_lr.suites.job import jobs
 from robust_lr.suites.spec import Suite, read, shipped
+from robust_lr.suites.transfer import write_matrices
 
 NETS = """
 import torch
@@ -217,6 +222,41 @@ def test_the_last_shard_joins_all_of_them(here):
     for file in (here / "whole").rglob(CURVE):
         curve = read_curve(file.parent)
         assert read_curve(here / "parts" / file.parent.relative_to(here / "whole"))["points"] == curve["points"]
+
+
+def test_kept_images_give_a_matrix_of_transfer_for_each_protocol_and_seed(here, monkeypatch):
+    (here / "suite.toml").write_text(SUITE.format(more="").replace("seeds =", "images = true\nseeds ="))
+    suite, out = read("suite.toml"), here / "out"
+    todo = jobs(suite, out, device="cpu")
+    assert list(write_matrices(todo)) == []
+    run_all(suite, out)
+    files = list(write_matrices(todo))
+    assert {str(file.relative_to(out / "transfer")) for file in files} == {
+        f"small/seed-{seed}/{name}/transfer.json" for seed in (0, 3) for name in ("pgd", "targeted")
+    }
+    found = json.loads(files[0].read_text())
+    assert found["models"] == ["plain", "scaled"]
+    for at, model in enumerate(found["models"]):
+        record = read_evaluation(out / "small" / model / "seed-0" / "pgd").record
+        assert found["scores"][at][at]["accuracy"] == record["robust_accuracy"]
+    assert "Transfer" in html(build([out]))
+
+    def forbidden(*args):
+        raise AssertionError("a matrix was computed twice")
+
+    monkeypatch.setattr("robust_lr.suites.transfer.transfer", forbidden)
+    assert list(write_matrices(todo)) == files
+    newer = next(out.rglob(RESULT))
+    os.utime(newer, ns=(2**62, 2**62))
+    with pytest.raises(AssertionError, match="twice"):
+        list(write_matrices(todo))
+
+
+def test_no_images_are_kept_unless_a_suite_asks_for_them(here):
+    suite = read("suite.toml")
+    run_all(suite, here / "out")
+    assert not list((here / "out").rglob("*.safetensors"))
+    assert list(write_matrices(jobs(suite, here / "out", device="cpu"))) == []
 
 
 @pytest.mark.slow

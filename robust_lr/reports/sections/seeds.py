@@ -1,14 +1,18 @@
-"""Several seeds of the same evaluation: mean and standard deviation."""
+"""Several seeds of the same evaluation: mean and standard deviation, and differences over training runs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 
-from ..blocks import Cell, Column, Section, Table, count_cell, text_cell
+from ...results.compare_groups import METHODS, Difference, compare_runs
+from ...utils.errors import InputError
+from ..blocks import Cell, Column, Section, Table, count_cell, number_cell, text_cell
 from ..collect import Found
 from ..record import Report
 
+LEVEL = 0.05
+TRAINING = "training and attack"
 FIGURES = {"clean": "clean", "robust": "robust", "worst-seen": "worst seen", "success": "success"}
 
 
@@ -45,15 +49,65 @@ def seeds(report: Report) -> Section | None:
                 note="In %; each seed counts the same images.",
                 columns=columns,
                 rows=rows,
-            )
+            ),
+            *differences(several),
         ],
     )
+
+
+def differences(several: Mapping[tuple[str, str, str], Sequence[Found]]) -> list[Table]:
+    """Compare the networks that were trained several times, over training runs and images."""
+    arms: dict[tuple[str, str], dict[str, list[Found]]] = {}
+    for (model, data, protocol), found in several.items():
+        if kind(found) == TRAINING:
+            arms.setdefault((data, protocol), {})[model] = sorted(found, key=lambda each: each.seed)
+    rows = [
+        row(data, protocol, difference)
+        for (data, protocol), members in arms.items()
+        for difference in compared(members)
+    ]
+    if not rows:
+        return []
+    columns = [Column(heading, figures=False) for heading in ("images", "protocol", "first", "second")]
+    columns += [Column("difference", "points"), Column("p"), Column("p", "Holm"), Column("runs", "each")]
+    note = f"Robust accuracy of the first minus that of the second. Interval: {METHODS['interval']}. p-values: "
+    note += f"{METHODS['p']}; {METHODS['p_holm']}. Bold: p < {LEVEL} after correction."
+    return [Table(key="training-runs", title="Differences over training runs", note=note, columns=columns, rows=rows)]
+
+
+def compared(members: Mapping[str, Sequence[Found]]) -> list[Difference]:
+    """Differences of robust accuracy between networks with the same seeds; none where runs cannot be compared."""
+    if len(members) < 2 or len({tuple(each.seed for each in found) for found in members.values()}) > 1:
+        return []
+    try:
+        found = compare_runs({name: [each.evaluation for each in runs] for name, runs in members.items()})
+    except InputError:  # other protocols or images under one name, which the paired differences remark on
+        return []
+    return found.of("robust")
+
+
+def row(data: str, protocol: str, difference: Difference) -> list[Cell]:
+    estimate = difference.estimate
+    low, high = estimate.interval
+    significant = difference.p_holm < LEVEL
+    return [
+        *map(text_cell, (data, protocol, difference.first, difference.second)),
+        Cell(
+            text=f"{100 * estimate.value:+.1f}",
+            detail=f"[{100 * low:+.1f}, {100 * high:+.1f}]",
+            sort=estimate.value,
+            strong=significant,
+        ),
+        number_cell(estimate.p, f"{estimate.p:.2g}"),
+        number_cell(difference.p_holm, f"{difference.p_holm:.2g}", strong=significant),
+        count_cell(estimate.runs),
+    ]
 
 
 def kind(found: Sequence[Found]) -> str:
     """Tell whether the seeds are of networks trained anew or only of the attack."""
     weights = {each.record["weights_sha256"] for each in found}
-    return "training and attack" if len(weights) == len(found) else "the attack"
+    return TRAINING if len(weights) == len(found) else "the attack"
 
 
 def spread(values: Sequence[float]) -> Cell:
