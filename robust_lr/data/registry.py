@@ -18,6 +18,7 @@ from ..utils.checks import check_name
 from ..utils.errors import InputError, RunError
 from .dataset import Array, ArrayDataset, Dataset, as_integers, content_hash, from_arrays
 from .encoded import IMAGE_SUFFIXES, BlobSource, FileSource, LazyDataset, Transform, center_crop, from_source
+from .idx import load_idx
 from .webdataset import load_tars
 
 __all__ = [
@@ -38,6 +39,11 @@ FASHION_CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
+#: as torchvision names the classes of MNIST
+DIGITS = (
+    *("0 - zero", "1 - one", "2 - two", "3 - three", "4 - four"),
+    *("5 - five", "6 - six", "7 - seven", "8 - eight", "9 - nine"),
+)
 
 Loader = Callable[[str, Path, str, Transform | None], Dataset]  # name, path, split, transform
 
@@ -53,7 +59,9 @@ def load(
 
     name:
       `fashion-mnist-mini`  ships with the package: 4,000 and 1,000 images [1, 28, 28]; ids index the full set's split.
-      `fashion-mnist`, `mnist`, `cifar10`, `cifar100`  as torchvision lays them out below `root`, by default ./data.
+      `fashion-mnist`, `mnist`  the four IDX files, compressed or not, in `root` or, as torchvision lays them out, below
+        it; by default ./data.
+      `cifar10`, `cifar100`  as torchvision lays them out below `root`, by default ./data.
       `imagenet`  `root`/train and `root`/val with a folder for each class; by default resized to 256, cropped to 224.
       `folder:PATH`  a folder for each class, in sorted order; or PATH/train and PATH/test (or val) which hold these.
         Without train and test, both splits are the whole folder. An id is the index in the sorted relative paths.
@@ -100,6 +108,14 @@ def _torchvision(
             f"torchvision's {class_name} lays them out, or pass another root; nothing is downloaded"
         ) from error
     return from_arrays(data.data, data.targets, num_classes=len(data.classes), classes=data.classes, name=name)
+
+
+def _idx(class_name: str, classes: tuple[str, ...]) -> Loader:
+    def load_split(name: str, path: Path, split: str, transform: Transform | None) -> Dataset:
+        _refuse(name, transform)
+        return load_idx(name, path, split, classes, f"{class_name}/raw")
+
+    return load_split
 
 
 def _imagenet(name: str, path: Path, split: str, transform: Transform | None) -> Dataset:
@@ -225,8 +241,8 @@ def _vision(class_name: str, files: str) -> Loader:
 
 DATASETS: Mapping[str, Loader] = {
     "fashion-mnist-mini": _embedded,
-    "fashion-mnist": _vision("FashionMNIST", "FashionMNIST/raw"),
-    "mnist": _vision("MNIST", "MNIST/raw"),
+    "fashion-mnist": _idx("FashionMNIST", FASHION_CLASSES),
+    "mnist": _idx("MNIST", DIGITS),
     "cifar10": _vision("CIFAR10", "cifar-10-batches-py"),
     "cifar100": _vision("CIFAR100", "cifar-100-python"),
     "imagenet": _imagenet,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,10 +12,14 @@ import torch
 
 from ..utils.checks import check_name, choose, typed
 from ..utils.errors import InputError
+from ..utils.machine import memory
 from .conv_nets import convolution, depthwise, non_local_net, resnet
 from .layers.basic import IMAGENET_MEAN, IMAGENET_STD
 from .lr_net import lr_net
 from .resnet import BasicBlock, Bottleneck, Frame, ResNet
+
+MAX_CHANNELS = 1024
+MANY_CLASSES = 100_000
 
 #: Widths that differ from the paper's alpha = 100/256 are those at which the network costs as many multiply-adds as its
 #: rival, by ``solve_bottleneck``: resnet26_dw and nl26 as ResNet-26, lrnet101 as ResNet-101, which gives the
@@ -52,7 +56,7 @@ def build_model(
     Args:
         name: a key of ``MODELS``.
         num_classes: at least 1.
-        in_channels: at least 1.
+        in_channels: 1 to 1,024.
         width: multiplies every channel count, > 0; 1.0 is the paper's network.
         stem: "imagenet" (stride 2 and pooling), "stride2" (no pooling, for images of about 28 to 96 pixels), or "small"
             (full resolution, for images up to 64 pixels).
@@ -60,13 +64,16 @@ def build_model(
         options: of the layers, see ``conv_nets.resnet`` and ``lr_net.lr_net``.
 
     Raises:
-        InputError: unknown name, stem or option, or a value of the wrong type or out of range.
+        InputError: unknown name, stem or option, a value of the wrong type or out of range, or a network that does not
+            fit half of the machine's memory.
     """
     builder = choose("model", name, MODELS)
     hints = {**typing.get_type_hints(builder.func), **typing.get_type_hints(Frame)}
     parameters = inspect.signature(builder.func).parameters.values()
     own = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     in_channels = typed(int, in_channels, "in_channels")
+    if not 1 <= in_channels <= MAX_CHANNELS:
+        raise InputError(f"in_channels = {in_channels}: must be between 1 and {MAX_CHANNELS}")
     color = in_channels == 3
     values: dict[str, Any] = {
         "num_classes": num_classes,
@@ -80,12 +87,25 @@ def build_model(
     for key, value in options.items():
         check_name(f"option of {name}", key, [*values, *own])
         options[key] = typed(hints[key], value, key)
-    if values["num_classes"] < 1 or in_channels < 1 or not 0 < values["width"] < 100:
+    if values["num_classes"] < 1 or not 0 < values["width"] < 100:
         raise InputError(
-            f"num_classes = {num_classes}, in_channels = {in_channels}, width = {width}: "
-            "the first two must be at least 1, the width above 0 and below 100"
+            f"num_classes = {num_classes}, width = {width}: "
+            "the first must be at least 1, the width above 0 and below 100"
         )
     if len(values["mean"]) != in_channels:
         raise InputError(f"mean = {values['mean']}: one value for each of {in_channels} channels is needed")
+    if width > 1 or num_classes > MANY_CLASSES:  # as large as the paper's networks are always fits
+        check_size(builder, values, options)
     model: ResNet = builder(Frame(**values), **options).to(memory_format=torch.channels_last)
     return model
+
+
+def check_size(builder: Callable[..., ResNet], values: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Refuse a network whose weights would not fit half of the memory; none of them is allocated to find out."""
+    with torch.device("meta"):
+        weights = sum(parameter.numel() for parameter in builder(Frame(**values), **options).parameters())
+    if 4 * weights > memory() // 2:
+        raise InputError(
+            f"width = {values['width']:g}, num_classes = {values['num_classes']}: {weights:,} weights do not fit this "
+            "machine's memory; make the network smaller"
+        )

@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 import robust_lr
 from robust_lr import data
+from robust_lr.data import registry
 from robust_lr.utils.errors import InputError, RunError
 
 ASSETS = Path(robust_lr.__file__).parent / "assets"
@@ -472,22 +474,58 @@ def test_missing_files_say_where_they_were_sought(name, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []  # nothing was downloaded or made
 
 
-@pytest.mark.parametrize(("name", "folder"), [("fashion-mnist", "FashionMNIST"), ("mnist", "MNIST")])
-def test_idx_files_through_torchvision(name, folder, tmp_path):
-    raw = tmp_path / folder / "raw"
-    raw.mkdir(parents=True)
+def write_idx(folder, stem, images, labels, compressed=False):
+    """Write the two files of one split as MNIST's are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+        content = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes() + array.tobytes()
+        file = folder / f"{stem}-{kind}-ubyte{'.gz' if compressed else ''}"
+        file.write_bytes(gzip.compress(content) if compressed else content)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("fashion-mnist", "FashionMNIST/raw"), ("mnist", "MNIST/raw"), ("mnist", "raw"), ("fashion-mnist", ".")],
+)
+def test_idx_files_as_distributed_and_as_torchvision_lays_them_out(name, folder, compressed, tmp_path):
     images, labels = rng.integers(0, 256, (3, 28, 28), np.uint8), np.array([5, 0, 4], np.uint8)
-    for stem, flip in (("train", 1), ("t10k", -1)):
-        for kind, array in (("images-idx3", images[::flip]), ("labels-idx1", labels[::flip])):
-            sizes = np.array(array.shape, ">i4").tobytes()
-            (raw / f"{stem}-{kind}-ubyte").write_bytes(bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes())
+    write_idx(tmp_path / folder, "train", images, labels, compressed)
+    write_idx(tmp_path / folder, "t10k", images[::-1], labels[::-1], compressed)
     test = data.load(name, "test", root=tmp_path)
     assert (test.labels.tolist(), test.num_classes, test.ids.tolist()) == ([4, 0, 5], 10, [0, 1, 2])
     assert torch.equal(test.images[:, 0], torch.from_numpy(images[::-1].copy()))
     assert data.load(name, root=tmp_path).labels.tolist() == [5, 0, 4]
-    (raw / "t10k-images-idx3-ubyte").write_bytes(b"\0\0")
-    with pytest.raises(InputError, match=r"files missing or damaged in .*raw"):
-        data.load(name, "test", root=tmp_path)
+
+
+def test_idx_files_are_those_that_torchvision_reads(tmp_path):
+    images, labels = rng.integers(0, 256, (3, 28, 28), np.uint8), np.array([5, 0, 4], np.uint8)
+    for stem in ("train", "t10k"):
+        write_idx(tmp_path / "FashionMNIST" / "raw", stem, images, labels)
+    theirs = torchvision.datasets.FashionMNIST(tmp_path, train=False)
+    ours = data.load("fashion-mnist", "test", root=tmp_path)
+    assert torch.equal(ours.images[:, 0], theirs.data)
+    assert (ours.labels.tolist(), list(ours.classes)) == (theirs.targets.tolist(), theirs.classes)
+    assert list(registry.DIGITS) == torchvision.datasets.MNIST.classes
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\0\0", "is no IDX file"),
+        (bytes([0, 0, 13, 3]) + bytes(12), "is no IDX file"),
+        (bytes([0, 0, 8, 3]) + np.array([1, 28, 28], ">i4").tobytes() + bytes(9), "damaged: 9 bytes"),
+    ],
+)
+def test_damaged_idx_files_are_named(content, words, tmp_path):
+    write_idx(tmp_path, "t10k", np.zeros((1, 28, 28), np.uint8), np.zeros(1, np.uint8))
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(content)
+    with pytest.raises(InputError, match=f"t10k-images-idx3-ubyte (is )?{words}"):
+        data.load("mnist", "test", root=tmp_path)
+    (tmp_path / "t10k-images-idx3-ubyte").unlink()
+    (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(99))[:-9])
+    with pytest.raises(InputError, match="damaged"):
+        data.load("mnist", "test", root=tmp_path)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
