@@ -1,0 +1,324 @@
+"""Counts the instructions that LR-Net-26's CUDA kernels issue, from their machine code: no GPU is needed.
+
+    python benchmarks/cuda_count.py --out benchmarks/results/cuda-count-after.json
+
+nvcc compiles the kernels for sm_90, nvdisasm takes them apart, and a program that only prints them
+(benchmarks/cuda_count/launches.cpp) tells the launches of the nine layers. The instructions that a warp issues are the
+lengths of a kernel's loops times how often they run, which `trips` knows from the launch, plus what lies outside of
+loops. A warp that issues them all takes one slot each; an H100 has 132 multiprocessors x 4 slots x 1.755 GHz.
+
+So the times are those of a GPU whose every slot is taken: a lower bound that says where instructions go. Memory,
+latencies and bank conflicts are not in it. Beside them stand the time of the exponentials (a warp's takes 8 cycles of
+its quarter's unit) and the floor of memory at 3.35 TB/s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from sass import Code, kernels, operation
+
+from robust_lr.ops import nvcc
+from robust_lr.utils.files import write_json
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ROOT / "benchmarks" / "cuda_count"
+
+SLOTS_PER_MS = 132 * 4 * 1.755e6
+SPECIAL_CYCLES = 8  # of a warp's exponential, of which a quarter of a multiprocessor does 4 lanes a cycle
+BYTES_PER_MS = 3.35e9
+
+PASSES = ("forward", "attack", "training")
+
+SIZES = {"stem": 224, "res2": 56, "res3": 28, "res4": 14, "res5": 7}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel's launch; sizes that a kind of kernel does not have are 0."""
+
+    layer: str
+    part: str  # of a pass, one of PASSES
+    kernel: str
+    blocks: int
+    threads: int
+    shared: int
+    stride: int
+    channels: int
+    groups: int = 0
+    columns: int = 0
+    strips: int = 0
+    tile: int = 0
+    strip: int = 0
+    height: int = 0
+    out_height: int = 0
+    dgeo: int = 0
+    rows: int = 0
+    pixels: int = 0
+
+    @property
+    def name(self) -> str:
+        """The kernel's name without its template arguments."""
+        return next(name for name in KERNELS if f"{len(name)}{name}I" in self.kernel)
+
+    @property
+    def passes(self) -> int:
+        """How often all threads go on to the next places of the tile, until all are loaded."""
+        return math.ceil(self.tile / (self.threads // self.groups))
+
+
+KERNELS = ("forward_strips", "backward_queries", "backward_keys", "project", "image_gradient", "weights_gradient")
+
+
+def trips(launch: Launch, loop: Counter[str], nested: int) -> float:
+    """How often a warp goes through a loop, which is recognized by the instructions in it.
+
+    `nested` counts the loops before it within the same outer loop. What never happens here (other memory layouts and
+    alignments, outputs that must be computed again) happens 0 times.
+    """
+    if launch.name == "project":
+        return 1 if loop["LDG"] else launch.channels / 4  # unrolled by 4
+    if launch.name == "image_gradient":
+        return 1 if loop["STS"] else launch.channels if loop["FFMA"] else 0
+    if launch.name == "weights_gradient":
+        if loop["BAR"]:
+            return launch.pixels / math.ceil(launch.pixels / 2048) / 128
+        if loop["FFMA"]:
+            return 32
+        return 13 * 64 / launch.threads if loop["STG"] and loop["LDS"] else float(loop["LDS"] == 4)
+    return strip_trips(launch, loop, nested)
+
+
+def strip_trips(launch: Launch, loop: Counter[str], nested: int) -> float:
+    groups, threads, taps = launch.groups, launch.threads, 49
+    wide = launch.channels % 8 == 0  # channels move in units of 16 bytes, else of 8
+    if loop["LDGSTS"]:
+        return launch.passes * float(wide == bool(loop["LDGSTS.E.BYPASS.128"]))
+    if loop["LDG.E.U16"] >= 8 or loop["FMNMX"] >= 7 or (loop["MUFU.EX2"] and loop["STG"]):
+        return 0
+    if loop["MUFU.EX2"]:
+        return taps_of(launch) if loop["MUFU.EX2"] >= 10 else 0
+    if loop["SHFL"]:
+        return shuffles(launch, loop, nested)
+    if loop["FFMA"] > 60 or loop["LDG"] == 4:  # values of the stem; one value of each group
+        return math.ceil(launch.passes / 4)
+    if loop["LDG"] == 1 and loop["STS"] == 1:  # the prior
+        return taps * groups / threads
+    if loop["STS"]:  # zeros for the gradient of the prior
+        return taps * groups / 32 / 16 if launch.dgeo and loop["STS"] == 16 else 0
+    if loop["LDS"] >= 20:  # sums over warps
+        return taps * groups / threads if launch.dgeo else 0
+    return float(loop["LDS"] == 4)
+
+
+def shuffles(launch: Launch, loop: Counter[str], nested: int) -> float:
+    """The gradient of the stem's values goes to image and transform; each loop of shuffles adds up lanes."""
+    if loop["STG"]:
+        return 4  # inputs and the bias
+    if launch.layer != "stem" or nested < 7:
+        return math.log2(32 / (launch.groups * launch.stride)) if launch.dgeo else 0
+    if nested < 15:
+        return math.log2(32 / launch.groups) if launch.dgeo else 0
+    return 0 if launch.dgeo else math.log2(launch.groups)
+
+
+def taps_of(launch: Launch) -> float:
+    """Columns of the window, less the share of rows that are skipped as they lie outside the image."""
+    strip, stride = launch.strip, launch.stride
+    if launch.name == "backward_keys":
+        image, other, columns = launch.height, launch.out_height, 7 if stride == 1 else 4
+        rows = (strip - 1 + 3) // stride + 3 // stride + 1
+        first = [i * strip // stride - 3 // stride for i in range(math.ceil(image / strip))]
+    else:
+        image, other, columns = launch.out_height, launch.height, 7
+        rows = (strip - 1) * stride + 7
+        first = [i * strip * stride - 3 for i in range(math.ceil(image / strip))]
+    inside = sum(0 <= top + row < other for top in first for row in range(rows))
+    return columns * inside / (len(first) * rows)
+
+
+def features(code: Code, blocks: object) -> Counter[str]:
+    """Instructions by their names, with and without modifiers; "" counts all."""
+    found: Counter[str] = Counter()
+    for name, count in code.count(blocks).items():
+        found[""] += count
+        parts = name.split(".")
+        for length in range(1, len(parts) + 1):
+            found[".".join(parts[:length])] += count
+    return found
+
+
+def unused(code: Code, launch: Launch, outside: set[int]) -> set[int]:
+    """Blocks outside of loops for the other alignments, and those that only lead to them or only follow them."""
+    wide = launch.channels % 8 == 0
+    other = {"STG.E.U16", "STG.E.64", "LDG.E.64"} if wide else {"STG.E.U16", "STG.E.128", "LDG.E.128"}
+    found = set()
+    for number in outside:
+        names = Counter(map(operation, code.block(number)))
+        if launch.groups and (other & set(names) or names["LDG.E.U16"] >= 3):
+            found.add(number)
+    changed = True
+    while changed:
+        more = {
+            number
+            for number in outside - found
+            for around in (code.successors[number], code.predecessors[number])
+            if around and found.issuperset(around)
+        }
+        found |= more
+        changed = bool(more)
+    return found
+
+
+def issued(code: Code, launch: Launch) -> Counter[str]:
+    """The instructions that a warp issues, by operation."""
+    often = dict.fromkeys(code.reachable, 1.0)
+    outside = code.reachable - set().union(*(loop.blocks for loop in code.loops))
+    for number in unused(code, launch, outside):
+        often[number] = 0
+    nested = 0
+    for loop in code.loops:
+        found = features(code, loop.blocks)
+        if found[""] < 6:  # wraps around the end of a row
+            continue
+        times = trips(launch, found, nested)
+        nested += bool(found["SHFL"]) and not found["STG"] and not found["MUFU"]
+        for number in loop.blocks:
+            often[number] *= times
+    total: Counter[str] = Counter()
+    for number, times in often.items():
+        for text in code.block(number):
+            total[operation(text)] += times  # type: ignore[assignment]
+    return total
+
+
+def memory_floor(layer: str, channels: int, stride: int, batch: int) -> dict[str, float]:
+    """Milliseconds to read and write once what a pass of a layer must, in bf16; the stem's image is float32."""
+    size = SIZES[layer.split(".")[0]] * (2 if layer[-1] == "0" and layer != "res2.0" else 1)
+    inputs, outputs, groups = size**2, (size // stride) ** 2, math.ceil(channels / 8)
+    wide = layer == "stem"  # its queries and keys are float32
+    transforms = groups * (inputs + outputs) * (4 if wide else 2)
+    x = 3 * inputs * 4 if wide else channels * inputs * 2
+    y, lse = channels * outputs * 2, groups * outputs * 4
+    forward, backward = x + transforms + y + lse, 2 * (x + transforms + y) + lse
+    return {"forward": batch * forward / BYTES_PER_MS, "attack": batch * backward / BYTES_PER_MS,
+            "training": batch * backward / BYTES_PER_MS}  # fmt: skip
+
+
+def ratios(totals: dict[str, float]) -> dict[str, float]:
+    """LR-Net-26 / ResNet-26, where the rest of LR-Net-26 takes 1.45 ms forward and all of ResNet-26 1.67 ms.
+
+    These two are estimates from memory traffic, and not counted here; a training step is three times as much.
+    """
+    rest, other = 1.45, 1.67
+    return {
+        "forward": (rest + totals["forward"]) / other,
+        "attack step": (2 * rest + totals["forward"] + totals["attack"]) / (2 * other),
+        "training step": (3 * rest + totals["forward"] + totals["training"]) / (3 * other),
+    }
+
+
+def run(*command: object) -> str:
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{command[0]} failed:\n{done.stdout}{done.stderr}")
+    return done.stdout + done.stderr
+
+
+def disassembler() -> str:
+    """nvdisasm, beside nvcc, on the PATH or as triton has it."""
+    toolkit = nvcc.locate()
+    places = [str(Path(toolkit[0]).resolve().parent)] if toolkit else []
+    for path in sys.path:
+        places.append(str(Path(path) / "triton" / "backends" / "nvidia" / "bin"))
+    for place in (None, *places):
+        if found := shutil.which("nvdisasm", path=place):
+            return found
+    sys.exit("no nvdisasm: it comes with the CUDA toolkit, and with PyTorch's triton for CUDA")
+
+
+def short(name: str) -> str:
+    """What g++ and nvcc mangle alike: not the types of parameters."""
+    return name.split("EEv")[0]
+
+
+def compile_kernels(folder: Path) -> tuple[dict[str, Code], dict[str, int]]:
+    """The code of each kernel, and its registers."""
+    toolkit = nvcc.find()
+    if toolkit is None:
+        sys.exit("no nvcc to compile the kernels with")
+    flags = [*nvcc.FLAGS, "-arch=sm_90", "-Xptxas", "-v", "-cubin"]
+    log = run(toolkit.nvcc, *flags, SOURCES / "kernels.cu", "-o", folder / "kernels.cubin")
+    registers, name = {}, ""
+    for line in log.splitlines():
+        if "Compiling entry function" in line:
+            name = short(line.split("'")[1])
+        elif "Used" in line and "registers" in line:
+            registers[name] = int(line.split("Used")[1].split()[0])
+    code = kernels(run(disassembler(), "-c", folder / "kernels.cubin"))
+    return {short(name): found for name, found in code.items()}, registers
+
+
+def launches(folder: Path, batch: int, size: int) -> list[Launch]:
+    program, shim = folder / "launches", ROOT / "tests" / "cuda_shim"
+    compiler = shutil.which("g++") or sys.exit("no g++ to compile the launches with")
+    run(compiler, "-std=c++20", "-O1", "-rdynamic", "-w", f"-I{shim}", SOURCES / "launches.cpp", "-o", program)
+    return [Launch(**json.loads(line)) for line in run(program, batch, size).splitlines()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--batch", type=int, default=64)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        code, registers = compile_kernels(Path(name))
+        every = launches(Path(name), arguments.batch, 224)
+
+    rows = []
+    totals: dict[str, float] = defaultdict(float)
+    floors: dict[str, float] = defaultdict(float)
+    layers: dict[str, dict[str, float]] = {}
+    for launch in every:
+        found = issued(code[short(launch.kernel)], launch)
+        warps = launch.blocks * launch.threads / 32
+        total = sum(found.values())
+        special = sum(count for name, count in found.items() if name.startswith("MUFU"))
+        milliseconds = total * warps / SLOTS_PER_MS
+        totals[launch.part] += milliseconds
+        layer = layers.setdefault(launch.layer, dict.fromkeys(PASSES, 0.0))
+        layer[launch.part] += milliseconds
+        rows.append({
+            "layer": launch.layer, "pass": launch.part, "kernel": launch.name, "blocks": launch.blocks,
+            "threads": launch.threads, "shared_bytes": launch.shared, "registers": registers[short(launch.kernel)],
+            "instructions_per_warp": round(total), "ms": round(milliseconds, 4),
+            "exponentials_ms": round(special * warps * SPECIAL_CYCLES / SLOTS_PER_MS, 4),
+        })  # fmt: skip
+    for launch in {launch.layer: launch for launch in every}.values():
+        for part, floor in memory_floor(launch.layer, launch.channels, launch.stride, arguments.batch).items():
+            floors[part] += floor
+    write_json(arguments.out, {
+        "gpu": "H100: 132 multiprocessors x 4 issue slots x 1.755 GHz; nothing ran",
+        "batch": arguments.batch, "size": 224, "dtype": "bfloat16",
+        "ms": {part: round(totals[part], 3) for part in PASSES},
+        "memory_floor_ms": {part: round(floors[part], 3) for part in PASSES},
+        "lrnet26_to_resnet26": {name: round(ratio, 2) for name, ratio in ratios(totals).items()},
+        "layers_ms": {name: {part: round(ms, 3) for part, ms in found.items()} for name, found in layers.items()},
+        "kernels": rows,
+    })  # fmt: skip
+    for part in PASSES:
+        print(f"{part}: {totals[part]:.2f} ms, floor of memory {floors[part]:.2f} ms")
+    print("LR-Net-26 / ResNet-26:", ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios(totals).items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+// The kernels that LR-Net-26 launches in bf16, and no others: what benchmarks/cuda_count.py counts.
+#include "../../csrc/cuda/local_relation/run_backward.h"
+#include "../../csrc/cuda/local_relation/run_forward.h"
+#include "../../csrc/cuda/stem/run_projection.h"
+
+namespace robust_lr::cuda {
+
+template <class X, int Stride>
+void take() {
+  using O = Options<SquaredDifference, true, 7, Stride>;
+  auto instantiate = [](auto... kernels) { (void(kernels), ...); };
+  instantiate(forward_strips<BFloat16, X, O>, backward_queries<BFloat16, X, O>, backward_keys<BFloat16, X, O>);
+}
+
+void take_all() {
+  take<Image<const BFloat16>, 1>();
+  take<Image<const BFloat16>, 2>();
+  take<Stem<float>, 2>();
+  auto instantiate = [](auto... kernels) { (void(kernels), ...); };
+  instantiate(project<BFloat16>, image_gradient<BFloat16>, weights_gradient<BFloat16>);
+}
+
+}  // namespace robust_lr::cuda
