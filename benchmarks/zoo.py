@@ -28,7 +28,7 @@ from zoo.honest import HONEST  # noqa: E402
 from zoo.truth import surviving  # noqa: E402
 
 import robust_lr as rlr  # noqa: E402
-from robust_lr.data.dataset import spaced  # noqa: E402
+from robust_lr.data.dataset import evenly_spaced  # noqa: E402
 from robust_lr.utils.errors import InputError, RunError  # noqa: E402
 from robust_lr.utils.files import write_json  # noqa: E402
 from robust_lr.utils.provenance import device_name, origin, versions  # noqa: E402
@@ -51,7 +51,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     networks.folder = ROOT / "build/zoo"
     data = rlr.data.load("fashion-mnist-mini", "test")
-    data = data.subset(spaced(len(data), options.images))
+    data = data.subset(evenly_spaced(len(data), options.images))
     record: dict[str, Any] = {"images": options.images, "protocol": PROTOCOL, "models": []}
     if options.out.is_file():
         kept = json.loads(options.out.read_text())

@@ -33,7 +33,7 @@ def first_per_class(labels: Array, count: int) -> Array:
     return np.sort(np.concatenate([np.flatnonzero(labels == c)[:count] for c in np.unique(labels)]))
 
 
-def cut(folder: Path, train: int = 400, test: int = 100) -> dict[str, Array]:
+def cut_arrays(folder: Path, train: int = 400, test: int = 100) -> dict[str, Array]:
     """The arrays of the npz, with `train` and `test` images per class."""
     arrays: dict[str, Array] = {}
     for split, stem, count in (("train", "train", train), ("test", "t10k", test)):
@@ -46,4 +46,4 @@ def cut(folder: Path, train: int = 400, test: int = 100) -> dict[str, Array]:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         raise SystemExit(__doc__)
-    np.savez_compressed(Path(__file__).parent / "fashion-mnist-mini.npz", **cut(Path(sys.argv[1])))  # type: ignore[arg-type]
+    np.savez_compressed(Path(__file__).parent / "fashion-mnist-mini.npz", **cut_arrays(Path(sys.argv[1])))  # type: ignore[arg-type]

@@ -50,7 +50,9 @@ def adv_train(
 
     if resume and fresh:
         raise InputError("which run? give one of --resume and --fresh")
-    settings, folder = resumed(config, overrides, out) if resume else chosen(config, overrides, out)
+    settings, folder = (
+        configure_resumed_run(config, overrides, out) if resume else configure_new_run(config, overrides, out)
+    )
     if not folder.is_file():
         check_writable_folder(out=folder)
     use_threads(settings.train.threads)
@@ -83,7 +85,7 @@ def adv_train(
     say(f"Attack it with: robust-lr attack {attack_advice(settings)} --checkpoint {shlex.quote(str(folder))}")
 
 
-def chosen(config: str | None, overrides: tuple[str, ...], out: Path | None) -> tuple[Config, Path]:
+def configure_new_run(config: str | None, overrides: tuple[str, ...], out: Path | None) -> tuple[Config, Path]:
     """The config and the folder of a new run."""
     from ..config.training import load
 
@@ -91,7 +93,7 @@ def chosen(config: str | None, overrides: tuple[str, ...], out: Path | None) -> 
     return load(name, overrides), out or Path("runs") / Path(name).stem
 
 
-def resumed(config: str | None, overrides: tuple[str, ...], out: Path | None) -> tuple[Config, Path]:
+def configure_resumed_run(config: str | None, overrides: tuple[str, ...], out: Path | None) -> tuple[Config, Path]:
     """The config and the folder of a run to go on with: the folder as argument, or as of a new run.
 
     Raises:

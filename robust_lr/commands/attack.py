@@ -18,9 +18,9 @@ from .terminal import (
     GroupedCommand,
     console,
     count_of,
-    grouped,
     json_option,
     once_each,
+    option_in_group,
     processes_option,
     say,
     threads_option,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..results.curve import Curve
     from ..results.ledger import Row
 
-of_attack, of_guards, of_work = map(grouped, ("Attack", "Guards", "Work and output"))
+of_attack, of_guards, of_work = map(option_in_group, ("Attack", "Guards", "Work and output"))
 _PATH = click.Path(path_type=Path)
 
 

@@ -10,9 +10,9 @@ import click
 from ..utils.errors import InputError
 from .options import choose, model_and_images
 from .progress import progress_bars
-from .terminal import GroupedCommand, console, grouped, processes_option, threads_option, use_threads
+from .terminal import GroupedCommand, console, option_in_group, processes_option, threads_option, use_threads
 
-of_attack, of_guards, of_work = map(grouped, ("Attack", "Guards", "Work"))
+of_attack, of_guards, of_work = map(option_in_group, ("Attack", "Guards", "Work"))
 
 #: images of a check where --limit says nothing
 SAMPLE = 64

@@ -79,10 +79,10 @@ def check_size(checkpoint: Path | None, size: tuple[int, int]) -> None:
         InputError: names both sizes.
     """
     from .. import data
-    from ..models.checkpoint import about
+    from ..models.checkpoint import checkpoint_record
 
     try:
-        shape = data.load(about(checkpoint).get("data", data.DEFAULT), "test").image_shape
+        shape = data.load(checkpoint_record(checkpoint).get("data", data.DEFAULT), "test").image_shape
     except InputError:
         return
     if size != tuple(shape[1:]):

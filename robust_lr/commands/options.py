@@ -11,7 +11,7 @@ import click
 
 from ..utils.errors import InputError
 from .completion import complete
-from .terminal import grouped
+from .terminal import option_in_group
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..data.dataset import Dataset
     from ..models.layers.basic import Statistics
 
-of_model, of_data = grouped("Model"), grouped("Images")
+of_model, of_data = option_in_group("Model"), option_in_group("Images")
 _PATH = click.Path(path_type=Path)
 
 #: pixels; larger images are no test images of a classifier
@@ -100,7 +100,7 @@ def choose(
     """Resolve the options together; InputError where they contradict each other or name what is not there."""
     from .. import data as data_room
     from ..data.dataset import spread
-    from ..data.selection import listed
+    from ..data.selection import find_listed
     from ..models import checkpoint as checkpoint_room
     from ..models.external import load_source, source_name
     from ..utils.checks import at_least
@@ -121,7 +121,7 @@ def choose(
             if given is not None:
                 raise InputError(f"{option} belongs to a model: give --model NAME as well")
         model: nn.Module = checkpoint_room.load_model(checkpoint)
-        trained_on = checkpoint_room.about(checkpoint).get("data", data_room.DEFAULT)
+        trained_on = checkpoint_room.checkpoint_record(checkpoint).get("data", data_room.DEFAULT)
         data = test_images(data_name or trained_on, root, resize, crop)
         name = checkpoint_name(checkpoint)
     else:
@@ -140,7 +140,7 @@ def choose(
         )
         name = source_name(source, weights)
     if images_list is not None:
-        data = listed(data, images_list)
+        data = find_listed(data, images_list)
     return Choice(
         model=model.to(chosen_device),
         data=spread(data, limit) if limit else data,

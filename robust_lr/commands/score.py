@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ..utils.errors import InputError
 from .options import model_alone
-from .terminal import GroupedCommand, console, grouped, json_option, say, threads_option, use_threads
+from .terminal import GroupedCommand, console, json_option, option_in_group, say, threads_option, use_threads
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..evaluation.score import Score, Transfer
 
 _PATH = click.Path(path_type=Path)
-of_work = grouped("Work and output")
+of_work = option_in_group("Work and output")
 
 
 @click.command(cls=GroupedCommand)

@@ -39,7 +39,7 @@ class Console(rich.console.Console):
             if not isinstance(each, Table):
                 super().print(each, **options)
                 continue
-            for part in fitting(each, self):
+            for part in fit_to_width(each, self):
                 if self.is_terminal:
                     super().print(part, **options)
                     continue
@@ -54,7 +54,7 @@ class Console(rich.console.Console):
 console = Console()
 
 
-def fitting(table: Table, console: rich.console.Console) -> list[Table]:
+def fit_to_width(table: Table, console: rich.console.Console) -> list[Table]:
     """``table``, or its columns divided among several tables that each repeat the first column, none of them cut."""
     columns = [copy(column) for column in table.columns]
     for column in columns:
@@ -247,7 +247,7 @@ class GroupedCommand(click.Command):
                 formatter.write_dl(records)
 
 
-def grouped(group: str) -> Callable[..., Callable[..., Any]]:
+def option_in_group(group: str) -> Callable[..., Callable[..., Any]]:
     """``click.option`` for one group: ``model = grouped("Model")``, then ``@model("--weights", ...)``."""
 
     def option(*names: str, **options: Any) -> Callable[..., Any]:

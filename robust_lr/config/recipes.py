@@ -39,14 +39,14 @@ RECIPES: Mapping[str, Mapping[str, Table]] = {
 }
 
 
-def under(table: Mapping[str, Any], name: str) -> dict[str, Any]:
+def complete_with_recipe(table: Mapping[str, Any], name: str) -> dict[str, Any]:
     """``table`` with the values of a recipe where it has none of its own."""
     recipe = choose("recipe", name, RECIPES)
     both = {section: {**values, **table[section]} for section, values in recipe.items() if _is_table(table, section)}
     return {**recipe, **table, **both}
 
 
-def over(table: dict[str, Any], name: str) -> None:
+def replace_by_recipe(table: dict[str, Any], name: str) -> None:
     """Put the values of a recipe into ``table``, whose own recipe and [attack] are replaced as a whole."""
     table.pop("recipe", None)
     for section, values in choose("recipe", name, RECIPES).items():

@@ -12,7 +12,7 @@ from .. import protocols
 from ..protocols.files import protocol
 from ..utils.checks import at_least, make
 from ..utils.errors import InputError
-from ..utils.toml import literal, read_toml
+from ..utils.toml import read_toml, to_literal
 from . import recipes
 from .sections import ComputeConfig, DataConfig, OutputConfig, TrainConfig, ValidationConfig
 
@@ -128,14 +128,14 @@ def set_value(table: dict[str, Any], override: str, form: str = "section.key=val
         if not isinstance(table, dict):
             raise InputError(f"`overrides` {override!r}: {part} is a value, not a section")
     if parts[-1] == "recipe":
-        recipes.over(table, value)
+        recipes.replace_by_recipe(table, value)
     else:
         table[parts[-1]] = value
 
 
 def from_dict(table: Mapping[str, Any]) -> Config:
     """A checked Config from nested tables, as ``to_dict`` gives them; a ``recipe`` adds its values to theirs."""
-    table = recipes.under(table, table["recipe"]) if "recipe" in table else dict(table)
+    table = recipes.complete_with_recipe(table, table["recipe"]) if "recipe" in table else dict(table)
     table.pop("recipe", None)
     sections: dict[str, Any] = {}
     for name in ("model", "attack", *RECORDS):
@@ -186,7 +186,7 @@ def to_toml(config: Config) -> str:
     lines = []
     for name, section in to_dict(config).items():
         if isinstance(section, dict):
-            lines += ["", f"[{name}]", *(f"{key} = {literal(value)}" for key, value in section.items())]
+            lines += ["", f"[{name}]", *(f"{key} = {to_literal(value)}" for key, value in section.items())]
         else:
-            lines.append(f"{name} = {literal(section)}")
+            lines.append(f"{name} = {to_literal(section)}")
     return "\n".join(lines) + "\n"

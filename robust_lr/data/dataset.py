@@ -182,7 +182,7 @@ def content_hash(dataset: Dataset, *, images: bool = True) -> str:
     return digest.hexdigest()
 
 
-def spaced(count: int, n: int) -> Tensor:
+def evenly_spaced(count: int, n: int) -> Tensor:
     """Evenly spaced positions of ``n`` of ``count`` images, as folders are sorted by class; all if there are fewer."""
     n = min(n, count)
     return torch.arange(n) * count // n
@@ -221,4 +221,4 @@ def spread(data: Dataset, n: int) -> Dataset:
     """Select ``n`` evenly spaced images of ``data``; InputError if it has fewer."""
     if not 1 <= n <= len(data):
         raise InputError(f"limit = {n}: {data.name} has {len(data)} images")
-    return data.subset(spaced(len(data), n))
+    return data.subset(evenly_spaced(len(data), n))

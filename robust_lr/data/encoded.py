@@ -98,7 +98,7 @@ class LazyDataset(Dataset):
         return image
 
     def _pixels(self, indices: Tensor) -> Tensor:
-        return stacked([self._image(row) for row in self.rows[indices].tolist()])
+        return stack_images([self._image(row) for row in self.rows[indices].tolist()])
 
     def _rows(self, indices: Tensor) -> dict[str, Any]:
         return {"rows": self.rows[indices]}
@@ -148,7 +148,7 @@ def center_crop(image: Image, short: int = 256, side: int = 224) -> Tensor:
     return pixels(functional.center_crop(functional.resize(image, [short]), [side, side]))
 
 
-def stacked(images: Sequence[Tensor]) -> Tensor:
+def stack_images(images: Sequence[Tensor]) -> Tensor:
     """Stack images into one tensor, uint8 if all of them are."""
     if len({image.dtype for image in images}) > 1:
         images = [to_unit_range(image) for image in images]

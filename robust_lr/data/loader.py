@@ -16,7 +16,7 @@ from ..utils.errors import InputError, RunError
 from ..utils.machine import check_processes
 from ..utils.rng import AUGMENT, ORDER, words
 from .dataset import Batch, Dataset, to_unit_range
-from .encoded import stacked
+from .encoded import stack_images
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Batches(torch.utils.data.Dataset[Loaded | InputError]):
             for position, key in zip(torch.split(positions, 1), keys, strict=True):
                 torch.manual_seed(key)
                 items.append(self.data.raw(position))
-        return joined(items, self.data)
+        return concatenate(items, self.data)
 
     def _readable(self, positions: Tensor, epoch: int) -> Loaded:
         """Load a batch without the images that cannot be read."""
@@ -67,15 +67,15 @@ class Batches(torch.utils.data.Dataset[Loaded | InputError]):
                 problems.append(str(one))
             else:
                 found.append(one[:3])
-        return *joined(found, self.data), problems
+        return *concatenate(found, self.data), problems
 
 
-def joined(items: Sequence[Batch], data: Dataset) -> Batch:
+def concatenate(items: Sequence[Batch], data: Dataset) -> Batch:
     """Concatenate batches of one image each; the result may be empty."""
     if not items:
         return torch.empty(0, *data.image_shape), data.labels[:0], data.ids[:0]
     images, labels, ids = zip(*items, strict=True)
-    return stacked([image[0] for image in images]), torch.cat(labels), torch.cat(ids)
+    return stack_images([image[0] for image in images]), torch.cat(labels), torch.cat(ids)
 
 
 def batches(
@@ -154,7 +154,7 @@ def ignore_stop_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def shuffled(data: Dataset, batch_size: int, *, seed: int, epoch: int) -> list[Tensor]:
+def shuffle_positions(data: Dataset, batch_size: int, *, seed: int, epoch: int) -> list[Tensor]:
     """Positions of an epoch's full batches in an order keyed by (seed, epoch, ids); an incomplete batch is dropped."""
     order = words(seed, ORDER, data.ids, 1, draw=epoch)[:, 0].argsort(stable=True)
     return list(torch.split(order[: len(order) // batch_size * batch_size], batch_size))

@@ -15,7 +15,7 @@ from .dataset import Dataset
 from .encoded import FileSource, LazyDataset
 
 
-def balanced(labels: Tensor, ids: Tensor, n: int, *, seed: int) -> Tensor:
+def draw_balanced(labels: Tensor, ids: Tensor, n: int, *, seed: int) -> Tensor:
     """Positions of ``n`` images, keyed by (seed, image id), in increasing order; all of them if there are fewer.
 
     Classes get the same number of images, but for a remainder and for classes that have too few.
@@ -31,7 +31,7 @@ def balanced(labels: Tensor, ids: Tensor, n: int, *, seed: int) -> Tensor:
     return chosen[rank[chosen].argsort(stable=True)][:n].sort().values
 
 
-def listed(data: Dataset, file: str | Path) -> Dataset:
+def find_listed(data: Dataset, file: str | Path) -> Dataset:
     """The images whose files the list names, one a line; what follows a name on its line is ignored.
 
     A name is the end of a path, such as ``n01440764/ILSVRC2012_val_00000293.JPEG``. The data set's name then has the

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.targets import given
-from ..data.dataset import Batch, spaced, to_unit_range
+from ..data.dataset import Batch, evenly_spaced, to_unit_range
 from ..data.loader import batches
 from ..protocols.base import Protocol, StepwiseProtocol
 from ..protocols.custom import Attack, Custom
 from ..protocols.presets import get as get_protocol
 from ..protocols.torchattacks import Library
-from ..results.images import IMAGES, gather, remove_images, rounded, write_part
+from ..results.images import IMAGES, gather, remove_images, round_to_levels, write_part
 from ..results.ledger import Ledger, Row, remove
 from ..results.result import Result
 from ..results.stored import LEDGER, RESULT
@@ -194,7 +194,7 @@ def evaluated(
         agreement = None
         with frozen(ready.model), fp32(device):
             if ready.precision != "fp32":
-                sample = [data.batch(positions[spaced(len(positions), SAMPLE)])]
+                sample = [data.batch(positions[evenly_spaced(len(positions), SAMPLE)])]
                 low = lowered(bench, ready.precision, device)
                 if (counted := ledger.recall("agreement")) is None:
                     counted = agreed(
@@ -344,7 +344,9 @@ def judge_rounded(groups: Iterator[Rows], bench: Bench) -> Iterator[Rows]:
         while size(waiting) >= bench.rows or (waiting and not group):
             rows, waiting = first(waiting, bench.rows)
             began = time.perf_counter()
-            right = bench.logits(to_unit_range(rounded(rows["finished"])), rows["id"]).argmax(1) == rows["label"]
+            right = (
+                bench.logits(to_unit_range(round_to_levels(rows["finished"])), rows["id"]).argmax(1) == rows["label"]
+            )
             yield timed({**rows, "robust_rounded": right, "forwards": rows["forwards"] + 1}, began)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..data.dataset import Dataset, spaced
+from ..data.dataset import Dataset, evenly_spaced
 from ..protocols.base import Protocol
 from ..results.ledger import Row
 from ..results.validity import Check
@@ -151,7 +151,7 @@ def probe(
         targets = torch.tensor([row.target if row.target is not None else -1 for row in chosen], device=device)
         return Victims(x, ids, labels, targets if protocol.targeted else None)
 
-    few = load([rows[i] for i in spaced(len(rows), FEW).tolist()])
+    few = load([rows[i] for i in evenly_spaced(len(rows), FEW).tolist()])
     checks = look_at_structure(bench, fresh, few, ball, max(resolution, torch.finfo(torch.float32).eps))
     misleading = tuple(name for name in MISLEADING if protocol.follows_gradients or "gradient" not in name)
     cost = seconds_of_a_pass(fresh(), few.x)
@@ -162,7 +162,7 @@ def probe(
         return Probes(checks=checks, misleading=misleading, seconds=time.perf_counter() - began)
     scales = (4.0, 2.0, *SCALES) if level == "thorough" else SCALES
     scale, n = plan(scales, budget, len(robust), bench.num_classes, few, ball, bench.seed, fresh())
-    sample = [robust[i] for i in spaced(len(robust), n).tolist()]
+    sample = [robust[i] for i in evenly_spaced(len(robust), n).tolist()]
     hunt = Hunt(
         victims=load(sample),
         ball=ball,

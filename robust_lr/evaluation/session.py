@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ..attacks.arguments import check_images
 from ..attacks.targets import check_classes
 from ..data.adapters import as_dataset
-from ..data.dataset import Dataset, content_hash, spaced
-from ..data.selection import balanced
+from ..data.dataset import Dataset, content_hash, evenly_spaced
+from ..data.selection import draw_balanced
 from ..models.checkpoint import weights_hash
 from ..models.external import code_hash
 from ..models.folding import attackable
@@ -132,7 +132,7 @@ def prepare(
     check_name("check", check, LEVELS)
     most = max((positions(data, protocol, shard, seed) for protocol in protocols), key=len)
     with frozen(model), fp32(device):  # a model that does not fit is refused before anything is written
-        images, labels, ids = data.batch(most[spaced(len(most), sample)])
+        images, labels, ids = data.batch(most[evenly_spaced(len(most), sample)])
         check_images(images, ids)
         images, labels, ids = (column.to(device) for column in (images, labels, ids))
         pristine = copied(model)
@@ -237,7 +237,7 @@ def positions(data: Dataset, protocol: Protocol, shard: tuple[int, int] | None, 
     first = protocol.first
     chosen = data.ids.argsort()[:first].sort().values if first else torch.arange(len(data))
     if protocol.balanced:
-        chosen = balanced(data.labels, data.ids, protocol.balanced, seed=seed)
+        chosen = draw_balanced(data.labels, data.ids, protocol.balanced, seed=seed)
     index, count = shard or (1, 1)
     n = len(chosen)
     if not 1 <= index <= count <= n:

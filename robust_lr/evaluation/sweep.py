@@ -12,7 +12,7 @@ from ..data.dataset import Dataset
 from ..protocols.base import Protocol
 from ..protocols.presets import SWEEPS
 from ..protocols.sweep import Sweep
-from ..results.curve import CURVE, Curve, drawn
+from ..results.curve import CURVE, Curve, build_curve
 from ..results.targets import Targets
 from ..utils.checks import choose
 from ..utils.files import write_json
@@ -71,7 +71,7 @@ def swept(
             ready, part, out=folder, resume=resume, fresh=fresh, targets=targets, images=images, progress=progress
         )
         found.append((part, result, rows))
-    curve = drawn(chosen.name, chosen.source, chosen.axis, found)
+    curve = build_curve(chosen.name, chosen.source, chosen.axis, found)
     if out is not None:
         write_json(Path(out) / CURVE, curve.to_dict())
     return curve

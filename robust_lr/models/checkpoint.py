@@ -57,10 +57,10 @@ def load_model(path: str | Path | None = None) -> ResNet:
     return model.eval()
 
 
-def about(path: str | Path | None = None) -> dict[str, Any]:
+def checkpoint_record(path: str | Path | None = None) -> dict[str, Any]:
     """Read the record that ``save_weights`` stored in a checkpoint."""
     file = weights_file(path)
-    with opened(file) as content:
+    with open_weights(file) as content:
         return read_record(content.metadata() or {}, "about", file)
 
 
@@ -93,12 +93,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read all tensors and the metadata of a safetensors file; InputError if it is not one."""
-    with opened(path) as file:
+    with open_weights(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Any]:
+def open_weights(path: Path) -> Iterator[Any]:
     """Open a safetensors file for lazy reading; InputError if it is not one."""
     try:
         with safetensors.safe_open(path, "pt") as file:

@@ -62,7 +62,7 @@ def profile(model: nn.Module, input: Tensor) -> Profile:
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         costs.append(cost(module, inputs[0], output))
 
-    handles = [module.register_forward_hook(count) for module in counted(model)]
+    handles = [module.register_forward_hook(count) for module in modules_to_count(model)]
     try:
         with frozen(model), torch.no_grad():
             model(input)
@@ -76,7 +76,7 @@ def profile(model: nn.Module, input: Tensor) -> Profile:
     )
 
 
-def counted(model: nn.Module) -> Iterator[nn.Module]:
+def modules_to_count(model: nn.Module) -> Iterator[nn.Module]:
     """Select the modules to count: known layers as a whole, other leaf modules, and residual sums."""
     inside: set[nn.Module] = set()
     for module in model.modules():

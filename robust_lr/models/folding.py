@@ -20,7 +20,7 @@ from .layers.image_conv import ImageConv2d, takes
 from .layers.local_relation import FullRelation2d, LocalRelation2d
 from .layers.non_local import NonLocal2d
 from .resnet import STAGES, Block, ResNet
-from .traced_folding import fused
+from .traced_folding import trace_and_fold
 
 Kind = TypeVar("Kind", bound=nn.Module)
 Conv = TypeVar("Conv", bound=nn.Conv2d)
@@ -251,4 +251,4 @@ def attackable(model: nn.Module, sample: Tensor | None = None) -> nn.Module:
     """
     if isinstance(model, ResNet):
         return fold(model)
-    return model if sample is None else fused(model, sample) or model
+    return model if sample is None else trace_and_fold(model, sample) or model

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..utils.contexts import frozen
-from .cost import cost, counted
+from .cost import cost, modules_to_count
 from .layers.local_relation import FullRelation2d, LocalRelation2d
 from .layers.non_local import NonLocal2d
 
@@ -66,7 +66,7 @@ def layers(model: nn.Module, image: Tensor) -> list[Layer]:
         if (kind := kind_of(module)) is not None:
             found.append(describe(module, names[module], kind, inputs[0], output))
 
-    handles = [module.register_forward_hook(record) for module in counted(model)]
+    handles = [module.register_forward_hook(record) for module in modules_to_count(model)]
     try:
         with frozen(model), torch.no_grad():
             model(image)

@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Tracer
 LOGITS, GRADIENTS = 1e-4, 1e-2
 
 
-def fused(model: nn.Module, sample: Tensor) -> nn.Module | None:
+def trace_and_fold(model: nn.Module, sample: Tensor) -> nn.Module | None:
     """A frozen copy of ``model``, traced and folded, or None where that cannot be done or is not surely the same.
 
     Tracing runs Python code once and keeps what it did to tensors: branches, randomness and contexts like ``no_grad``
@@ -26,7 +26,7 @@ def fused(model: nn.Module, sample: Tensor) -> nn.Module | None:
         model: in eval mode and frozen; it is left as it is.
         sample: images [n, C, H, W] in [0, 1] on its device, clean and perturbed ones.
     """
-    if not norms(model) or any(map(hooked, model.modules())):
+    if not norms(model) or any(map(has_hooks, model.modules())):
         return None
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # PyTorch 2.11 about itself
         from torch.fx.experimental.optimization import fuse
@@ -52,7 +52,7 @@ def norms(model: nn.Module) -> int:
     return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
 
 
-def hooked(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(map(bool, hooks))
 

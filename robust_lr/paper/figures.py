@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..data.dataset import spaced
+from ..data.dataset import evenly_spaced
 from ..utils.pictures import empty_figure
 from .inspection import Composition
 
@@ -28,7 +28,7 @@ def draw_priors(priors: Mapping[str, Tensor], title: str) -> Figure:
     columns = min(COLUMNS, max(len(values) for values in priors.values()))
     figure = empty_figure(1.9 + 0.85 * columns, 0.6 + 1.05 * len(priors))
     grid = figure.subplots(len(priors), columns, squeeze=False)
-    shown = {stage: spaced(len(values), columns).tolist() for stage, values in priors.items()}
+    shown = {stage: evenly_spaced(len(values), columns).tolist() for stage, values in priors.items()}
     highest = max(float(values[shown[stage]].max()) for stage, values in priors.items())
     for row, (stage, values) in zip(grid, priors.items(), strict=True):
         for axes in row:

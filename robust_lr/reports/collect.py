@@ -105,7 +105,7 @@ def collect(runs: Sequence[str | Path]) -> Collection:
             unfinished.append((folder, done, total))
             continue
         evaluation = read_evaluation(folder)
-        shares = counted(evaluation)
+        shares = count_figures(evaluation)
         agree(evaluation, shares)
         found.append(Found(number=len(found), root=root, evaluation=evaluation, sweep=sweep, shares=shares))
     if not found:
@@ -143,7 +143,7 @@ def progress(folder: Path) -> tuple[int, int]:
     return len(rows), int(configuration["images"])
 
 
-def counted(evaluation: Evaluation) -> dict[str, Proportion]:
+def count_figures(evaluation: Evaluation) -> dict[str, Proportion]:
     """The figures of an evaluation, counted from its rows."""
     rows = evaluation.rows
     shares = {name: Proportion(sum(map(right, rows)), len(rows)) for name, right in FIGURES.items()}

@@ -41,7 +41,7 @@ def html(report: Report) -> str:
     script = template("script.js")
     page: str = environment.get_template("page.html").render(
         report=report,
-        sections=[arranged(section) for section in sections(report)],
+        sections=[arrange_blocks(section) for section in sections(report)],
         summary=summary(report),
         style=Markup(template("style.css")),
         script=Markup(script),
@@ -55,7 +55,7 @@ def template(name: str) -> str:
     return resources.files(__package__).joinpath("templates", name).read_text(encoding="utf-8")
 
 
-def arranged(section: Section) -> dict[str, Any]:
+def arrange_blocks(section: Section) -> dict[str, Any]:
     """A section with its blocks by kind, in the order in which the page shows them."""
     kinds: dict[str, type] = {"notices": Notice, "listings": Listing, "galleries": Gallery, "plots": Plot}
     blocks = {name: [block for block in section.blocks if isinstance(block, kind)] for name, kind in kinds.items()}
@@ -78,10 +78,11 @@ def summary(report: Report) -> str:
     images = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
     counted = [(len(models), "model"), (len(protocols), "protocol"), (len(seeds), "seed")]
     words = [f"{count} {word}{'s' * (count != 1)}" for count, word in counted]
-    return f"{', '.join(words)} on {joined(data)}: {len(found)} evaluation{'s' * (len(found) != 1)} of {images} images."
+    evaluations = f"{len(found)} evaluation{'s' * (len(found) != 1)} of {images} images"
+    return f"{', '.join(words)} on {join_words(data)}: {evaluations}."
 
 
-def joined(words: Sequence[str]) -> str:
+def join_words(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 

@@ -31,12 +31,14 @@ _SPECIAL = {
 def latex(report: Report) -> str:
     """``table*`` environments; the document needs ``\\usepackage{booktabs}``."""
     chosen = [(section, table) for section in sections(report) for table in section.tables if section.key in SECTIONS]
-    return "% needs \\usepackage{booktabs}\n" + "\n".join(rendered(table, section.text) for section, table in chosen)
+    return "% needs \\usepackage{booktabs}\n" + "\n".join(
+        render_table(table, section.text) for section, table in chosen
+    )
 
 
-def rendered(table: Table, text: str) -> str:
+def render_table(table: Table, text: str) -> str:
     columns = "".join("r" if column.figures else "l" for column in table.columns)
-    headings = [stacked(column.heading, column.detail) for column in table.columns]
+    headings = [stack_heading(column.heading, column.detail) for column in table.columns]
     lines = [
         r"\begin{table*}",
         r"  \centering\small",
@@ -54,7 +56,7 @@ def rendered(table: Table, text: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def stacked(heading: str, detail: str) -> str:
+def stack_heading(heading: str, detail: str) -> str:
     """A heading over its smaller second line."""
     if not detail:
         return escape(heading)

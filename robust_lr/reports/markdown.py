@@ -14,11 +14,11 @@ def markdown(report: Report) -> str:
         tables = [table for table in section.tables if not table.folded]
         notices = [f"> {escape(block.text)}" for block in section.blocks if isinstance(block, Notice)]
         if tables or notices:
-            parts += [f"## {section.title}", escape(section.text), *notices, *map(rendered, tables)]
+            parts += [f"## {section.title}", escape(section.text), *notices, *map(render_table, tables)]
     return "\n\n".join(parts) + "\n"
 
 
-def rendered(table: Table) -> str:
+def render_table(table: Table) -> str:
     headings = [" ".join(filter(None, (column.heading, column.detail))) for column in table.columns]
     lines = [
         f"**{escape(table.title)}**",

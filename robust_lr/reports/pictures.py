@@ -74,14 +74,14 @@ def lines(plot: Plot, axes: Any) -> None:
             step = "post" if plot.kind == "steps" else None
             axes.fill_between(at, low, high, step=step, alpha=0.16, color=color(index), linewidth=0)
     if plot.ticks:
-        ticks = apart(plot)
+        ticks = thin_ticks(plot)
         axes.set_xticks([at for at, _ in ticks], [label for _, label in ticks])
     axes.set(xlabel=plot.x_label, ylabel=f"{plot.y_label} (%)", ylim=(0, 100))
     axes.grid(axis="y", linewidth=0.4, alpha=0.6)
     legend(axes, len(plot.series))
 
 
-def apart(plot: Plot) -> list[tuple[float, str]]:
+def thin_ticks(plot: Plot) -> list[tuple[float, str]]:
     """The ticks that have room for their labels."""
     low, high = plot.ticks[0][0], plot.ticks[-1][0]
     out: list[tuple[float, str]] = []

@@ -95,7 +95,7 @@ def build(runs: Sequence[str | Path], *, title: str = "Robustness report") -> Re
     labels = model_labels(collection.evaluations)
     alone = [found for found in collection.evaluations if found.sweep is None]
     report = Report(title=title, collection=collection, groups=(), sweeps=sweeps(collection), labels=labels)
-    groups = tuple(group for bucket in buckets(alone) for group in grouped(bucket, report))
+    groups = tuple(group for bucket in buckets(alone) for group in split_into_groups(bucket, report))
     return Report(title=title, collection=collection, groups=groups, sweeps=report.sweeps, labels=labels)
 
 
@@ -129,7 +129,7 @@ def buckets(evaluations: Sequence[Found]) -> list[list[Found]]:
     return list(found.values())
 
 
-def grouped(bucket: Sequence[Found], report: Report) -> list[Group]:
+def split_into_groups(bucket: Sequence[Found], report: Report) -> list[Group]:
     """Split a bucket into groups whose members can be compared."""
     parts: list[list[Found]] = []
     apart = None

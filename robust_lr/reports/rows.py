@@ -32,7 +32,7 @@ def payload(report: Report) -> str:
     """JSON of every evaluation with its rows, which are left out once ``MAX_CHARACTERS`` are used up."""
     parts, used = [], 0
     for found in report.evaluations:
-        about = json.dumps(described(found, report), ensure_ascii=False, separators=(",", ":"))
+        about = json.dumps(describe_rows(found, report), ensure_ascii=False, separators=(",", ":"))
         rows = json.dumps(columns(found), ensure_ascii=False, separators=(",", ":"))
         used += len(rows)
         parts.append(f'{{"about":{about},"rows":{rows if used <= MAX_CHARACTERS else "null"}}}')
@@ -40,7 +40,7 @@ def payload(report: Report) -> str:
     return ("[" + ",\n".join(parts) + "]").replace("<", "\\u003c")
 
 
-def described(found: Found, report: Report) -> dict[str, Any]:
+def describe_rows(found: Found, report: Report) -> dict[str, Any]:
     return {
         "model": report.labels[found.number],
         "data": report.data_label(found),

@@ -56,7 +56,7 @@ def curve_of(result: Result) -> Curve:
     return Curve(result.protocol["name"], result.protocol["source"], "steps", result.curve, [result])
 
 
-def drawn(name: str, source: str, axis: str, found: Sequence[tuple[Protocol, Result, Sequence[Row]]]) -> Curve:
+def build_curve(name: str, source: str, axis: str, found: Sequence[tuple[Protocol, Result, Sequence[Row]]]) -> Curve:
     """The curve of a sweep's parts: each with its result and its rows."""
     points: list[tuple[float, dict[str, Proportion]]] = []
     broken: set[int] = set()
@@ -94,7 +94,7 @@ def merge_sweep(folders: Sequence[str | Path], out: str | Path, *, fresh: bool =
         whole.write(Path(out) / name)
     first = records[0]
     found = [(from_values(whole.result.protocol), whole.result, whole.rows) for whole in wholes.values()]
-    curve = drawn(first["sweep"], first["source"], first["axis"], found)
+    curve = build_curve(first["sweep"], first["source"], first["axis"], found)
     write_json(Path(out) / CURVE, curve.to_dict())
     return curve
 

@@ -31,7 +31,7 @@ MAX_SHARD_IMAGES, MAX_SHARD_BYTES = 1000, 2**26
 _FORMAT = json.dumps({"format": "robust-lr adversarial images", "version": 1})
 
 
-def rounded(pixels: Tensor) -> Tensor:
+def round_to_levels(pixels: Tensor) -> Tensor:
     """The nearest levels of 255, uint8, which is what a PNG can hold."""
     return (pixels * 255).round().to(torch.uint8)
 
@@ -48,7 +48,7 @@ def _write(path: Path, ids: Tensor, labels: Tensor, pixels: Tensor) -> None:
         "ids": ids,
         "labels": labels,
         "float32": pixels,
-        "uint8": rounded(pixels),
+        "uint8": round_to_levels(pixels),
         "sha256": torch.tensor([list(hashlib.sha256(image.numpy().tobytes()).digest()) for image in pixels]).byte(),
     }
     try:

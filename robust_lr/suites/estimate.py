@@ -77,7 +77,7 @@ def seconds_per_pass(model: nn.Module, data: Dataset) -> tuple[float, float]:
     count = min(IMAGES, len(data))
     x = data.batch(torch.arange(count))[0].to(device_of(model))
 
-    def timed(backward: bool) -> float:
+    def time_passes(backward: bool) -> float:
         began = time.perf_counter()
         with torch.set_grad_enabled(backward):
             moving = x.clone().requires_grad_(backward)
@@ -89,7 +89,7 @@ def seconds_per_pass(model: nn.Module, data: Dataset) -> tuple[float, float]:
         return (time.perf_counter() - began) / count
 
     model.eval()
-    both = [median([timed(backward) for _ in range(REPEATS + 1)][1:]) for backward in (False, True)]
+    both = [median([time_passes(backward) for _ in range(REPEATS + 1)][1:]) for backward in (False, True)]
     return both[0], max(both)
 
 
@@ -109,7 +109,7 @@ def estimate(job: SuiteJob) -> Iterator[Line]:
         for cell in job.cells(name):
             forwards, backwards = passes(cell.attack, data.num_classes)
             total = count(cell, job, data)
-            done = finished(cell, job, total)
+            done = count_finished(cell, job, total)
             cost = max(forwards - backwards, 0) * forward + backwards * both
             yield Line(
                 model=job.model,
@@ -176,7 +176,7 @@ def count(cell: Cell, job: SuiteJob, data: Dataset) -> int:
     return len(range(index - 1, n, shards))
 
 
-def finished(cell: Cell, job: SuiteJob, total: int) -> int:
+def count_finished(cell: Cell, job: SuiteJob, total: int) -> int:
     """Images of a cell that are done; of a sweep, on average over its parts."""
     folder = cell.folder
     if folder is None:

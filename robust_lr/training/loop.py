@@ -22,7 +22,7 @@ from ..config.training import Config
 from ..data.augmentation import AUGMENTATIONS, TRANSFORMS
 from ..data.dataset import Batch, Dataset
 from ..data.encoded import LazyDataset
-from ..data.loader import Order, shuffled, stream
+from ..data.loader import Order, shuffle_positions, stream
 from ..utils.contexts import device_of, fp32
 from ..utils.errors import InputError, RunError
 from .adversary import Attacker
@@ -195,7 +195,7 @@ def orders(data: Dataset, config: Config, group: Group, start_step: int) -> Iter
     batch_size = config.train.batch_size
     per_epoch = len(data) // batch_size
     for epoch in range(start_step // per_epoch, config.train.epochs):
-        for positions in shuffled(data, batch_size, seed=config.seed, epoch=epoch)[
+        for positions in shuffle_positions(data, batch_size, seed=config.seed, epoch=epoch)[
             max(0, start_step - epoch * per_epoch) :
         ]:
             yield group.share(positions), epoch

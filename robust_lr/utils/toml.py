@@ -20,6 +20,6 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def literal(value: Any) -> str:
+def to_literal(value: Any) -> str:
     """Write a value as TOML, which spells numbers, strings, booleans and lists as JSON does."""
     return json.dumps(value, ensure_ascii=False)  # JSON's pairs of escapes for rare characters are no TOML

@@ -39,9 +39,9 @@ class Batch:
     """The first batch, as every recipe meets it."""
 
     def __init__(self, data):
-        from robust_lr.data.loader import shuffled
+        from robust_lr.data.loader import shuffle_positions
 
-        self.x, self.y, self.ids = data.batch(shuffled(data, N, seed=3, epoch=0)[0])
+        self.x, self.y, self.ids = data.batch(shuffle_positions(data, N, seed=3, epoch=0)[0])
         self.noise = 2 * uniform(3, START, self.ids, self.x.shape[1:]) - 1
         other = integers(3, 1, self.ids, CLASSES - 1)
         self.wrong = other + (other >= self.y).long()

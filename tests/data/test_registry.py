@@ -120,11 +120,11 @@ def test_cut_takes_the_first_of_each_class_in_file_order(tmp_path):
     for stem in ("train", "t10k"):
         write(f"{stem}-images-idx3", images)
         write(f"{stem}-labels-idx1", labels)
-    cut = runpy.run_path(str(ASSETS / "cut_fashion_mnist_mini.py"))["cut"](tmp_path, train=2, test=1)
-    assert cut["train_ids"].tolist() == [0, 1, 2, 4]
-    assert cut["train_labels"].tolist() == [1, 1, 0, 0]
-    assert cut["test_ids"].tolist() == [0, 2]
-    assert np.array_equal(cut["train_images"], images[[0, 1, 2, 4]])
+    arrays = runpy.run_path(str(ASSETS / "cut_fashion_mnist_mini.py"))["cut_arrays"](tmp_path, train=2, test=1)
+    assert arrays["train_ids"].tolist() == [0, 1, 2, 4]
+    assert arrays["train_labels"].tolist() == [1, 1, 0, 0]
+    assert arrays["test_ids"].tolist() == [0, 2]
+    assert np.array_equal(arrays["train_images"], images[[0, 1, 2, 4]])
 
 
 def test_license_of_the_embedded_set():

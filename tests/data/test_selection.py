@@ -4,21 +4,21 @@ import torch
 from PIL import Image
 
 import robust_lr as rlr
-from robust_lr.data.selection import balanced, listed
+from robust_lr.data.selection import draw_balanced, find_listed
 from robust_lr.utils.errors import InputError
 
 
 def test_a_balanced_draw_is_keyed_by_image_and_even_over_classes():
     labels = torch.arange(1000) // 100  # sorted by class, as folders are
     ids = torch.arange(1000) * 7
-    chosen = balanced(labels, ids, 50, seed=0)
+    chosen = draw_balanced(labels, ids, 50, seed=0)
     assert torch.bincount(labels[chosen]).tolist() == [5] * 10
     order = torch.randperm(1000, generator=torch.Generator().manual_seed(0))
-    again = balanced(labels[order], ids[order], 50, seed=0)
+    again = draw_balanced(labels[order], ids[order], 50, seed=0)
     assert set(ids[order][again].tolist()) == set(ids[chosen].tolist())
-    assert set(balanced(labels, ids, 50, seed=1).tolist()) != set(chosen.tolist())
-    assert len(balanced(labels, ids, 5000, seed=0)) == 1000
-    assert torch.bincount(labels[balanced(labels, ids, 13, seed=0)]).max() == 2
+    assert set(draw_balanced(labels, ids, 50, seed=1).tolist()) != set(chosen.tolist())
+    assert len(draw_balanced(labels, ids, 5000, seed=0)) == 1000
+    assert torch.bincount(labels[draw_balanced(labels, ids, 13, seed=0)]).max() == 2
 
 
 @pytest.fixture
@@ -33,11 +33,11 @@ def folder(tmp_path):
 def test_a_list_of_names_chooses_images_and_is_part_of_the_data_set_s_name(folder, tmp_path):
     file = tmp_path / "list.txt"
     file.write_text("dog/dog2.png 1\nval/cat/cat0.png\n\n")
-    chosen = listed(folder, file)
+    chosen = find_listed(folder, file)
     assert chosen.labels.tolist() == [1, 0]
     assert "list.txt" in chosen.name
     file.write_text("dog/dog2.png\ncat/cat0.png\n")
-    assert listed(folder, file).name != chosen.name
+    assert find_listed(folder, file).name != chosen.name
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ def test_lists_that_do_not_fit_are_named(folder, tmp_path, text, words):
     file = tmp_path / "list.txt"
     file.write_text(text)
     with pytest.raises(InputError, match=words):
-        listed(folder, file)
+        find_listed(folder, file)
     with pytest.raises(InputError, match="cannot be read"):
-        listed(folder, tmp_path / "gone.txt")
+        find_listed(folder, tmp_path / "gone.txt")
     with pytest.raises(InputError, match="no folder of image files"):
-        listed(rlr.data.load("fashion-mnist-mini", "test"), file)
+        find_listed(rlr.data.load("fashion-mnist-mini", "test"), file)

@@ -43,7 +43,7 @@ def test_weights_come_back_in_eval_mode_from_the_file_or_its_folder(weights, mod
         assert weights_hash(loaded) == weights_hash(model)
         x = torch.rand(2, 1, 8, 8)
         assert torch.equal(loaded(x), model.eval()(x))
-    assert checkpoint.about(weights) == {"data": "mine", "epoch": 0.5}
+    assert checkpoint.checkpoint_record(weights) == {"data": "mine", "epoch": 0.5}
 
 
 def test_tensors_in_another_memory_format_are_saved_as_they_look(tmp_path):
@@ -150,7 +150,7 @@ def test_a_description_that_is_no_json_object_is_refused(weights, model, descrip
     refuse(weights, "its description 'model' is not a JSON object")
     write_tensors(weights, model.state_dict(), {"model": json.dumps(SPEC), "about": description})
     with pytest.raises(InputError, match="its description 'about' is not a JSON object"):
-        checkpoint.about(weights)
+        checkpoint.checkpoint_record(weights)
 
 
 def test_a_description_without_a_name_is_refused(weights, model):
@@ -160,7 +160,7 @@ def test_a_description_without_a_name_is_refused(weights, model):
 
 def test_weights_that_say_nothing_about_themselves_load(weights, model):
     write_tensors(weights, model.state_dict(), {"model": json.dumps(SPEC)})
-    assert checkpoint.about(weights) == {}
+    assert checkpoint.checkpoint_record(weights) == {}
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
@@ -182,5 +182,5 @@ def test_writing_replaces_the_whole_file_or_leaves_the_old_one(weights, model, m
     assert weights.read_bytes() == before
     assert os.listdir(weights.parent) == [weights.name]
     save_weights(weights, model, SPEC, {"epoch": 2})
-    assert checkpoint.about(weights) == {"epoch": 2}
+    assert checkpoint.checkpoint_record(weights) == {"epoch": 2}
     assert os.listdir(weights.parent) == [weights.name]

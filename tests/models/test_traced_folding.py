@@ -11,7 +11,7 @@ import robust_lr as rlr
 from robust_lr.evaluation import session as prepared
 from robust_lr.evaluation.guards import GUARDS
 from robust_lr.models.layers.basic import Normalize
-from robust_lr.models.traced_folding import fused, norms
+from robust_lr.models.traced_folding import norms, trace_and_fold
 from robust_lr.protocols.pgd import PGD
 from robust_lr.results.ledger import read
 
@@ -48,7 +48,7 @@ def sample():
 def test_every_batch_norm_is_folded_and_the_network_left_as_it_was(sample):
     model = network()
     before = copy.deepcopy(model.state_dict())
-    folded = fused(model, sample)
+    folded = trace_and_fold(model, sample)
     assert (norms(model), norms(folded)) == (3, 0)
     assert not folded.training
     assert not any(parameter.requires_grad for parameter in folded.parameters())
@@ -115,21 +115,21 @@ class Loud(Residual):
 
 @pytest.mark.parametrize("block", [Detached, Branching, Noisy, Twice, Loud])
 def test_networks_that_tracing_would_change_are_left_alone(sample, block):
-    assert fused(network(block), sample) is None
+    assert trace_and_fold(network(block), sample) is None
 
 
 def test_networks_with_hooks_are_left_alone(sample):
     model = network()
     handle = model[4].register_forward_hook(lambda module, inputs, output: 2 * output)
-    assert fused(model, sample) is None
+    assert trace_and_fold(model, sample) is None
     handle.remove()
-    assert fused(model, sample) is not None
+    assert trace_and_fold(model, sample) is not None
 
 
 def test_nothing_is_copied_where_nothing_can_be_folded(sample):
-    assert fused(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), sample) is None
+    assert trace_and_fold(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), sample) is None
     model = network()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.track_running_stats, module.running_mean, module.running_var = False, None, None
-    assert fused(model, sample) is None
+    assert trace_and_fold(model, sample) is None

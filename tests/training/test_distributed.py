@@ -23,7 +23,7 @@ from robust_lr.config.sections import ComputeConfig, DataConfig, TrainConfig, Va
 from robust_lr.config.training import Config
 from robust_lr.data.dataset import from_arrays
 from robust_lr.data.encoded import Unreadable
-from robust_lr.data.loader import shuffled
+from robust_lr.data.loader import shuffle_positions
 from robust_lr.data.registry import load
 from robust_lr.models.build import build_model
 from robust_lr.models.checkpoint import WEIGHTS, read_tensors
@@ -197,7 +197,7 @@ def test_running_statistics_are_those_of_all_processes(group):
     model, data = network(), pictures()
     from robust_lr.data.augmentation import AUGMENTATIONS
 
-    x, _, ids = data.batch(shuffled(data, 24, seed=3, epoch=0)[0])
+    x, _, ids = data.batch(shuffle_positions(data, 24, seed=3, epoch=0)[0])
     x = AUGMENTATIONS["flip-crop"](x, ids, 3, 0)
     halves = []
     for half in x.split(12):
@@ -394,7 +394,7 @@ def test_an_image_that_one_process_cannot_read_ends_all(group, tmp_path, workers
     config = settings(epochs=1, milestones=())
     config = replace(config, data=DataConfig(name=f"folder:{tmp_path / 'pictures'}", workers=workers))
     data = prepare(config).train
-    bad = shuffled(data, 8, seed=3, epoch=0)[0][7]
+    bad = shuffle_positions(data, 8, seed=3, epoch=0)[0][7]
     (tmp_path / "pictures" / data.source.paths[bad]).write_bytes(b"no image")
     first, second = group(2, run(config, tmp_path / "run"))
     assert (first.kind, first.code) == (SystemExit, 2)

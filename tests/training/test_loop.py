@@ -17,7 +17,7 @@ from robust_lr.config.training import Config
 from robust_lr.data.augmentation import AUGMENTATIONS, TRANSFORMS
 from robust_lr.data.dataset import ArrayDataset, from_arrays
 from robust_lr.data.encoded import pixels
-from robust_lr.data.loader import Batches, batches, shuffled, stream
+from robust_lr.data.loader import Batches, batches, shuffle_positions, stream
 from robust_lr.models.build import build_model
 from robust_lr.models.folding import fold
 from robust_lr.protocols.pgd import PGD
@@ -160,30 +160,30 @@ def folder(tmp_path):
 
 def test_an_epoch_takes_every_image_once_in_an_order_of_its_own():
     data = pictures(24)
-    orders = [torch.cat(shuffled(data, 8, seed=1, epoch=epoch)) for epoch in range(3)]
+    orders = [torch.cat(shuffle_positions(data, 8, seed=1, epoch=epoch)) for epoch in range(3)]
     for order in orders:
         assert sorted(order.tolist()) == list(range(24))
     assert not torch.equal(orders[0], orders[1])
     assert not torch.equal(orders[0], torch.arange(24))
-    assert torch.equal(orders[2], torch.cat(shuffled(data, 6, seed=1, epoch=2)))
-    assert not torch.equal(orders[0], torch.cat(shuffled(data, 8, seed=2, epoch=0)))
+    assert torch.equal(orders[2], torch.cat(shuffle_positions(data, 6, seed=1, epoch=2)))
+    assert not torch.equal(orders[0], torch.cat(shuffle_positions(data, 8, seed=2, epoch=0)))
 
 
 def test_an_incomplete_last_batch_is_dropped():
-    assert [len(batch) for batch in shuffled(pictures(24), 7, seed=0, epoch=0)] == [7, 7, 7]
+    assert [len(batch) for batch in shuffle_positions(pictures(24), 7, seed=0, epoch=0)] == [7, 7, 7]
 
 
 def test_order_belongs_to_the_ids():
     data = pictures(24)
     turned = data.subset(torch.arange(23, -1, -1))
-    one, other = (torch.cat(shuffled(d, 8, seed=1, epoch=0)) for d in (data, turned))
+    one, other = (torch.cat(shuffle_positions(d, 8, seed=1, epoch=0)) for d in (data, turned))
     assert torch.equal(data.ids[one], turned.ids[other])
 
 
 @fork
 def test_workers_make_the_same_batches():
     data = pictures(20)
-    order = shuffled(data, 6, seed=0, epoch=0)
+    order = shuffle_positions(data, 6, seed=0, epoch=0)
     for one, other in zip(batches(data, order), batches(data, order, workers=2), strict=True):
         for mine, theirs in zip(one, other, strict=True):
             assert torch.equal(mine, theirs)
@@ -289,7 +289,7 @@ def test_regular_training_is_plain_sgd(make):
     rates = [0.05 / 3, 0.1 / 3, 0.05, 0.005, 0.005, 0.005]
     losses = []
     for epoch in range(2):
-        for positions in shuffled(data, 8, seed=3, epoch=epoch):
+        for positions in shuffle_positions(data, 8, seed=3, epoch=epoch):
             x, y, _ = data.batch(positions)
             optimizer.param_groups[0]["lr"] = rates[len(losses)]
             loss = F.cross_entropy(plain(x), y)
@@ -313,7 +313,7 @@ def test_adversarial_training_is_the_recipe():
     metrics = list(adversarial_train(ours, data, settings(attack, warmup_epochs=0, milestones=())))
     optimizer = sgd(plain, settings().train)
     for epoch, found in enumerate(metrics):
-        x, y, ids = data.batch(shuffled(data, 8, seed=3, epoch=epoch)[0])
+        x, y, ids = data.batch(shuffle_positions(data, 8, seed=3, epoch=epoch)[0])
         targets = uniform_targets(y, ids, 4, seed=3, draw=epoch)
         x_adv = (x + 16 / 255 * (2 * uniform(3, START, ids, x.shape[1:], epoch) - 1)).clamp(0, 1)
         plain.eval()
@@ -338,7 +338,7 @@ def test_an_attacked_step_is_a_step_on_the_adversarial_images_and_nothing_else(n
     attacked, given = network(name), network(name)
     found = list(adversarial_train(attacked, data, config))
 
-    x, y, ids = data.batch(shuffled(data, 8, seed=3, epoch=0)[0])
+    x, y, ids = data.batch(shuffle_positions(data, 8, seed=3, epoch=0)[0])
     folded = fold(given)
     goals = PGD3.goals(folded, x, y, ids, 4, seed=3)
     x_adv = PGD3.perturb(folded, x, y, goals, ids, seed=3)
@@ -414,7 +414,7 @@ def test_augmented_images_are_what_is_learned_from():
     model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     data = pictures(8)
     list(adversarial_train(model, data, settings(get("none"), augment="flip-crop", epochs=1)))
-    x, _, ids = data.batch(shuffled(data, 8, seed=3, epoch=0)[0])
+    x, _, ids = data.batch(shuffle_positions(data, 8, seed=3, epoch=0)[0])
     assert torch.equal(seen[0], AUGMENTATIONS["flip-crop"](x, ids, 3, 0))
 
 

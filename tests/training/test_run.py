@@ -15,7 +15,7 @@ import robust_lr as rlr
 from robust_lr import config as config_room
 from robust_lr.config.training import to_toml
 from robust_lr.data.dataset import spread
-from robust_lr.models.checkpoint import WEIGHTS, about, load_model, read_tensors, weights_hash
+from robust_lr.models.checkpoint import WEIGHTS, checkpoint_record, load_model, read_tensors, weights_hash
 from robust_lr.training import run as runs
 from robust_lr.training.run import train_run
 from robust_lr.training.run_folder import CONFIG, METRICS, PROVENANCE, read_metrics
@@ -65,7 +65,7 @@ def test_a_run_folder_holds_all_that_is_needed(straight, config, data):
     assert provenance["model"] == {**config.model, "num_classes": 3, "in_channels": 1}
     for split, key in (("train", "data_sha256"), ("test", "test_data_sha256")):
         assert provenance[key] == rlr.data.content_hash(rlr.data.load(f"npz:{data}", split))
-    assert about(folder) == {"data": f"npz:{data}", "attack": config.attack.name, "seed": 5, "epoch": 3.0}
+    assert checkpoint_record(folder) == {"data": f"npz:{data}", "attack": config.attack.name, "seed": 5, "epoch": 3.0}
     assert len(steps) == STEPS
 
 

@@ -19,7 +19,7 @@ from robust_lr import config as config_room
 from robust_lr import data as data_room
 from robust_lr.config.sections import OutputConfig, ValidationConfig
 from robust_lr.models.build import build_model
-from robust_lr.models.checkpoint import BEST, WEIGHTS, about, load_model, read_tensors
+from robust_lr.models.checkpoint import BEST, WEIGHTS, checkpoint_record, load_model, read_tensors
 from robust_lr.training import run as runs
 from robust_lr.training.run import prepare, train_run
 from robust_lr.training.run_folder import METRICS, in_use, locked, read_metrics
@@ -317,8 +317,8 @@ def test_the_best_weights_are_those_of_the_best_validation(config, tmp_path, mon
     best = read_tensors(tmp_path / "run" / BEST)[0]
     same = [all(torch.equal(best[name], each[name]) for name in best) for each in weights]
     assert same == [False, True, False, False]
-    assert about(tmp_path / "run" / BEST)["robust_accuracy"] == 0.75
-    assert about(tmp_path / "run" / BEST)["epoch"] == 2
+    assert checkpoint_record(tmp_path / "run" / BEST)["robust_accuracy"] == 0.75
+    assert checkpoint_record(tmp_path / "run" / BEST)["epoch"] == 2
 
 
 def test_a_validation_is_the_attack_on_the_held_out_images(config, tmp_path):
@@ -350,7 +350,7 @@ def test_the_guard_stops_when_robust_accuracy_collapses(config, tmp_path, monkey
     monkeypatch.setattr(runs, "accuracy", lambda model, data, attack=None, **o: next(scripted) if attack else 0.5)
     with pytest.raises(RunError, match=r"fell from 70.0 % to 45.0 % by epoch 3: catastrophic over-fitting .*best.safe"):
         list(train_run(config, tmp_path / "run"))
-    assert about(tmp_path / "run" / BEST)["epoch"] == 2
+    assert checkpoint_record(tmp_path / "run" / BEST)["epoch"] == 2
     assert int(newest_state(tmp_path / "run")[1]["step"]) == 8
     with pytest.raises(RunError, match=r"fell from 70.0 % to 40.0 %"):  # the same after a resume
         list(train_run(config, tmp_path / "run", resume=True))

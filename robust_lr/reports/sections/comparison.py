@@ -21,7 +21,7 @@ from ..blocks import (
     text_cell,
 )
 from ..record import Group, Report
-from .headline import attacks, counted
+from .headline import attacks, count_images
 
 LEVEL = 0.05
 
@@ -99,8 +99,8 @@ def table(groups: Sequence[Group], number: int) -> Table:
     return Table(
         key=f"pairs-{number}",
         title=f"Differences of robust accuracy on {groups[0].data}",
-        note=f"Denominator: {counted(groups)} images. Bold: p < {LEVEL} after Holm's correction over the pairs of a "
-        "protocol and seed.",
+        note=f"Denominator: {count_images(groups)} images. Bold: p < {LEVEL} after Holm's correction over the pairs of "
+        "a protocol and seed.",
         columns=[
             Column("protocol", figures=False),
             Column("first", figures=False),

@@ -58,7 +58,7 @@ def table(report: Report, data: str, number: int) -> Table:
     first = next(iter(groups[0].members.values()))
     words = {group.name: heading(group) for group in groups}
     seeds = sorted({group.seed for group in groups})
-    n = counted(groups)
+    n = count_images(groups)
     note = f"Denominator: {n} images. Precision of the attacks: {first.record['precision']}. " + "; ".join(
         dict.fromkeys(f"{group.name}: {group.words}" for group in groups if attacks(group))
     )
@@ -76,7 +76,7 @@ def table(report: Report, data: str, number: int) -> Table:
     )
 
 
-def counted(groups: Sequence[Group]) -> str:
+def count_images(groups: Sequence[Group]) -> str:
     """The number of images, or the numbers where protocols differ."""
     return " or ".join(f"{n:,}" for n in sorted({group.n for group in groups}))
 

@@ -62,8 +62,8 @@ def gallery(group: Group, model: str, found: Found) -> Gallery:
     broken = [row for row in rows if row.clean == row.label and not row.robust] or list(rows)
     chosen = [broken[at * len(broken) // MAX_EXAMPLES] for at in range(MAX_EXAMPLES)]
     chosen = list({row.id: row for row in chosen}.values())
-    adversarial = saved(found.folder, {row.id for row in chosen})
-    clean = originals(str(found.record["data"]), chosen)
+    adversarial = read_adversarial(found.folder, {row.id for row in chosen})
+    clean = read_originals(str(found.record["data"]), chosen)
     eps = float(group.protocol.get("eps") or 1.0)
     return Gallery(
         title=f"{model} under {group.name} on {group.data}",
@@ -87,7 +87,7 @@ def words(row: Row) -> str:
     )
 
 
-def saved(folder: Path, ids: set[int]) -> dict[int, Tensor]:
+def read_adversarial(folder: Path, ids: set[int]) -> dict[int, Tensor]:
     """Adversarial images [C, H, W] by id, as the evaluation kept them; InputError for a damaged file."""
     out: dict[int, Tensor] = {}
     for file in sorted((folder / FOLDER).glob("*.safetensors")):
@@ -102,7 +102,7 @@ def saved(folder: Path, ids: set[int]) -> dict[int, Tensor]:
     return out
 
 
-def originals(name: str, rows: Sequence[Row]) -> dict[int, Tensor]:
+def read_originals(name: str, rows: Sequence[Row]) -> dict[int, Tensor]:
     """Clean images by id, of a data set that can be found by its name alone and whose pixels are those of the rows."""
     try:
         data: Dataset = data_room.load(name, "test")

@@ -30,7 +30,7 @@ def seeds(report: Report) -> Section | None:
             *map(text_cell, key),
             text_cell(kind(found)),
             count_cell(len(found)),
-            *(spread([100 * (each.shares[name].value or 0.0) for each in found]) for name in FIGURES),
+            *(mean_and_deviation([100 * (each.shares[name].value or 0.0) for each in found]) for name in FIGURES),
             count_cell(len(found[0].evaluation.rows)),
         ]
         for key, found in several.items()
@@ -64,7 +64,7 @@ def differences(several: Mapping[tuple[str, str, str], Sequence[Found]]) -> list
     rows = [
         row(data, protocol, difference)
         for (data, protocol), members in arms.items()
-        for difference in compared(members)
+        for difference in compare_training_runs(members)
     ]
     if not rows:
         return []
@@ -75,7 +75,7 @@ def differences(several: Mapping[tuple[str, str, str], Sequence[Found]]) -> list
     return [Table(key="training-runs", title="Differences over training runs", note=note, columns=columns, rows=rows)]
 
 
-def compared(members: Mapping[str, Sequence[Found]]) -> list[Difference]:
+def compare_training_runs(members: Mapping[str, Sequence[Found]]) -> list[Difference]:
     """Differences of robust accuracy between networks with the same seeds; none where runs cannot be compared."""
     if len(members) < 2 or len({tuple(each.seed for each in found) for found in members.values()}) > 1:
         return []
@@ -110,7 +110,7 @@ def kind(found: Sequence[Found]) -> str:
     return TRAINING if len(weights) == len(found) else "the attack"
 
 
-def spread(values: Sequence[float]) -> Cell:
+def mean_and_deviation(values: Sequence[float]) -> Cell:
     return Cell(
         text=f"{mean(values):.1f} ± {stdev(values):.1f}",
         sort=mean(values),
