@@ -13,6 +13,9 @@ from ..utils.errors import InputError
 #: that libraries may take for rounding of x + delta, in pixels of [0, 1]
 TOLERANCE = 1e-6
 
+#: passes of a random model that one gradient may be averaged over
+MAX_EOT = 1000
+
 
 def check_attack(*, eps: float, step_size: float, steps: int, norm: str = "linf") -> None:
     """Pixels are in [0, 1]: in L-infinity, an eps or a step above 1 was meant in 0..255."""
@@ -24,6 +27,13 @@ def check_attack(*, eps: float, step_size: float, steps: int, norm: str = "linf"
         if norm != "linf" and not 0 <= value < inf:
             raise InputError(f"{name} = {value:g}: an {norm.upper()} distance of pixels in [0, 1] is needed, 0 or more")
     check_whole(0, steps=steps)
+
+
+def check_eot(eot: int) -> None:
+    """A number of passes that a gradient is averaged over: at least 1, and no more than memory is meant for."""
+    check_whole(1, eot=eot)
+    if eot > MAX_EOT:
+        raise InputError(f"eot = {eot}: at most {MAX_EOT} passes of the model for each gradient")
 
 
 def check_labels(x: Tensor, labels: Tensor) -> None:

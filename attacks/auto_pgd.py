@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .arguments import check_attack, check_images, check_labels, check_start
+from .arguments import check_attack, check_eot, check_images, check_labels, check_start
 from .losses import Objective, cross_entropy
 from .stepwise import State, constant, run
 
@@ -27,6 +27,7 @@ def apgd(
     loss: Objective = cross_entropy,
     rho: float = 0.75,
     observe: Callable[[int, Tensor, Tensor], None] | None = None,
+    eot: int = 1,
 ) -> Tensor:
     """The last query of APGD (Algorithm 1); its queries are those of the official code, bit for bit.
 
@@ -38,6 +39,7 @@ def apgd(
         rho: share of iterations that must raise the loss, or else the step size is halved.
         observe: called as ``observe(step, query, logits)`` for every query but the last. What counts as success is the
             caller's business: the official code takes the last query that is misclassified.
+        eot: passes of a random model that each gradient, and the loss, is averaged over.
 
     Raises:
         InputError: as ``pgd_linf``.
@@ -46,7 +48,8 @@ def apgd(
     check_images(x)
     check_labels(x, labels)
     check_start(x, start, eps, norm)
-    return run(AutoPGD(norm, eps, steps, rho), model, x, labels, targets, start, loss, observe)
+    check_eot(eot)
+    return run(AutoPGD(norm, eps, steps, rho), model, x, labels, targets, start, loss, observe, eot=eot)
 
 
 @dataclass(frozen=True)

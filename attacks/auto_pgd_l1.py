@@ -10,7 +10,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from .arguments import check_attack, check_images, check_labels
+from .arguments import check_attack, check_eot, check_images, check_labels
 from .losses import Objective, cross_entropy
 from .projections import onto_l1_ball
 from .stepwise import State, constant, run
@@ -33,6 +33,7 @@ def apgd_l1(
     targets: Tensor | None = None,
     loss: Objective = cross_entropy,
     observe: Callable[[int, Tensor, Tensor], None] | None = None,
+    eot: int = 1,
 ) -> Tensor:
     """The last query of APGD in L1, which attacks in balls of 3, 2 and 1 eps, as in AutoAttack.
 
@@ -43,6 +44,7 @@ def apgd_l1(
         targets: [N] int64 classes to move towards, with a targeted loss.
         observe: called as ``observe(step, query, logits)`` for every query but the last; those of the first two balls
             may lie outside the ball of eps.
+        eot: passes of a random model that each gradient, and the loss, is averaged over.
 
     Raises:
         InputError: as ``pgd_linf``.
@@ -50,7 +52,8 @@ def apgd_l1(
     check_attack(eps=eps, step_size=eps, steps=steps, norm="l1")
     check_images(x)
     check_labels(x, labels)
-    return run(SparsePGD(eps, steps + len(RADII) - 1), model, x, labels, targets, start, loss, observe)
+    check_eot(eot)
+    return run(SparsePGD(eps, steps + len(RADII) - 1), model, x, labels, targets, start, loss, observe, eot=eot)
 
 
 @dataclass(frozen=True)

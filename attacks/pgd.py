@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .arguments import check_attack, check_images, check_labels, check_start
+from .arguments import check_attack, check_eot, check_images, check_labels, check_start
 from .losses import Objective, cross_entropy
 from .stepwise import State, run
 
@@ -30,6 +30,7 @@ def pgd_linf(
     true_labels: Tensor | None = None,
     observe: Observe | None = None,
     end_at_cycles: bool = False,
+    eot: int = 1,
 ) -> Tensor:
     """Signed-gradient steps on the loss, projected to the eps-ball and to [0, 1]; returns the last iterate.
 
@@ -50,6 +51,7 @@ def pgd_linf(
         true_labels: [N] int64, for a targeted loss that needs them as well (DLR).
         observe: called as ``observe(step, iterate, logits)`` before each step, e.g. to record the trajectory.
         end_at_cycles: end once every iterate repeats itself, with the same result; for deterministic models, on a CPU.
+        eot: passes of a random model that each gradient is averaged over.
 
     Returns:
         Adversarial images, same shape and dtype as ``x``, within eps of ``x`` and within [0, 1]. Where a gradient is
@@ -60,7 +62,7 @@ def pgd_linf(
             or logits without a gradient.
     """
     attack = ProjectedGradient("linf", eps, step_size, steps, momentum)
-    return _pgd(attack, model, x, labels, targeted, start, loss, true_labels, observe, end_at_cycles)
+    return _pgd(attack, model, x, labels, targeted, start, loss, true_labels, observe, end_at_cycles, eot)
 
 
 def pgd_l2(
@@ -78,6 +80,7 @@ def pgd_l2(
     true_labels: Tensor | None = None,
     observe: Observe | None = None,
     end_at_cycles: bool = False,
+    eot: int = 1,
 ) -> Tensor:
     """Steps of L2 length ``step_size`` along the gradient, scaled back to the ball, then clipped to [0, 1].
 
@@ -86,7 +89,7 @@ def pgd_l2(
     pixels in [0, 1], e.g. 0.5.
     """
     attack = ProjectedGradient("l2", eps, step_size, steps, momentum)
-    return _pgd(attack, model, x, labels, targeted, start, loss, true_labels, observe, end_at_cycles)
+    return _pgd(attack, model, x, labels, targeted, start, loss, true_labels, observe, end_at_cycles, eot)
 
 
 def _pgd(
@@ -100,15 +103,17 @@ def _pgd(
     true_labels: Tensor | None,
     observe: Observe | None,
     end_at_cycles: bool,
+    eot: int,
 ) -> Tensor:
     check_attack(eps=attack.eps, step_size=attack.step_size, steps=attack.steps, norm=attack.norm)
+    check_eot(eot)
     check_images(x)
     check_labels(x, labels)
     if start is not None:
         check_start(x, start, attack.eps, attack.norm)
     true, targets = (labels if true_labels is None else true_labels, labels) if targeted else (labels, None)
     start = x if start is None else start
-    return run(attack, model, x, true, targets, start, loss, observe, end_at_cycles=end_at_cycles)
+    return run(attack, model, x, true, targets, start, loss, observe, end_at_cycles=end_at_cycles, eot=eot)
 
 
 @dataclass(frozen=True)

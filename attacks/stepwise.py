@@ -58,14 +58,22 @@ def look(
     targets: Tensor | None,
     objective: Objective,
     needs_gradient: bool = True,
+    eot: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits [N, classes], objective [N] and its gradient by the query, like the query (empty if not needed).
 
-    The objective is summed, not averaged, so that no image's gradient depends on the batch that it is in.
+    The objective is summed, not averaged, so that no image's gradient depends on the batch that it is in. Of a random
+    model, all three are means over ``eot`` passes (expectation over transformation, Athalye et al. 2018).
 
     Raises:
         InputError: logits without a gradient.
     """
+    if eot > 1:
+        sums = look(model, query, labels, targets, objective, needs_gradient)
+        for _ in range(eot - 1):
+            seen = look(model, query, labels, targets, objective, needs_gradient)
+            sums = (sums[0] + seen[0], sums[1] + seen[1], sums[2] + seen[2])
+        return sums[0] / eot, sums[1] / eot, sums[2] / eot
     if not needs_gradient:
         with torch.no_grad():
             logits = model(query)
@@ -92,17 +100,19 @@ def run(
     ids: Tensor | None = None,
     key: str = "query",
     end_at_cycles: bool = False,
+    eot: int = 1,
 ) -> Tensor:
     """All steps on one batch; returns the last query, or what the state has as ``key``.
 
     ``observe(step, query, logits)`` is called for every query but the last.
     With ``end_at_cycles`` the attack ends once every image is in a cycle, with the same last queries. It is for
-    deterministic models, and without effect on a GPU and for attacks whose moves depend on the step.
+    deterministic models, and without effect on a GPU and for attacks whose moves depend on the step. ``eot`` is that
+    of ``look``.
     """
 
     def advance(state: State, step: int) -> State:
         query = state["query"]
-        logits, loss, gradient = look(model, query, labels, targets, objective, attack.needs_gradient)
+        logits, loss, gradient = look(model, query, labels, targets, objective, attack.needs_gradient, eot)
         if observe is not None:
             observe(step, query, logits)
         reached = is_reached(logits, labels, targets)

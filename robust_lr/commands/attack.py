@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +83,14 @@ _PATH = click.Path(path_type=Path)
     help="Probe the number for a verdict (sound, weak or misled), or leave it without one.  [default: --check]",
 )
 @of_guards("--thorough", is_flag=True, help="Probe eight times as long as by default.")
+@of_guards(
+    "--verdict-passes",
+    type=int,
+    default=10,
+    show_default=True,
+    help="Passes of a random model over each image, all of which must be right; for protocols with eot > 1.",
+    metavar="N",
+)
 @of_guards("--strict", is_flag=True, help="Exit with 1 unless the verdict is sound.")
 @of_work("--out", type=_PATH, help="Folder for result.json and the ledger.")
 @of_work("--save-images", is_flag=True, help="Keep the adversarial images, for `robust-lr score` and `transfer`.")
@@ -128,6 +138,7 @@ def attack(
     allow: tuple[str, ...],
     probed: bool,
     thorough: bool,
+    verdict_passes: int,
     strict: bool,
     out: Path | None,
     save_images: bool,
@@ -230,9 +241,10 @@ def attack(
         "processes": processes,
         "precision": precision,
         "allow": allow,
+        "verdict_passes": verdict_passes,
         "check": "thorough" if thorough else None if probed else "off",
     }
-    with progress_bars(shown=launched is None or launched[0] == 1) as bars:
+    with warnings_said(), progress_bars(shown=launched is None or launched[0] == 1) as bars:
         if isinstance(settings, protocols.Sweep):
             curve = sweep(choice.model, choice.data, settings, **work, progress=Watch(bars, choice.name).progress)
         else:
@@ -266,6 +278,14 @@ def attack(
     if strict and any(result.verdict != "sound" for result in curve.results):
         say("--strict: the verdict is not sound")
         sys.exit(1)
+
+
+@contextmanager
+def warnings_said() -> Iterator[None]:
+    """Say warnings in one line each, without the place in the code."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
+        yield
 
 
 class Watch:
@@ -310,11 +330,14 @@ def describe(choice: Choice, settings: Protocol | Sweep, folder: Path, *, finish
 def show(curve: Curve, settings: Protocol | Sweep) -> None:
     """Print the tables of an evaluation."""
     from ..protocols import Sweep
+    from ..results.text import randomness_in_words
     from . import report
 
     if not isinstance(settings, Sweep):
         (result,) = curve.results
         console.print(report.result_table(result, settings))
+        if result.randomness is not None:
+            say(randomness_in_words(result.randomness))
         console.print(report.check_table("validity", result.validity))
         console.print(report.verdict_text(result))
     if curve.points:

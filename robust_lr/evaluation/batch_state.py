@@ -60,7 +60,7 @@ def initial_rows(
     ids: Tensor,
     labels: Tensor,
     targets: Tensor | None,
-    logits: Tensor,
+    passes: Tensor,
     protocol: Protocol,
     *,
     keep_images: bool = False,
@@ -74,15 +74,19 @@ def initial_rows(
         images: clean images on the CPU, as they are hashed.
         x, ids, labels: the same images on the model's device, with their ids and classes.
         targets: classes that the attack aims at, None if it aims at none.
-        logits: for ``x``, [N, classes].
+        passes: logits for ``x``, [passes, N, classes]; of a random model several, of which one that is at the
+            attack's aim is enough. Its prediction is that of their mean.
         keep_images: add the column "finished", the image that the verdict is judged on.
     """
     none = torch.full_like(labels, -1)
     zero = torch.zeros_like(labels)
     no, yes = zero.bool(), ~zero.bool()
-    clean = logits.argmax(1)
+    logits = passes.mean(0)
+    clean, predictions = logits.argmax(1), passes.argmax(2)
     loss = F.cross_entropy(logits, labels, reduction="none")
-    reached = clean == targets if targets is not None else clean != labels
+    aim = clean == targets if targets is not None else clean != labels
+    wrong = predictions != labels
+    reached = (predictions == targets if targets is not None else wrong).any(0)
     recorded = (len(labels), len(protocol.record))
     return {
         # the image
@@ -98,24 +102,25 @@ def initial_rows(
         # verdicts so far, see ``ledger.Row``
         "decided": reached if protocol.criterion == "worst" else no,  # leaves the attack
         "robust_last": yes,  # right at the last iterate of every restart so far
-        "success": no,
+        "success": reached & ~aim,  # only a random model's passes differ from its mean
         "first_success": none,
-        "first_wrong": torch.where(clean == labels, -1, 0),
+        "first_wrong": torch.where(wrong.any(0), 0, -1),
         "right_at": yes[:, None].expand(recorded),  # by recorded step: right in every restart so far
         "reached_at": no[:, None].expand(recorded),  # by recorded step: at the aim in any restart so far
         "part": none,  # number of the attack that broke the image
         "unconfirmed": zero,
         # figures on the finished image and on the way
+        **({"wrong_passes": wrong.sum(0)} if len(passes) > 1 else {}),
         **({"finished": x} if keep_images else {}),
         "adversarial": clean,
         "loss": loss,
-        "margin": lead(logits, labels),
+        "margin": torch.stack([lead(each, labels) for each in passes]).amin(0),
         "distance": torch.zeros_like(loss),
         # work
         "draw": zero,  # restarts that are finished, times targets
         "steps_skipped": zero,
         "zero_gradients": zero,
-        "forwards": torch.ones_like(zero),
+        "forwards": torch.full_like(zero, len(passes)),
         "backwards": zero,
         "seconds": torch.zeros_like(zero, dtype=torch.float64),
     }
@@ -156,6 +161,7 @@ def ledger_rows(rows: Rows, protocol: Protocol, parts: Sequence[str]) -> list[Ro
                 if last
             ),
             robust_rounded=row.get("robust_rounded"),
+            wrong_passes=row.get("wrong_passes"),
             unconfirmed=row["unconfirmed"],
             steps_skipped=row["steps_skipped"],
             forwards=row["forwards"],

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..attacks.arguments import within
 from ..attacks.losses import lead
-from ..attacks.stepwise import Stepwise, TestsProposals, constant, look
+from ..attacks.stepwise import Stepwise, TestsProposals, constant
 from ..protocols.base import StepwiseProtocol
 from .batch_state import Rows, first, join, size, split, timed
 from .cycle_end import ON, begin_columns, is_recorded, skip_periods
@@ -112,15 +112,14 @@ def flown(part: StepwiseProtocol, attack: Stepwise, rows: Rows, bench: Bench) ->
     state = {name[len(STATE) :]: column for name, column in rows.items() if name.startswith(STATE)}
     targets = rows["toward"] if part.objective_takes_targets else None
     with bench.precision(), bench.failures_named(rows["x"][:n], rows["id"][:n]):
-        logits, loss, gradient = look(
-            bench.attacked, state["query"], rows["away"], targets, part.objective, attack.needs_gradient
-        )
+        logits, loss, gradient = bench.look(part, state["query"], rows, targets, attack.needs_gradient)
     undecided = ~rows["decided"]
     noted, reached = note_query(part, rows, state["query"], logits, undecided)
     if attack.needs_gradient:
         noted["zero_gradients"] = rows["zero_gradients"] + undecided * (gradient == 0).flatten(1).all(1)
-    noted["forwards"] = rows["forwards"] + undecided
-    noted["backwards"] = rows["backwards"] + undecided * attack.needs_gradient
+    passes = bench.passes(part) * undecided
+    noted["forwards"] = rows["forwards"] + passes
+    noted["backwards"] = rows["backwards"] + passes * attack.needs_gradient
     state = attack.advance(rows["x"], state, rows["step"], loss, gradient, reached)
     rows = {**rows, **noted}
     if isinstance(attack, TestsProposals):
@@ -145,8 +144,10 @@ def judged(part: StepwiseProtocol, number: int, rows: Rows, bench: Bench) -> Row
     if part.ends_at_success:
         final = torch.where(rows["decided"].view(-1, 1, 1, 1), rows["final"], final)
     distance = verified(rows["x"], final, rows["id"], inf if part.finds_distances else part.eps, part.norm)
-    logits = bench.logits(final, rows["id"])
-    noted, _, reached = note(part, rows, final, logits, ~rows["decided"])
+    passes = bench.verdicts(final, rows["id"], rows["forwards"])
+    logits = hardest(passes, -lead_of(passes, rows["label"]))
+    aimed = hardest(passes, lead_of(passes, rows["target"])) if part.targeted else logits
+    noted, _, reached = note(part, rows, final, logits, ~rows["decided"], aimed)
     if part.finds_distances:  # what counts is the nearest adversarial image, as the model itself sees it
         noted["first_wrong"] = torch.where(reached, noted["first_wrong"], -1)
         noted["first_success"] = torch.where(reached, noted["first_success"], -1)
@@ -156,6 +157,9 @@ def judged(part: StepwiseProtocol, number: int, rows: Rows, bench: Bench) -> Row
     broke = reached & ~rows["success"]
     if bench.keep_images:
         noted["finished"] = torch.where(rows["robust_last"].view(-1, 1, 1, 1), final, rows["finished"])
+    if "wrong_passes" in rows:
+        wrong = (passes.argmax(2) != rows["label"]).sum(0)
+        noted["wrong_passes"] = torch.where(rows["robust_last"], wrong, rows["wrong_passes"])
     return {
         **rows,
         **noted,
@@ -171,9 +175,19 @@ def judged(part: StepwiseProtocol, number: int, rows: Rows, bench: Bench) -> Row
         "success": rows["success"] | reached,
         "part": torch.where(broke, number, rows["part"]),
         "distance": torch.maximum(rows["distance"], distance),
-        "forwards": rows["forwards"] + 1,
+        "forwards": rows["forwards"] + len(passes),
         "draw": rows["draw"] + ~unsure,
     }
+
+
+def lead_of(passes: Tensor, classes: Tensor) -> Tensor:
+    """By how much the logits of ``classes`` [N] exceed the best of the others in each pass, [passes, N]."""
+    return torch.stack([lead(logits, classes) for logits in passes])
+
+
+def hardest(passes: Tensor, score: Tensor) -> Tensor:
+    """Of logits [passes, N, classes], those of the pass with the largest score [passes, N], for each image."""
+    return passes[score.argmax(0), torch.arange(passes.shape[1], device=passes.device)]
 
 
 def note_query(
@@ -190,15 +204,16 @@ def note_query(
 
 
 def note(
-    part: StepwiseProtocol, rows: Rows, query: Tensor, logits: Tensor, undecided: Tensor
+    part: StepwiseProtocol, rows: Rows, query: Tensor, logits: Tensor, undecided: Tensor, aimed: Tensor | None = None
 ) -> tuple[Rows, Tensor, Tensor]:
     """Record what the logits tell; return which queries are at the attack's aim and which of those count, [N] bool.
 
-    Queries of an attack that does not stay in the ball count where they are inside.
+    Queries of an attack that does not stay in the ball count where they are inside. ``aimed`` are the logits that tell
+    whether the target is reached, where they are others.
     """
-    step, predictions = rows["step"], logits.argmax(1)
-    right = predictions == rows["label"]
-    reached = predictions == rows["target"] if part.targeted else ~right
+    step = rows["step"]
+    right = logits.argmax(1) == rows["label"]
+    reached = (logits if aimed is None else aimed).argmax(1) == rows["target"] if part.targeted else ~right
     counts = reached
     if not part.stays_in_ball:
         inside = within(rows["x"], query, part.eps, part.norm)[1]

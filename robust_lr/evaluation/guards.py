@@ -40,6 +40,7 @@ class Sample:
         gradients: whether the attack takes any.
         resolution: relative rounding of the dtype that the model computes its logits in.
         away: images at random in a ball around ``x``, where an attack may start.
+        averaged: whether the attack averages gradients over the randomness of the model.
     """
 
     model: nn.Module
@@ -51,6 +52,7 @@ class Sample:
     gradients: bool
     resolution: float
     away: Tensor
+    averaged: bool = False
 
     def ask(self, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -95,6 +97,7 @@ def guard(
     away: Tensor | None = None,
     resolution: float = 2**-23,
     allow: Collection[str] = (),
+    averaged: bool = False,
 ) -> int:
     """Run every guard but those in ``allow``; returns the number of classes that the model tells apart.
 
@@ -106,6 +109,7 @@ def guard(
         away: perturbed images that some guards look at as well; by default ``x``.
         resolution: relative rounding of the dtype that the model computes its logits in.
         allow: names of ``GUARDS`` that are not to be asked.
+        averaged: whether the attack averages gradients over the randomness of the model.
 
     Raises:
         InputError: the first complaint, something that is no batch of logits, or a model that fails.
@@ -131,6 +135,7 @@ def guard(
         gradients=gradients,
         resolution=resolution,
         away=x if away is None else away,
+        averaged=averaged,
     )
     for name, complain in GUARDS.items():
         if name not in allow and (complaint := complain(sample)) is not None:
@@ -183,15 +188,18 @@ def probabilities(s: Sample) -> str | None:
 
 
 def deterministic(s: Sample) -> str | None:
-    """The same images twice give the same logits, clean or perturbed; a random defense needs expectations over it."""
+    """The same images twice give the same logits, clean or perturbed, unless the attack averages over draws."""
     if not s.random:
         return None
     apart, words = s.noise
     if isnan(apart):
         return f"logits of {words} are not finite: count refused images as errors, and attack the network inside"
+    if s.averaged:
+        return None
     return (
-        f"the model is random or keeps state: logits of {words} differ by {apart:.3g} from one pass to the next; fix "
-        "its randomness in eval mode, or attack its average over many passes"
+        f"the model is random or keeps state: logits of {words} differ by {apart:.3g} from one pass to the next; "
+        "attack it on the average of its draws, with `protocol` autoattack-rand or PGD and APGD with eot = 20, or fix "
+        "its randomness in eval mode"
     )
 
 

@@ -44,6 +44,7 @@ from .library_attacks import attack_library
 from .model_under_test import Bench
 from .precision import agreed, lowered
 from .probes import probe
+from .randomness import VERDICT_PASSES
 from .session import Prepared, prepare
 
 #: of the ledger's columns
@@ -72,6 +73,7 @@ def evaluate(
     check: str | None = None,
     allow: Collection[str] = (),
     end_at_cycles: bool = True,
+    verdict_passes: int = VERDICT_PASSES,
     images: bool = False,
     progress: Callable[[int, int], None] | bool | None = None,
     on_rows: Callable[[Sequence[Row]], None] | None = None,
@@ -114,6 +116,8 @@ def evaluate(
         allow: names of ``guards.GUARDS`` that are not to be asked.
         end_at_cycles: stop computing steps of an image once its iterates come back to the bit; rows are the same but
             for the passes. The result says whether that was possible, and for how many images.
+        verdict_passes: of a random model over each image that is judged, which is robust only if all of them get it
+            right. Such a model needs a protocol whose gradients are averaged over ``eot`` passes.
         images: keep what each verdict was judged on in ``out``, float32 and rounded to 256 levels, for
             ``score`` and ``transfer``; accuracy after rounding is then in the result as well.
         progress: called as ``progress(done, total)`` whenever images are done; True prints a line on stderr, for
@@ -141,6 +145,7 @@ def evaluate(
         check=check,
         allow=allow,
         end_at_cycles=end_at_cycles,
+        verdict_passes=verdict_passes,
     )
     if progress is True:
         line = ProgressLine(ready.name)
@@ -228,7 +233,9 @@ def evaluated(
             rows = ledger.rows()
             if images and folder is not None:
                 gather([folder / IMAGES], folder / IMAGES, (row.id for row in rows))
-            if (kept := ledger.recall(probes_finding(ready.check))) is None:
+            if bench.randomness is not None:
+                found = None  # probes are for deterministic models
+            elif (kept := ledger.recall(probes_finding(ready.check))) is None:
                 found = probe(
                     ready.bench,
                     ready.pristine,
@@ -252,7 +259,7 @@ def evaluated(
         data=data.name,
         seed=bench.seed,
         shard=about["shard"],
-        batch_invariant=bench.fixed and protocol.is_keyed_by_image,
+        batch_invariant=bench.fixed and bench.is_keyed and protocol.is_keyed_by_image,
         hashes=ready.hashes,
         device=device_name(device),
         precision=ready.precision,
@@ -263,6 +270,7 @@ def evaluated(
         origin=made,
         read_from_ledger=len(done),
         cycle_detection=bench.cycles,
+        randomness=bench.randomness,
     )
     if folder is not None:
         write_json(folder / RESULT, result.to_dict())
@@ -278,6 +286,8 @@ def check_behavior(ledger: Ledger, ready: Prepared) -> None:
 
     To the bit where passes have a fixed number of rows and threads are as many as then, otherwise but for rounding.
     """
+    if not ready.bench.is_keyed:
+        return  # a model that draws from a generator of its own
     now, threads = ready.behavior, torch.get_num_threads()
     if (kept := ledger.recall("behavior")) is None:
         ledger.remember("behavior", {"logits": now.tolist(), "threads": threads})
@@ -326,6 +336,7 @@ def configuration(ready: Prepared, protocol: Protocol, targets: Targets | None) 
         "compute_batch": bench.rows if bench.fixed else 0,
         "precision": ready.precision,
         "cycle_detection": bench.cycles,
+        "randomness": bench.randomness,
         **{f"{key}_sha256": value for key, value in ready.hashes.items()},
     }
     if ready.code is not None:
@@ -344,10 +355,9 @@ def judge_rounded(groups: Iterator[Rows], bench: Bench) -> Iterator[Rows]:
         while size(waiting) >= bench.rows or (waiting and not group):
             rows, waiting = first(waiting, bench.rows)
             began = time.perf_counter()
-            right = (
-                bench.logits(to_unit_range(round_to_levels(rows["finished"])), rows["id"]).argmax(1) == rows["label"]
-            )
-            yield timed({**rows, "robust_rounded": right, "forwards": rows["forwards"] + 1}, began)
+            passes = bench.verdicts(to_unit_range(round_to_levels(rows["finished"])), rows["id"], rows["forwards"])
+            right = (passes.argmax(2) == rows["label"]).all(0)
+            yield timed({**rows, "robust_rounded": right, "forwards": rows["forwards"] + len(passes)}, began)
 
 
 def attack_all(

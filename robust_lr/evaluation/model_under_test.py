@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..attacks.arguments import within
+from ..attacks.stepwise import look
 from ..models.outputs import LogitsOf, logits_of
+from ..protocols.base import StepwiseProtocol
 from ..utils.contexts import Model
 from ..utils.errors import InputError, RunError
 
@@ -42,6 +45,33 @@ class Bench:
     precision: Callable[[], AbstractContextManager[object]]
     cycles: str = "off: not wanted"
     keep_images: bool = False
+
+    @property
+    def is_keyed(self) -> bool:
+        """True if what the model answers is a function of the image and, where it is random, of seed and id."""
+        return True
+
+    @property
+    def randomness(self) -> dict[str, Any] | None:
+        """How a random model draws and is judged, for the result; None for a deterministic one."""
+        return None
+
+    def passes(self, part: StepwiseProtocol) -> int:
+        """Passes that one query of ``part`` takes."""
+        return 1
+
+    def verdicts(self, x: Tensor, ids: Tensor, moments: Tensor) -> Tensor:
+        """Logits that a verdict on ``x`` rests on, [passes, N, num_classes]; errors as ``logits``.
+
+        ``moments`` [N] differ for each look at an image; they key what a random model draws.
+        """
+        return self.logits(x, ids)[None]
+
+    def look(
+        self, part: StepwiseProtocol, query: Tensor, rows: Mapping[str, Tensor], targets: Tensor | None, gradient: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, objective and its gradient at ``query``, as ``stepwise.look``, through the attacked model."""
+        return look(self.attacked, query, rows["away"], targets, part.objective, gradient)
 
     def logits(self, x: Tensor, ids: Tensor) -> Tensor:
         """Logits of the model that judges, [N, num_classes], for at most ``rows`` images; checked for shape and NaN.

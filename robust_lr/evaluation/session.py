@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ from .cycle_end import detection, is_repeatable
 from .guards import FEW, SAMPLE, guard
 from .model_under_test import Bench, InFloat32, copied, failures_named, in_float32, taken_out
 from .precision import check_precision
+from .randomness import VERDICT_PASSES, averages_draws, check_verdict_passes, examine, random_bench
 
 #: rows of every pass on a CPU, where libraries round differently for other batch shapes; fewer for few images, of which
 #: two processes shall get a share, and fewer for images of more pixels, whose activations would fill the memory
@@ -104,6 +106,7 @@ def prepare(
     check: str | None = None,
     allow: Collection[str] = (),
     end_at_cycles: bool = True,
+    verdict_passes: int = VERDICT_PASSES,
 ) -> Prepared:
     """Everything that comes before the first image is attacked; arguments and errors as in ``evaluate``."""
     data = adapted(model, data)
@@ -130,6 +133,7 @@ def prepare(
     check_precision(precision, device)
     check = DEFAULT_CHECK if check is None else check
     check_name("check", check, LEVELS)
+    check_verdict_passes(verdict_passes)
     most = max((positions(data, protocol, shard, seed) for protocol in protocols), key=len)
     with frozen(model), fp32(device):  # a model that does not fit is refused before anything is written
         images, labels, ids = data.batch(most[evenly_spaced(len(most), sample)])
@@ -144,6 +148,7 @@ def prepare(
             pristine = InFloat32(pristine, judge.takes).eval()
         eps = max((protocol.eps for protocol in protocols if protocol.norm == "linf"), default=AWAY)
         away = (images + (eps or AWAY) * (2 * uniform(seed, GUARD, ids, images.shape[1:]) - 1)).clamp(0, 1)[:FEW]
+        averaged = all(map(averages_draws, protocols))
         with failures_named(model, images.to(device), ids):
             num_classes = guard(
                 judge,
@@ -156,8 +161,10 @@ def prepare(
                 away=away,
                 resolution=torch.finfo(logits_dtype).eps,
                 allow=allow,
+                averaged=averaged,
             )
-        attacked = attackable(judge, torch.cat([images[:FEW], away]))
+            draws = examine(judge, images[:FEW], away, ids[:FEW], seed) if averaged else None
+        attacked = attackable(judge, torch.cat([images[:FEW], away])) if draws is None else judge
         full = torch.arange(rows) % len(images)  # a pass of the attack's size
         bench = Bench(
             model=judge,
@@ -176,7 +183,14 @@ def prepare(
                 partial(is_repeatable, attacked, images[full], labels[full]),
             ),
         )
-        behavior = torch.cat([bench.logits(x, ids[:FEW]) for x in (images[:FEW], away)])
+        if draws is not None:
+            bench = random_bench(bench, draws, verdict_passes)
+        elif any(part.eot > 1 for protocol in protocols for part in protocol.attacks()):
+            warnings.warn(
+                "the model is deterministic: of the `eot` draws one is made, the others are the same", stacklevel=2
+            )
+        few = torch.zeros_like(ids[:FEW])
+        behavior = torch.cat([bench.verdicts(x, ids[:FEW], few)[0] for x in (images[:FEW], away)])
     return Prepared(
         model=model,
         data=data,

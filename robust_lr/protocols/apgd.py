@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..attacks import targets
-from ..attacks.arguments import check_attack
+from ..attacks.arguments import check_attack, check_eot
 from ..attacks.auto_pgd import AutoPGD
 from ..attacks.auto_pgd_l1 import RADII, SparsePGD
 from ..attacks.losses import LOSSES, Objective
@@ -36,6 +36,7 @@ class APGD(StepwiseProtocol):
             ``evaluate``.
         restarts: independent starts, for each target.
         rho: share of iterations that must raise the loss, or else the step size is halved.
+        eot: passes of a random model that each gradient is averaged over; a deterministic one makes a single pass.
         name, source: for reports, and where the values come from.
 
     Raises:
@@ -51,6 +52,7 @@ class APGD(StepwiseProtocol):
     target: str = "uniform"
     restarts: int = 1
     rho: float = 0.75
+    eot: int = 1
     name: str = "apgd"
     source: str = "user"
 
@@ -61,6 +63,7 @@ class APGD(StepwiseProtocol):
         check_name("loss", self.loss, LOSSES)
         check_whole(1, steps=self.steps, restarts=self.restarts)
         check_whole(0, targets=self.targets)
+        check_eot(self.eot)
         check_name("target", self.target, TARGETS)
         if self.target != "uniform" and not self.targeted:
             raise InputError(f"target = {self.target!r} is for targeted attacks: set targeted = true as well")
@@ -130,4 +133,5 @@ class APGD(StepwiseProtocol):
     def __str__(self) -> str:
         targets = f"{self.targets} targets, " if self.targets else f"targeted ({self.target}), " * self.targeted
         restarts = f", {self.restarts} restarts" if self.restarts > 1 else ""
+        restarts += f", gradients over {self.eot} draws" if self.eot > 1 else ""
         return f"APGD, {self.loss} loss, {targets}eps {length(self.eps, self.norm)}, {self.steps} steps{restarts}"

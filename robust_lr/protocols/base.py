@@ -51,6 +51,8 @@ class Protocol(ABC):
     criterion = "worst"
     targeted = False
     record = cast(tuple[int, ...], ())
+    #: passes of a random model that each gradient is averaged over
+    eot = 1
     #: only so many images, those with the smallest ids; 0 for all
     first = 0
     #: only so many images, drawn by the seed with the same number from each class; 0 for all

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..attacks import starts, targets
-from ..attacks.arguments import check_attack
+from ..attacks.arguments import check_attack, check_eot
 from ..attacks.losses import LOSSES, Objective
 from ..attacks.pgd import ProjectedGradient, pgd_l2, pgd_linf
 from ..utils.checks import check_name, check_whole
@@ -45,6 +45,7 @@ class PGD(StepwiseProtocol):
         criterion: what the figure counts. "last": the last iterates, as in the paper; worst seen is reported too.
             "worst": the worst iterate seen, so that an image leaves the attack as soon as this is decided (targeted:
             the target is reached, untargeted: it is misclassified); last iterates are then not known.
+        eot: passes of a random model that each gradient is averaged over; a deterministic one makes a single pass.
         record: numbers of steps at which the figures are recorded as well, a curve from one trajectory.
         name: for reports.
         source: where the values come from.
@@ -65,6 +66,7 @@ class PGD(StepwiseProtocol):
     start: str = "uniform"
     target: str = "uniform"
     criterion: str = "last"
+    eot: int = 1
     record: tuple[int, ...] = ()
     name: str = "custom"
     source: str = "user"
@@ -85,6 +87,7 @@ class PGD(StepwiseProtocol):
         if self.label != "true" and self.targeted:
             raise InputError(f"label = {self.label!r} is for untargeted attacks: set targeted = false as well")
         check_whole(1, restarts=self.restarts)
+        check_eot(self.eot)
         if self.start == "clean" and self.restarts > 1:
             raise InputError(f"restarts = {self.restarts} from the clean image are all the same: use start = 'uniform'")
         if list(self.record) != sorted(set(self.record)) or not all(0 <= step <= self.steps for step in self.record):
@@ -168,6 +171,7 @@ class PGD(StepwiseProtocol):
             momentum=self.momentum,
             true_labels=labels,
             end_at_cycles=end_at_cycles,
+            eot=self.eot,
         )
 
     def values(self) -> dict[str, Any]:
@@ -187,6 +191,7 @@ class PGD(StepwiseProtocol):
             *[f"momentum {self.momentum:g}"] * (self.momentum > 0),
             *[f"{self.label} label"] * (self.label != "true"),
             *[f"{self.restarts} restarts"] * (self.restarts > 1),
+            *[f"gradients over {self.eot} draws"] * (self.eot > 1),
             *["worst seen"] * (self.criterion == "worst"),
         ]
         return ", ".join(

@@ -23,6 +23,7 @@ _XIE = "Xie et al. 2019 (feature denoising): step max(1, 16 / steps) / 255"
 _MADRY_IMAGENET = "ImageNet evaluation of the robustness library (Engstrom et al. 2019): step 2.5 eps / steps"
 _AUTOATTACK = "Croce and Hein 2020, AutoAttack 'standard', official values"
 _SWEEP = "Engstrom et al. 2018 on ALP: steps must be swept; ours"
+_RAND = "Croce and Hein 2020, AutoAttack 'rand', official values; for models with randomness of their own"
 _ONE = "one part of AutoAttack 'standard', official values"
 _FAST = "ours: parts of AutoAttack with a sixth of its passes, targets by likelihood, Square last"
 _FMN = "Pintor et al. 2021, values of adversarial-library, 100 steps"
@@ -38,6 +39,15 @@ def autoattack(name: str, eps: float, norm: str, source: str, balanced: int = 0)
         Square(name="square", eps=eps, norm=norm, source=source),
     )
     return Cascade(name=name, parts=parts, source=source, balanced=balanced)
+
+
+def autoattack_rand(name: str, eps: float, norm: str) -> Cascade:
+    """AutoAttack "rand" with the official values: gradients are averaged over 20 passes of the random model."""
+    parts = tuple(
+        APGD(name=part, eps=eps, norm=norm, loss=loss, eot=20, source=_RAND)
+        for part, loss in (("apgd-ce", "cross-entropy"), ("apgd-dlr", "dlr"))
+    )
+    return Cascade(name=name, parts=parts, source=_RAND)
 
 
 def madry_imagenet(steps: int) -> PGD:
@@ -132,6 +142,9 @@ PROTOCOLS: dict[str, Protocol] = {
         autoattack("autoattack-standard-imagenet", 4 / 255, "linf", _AUTOATTACK + ", ImageNet"),
         autoattack("autoattack-standard-l2", 0.5, "l2", _AUTOATTACK + ", CIFAR-10 L2"),
         autoattack("autoattack-standard-l1", 12.0, "l1", _AUTOATTACK + ", CIFAR-10 L1"),
+        autoattack_rand("autoattack-rand", 8 / 255, "linf"),
+        autoattack_rand("autoattack-rand-imagenet", 4 / 255, "linf"),
+        autoattack_rand("autoattack-rand-l2", 0.5, "l2"),
         autoattack(
             "robustbench-imagenet-linf",
             4 / 255,

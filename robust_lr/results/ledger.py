@@ -39,6 +39,8 @@ class Row:
         record: at each of the protocol's recorded steps, "r" right in every restart, "t" the target, "w" else wrong.
         robust_rounded: right on the finished image rounded to 256 levels, as a PNG holds it; None where images were
             not kept.
+        wrong_passes: number of the repeated passes of a random model that misclassified the finished image; None for a
+            deterministic model, which is asked once.
         unconfirmed: number of successes that the model did not confirm in a pass of its own; the attack then went on.
         steps_skipped: steps that were not computed because the iterates of the attack had come back to the bit.
         forwards, backwards: passes of the model that were spent on the image, those of the padding left out.
@@ -69,6 +71,7 @@ class Row:
     backwards: int
     seconds: float
     robust_rounded: bool | None = None
+    wrong_passes: int | None = None
 
 
 _NAMES = [field.name for field in fields(Row)]

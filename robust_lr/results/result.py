@@ -48,6 +48,9 @@ class Result:
             lives in the fractions of a level is lost in a PNG. None where images were not kept.
         cycle_detection: "on" if images whose iterates came back to the bit ended early, else "off: " and the reason.
         ended_at_cycles: images of which steps were left out for that, with the same rows as all steps would have given.
+        randomness: of a random model: "passes" behind each verdict, all of which must be right; "draws", by row or by
+            pass; whether they are "keyed" by image; and "one_pass", the accuracy of a single pass over the finished
+            images, with the 95 % interval in which it falls. None for a deterministic model.
         seconds: time of the attack, summed over images, without loading.
         forwards, backwards: images x passes of the model that were really made, padding left out.
         verdict: "sound", "weak", "misled", or None where no probes were run; ``judgment`` says by which figures.
@@ -91,6 +94,7 @@ class Result:
     validity: tuple[Check, ...]
     origin: Mapping[str, str | None] = field(default_factory=dict, compare=False)
     read_from_ledger: int = field(default=0, compare=False)
+    randomness: Mapping[str, Any] | None = None
     judgment: Verdict = NOTHING
     probes: Probes | None = field(default=None, repr=False, compare=False)
     rows: tuple[Row, ...] = field(default=(), repr=False, compare=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..protocols.base import Protocol
@@ -17,7 +17,13 @@ from .verdict import Probes, verdict_of
 
 
 def summarize(
-    rows: Sequence[Row], protocol: Protocol, *, hashes: dict[str, str], probes: Probes | None = None, **about: Any
+    rows: Sequence[Row],
+    protocol: Protocol,
+    *,
+    hashes: dict[str, str],
+    probes: Probes | None = None,
+    randomness: Mapping[str, Any] | None = None,
+    **about: Any,
 ) -> Result:
     """The result of an evaluation whose rows these are; ``about`` says what was evaluated, and how."""
     robust = Proportion(sum(row.robust for row in rows), len(rows))
@@ -42,11 +48,24 @@ def summarize(
         forwards=sum(row.forwards for row in rows),
         backwards=sum(row.backwards for row in rows),
         validity=(*validity(rows, protocol), *(() if probes is None else probes.checks)),
+        randomness=None if randomness is None else {**randomness, **one_pass(rows, randomness["passes"])},
         judgment=verdict_of(rows, probes),
         probes=probes,
         rows=tuple(rows),
         **about,
     )
+
+
+def one_pass(rows: Sequence[Row], passes: int) -> dict[str, Any]:
+    """Accuracy of one pass of a random model over the finished images, and the 95 % interval in which it falls.
+
+    The images are given and the draws independent: an image that a share p of its passes get wrong adds p (1 - p) to
+    the variance of the number of mistakes.
+    """
+    shares = [(row.wrong_passes or 0) / passes for row in rows]
+    variance = sum(share * (1 - share) for share in shares) * passes / max(passes - 1, 1)
+    value, spread = 1 - sum(shares) / len(rows), 1.96 * variance**0.5 / len(rows)
+    return {"one_pass": value, "one_pass_interval": [max(value - spread, 0.0), min(value + spread, 1.0)]}
 
 
 def rounded_accuracy(rows: Sequence[Row]) -> Proportion | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from ..protocols.files import from_values
 from ..utils.statistics import Proportion, interval, value
@@ -25,11 +26,22 @@ def short_table(result: Result) -> str:
             for name, share in figures.items()
         ),
     ]
+    if result.randomness is not None:
+        lines.append(randomness_in_words(result.randomness))
     failed = [check.name for check in result.validity if check.passed is False]
     lines.append(f"failed checks: {', '.join(failed)}" if failed else "no check failed")
     if result.verdict is not None:
         lines.append(str(result.judgment))
     return "\n".join(lines)
+
+
+def randomness_in_words(randomness: Mapping[str, Any]) -> str:
+    """One line on the repeated passes of a random model."""
+    low, high = (100 * end for end in randomness["one_pass_interval"])
+    return (
+        f"the model is random: images count as right if all of {randomness['passes']} passes are; one pass gets "
+        f"{100 * randomness['one_pass']:.1f} % right ({low:.1f} to {high:.1f})"
+    )
 
 
 def named_figures(result: Result) -> dict[str, Proportion]:

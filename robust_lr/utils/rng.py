@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 # The streams of random numbers, one for each purpose; they never overlap.
-START, TARGET, AUGMENT, ORDER, RADIUS, SEARCH, CHOICE, HELD_OUT, GUARD, PROBE = range(10)
+START, TARGET, AUGMENT, ORDER, RADIUS, SEARCH, CHOICE, HELD_OUT, GUARD, PROBE, MODEL = range(11)
 
 #: number of draws (restarts, epochs) that can be keyed
 DRAWS = 2**24
