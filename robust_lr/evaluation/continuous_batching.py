@@ -108,7 +108,9 @@ def begun(part: StepwiseProtocol, attack: Stepwise, rows: Rows, bench: Bench) ->
 
 def flown(part: StepwiseProtocol, attack: Stepwise, rows: Rows, bench: Bench) -> Rows:
     """One step of every row: a query to the model, what it tells, and the next query."""
-    n, rows = size(rows), {name: bench.padded(column) for name, column in rows.items()}
+    n = size(rows)
+    wide = bench.rows_for(n)
+    rows = {name: bench.padded(column, wide) for name, column in rows.items()}
     state = {name[len(STATE) :]: column for name, column in rows.items() if name.startswith(STATE)}
     targets = rows["toward"] if part.objective_takes_targets else None
     with bench.precision(), bench.failures_named(rows["x"][:n], rows["id"][:n]):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.arguments import within
+from ..attacks.losses import cross_entropy
 from ..attacks.stepwise import look
 from ..models.outputs import LogitsOf, logits_of
 from ..protocols.base import StepwiseProtocol
@@ -32,6 +33,7 @@ class Bench:
         patience: steps between looks at which images are decided; on a GPU each look makes the host wait.
         precision: context of the passes of ``attacked``.
         keep_images: rows carry the images that their verdicts are judged on, as the column "finished".
+        sizes: numbers of rows, increasing, with which ``attacked`` gives the same bits as with ``rows``.
         cycles: ``cycle_end.ON`` if attacks end early where iterates come back, else why they do not.
     """
 
@@ -43,6 +45,7 @@ class Bench:
     fixed: bool
     patience: int
     precision: Callable[[], AbstractContextManager[object]]
+    sizes: tuple[int, ...] = ()
     cycles: str = "off: not wanted"
     keep_images: bool = False
 
@@ -59,6 +62,10 @@ class Bench:
     def passes(self, part: StepwiseProtocol) -> int:
         """Passes that one query of ``part`` takes."""
         return 1
+
+    def rows_for(self, n: int) -> int:
+        """Rows of a pass of ``attacked`` that shows it ``n`` images."""
+        return next((size for size in self.sizes if size >= n), self.rows)
 
     def verdicts(self, x: Tensor, ids: Tensor, moments: Tensor) -> Tensor:
         """Logits that a verdict on ``x`` rests on, [passes, N, num_classes]; errors as ``logits``.
@@ -90,10 +97,39 @@ class Bench:
         """See ``failures_named``; images are looked at in passes of the usual number of rows."""
         return failures_named(lambda image: self.model(self.padded(image)), x, ids)
 
-    def padded(self, column: Tensor) -> Tensor:
-        """``column`` with its first row repeated behind it until it has ``rows`` rows, where passes are fixed."""
-        missing = self.rows - len(column) if self.fixed else 0
+    def padded(self, column: Tensor, rows: int | None = None) -> Tensor:
+        """``column`` with its first row repeated behind it until it has ``rows`` rows, where passes are fixed.
+
+        Without ``rows``, it is those of every pass.
+        """
+        missing = (self.rows if rows is None else rows) - len(column) if self.fixed else 0
         return torch.cat([column, column[:1].expand(missing, *column.shape[1:])]) if missing > 0 else column
+
+
+#: numbers of rows that a pass may be padded to instead of all of them
+SIZES = (4, 8, 16, 24, 32, 40, 48, 56)
+
+
+def equal_sizes(model: Model, x: Tensor, labels: Tensor) -> tuple[int, ...]:
+    """The numbers of rows of ``SIZES`` with which a pass gives an image the bits that it has among all of ``x``.
+
+    Logits with and without a gradient, and the gradient, are compared, in other places of the batch. Libraries choose
+    the order of their sums by the shape alone, so what holds for these images holds for others.
+    """
+    with torch.no_grad():
+        plain = model(x)
+    logits, _, gradient = look(model, x, labels, None, cross_entropy)
+    found = []
+    for n in SIZES:
+        if n >= len(x):
+            break
+        few, its_labels = x[:n].flip(0), labels[:n].flip(0)
+        with torch.no_grad():
+            same = torch.equal(model(few).flip(0), plain[:n])
+        some_logits, _, slopes = look(model, few, its_labels, None, cross_entropy)
+        if same and torch.equal(some_logits.flip(0), logits[:n]) and torch.equal(slopes.flip(0), gradient[:n]):
+            found.append(n)
+    return tuple(found)
 
 
 class InFloat32(nn.Module):

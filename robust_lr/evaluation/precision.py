@@ -29,6 +29,7 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 def lowered(bench: Bench, precision: str, device: torch.device) -> Bench:
     """``bench`` with the passes of the attack in that precision."""
+    bench = replace(bench, sizes=())  # which are those of fp32
     if precision == "tf32":
         return replace(bench, precision=tf32)
     kernels = in_bfloat16(bench.attacked) if device.type == "cpu" else None

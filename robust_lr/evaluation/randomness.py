@@ -132,7 +132,7 @@ class RandomBench(Bench):
     def passes(self, part: StepwiseProtocol) -> int:
         return part.eot
 
-    def padded(self, column: Tensor) -> Tensor:
+    def padded(self, column: Tensor, rows: int | None = None) -> Tensor:
         return column  # each image is asked about by itself
 
     def sizes(self, draws: int) -> list[int]:

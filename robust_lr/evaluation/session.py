@@ -28,11 +28,11 @@ from ..utils.checks import at_least, check_name
 from ..utils.contexts import device_of, fp32, frozen
 from ..utils.errors import InputError
 from ..utils.machine import check_batch, check_processes
-from ..utils.processes import process_count
+from ..utils.processes import one_thread, process_count
 from ..utils.rng import GUARD, uniform
-from .cycle_end import detection, is_repeatable
+from .cycle_end import MIN_STEPS, detection, is_repeatable
 from .guards import FEW, SAMPLE, guard
-from .model_under_test import Bench, InFloat32, copied, failures_named, in_float32, taken_out
+from .model_under_test import Bench, InFloat32, copied, equal_sizes, failures_named, in_float32, taken_out
 from .precision import check_precision
 from .randomness import VERDICT_PASSES, averages_draws, check_verdict_passes, examine, random_bench
 
@@ -166,6 +166,11 @@ def prepare(
             draws = examine(judge, images[:FEW], away, ids[:FEW], seed) if averaged else None
         attacked = attackable(judge, torch.cat([images[:FEW], away])) if draws is None else judge
         full = torch.arange(rows) % len(images)  # a pass of the attack's size
+        is_long = any(part.steps >= MIN_STEPS for protocol in protocols for part in protocol.attacks())
+        sizes: tuple[int, ...] = ()
+        if is_long and compute_batch and device.type == "cpu" and processes and draws is None:
+            with one_thread():
+                sizes = equal_sizes(attacked, images[full], labels[full])
         bench = Bench(
             model=judge,
             attacked=attacked,
@@ -175,6 +180,7 @@ def prepare(
             fixed=bool(compute_batch),
             patience=1 if device.type == "cpu" else PATIENCE,
             precision=nullcontext,
+            sizes=sizes,
             cycles=detection(
                 protocols,
                 end_at_cycles,
