@@ -56,13 +56,14 @@ class WindowSearch:
             "best_loss": torch.full_like(x[:, 0, 0, 0], -torch.inf),
             "ids": ids,
             "draws": draws,
+            **room_for_numbers(x, 5 + x.shape[1]),
         }
 
     def advance(self, x: Tensor, state: State, step: Tensor, loss: Tensor, gradient: Tensor, reached: Tensor) -> State:
         better = loss > state["best_loss"]
         best = torch.where(better.view(-1, 1, 1, 1), state["query"], state["best"])
         channels, height, width = x.shape[1:]
-        drawn = uniform(self.seed, SEARCH, state["ids"], (5 + channels,), state["draws"] * (self.steps + 1) + 1 + step)
+        drawn, ahead = numbers(state, step, self.seed, self.steps, 5 + channels)
         side = (shares(self.p, step) * height * width).sqrt().round().long().clamp_min(MIN_SIDE)
         side = (side + (side % 2 == 0)).clamp_max(min(height, width))
         top, other_top = ((drawn[:, i] * (height - side)).long() for i in (0, 2))
@@ -83,6 +84,7 @@ class WindowSearch:
         delta = torch.where(here, new, torch.where(there, 0.0, delta))
         return {
             **state,
+            **ahead,
             "query": self.projected(x, delta),
             "best": best,
             "best_loss": torch.where(better, loss, state["best_loss"]),
@@ -121,6 +123,33 @@ class WindowSearch:
         index = (last * largest + row.clamp(0, largest - 1)) * largest + column.clamp(0, largest - 1)
         values = table.flatten()[index]
         return torch.where(inside, values, 0.0)[:, None]
+
+
+#: queries whose random numbers are drawn at once on a CPU, where each small operation costs
+AHEAD = 32
+
+
+def room_for_numbers(x: Tensor, count: int) -> State:
+    """The column of a state in which ``numbers`` keeps what it draws ahead."""
+    return {"ahead": x.new_zeros(len(x), AHEAD, count, dtype=torch.float32)} if x.device.type == "cpu" else {}
+
+
+def numbers(state: State, step: Tensor, seed: int, steps: int, count: int) -> tuple[Tensor, State]:
+    """The uniform numbers of query ``step`` [N] of a search of ``steps``, [N, count], and the column to keep.
+
+    They are functions of (seed, image id, draw, step), whether they are drawn ahead or not.
+    """
+    at = state["draws"] * (steps + 1) + 1 + step
+    if "ahead" not in state:
+        return uniform(seed, SEARCH, state["ids"], (count,), at), {}
+    ahead, place = state["ahead"], step % AHEAD
+    due = place == 0
+    if bool(due.any()):
+        draws = at[due][:, None] + torch.arange(AHEAD)
+        drawn = uniform(seed, SEARCH, state["ids"][due].repeat_interleave(AHEAD), (count,), draws.flatten())
+        ahead = ahead.clone()
+        ahead[due] = drawn.view(-1, AHEAD, count)
+    return ahead[torch.arange(len(step)), place], {"ahead": ahead}
 
 
 def signs_of(drawn: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..utils.rng import SEARCH, uniform
 from .arguments import check_attack, check_images, check_labels
 from .losses import margin
-from .square_lp import WindowSearch, shares
+from .square_lp import WindowSearch, numbers, room_for_numbers, shares
 from .stepwise import State, run
 
 
@@ -74,15 +74,15 @@ class SquareSearch:
             "best_loss": torch.full_like(x[:, 0, 0, 0], -torch.inf),
             "ids": ids,
             "draws": draws,
+            **room_for_numbers(x, 2 + x.shape[1]),
         }
 
     def advance(self, x: Tensor, state: State, step: Tensor, loss: Tensor, gradient: Tensor, reached: Tensor) -> State:
         better = loss > state["best_loss"]
         best = torch.where(better.view(-1, 1, 1, 1), state["query"], state["best"])
         channels, height, width = x.shape[1:]
-        drawn = uniform(
-            self.seed, SEARCH, state["ids"], (2 + channels,), state["draws"] * (self.steps + 1) + 1 + step
-        ).view(len(x), -1, 1, 1)
+        drawn, ahead = numbers(state, step, self.seed, self.steps, 2 + channels)
+        drawn = drawn[:, :, None, None]
         side = self.sides(step, height, width).view(-1, 1, 1, 1)
         top, left = ((drawn[:, :1] * (height - side)).long(), (drawn[:, 1:2] * (width - side)).long())
         row = torch.arange(height, device=x.device).view(1, 1, -1, 1)
@@ -90,7 +90,8 @@ class SquareSearch:
         inside = (row >= top) & (row < top + side) & (column >= left) & (column < left + side)
         delta = 2 * self.eps * torch.where(drawn[:, 2:] < 0.5, -1.0, 1.0) * inside
         query = torch.min(torch.max(best + delta, x - self.eps), x + self.eps).clamp(0, 1)
-        return {**state, "query": query, "best": best, "best_loss": torch.where(better, loss, state["best_loss"])}
+        best_loss = torch.where(better, loss, state["best_loss"])
+        return {**state, **ahead, "query": query, "best": best, "best_loss": best_loss}
 
     def sides(self, step: Tensor, height: int, width: int) -> Tensor:
         """Sides of the squares in pixels, [N]."""
