@@ -157,7 +157,13 @@ def main() -> None:
             found.append(json.loads(file.read_text()))
             print(json.dumps(found[-1]), flush=True)
     images, differing = sum(f["images"] for f in found), sum(len(f["differing"]) for f in found)
-    whole = {"equal verdicts": 1 - differing / images, "images": images, "versions": versions(), "comparisons": found}
+    whole = {
+        "equal verdicts": 1 - differing / images,
+        "images": images,
+        "command": "AUTOATTACK=FOLDER python benchmarks/parity.py --out FILE",
+        "versions": versions(),
+        "comparisons": found,
+    }
     options.out.write_text(json.dumps(whole, indent=2) + "\n")
 
 
