@@ -135,7 +135,7 @@ class RandomBench(Bench):
     def padded(self, column: Tensor, rows: int | None = None) -> Tensor:
         return column  # each image is asked about by itself
 
-    def sizes(self, draws: int) -> list[int]:
+    def pass_sizes(self, draws: int) -> list[int]:
         """Rows of the passes that make so many draws for one image."""
         most = self.rows if self.draws.by_row else 1
         return [most] * (draws // most) + [draws % most] * (draws % most > 0)
@@ -145,7 +145,7 @@ class RandomBench(Bench):
         with torch.no_grad(), self.failures_named(x, ids):
             for number, image in zip(keys(self.seed, ids, moments), torch.split(x, 1), strict=True):
                 with seeded(number):
-                    parts = [self.model(image.repeat(rows, 1, 1, 1)) for rows in self.sizes(self.verdict_passes)]
+                    parts = [self.model(image.repeat(rows, 1, 1, 1)) for rows in self.pass_sizes(self.verdict_passes)]
                 found.append(torch.cat(parts))
         logits = torch.stack(found, 1)
         for each in logits:
@@ -162,7 +162,7 @@ class RandomBench(Bench):
             toward = None if targets is None else targets[i : i + 1]
             parts = []
             with seeded(number):
-                for n in self.sizes(part.eot):
+                for n in self.pass_sizes(part.eot):
                     many = None if toward is None else toward.repeat(n)
                     repeated = image.repeat(n, 1, 1, 1)
                     parts.append(look(self.attacked, repeated, away.repeat(n), many, part.objective, gradient))
