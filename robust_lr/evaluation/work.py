@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from ..models.cost import profile
 from ..models.resnet import ResNet
@@ -27,7 +26,10 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts multiply-adds, values written and calls of operators."""
 
     def __init__(self) -> None:
+        from torch.utils.flop_counter import flop_registry  # imports triton, which takes a tenth of a second
+
         super().__init__()  # type: ignore[no-untyped-call]
+        self.registry = flop_registry
         self.multiply_adds = self.values = self.calls = 0
 
     def __torch_dispatch__(
@@ -36,7 +38,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = function(*arguments, **(options or {}))
         self.calls += 1
         self.values += sum(leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
-        if (count := flop_registry.get(getattr(function, "_overloadpacket", None))) is not None:
+        if (count := self.registry.get(getattr(function, "_overloadpacket", None))) is not None:
             self.multiply_adds += count(*arguments, **(options or {}), out_val=result) // 2
         return result
 

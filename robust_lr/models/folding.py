@@ -10,7 +10,6 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..ops.local_relation import joined_relation, local_relation
@@ -124,8 +123,12 @@ def remade(conv: nn.Conv2d, kind: type[Conv], **changes: Any) -> Conv:
     """A convolution of the same sizes but for ``changes``, whose weights are still to be loaded."""
     names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
     sizes = {name: getattr(conv, name) for name in names}
-    made: Conv = skip_init(kind, **sizes | changes)  # type: ignore[no-untyped-call]  # draws no random numbers
-    return made.to(conv.weight).to(memory_format=torch.channels_last)
+    made = kind(**sizes | changes, device="meta")  # draws no random numbers
+    # not `to_empty`: PyTorch imports its compiler to allocate like a tensor on "meta", which takes half a second
+    for name, parameter in list(made.named_parameters()):
+        empty = torch.empty(parameter.shape, dtype=conv.weight.dtype, device=conv.weight.device)
+        made.register_parameter(name, nn.Parameter(empty))
+    return made.to(memory_format=torch.channels_last)
 
 
 class FoldedRelation2d(LocalRelation2d):

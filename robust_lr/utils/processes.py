@@ -7,6 +7,7 @@ starts in milliseconds.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -27,6 +28,7 @@ import torch
 
 from .devices import STOPPING, under_torchrun
 from .errors import InputError, RunError
+from .heap import keep_freed_memory
 from .machine import check_processes, max_processes
 
 Item = TypeVar("Item")
@@ -179,14 +181,10 @@ def _run(
     number: int,
 ) -> None:
     """Body of a forked process: send ("found", value) for each value, then ("end", None) or ("error", exception)."""
-    for stop in STOPPING:
-        signal.signal(stop, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent decides
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     if queue.sink >= 0:
         os.close(queue.sink)  # or the queue would never end
         queue.sink = -1
-    torch.set_num_threads(1)
+    _become_worker()
     torch.manual_seed(torch.initial_seed() + number)  # a random model shall not draw the same numbers in each process
     try:
         for found in work(queue.read(items)):
@@ -195,6 +193,17 @@ def _run(
     except BaseException as error:
         with suppress(OSError):
             _send(connection, "error", _portable(error))
+
+
+def _become_worker() -> None:
+    """Set up a forked process: one thread, its own heap, and an end with the parent, which alone decides on signals."""
+    for stop in STOPPING:
+        signal.signal(stop, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    keep_freed_memory()
+    gc.freeze()  # what the parent had needs no look of the collector
+    torch.set_num_threads(1)
 
 
 def _end_with_parent() -> None:

@@ -37,7 +37,7 @@ def last(t: Tensor) -> Tensor:
 
 @needs_kernels
 @given(
-    n=st.integers(0, 3),
+    n=st.integers(0, 11),
     inputs=st.integers(1, 40),
     outputs=st.integers(1, 70),
     size=st.sampled_from([1, 2, 3, 5]),
@@ -86,15 +86,27 @@ def test_matches_the_oracle(
 
 
 @needs_kernels
-def test_depends_neither_on_the_batch_nor_on_the_number_of_threads():
-    conv, x = layer(20, 50), last(torch.rand(9, 20, 7, 5))
-    together = conv(x)
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "size", "stride"),
+    [(20, 50, 3, 1), (8, 8, 5, 1), (8, 8, 5, 2), (16, 100, 1, 1), (16, 32, 1, 2), (3, 20, 7, 3)],
+)
+def test_depends_neither_on_the_batch_nor_on_the_number_of_threads(inputs, outputs, size, stride):
+    conv, x = layer(inputs, outputs, size, stride, size // 2), last(torch.rand(19, inputs, 7, 5))
+    dy = last(torch.randn(conv(x).shape))
+
+    def results(x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.detach().requires_grad_()
+        y = conv(x)
+        return y.detach(), torch.autograd.grad(y, x, dy)[0]
+
+    together = results(x, dy)
     before = torch.get_num_threads()
     try:
         for threads in (1, 4):
             torch.set_num_threads(threads)
-            for n in (1, 2, 5):
-                assert torch.equal(torch.cat([conv(part) for part in x.split(n)]), together)
+            for n in (1, 2, 5, 11):  # kernels take images of a batch eight or four at a time
+                parts = zip(*map(results, x.split(n), dy.split(n)), strict=True)
+                assert all(torch.equal(torch.cat(part), whole) for part, whole in zip(parts, together, strict=True))
     finally:
         torch.set_num_threads(before)
 

@@ -62,6 +62,29 @@ struct Float<double> {
                                        4.43528094461033616e-10};
 };
 
+// Half a vector.
+template <class A>
+struct HalfVectorOf {
+  typedef A Type __attribute__((vector_size(kVectorBytes / 2)));
+};
+template <class A>
+using HalfVec = typename HalfVectorOf<A>::Type;
+
+template <class A>
+inline HalfVec<A> load_half(const A* from) {
+  HalfVec<A> v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+// The first half of a vector's lanes.
+template <class A>
+inline HalfVec<A> lower_half(Vec<A> v) {
+  HalfVec<A> half;
+  std::memcpy(&half, &v, sizeof half);
+  return half;
+}
+
 template <class A>
 inline Vec<A> broadcast(A value) {
   return value - Vec<A>{};
@@ -88,6 +111,18 @@ inline Vec<A> larger(Vec<A> a, Vec<A> b) {
     return (Vec<A>)_mm256_max_ps((__m256)a, (__m256)b);
   else
     return (Vec<A>)_mm256_max_pd((__m256d)a, (__m256d)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+template <class A>
+inline HalfVec<A> larger_half(HalfVec<A> a, HalfVec<A> b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(A) == 4)
+    return (HalfVec<A>)_mm256_max_ps((__m256)a, (__m256)b);
+  else
+    return (HalfVec<A>)_mm256_max_pd((__m256d)a, (__m256d)b);
 #else
   return a > b ? a : b;
 #endif

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "../common/parallel.h"
@@ -37,6 +38,10 @@ class Panels {
 
   Index first(Index panel) const { return vectors * panel / count; }  // vector
   Index width(Index panel) const { return first(panel + 1) - first(panel); }
+  // Returns true if half a vector is enough for the last outputs of the panel.
+  bool ends_in_half(Index panel, Index outputs) const {
+    return panel + 1 == count && outputs % L != 0 && outputs % L <= L / 2;
+  }
 
   const Index vectors, count;
 };
@@ -95,7 +100,37 @@ class Convolution {
   using A = typename P::Sum;
   using T = typename P::Element;
   static constexpr int L = kLanes<A>, kRows = kVectorBytes == 64 ? 8 : 4;
+  // Images of at most so many results are computed kRows at a time, place by place, and taps outside them are left out.
+  // Images with more have few such taps, and their pixels lie too far apart.
+  static constexpr Index kSmallImage = 256;
   using V = Vec<A>;
+
+  // A tap, and where the pixel under it is, seen from the pixel under none.
+  struct Used {
+    Index number, offset;
+  };
+
+  // The kRows pixels of a block at one distance from each other, and the taps that are summed.
+  struct Line {
+    const T* origin;
+    Index step, place, place_step;
+    const Used* taps;
+    Index count;
+
+    const T* pixel(Index tap, int i) const { return origin + taps[tap].offset + i * step; }
+    Index place_of(Index i) const { return place + i * place_step; }
+  };
+
+  // The kRows pixels of a block anywhere, tap by tap.
+  struct Scattered {
+    const T* const* pixels;
+    const Index* places;
+    const Used* taps;
+    Index count;
+
+    const T* pixel(Index tap, int i) const { return pixels[tap * kRows + i]; }
+    Index place_of(Index i) const { return places[i]; }
+  };
 
  public:
   Convolution(const Grid& grid, Index taps, Pixels<const T> from, const T* weights, Pixels<T> to,
@@ -107,43 +142,98 @@ class Convolution {
         to(to),
         finish(finish),
         panels(to.channels),
-        height((to.height - grid.top + grid.place - 1) / grid.place),
-        width((to.width - grid.left + grid.place - 1) / grid.place),
+        height(std::max<Index>(0, (to.height - grid.top + grid.place - 1) / grid.place)),
+        width(std::max<Index>(0, (to.width - grid.left + grid.place - 1) / grid.place)),
         zeros(from.channels) {
-    for (const Grid::Tap& tap : grid.taps) offsets_.push_back((tap.down * from.width + tap.across) * from.channels);
-  }
-
-  Index pixels() const { return to.batch * std::max<Index>(0, height) * std::max<Index>(0, width); }
-
-  // Pixels in a task: few enough that what they read stays in the cache while all panels go over it.
-  Index of_task() const {
-    const Index tasks = 4 * thread_count(), share = (pixels() + tasks - 1) / tasks;
-    return std::clamp<Index>((share + kRows - 1) / kRows * kRows, kRows, 64);
+    for (const Grid::Tap& tap : grid.taps)
+      used_.push_back({tap.number, (tap.down * from.width + tap.across) * from.channels});
   }
 
   void run() const {
-    const Index each = of_task(), count = pixels();
-    parallel_for((count + each - 1) / each, [&](Index begin, Index end) {
-      std::vector<const T*> sources(each * grid.taps.size());
-      std::vector<Index> places(each);
+    const Index lined = is_pointwise() ? pixels() / kRows : is_small() ? to.batch / kRows * height * width : 0;
+    run_lines(lined);
+    run_scattered(lined * kRows, pixels());
+  }
+
+ private:
+  Index pixels() const { return to.batch * height * width; }
+
+  // Pixels in a task: few enough that what they read stays in the cache while all panels go over it.
+  Index of_task(Index count) const {
+    const Index tasks = 4 * thread_count(), share = (count + tasks - 1) / tasks;
+    return std::clamp<Index>((share + kRows - 1) / kRows * kRows, kRows, 64);
+  }
+
+  // Returns true if every result is made from the pixel with its own number.
+  bool is_pointwise() const {
+    return grid.taps.size() == 1 && grid.place == 1 && grid.step == 1 && grid.taps[0].down == 0 &&
+           grid.taps[0].across == 0 && from.height == to.height && from.width == to.width;
+  }
+
+  bool is_small() const { return height * width <= kSmallImage; }
+
+  // The first `blocks` blocks: of pixels in the order of memory, or of one place in kRows images.
+  void run_lines(Index blocks) const {
+    const Index each = of_task(blocks * kRows) / kRows;
+    parallel_for((blocks + each - 1) / each, [&](Index begin, Index end) {
+      std::vector<Line> lines(each);
+      std::vector<Used> inside(each * used_.size());
       for (Index task = begin; task < end; ++task) {
-        const Index first = task * each, last = std::min(first + each, count);
-        locate(first, last, sources.data(), places.data());
+        const Index first = task * each, count = std::min(each, blocks - first);
+        for (Index i = 0; i < count; ++i)
+          lines[i] = is_pointwise() ? consecutive(first + i) : across(first + i, inside.data() + i * used_.size());
         for (Index panel = 0; panel < panels.count; ++panel)
-          for (Index block = 0; block < last - first; block += kRows) {
-            const T* const* const rows = sources.data() + block * grid.taps.size();
-            const Index many = std::min<Index>(kRows, last - first - block);
-            switch (panels.width(panel)) {
-              case 1: add<1>(rows, panel, places.data() + block, many); break;
-              case 2: add<2>(rows, panel, places.data() + block, many); break;
-              default: add<3>(rows, panel, places.data() + block, many);
-            }
-          }
+          for (Index i = 0; i < count; ++i) add_panel(lines[i], panel, kRows);
       }
     });
   }
 
- private:
+  Line consecutive(Index block) const {
+    return {from.data + block * kRows * from.channels,
+            from.channels,
+            block * kRows * to.channels,
+            to.channels,
+            used_.data(),
+            1};
+  }
+
+  // A place in kRows images; `inside` gets the taps that are inside the image there.
+  Line across(Index block, Used* inside) const {
+    const Index n = block / (height * width) * kRows, h = block / width % height, w = block % width;
+    const Index top = h * grid.step, left = w * grid.step;
+    Index count = 0;
+    for (std::size_t t = 0; t < used_.size(); ++t)
+      if (is_inside(top + grid.taps[t].down, left + grid.taps[t].across)) inside[count++] = used_[t];
+    return {from.at(n, top, left),
+            from.height * from.width * from.channels,
+            to.at(n, grid.top + h * grid.place, grid.left + w * grid.place) - to.data,
+            to.height * to.width * to.channels,
+            inside,
+            count};
+  }
+
+  bool is_inside(Index row, Index column) const {
+    return row >= 0 && row < from.height && column >= 0 && column < from.width;
+  }
+
+  // Pixels [begin, end).
+  void run_scattered(Index begin, Index end) const {
+    const Index each = of_task(end - begin);
+    parallel_for((end - begin + each - 1) / each, [&](Index first_task, Index last_task) {
+      std::vector<const T*> sources(each * grid.taps.size());
+      std::vector<Index> places(each);
+      for (Index task = first_task; task < last_task; ++task) {
+        const Index first = begin + task * each, last = std::min(first + each, end);
+        locate(first, last, sources.data(), places.data());
+        for (Index panel = 0; panel < panels.count; ++panel)
+          for (Index block = 0; block < last - first; block += kRows)
+            add_panel(Scattered{sources.data() + block * grid.taps.size(), places.data() + block, used_.data(),
+                                Index(used_.size())},
+                      panel, std::min<Index>(kRows, last - first - block));
+      }
+    });
+  }
+
   // Where pixels [first, last) are in the result, and for each kRows of them, tap by tap, what they are made from.
   void locate(Index first, Index last, const T** sources, Index* places) const {
     const Index count = grid.taps.size();
@@ -154,9 +244,8 @@ class Convolution {
       const T* const pixel = from.at(n, top, left);
       const T** const place = sources + i / kRows * kRows * count + i % kRows;
       for (Index t = 0; t < count; ++t) {
-        const Index row = top + grid.taps[t].down, column = left + grid.taps[t].across;
-        const bool inside = row >= 0 && row < from.height && column >= 0 && column < from.width;
-        place[t * kRows] = inside ? pixel + offsets_[t] : zeros.data();
+        const bool inside = is_inside(top + grid.taps[t].down, left + grid.taps[t].across);
+        place[t * kRows] = inside ? pixel + used_[t].offset : zeros.data();
       }
       if (first + i + 1 >= last) continue;  // the last stands in for those that are not there
       if (++w == width) w = 0, ++h;
@@ -164,46 +253,92 @@ class Convolution {
     }
   }
 
-  template <int Width>
-  void add(const T* const* sources, Index panel, const Index* places, Index count) const {
-    const Index inputs = whole_steps<P>(from.channels);
-    const T* const begin = weights + panels.first(panel) * L * taps * inputs;
-    V sums[kRows][Width];
-    for (int v = 0; v < Width; ++v) {
-      const Index channel = (panels.first(panel) + v) * L;
-      const V bias = finish.bias != nullptr ? Products<A>::read(finish.bias + channel, to.channels - channel) : V{};
-      for (int i = 0; i < kRows; ++i) sums[i][v] = bias;
-    }
-    for (std::size_t t = 0; t < grid.taps.size(); ++t) {
-      const T* rows[kRows];
-      for (int i = 0; i < kRows; ++i) rows[i] = sources[t * kRows + i];
-      const T* tap = begin + grid.taps[t].number * inputs * Width * L;
-      const auto multiply = [&](auto pixel) {
-        V weight[Width];
-#pragma GCC unroll 3
-        for (int v = 0; v < Width; ++v) weight[v] = P::weights(tap + v * L * P::kStep);
-#pragma GCC unroll 8
-        for (int i = 0; i < kRows; ++i) {
-          const V x = pixel(rows[i]);
-#pragma GCC unroll 3
-          for (int v = 0; v < Width; ++v) sums[i][v] = P::add(sums[i][v], x, weight[v]);
+  template <class Block>
+  void add_panel(const Block& block, Index panel, Index count) const {
+    if constexpr (P::kHalves) {
+      if (panels.ends_in_half(panel, to.channels)) {
+        switch (panels.width(panel)) {
+          case 1: return add<0, true>(block, panel, count);
+          case 2: return add<1, true>(block, panel, count);
+          default: return add<2, true>(block, panel, count);
         }
-        tap += Width * L * P::kStep;
-      };
-      Index c = 0;
-      for (; c + P::kStep <= from.channels; c += P::kStep) multiply([&](const T* row) { return P::pixel(row + c); });
-      if (c < from.channels) multiply([&](const T* row) { return P::last_pixel(row + c, from.channels - c); });
-    }
-    for (int v = 0; v < Width; ++v) {
-      const Index channel = (panels.first(panel) + v) * L, lanes = to.channels - channel;
-      for (Index i = 0; i < count; ++i) {
-        V y = sums[i][v];
-        if (finish.shortcut != nullptr) y += P::read(finish.shortcut + places[i] + channel, lanes);
-        if (finish.relu) y = larger<A>(V{}, y);
-        if (finish.mask != nullptr) y = P::read(finish.mask + places[i] + channel, lanes) > 0 ? y : V{};
-        P::write(y, to.data + places[i] + channel, lanes);
       }
     }
+    switch (panels.width(panel)) {
+      case 1: return add<1, false>(block, panel, count);
+      case 2: return add<2, false>(block, panel, count);
+      default: return add<3, false>(block, panel, count);
+    }
+  }
+
+  // The outputs of a panel, `Width` vectors and a half one after them where `Half`, of the first `count` pixels.
+  template <int Width, bool Half, class Block>
+  void add(const Block& block, Index panel, Index count) const {
+    using H = std::conditional_t<Half, HalfVec<A>, V>;
+    constexpr int stride = (Width + Half) * L;
+    const Index inputs = whole_steps<P>(from.channels), first = panels.first(panel) * L;
+    const T* const begin = weights + first * taps * inputs;
+    [[maybe_unused]] V sums[kRows][Width + !Width];
+    [[maybe_unused]] H halves[kRows];
+    const auto bias = [&](auto zero, Index channel) {
+      using Some = decltype(zero);
+      return finish.bias != nullptr ? Products<A>::template read<Some>(finish.bias + channel, to.channels - channel)
+                                    : zero;
+    };
+    for (int v = 0; v < Width; ++v) {
+      const V from_bias = bias(V{}, first + v * L);
+      for (int i = 0; i < kRows; ++i) sums[i][v] = from_bias;
+    }
+    if constexpr (Half) {
+      const H from_bias = bias(H{}, first + Width * L);
+      for (int i = 0; i < kRows; ++i) halves[i] = from_bias;
+    }
+    for (Index t = 0; t < block.count; ++t) {
+      const T* rows[kRows];
+      for (int i = 0; i < kRows; ++i) rows[i] = block.pixel(t, i);
+      const T* tap = begin + block.taps[t].number * inputs * stride;
+      const auto multiply = [&](Index c, auto pixel) {
+        [[maybe_unused]] V weight[Width + !Width];
+        [[maybe_unused]] H half;
+#pragma GCC unroll 3
+        for (int v = 0; v < Width; ++v) weight[v] = P::weights(tap + v * L * P::kStep);
+        if constexpr (Half) half = load_half<A>(tap + Width * L);
+#pragma GCC unroll 8
+        for (int i = 0; i < kRows; ++i) {
+          if constexpr (Width == 0) {
+            halves[i] += (rows[i][c] - H{}) * half;
+          } else {
+            const V x = pixel(rows[i] + c);
+#pragma GCC unroll 3
+            for (int v = 0; v < Width; ++v) sums[i][v] = P::add(sums[i][v], x, weight[v]);
+            if constexpr (Half) halves[i] += lower_half<A>(x) * half;
+          }
+        }
+        tap += stride * P::kStep;
+      };
+      Index c = 0;
+      for (; c + P::kStep <= from.channels; c += P::kStep) multiply(c, [](const T* from) { return P::pixel(from); });
+      if (c < from.channels) multiply(c, [&](const T* last) { return P::last_pixel(last, from.channels - c); });
+    }
+    for (Index i = 0; i < count; ++i) {
+      const Index place = block.place_of(i) + first;
+      for (int v = 0; v < Width; ++v) write(sums[i][v], place + v * L, to.channels - first - v * L);
+      if constexpr (Half) write(halves[i], place + Width * L, to.channels - first - Width * L);
+    }
+  }
+
+  // Finish the sums of the first `lanes` channels at `place`, and store them.
+  template <class Some>
+  void write(Some y, Index place, Index lanes) const {
+    if (finish.shortcut != nullptr) y += P::template read<Some>(finish.shortcut + place, lanes);
+    if (finish.relu) {
+      if constexpr (sizeof y == kVectorBytes)
+        y = larger<A>(Some{}, y);
+      else
+        y = larger_half<A>(Some{}, y);
+    }
+    if (finish.mask != nullptr) y = P::template read<Some>(finish.mask + place, lanes) > 0 ? y : Some{};
+    P::write(y, to.data + place, lanes);
   }
 
   const Grid& grid;
@@ -215,7 +350,7 @@ class Convolution {
   const Panels<A> panels;
   const Index height, width;
   const std::vector<T> zeros;
-  std::vector<Index> offsets_;
+  std::vector<Used> used_;
 };
 
 template <class P, class T = typename P::Element>

@@ -14,30 +14,43 @@ struct Products {
   using Element = A;
   using Sum = A;
   static constexpr int kStep = 1;  // neighboring channels in a product
+  // Whether half a vector takes half the time: AVX-512 in steps of 256 bits does.
+  static constexpr bool kHalves = kVectorBytes == 64;
 
   static Vec<A> pixel(const A* from) { return broadcast(*from); }
   static Vec<A> last_pixel(const A* from, Index) { return broadcast(*from); }
   static Vec<A> weights(const A* from) { return load_unaligned(from); }
   static Vec<A> add(Vec<A> sum, Vec<A> pixel, Vec<A> weights) { return sum + pixel * weights; }
 
-  // The first `lanes` lanes of a vector; those that are not there are zero.
-  static Vec<A> read(const A* from, Index lanes) {
-    if (lanes >= kLanes<A>) return load_unaligned(from);
+  // The first `lanes` lanes of a vector, or of half a one; those that are not there are zero.
+  template <class V>
+  static V read(const A* from, Index lanes) {
+    V v{};
+    if (lanes >= Index(sizeof(V) / sizeof(A))) {
+      std::memcpy(&v, from, sizeof v);
+      return v;
+    }
 #if defined(__AVX512F__)
-    if constexpr (sizeof(A) == 4) return (Vec<A>)_mm512_maskz_loadu_ps(__mmask16((1u << lanes) - 1), from);
+    if constexpr (sizeof(A) == 4 && sizeof(V) == 64)
+      return (V)_mm512_maskz_loadu_ps(__mmask16((1u << lanes) - 1), from);
+    if constexpr (sizeof(A) == 4 && sizeof(V) == 32) return (V)_mm256_maskz_loadu_ps(__mmask8((1u << lanes) - 1), from);
 #endif
-    Vec<A> v{};
     std::memcpy(&v, from, lanes * sizeof(A));
     return v;
   }
-  static void write(Vec<A> v, A* to, Index lanes) {
-    if (lanes >= kLanes<A>) {
+  template <class V>
+  static void write(V v, A* to, Index lanes) {
+    if (lanes >= Index(sizeof(V) / sizeof(A))) {
       std::memcpy(to, &v, sizeof v);
       return;
     }
 #if defined(__AVX512F__)
-    if constexpr (sizeof(A) == 4) {
+    if constexpr (sizeof(A) == 4 && sizeof(V) == 64) {
       _mm512_mask_storeu_ps(to, __mmask16((1u << lanes) - 1), (__m512)v);
+      return;
+    }
+    if constexpr (sizeof(A) == 4 && sizeof(V) == 32) {
+      _mm256_mask_storeu_ps(to, __mmask8((1u << lanes) - 1), (__m256)v);
       return;
     }
 #endif
@@ -52,6 +65,7 @@ struct NarrowProducts {
   using Sum = float;
   using V = Vec<float>;
   static constexpr int kStep = 2;
+  static constexpr bool kHalves = false;
 
   static V pixel(const BFloat16* from) {
     std::uint32_t pair;
@@ -69,7 +83,10 @@ struct NarrowProducts {
   }
 
 #if defined(__AVX512F__)
-  static V read(const BFloat16* from, Index lanes) { return (V)load_bfloat16(from, first_lanes(lanes)); }
+  template <class>
+  static V read(const BFloat16* from, Index lanes) {
+    return (V)load_bfloat16(from, first_lanes(lanes));
+  }
   static V add(V sum, V pixel, V weights) {
     asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(pixel));
     return sum;

@@ -1,0 +1,27 @@
+"""The C library's heap: memory that one pass has freed is there for the next."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from contextlib import suppress
+
+#: of mallopt(3)
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+
+#: the most that glibc takes, and more than any process has
+_LARGEST_MMAP_THRESHOLD, _NEVER_TRIM = 32 << 20, 2**31 - 1
+
+
+def keep_freed_memory() -> None:
+    """Do not give freed memory back to the system before the process ends.
+
+    glibc returns large tensors at once, and every pass of a small network then spends a tenth of its time on page
+    faults. It is for processes of our own: there is no way back.
+    """
+    if sys.platform != "linux":
+        return
+    with suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+        mallopt(_TRIM_THRESHOLD, _NEVER_TRIM)
