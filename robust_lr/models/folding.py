@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, TypeVar, cast
+from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from ..ops.local_relation import joined_relation, local_relation
+from .folded_block import FoldedBlock, FoldedRelation2d, join_masks, remade, submodule
 from .layers.fused_conv import FusedConv2d, has_bfloat16
 from .layers.geometric_prior import FixedPrior, NoPrior
 from .layers.image_conv import ImageConv2d, takes
@@ -20,9 +19,6 @@ from .layers.local_relation import FullRelation2d, LocalRelation2d
 from .layers.non_local import NonLocal2d
 from .resnet import STAGES, Block, ResNet
 from .traced_folding import trace_and_fold
-
-Kind = TypeVar("Kind", bound=nn.Module)
-Conv = TypeVar("Conv", bound=nn.Conv2d)
 
 
 def fold(model: ResNet) -> ResNet:
@@ -119,90 +115,6 @@ def folded_state(model: ResNet) -> dict[str, Tensor]:
     return state
 
 
-def remade(conv: nn.Conv2d, kind: type[Conv], **changes: Any) -> Conv:
-    """A convolution of the same sizes but for ``changes``, whose weights are still to be loaded."""
-    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
-    sizes = {name: getattr(conv, name) for name in names}
-    made = kind(**sizes | changes, device="meta")  # draws no random numbers
-    # not `to_empty`: PyTorch imports its compiler to allocate like a tensor on "meta", which takes half a second
-    for name, parameter in list(made.named_parameters()):
-        empty = torch.empty(parameter.shape, dtype=conv.weight.dtype, device=conv.weight.device)
-        made.register_parameter(name, nn.Parameter(empty))
-    return made.to(memory_format=torch.channels_last)
-
-
-class FoldedRelation2d(LocalRelation2d):
-    """A local relation layer in fewer passes: at stride 1 queries and keys come from one convolution, and the gradients
-    of queries, keys and values are summed in the passes that make them."""
-
-    def __init__(self, layer: LocalRelation2d):
-        super(LocalRelation2d, self).__init__()
-        for name in self.shown:
-            setattr(self, name, getattr(layer, name))
-        self.prior, self.transform = layer.prior, layer.transform
-        if self.stride == 1:
-            outputs = layer.query.out_channels + layer.key.out_channels
-            self.both = remade(layer.query, FusedConv2d, out_channels=outputs, bias=False)
-        else:
-            self.query, self.key = layer.query, layer.key
-
-    @property
-    def entry(self) -> FusedConv2d:
-        """The convolution that sees the layer's input first."""
-        return submodule(self, "both" if self.stride == 1 else "query", FusedConv2d)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y, x = self.entry.forked(x)
-        if self.stride == 1:
-            y = joined_relation(x, y, self.prior(), **self.options)
-        else:
-            k, x = submodule(self, "key", FusedConv2d).forked(x)
-            y = local_relation(x, y, k, self.prior(), **self.options)
-        out: Tensor = self.transform(y)
-        return out
-
-
-class FoldedBlock(nn.Module):
-    """A residual block whose ReLUs, and if possible its sum, are part of its convolutions, forward and backward."""
-
-    def __init__(self, block: Block):
-        super().__init__()
-        self.downsample = block.downsample
-        names = [name for name, _ in block.named_children() if name.startswith("conv")]
-        before = None
-        for name in names:
-            layer = block.get_submodule(name)
-            self.add_module(name, layer)
-            last = layer.transform if isinstance(layer, LocalRelation2d | NonLocal2d) else layer
-            assert isinstance(last, FusedConv2d)
-            last.relu = name != names[-1] or last is layer
-            join_masks(before, layer.entry if isinstance(layer, FoldedRelation2d) else layer)
-            before = last
-        *self.inner, self.last = names
-
-    @property
-    def entry(self) -> nn.Module:
-        """The layer that sees the block's input."""
-        return self.get_submodule(self.inner[0])
-
-    def forward(self, x: Tensor) -> Tensor:
-        entry, *inner = (getattr(self, name) for name in self.inner)
-        y, shortcut = entry.forked(x) if isinstance(entry, FusedConv2d) else (entry(x), x)
-        if self.downsample is not None:
-            shortcut = self.downsample(shortcut)
-        for layer in inner:
-            y = layer(y)
-        last = getattr(self, self.last)
-        out: Tensor = last(y, shortcut) if isinstance(last, FusedConv2d) else F.relu(last(y) + shortcut, inplace=True)
-        return out
-
-
-def join_masks(before: nn.Module | None, after: nn.Module) -> None:
-    """Let a convolution take the gradient of the ReLU that the one before ends with, where both have a kernel."""
-    if isinstance(before, FusedConv2d) and isinstance(after, FusedConv2d) and before.plain and after.plain:
-        before.premasked = after.rectified = True
-
-
 def foldable(model: ResNet) -> Iterator[tuple[str, str]]:
     """Names of (convolution, batch norm) where the second takes just what the first returns.
 
@@ -237,14 +149,6 @@ def refolded(model: ResNet) -> Iterator[str]:
     for name, module in model.named_modules():
         if type(module) is LocalRelation2d and name not in model.stem_names:
             yield name
-
-
-def submodule(model: nn.Module, name: str, kind: type[Kind]) -> Kind:
-    """The submodule of that name, which must be a ``kind``."""
-    module = model.get_submodule(name)
-    if not isinstance(module, kind):
-        raise TypeError(f"{name} is a {type(module).__name__}, not a {kind.__name__}")
-    return module
 
 
 def attackable(model: nn.Module, sample: Tensor | None = None) -> nn.Module:

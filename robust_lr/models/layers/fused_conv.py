@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +62,31 @@ class FusedConv2d(nn.Conv2d):
             input, shortcut, self.weight, *self.packed(self.weight), self.bias, *self.sizes, self.relu, *masks, fork
         )
         return y, x
+
+    def run(self, input: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """The result for a channels-last input that there is a kernel for, without a graph."""
+        own = self._parameters  # attributes of a module take long to find
+        packed = self.packed(cast(Tensor, own["weight"]))[0]
+        y: Tensor = torch.ops.robust_lr.convolution.default(
+            input, packed, own["bias"], shortcut, *self.sizes, self.relu
+        )
+        return y
+
+    def masked(self, gradient: Tensor, result: Tensor) -> Tensor:
+        """The gradient by what the ReLU takes, where that is not left to the layer behind."""
+        if not self.relu or self.premasked:
+            return gradient
+        masked: Tensor = torch.ops.aten.threshold_backward.default(gradient, result, 0)
+        return masked
+
+    def pull_back(self, gradient: Tensor, input: Tensor, given: Tensor | None = None) -> Tensor:
+        """The gradient by the input, plus one that is ``given`` by another path; see ``rectified``."""
+        mask = input if self.rectified else None
+        packed = self.packed(cast(Tensor, self._parameters["weight"]))[1]
+        dx: Tensor = torch.ops.robust_lr.convolution_gradient.default(
+            gradient, packed, given, mask, *input.shape[1:], *self.sizes[1:]
+        )
+        return dx
 
     def converted(self, input: Tensor) -> Tensor:
         return input.bfloat16() if self.lowered else input

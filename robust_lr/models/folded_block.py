@@ -1,0 +1,256 @@
+"""Residual blocks of networks that are attacked: their ReLUs, sums and gradients in as few passes and calls as can be.
+
+A block of layers with kernels is one node of the graph: small networks would spend a fifth of their time in Python
+otherwise. Each layer then has ``run``, which returns what its gradient needs as well, and ``pull_back``.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops.local_relation import joined_relation, local_relation
+from ..ops.reference import RelationOptions, accumulation_dtype
+from .layers.fused_conv import FusedConv2d, covers
+from .layers.local_relation import LocalRelation2d
+from .layers.non_local import NonLocal2d
+from .resnet import Block
+
+Kind = TypeVar("Kind", bound=nn.Module)
+Conv = TypeVar("Conv", bound=nn.Conv2d)
+
+Saved = list[Tensor | None]
+
+
+class FoldedRelation2d(LocalRelation2d):
+    """A local relation layer in fewer passes: at stride 1 queries and keys come from one convolution, and the gradients
+    of queries, keys and values are summed in the passes that make them."""
+
+    def __init__(self, layer: LocalRelation2d):
+        super(LocalRelation2d, self).__init__()
+        for name in self.shown:
+            setattr(self, name, getattr(layer, name))
+        self.prior, self.transform = layer.prior, layer.transform
+        if self.stride == 1:
+            outputs = layer.query.out_channels + layer.key.out_channels
+            self.both = remade(layer.query, FusedConv2d, out_channels=outputs, bias=False)
+        else:
+            self.query, self.key = layer.query, layer.key
+
+    @functools.cached_property
+    def entry(self) -> FusedConv2d:
+        """The convolution that sees the layer's input first."""
+        return submodule(self, "both" if self.stride == 1 else "query", FusedConv2d)
+
+    @functools.cached_property
+    def exit(self) -> FusedConv2d:
+        """The channel transform."""
+        return submodule(self, "transform", FusedConv2d)
+
+    @functools.cached_property
+    def keys(self) -> FusedConv2d:
+        """The convolution that makes keys, where it is one of its own."""
+        return submodule(self, "key", FusedConv2d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, x = self.entry.forked(x)
+        if self.stride == 1:
+            y = joined_relation(x, y, self.prior(), **self.options)
+        else:
+            k, x = self.keys.forked(x)
+            y = local_relation(x, y, k, self.prior(), **self.options)
+        out: Tensor = self.transform(y)
+        return out
+
+    @functools.cached_property
+    def numbers(self) -> tuple[int, int, int, int, bool, bool]:
+        """The options as the operators take them."""
+        return RelationOptions(**self.options).numbers()
+
+    def run(self, x: Tensor) -> tuple[Tensor, Saved]:
+        """The result without a graph, and what ``pull_back`` needs besides the input."""
+        q, k = self.entry.run(x), None
+        if self.stride == 1:
+            halves = q.chunk(2, dim=1)
+        else:
+            k = self.keys.run(x)
+            halves = q, k
+        prior = self.prior()
+        geo = None if prior is None else prior.to(accumulation_dtype(x.dtype)).contiguous()
+        y, stats = torch.ops.robust_lr.local_relation.default(x, *halves, geo, *self.numbers)
+        return self.exit.run(y), [q, k, geo, y, stats]
+
+    def pull_back(self, dy: Tensor, x: Tensor, saved: Saved) -> Tensor:
+        """The gradient by the input ``x``."""
+        q, k, geo, y, stats = saved
+        assert y is not None
+        dy = self.exit.pull_back(dy, y)
+        if k is None:
+            dx, dqk = torch.ops.robust_lr.joined_relation_backward.default(dy, x, q, geo, y, stats, *self.numbers)
+            return self.entry.pull_back(dqk, x, dx)
+        dx, dq, dk, _ = torch.ops.robust_lr.local_relation_backward.default(
+            dy, x, q, k, geo, y, stats, *self.numbers, False
+        )
+        return self.entry.pull_back(dq, x, self.keys.pull_back(dk, x, dx))
+
+
+class FoldedBlock(nn.Module):
+    """A residual block whose ReLUs, and if possible its sum, are part of its convolutions, forward and backward."""
+
+    def __init__(self, block: Block):
+        super().__init__()
+        self.downsample = block.downsample
+        names = [name for name, _ in block.named_children() if name.startswith("conv")]
+        before = None
+        for name in names:
+            layer = block.get_submodule(name)
+            self.add_module(name, layer)
+            last = layer.transform if isinstance(layer, LocalRelation2d | NonLocal2d) else layer
+            assert isinstance(last, FusedConv2d)
+            last.relu = name != names[-1] or last is layer
+            join_masks(before, layer.entry if isinstance(layer, FoldedRelation2d) else layer)
+            before = last
+        *self.inner, self.last = names
+
+    @functools.cached_property
+    def entry(self) -> nn.Module:
+        """The layer that sees the block's input."""
+        return self.get_submodule(self.inner[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        entry = self.entry
+        if self.is_one_node and isinstance(entry, FusedConv2d):
+            x = entry.converted(x)
+            if covers(x, entry.weight):
+                y: Tensor = _Block.apply(x.contiguous(memory_format=torch.channels_last), self)
+                return y
+        return self.layer_by_layer(x)
+
+    def layer_by_layer(self, x: Tensor) -> Tensor:
+        """The result, with a node of the graph for every layer."""
+        entry, *inner = (getattr(self, name) for name in self.inner)
+        y, shortcut = entry.forked(x) if isinstance(entry, FusedConv2d) else (entry(x), x)
+        if self.downsample is not None:
+            shortcut = self.downsample(shortcut)
+        for layer in inner:
+            y = layer(y)
+        last = getattr(self, self.last)
+        out: Tensor = last(y, shortcut) if isinstance(last, FusedConv2d) else F.relu(last(y) + shortcut, inplace=True)
+        return out
+
+    @functools.cached_property
+    def is_one_node(self) -> bool:
+        """True if there are kernels for all layers of the block."""
+        path: list[nn.Module] = [self.get_submodule(name) for name in (*self.inner, self.last)]
+        if self.downsample is not None:
+            path.append(self.downsample[0])
+        convolutions = [
+            conv
+            for layer in path
+            for conv in (layer.modules() if isinstance(layer, FoldedRelation2d) else [layer])
+            if not isinstance(conv, FoldedRelation2d) and any(True for _ in conv.parameters())
+        ]
+        ends = isinstance(path[0], FusedConv2d) and isinstance(self.get_submodule(self.last), FusedConv2d)
+        return ends and all(isinstance(conv, FusedConv2d) and conv.plain for conv in convolutions)
+
+    @functools.cached_property
+    def exit(self) -> FusedConv2d:
+        """The last layer."""
+        return submodule(self, self.last, FusedConv2d)
+
+    @functools.cached_property
+    def side(self) -> FusedConv2d | None:
+        """The convolution of the shortcut, where it has one."""
+        return None if self.downsample is None else submodule(self.downsample, "0", FusedConv2d)
+
+    @functools.cached_property
+    def path(self) -> list[FusedConv2d | FoldedRelation2d]:
+        """The layers of the block but the last, in their order."""
+        return [self.get_submodule(name) for name in self.inner]  # type: ignore[misc]
+
+    def run(self, x: Tensor) -> tuple[Tensor, list[Saved]]:
+        """The result without a graph, and for each layer its input and what else its gradient needs."""
+        shortcut = x if self.side is None else self.side.run(x)
+        saved: list[Saved] = []
+        y = x
+        for layer in self.path:
+            if isinstance(layer, FusedConv2d):
+                saved.append([y])
+                y = layer.run(y)
+            else:
+                out, more = layer.run(y)
+                saved.append([y, *more])
+                y = out
+        saved.append([y])
+        return self.exit.run(y, shortcut), saved
+
+    def pull_back(self, dy: Tensor, out: Tensor, saved: list[Saved]) -> Tensor:
+        """The gradient by the input, given that by the result ``out``."""
+        last = self.exit
+        *inner, (before,) = saved
+        assert before is not None
+        shortcut = dy = last.masked(dy, out)
+        dy, y = last.pull_back(dy, before), before
+        if self.side is not None:
+            x = inner[0][0]
+            assert x is not None
+            shortcut = self.side.pull_back(shortcut, x)
+        for layer, (x, *more) in zip(reversed(self.path), reversed(inner), strict=True):
+            assert x is not None
+            if isinstance(layer, FusedConv2d):
+                dy = layer.pull_back(layer.masked(dy, y), x, shortcut if layer is self.path[0] else None)
+            else:
+                dy = layer.pull_back(layer.exit.masked(dy, y), x, more)
+            y = x
+        return dy
+
+
+class _Block(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, block: FoldedBlock) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            out, saved = block.run(x)
+        ctx.block, ctx.sizes = block, [len(some) for some in saved]
+        ctx.save_for_backward(out, *(tensor for some in saved for tensor in some))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        out, *tensors = ctx.saved_tensors
+        block: FoldedBlock = ctx.block
+        if torch.is_grad_enabled():  # someone wants gradients of gradients
+            x = tensors[0].view_as(tensors[0])  # keep out the path to what made it
+            return torch.autograd.grad(block.layer_by_layer(x), x, dy, create_graph=True)[0], None
+        saved = [[tensors.pop(0) for _ in range(size)] for size in ctx.sizes]
+        with torch._C._AutoDispatchBelowAutograd():
+            return block.pull_back(dy.contiguous(memory_format=torch.channels_last), out, saved), None
+
+
+def join_masks(before: nn.Module | None, after: nn.Module) -> None:
+    """Let a convolution take the gradient of the ReLU that the one before ends with, where both have a kernel."""
+    if isinstance(before, FusedConv2d) and isinstance(after, FusedConv2d) and before.plain and after.plain:
+        before.premasked = after.rectified = True
+
+
+def remade(conv: nn.Conv2d, kind: type[Conv], **changes: Any) -> Conv:
+    """A convolution of the same sizes but for ``changes``, whose weights are still to be loaded."""
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+    sizes = {name: getattr(conv, name) for name in names}
+    made = kind(**sizes | changes, device="meta")  # draws no random numbers
+    # not `to_empty`: PyTorch imports its compiler to allocate like a tensor on "meta", which takes half a second
+    for name, parameter in list(made.named_parameters()):
+        empty = torch.empty(parameter.shape, dtype=conv.weight.dtype, device=conv.weight.device)
+        made.register_parameter(name, nn.Parameter(empty))
+    return made.to(memory_format=torch.channels_last)
+
+
+def submodule(model: nn.Module, name: str, kind: type[Kind]) -> Kind:
+    """The submodule of that name, which must be a ``kind``."""
+    module = model.get_submodule(name)
+    if not isinstance(module, kind):
+        raise TypeError(f"{name} is a {type(module).__name__}, not a {kind.__name__}")
+    return module
