@@ -15,6 +15,7 @@ import click
 
 from .utils.checks import check_name
 from .utils.errors import InputError, RunError
+from .utils.heap import keep_freed_memory
 
 #: name of a command -> its module in ``commands``, the function there, and its line in the overview
 COMMANDS = {
@@ -177,6 +178,7 @@ def main(ctx: click.Context, quiet: bool) -> None:
     robust-lr table N                      its other tables, 2 to 8; with --count-only in seconds
     robust-lr adv-train CONFIG             train one network
     """
+    keep_freed_memory()  # the process is ours
     if quiet:
         from .commands.terminal import hush_console
 

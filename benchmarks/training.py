@@ -2,9 +2,10 @@
 
     python benchmarks/training.py --out FILE [--device cuda] [--only NAME ...] [--data npz:PATH]
 
-Parts, each a ratio measured in one run, with the candidates taking turns:
+Parts, each a ratio measured in one run, with the candidates taking turns. A file that exists is added to:
   step        an adversarial step (16 attack steps and one of training) against a regular one of the same network, and
-              the straightforward loop (`.backward()` in the attack, NCHW, nothing folded) against ours
+              the straightforward loop (`.backward()` in the attack, NCHW, nothing folded) against ours; on a CPU each
+              in processes of its own with PyTorch's defaults, ours as `robust-lr adv-train`
   processes   two processes under torchrun against one with two threads, the same batch; CPU only
   loading     the share of the time that training at 224 pixels waits for images, JPEGs decoded by workers
   checkpoint  the pause of one save, against an epoch of 10 minutes
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import subprocess
 import sys
@@ -116,22 +118,91 @@ def straightforward(arguments: argparse.Namespace, name: str) -> Callable[[], ob
     return step
 
 
+def timed(step: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    step()
+    return time.perf_counter() - began
+
+
 def steps(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Medians of seconds, and ratios."""
+    """Medians of seconds, and ratios; every candidate in processes of its own, which take turns."""
+    if arguments.device != "cpu":
+        return {label: steps_in_this_process(arguments, name) for label, name in NETWORKS.items()}
     record = {}
     for label, name in NETWORKS.items():
-        candidates = {
-            "regular": stepper(arguments, name, "none"),
-            "adversarial": stepper(arguments, name, "lrnet-train"),
-            "straightforward": straightforward(arguments, name),
-        }
-        seconds = measure(candidates, arguments.repeats)
-        record[label] = {
-            "seconds": seconds,
-            "adversarial_over_regular": seconds["adversarial"] / seconds["regular"],
-            "straightforward_over_adversarial": seconds["straightforward"] / seconds["adversarial"],
-        }
+        found: dict[str, list[float]] = {"regular": [], "adversarial": [], "straightforward": []}
+        for _ in range(arguments.rounds):
+            for candidate, seconds in found.items():
+                seconds.append(seconds_of_a_step(arguments, name, candidate))
+        record[label] = {**ratios({candidate: median(seconds) for candidate, seconds in found.items()}), "all": found}
     return record
+
+
+def steps_in_this_process(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Candidates that take turns on a GPU."""
+    candidates = {
+        "regular": stepper(arguments, name, "none"),
+        "adversarial": stepper(arguments, name, "lrnet-train"),
+        "straightforward": straightforward(arguments, name),
+    }
+    return ratios(measure(candidates, arguments.repeats))
+
+
+def ratios(seconds: dict[str, float]) -> dict[str, Any]:
+    return {
+        "seconds": seconds,
+        "adversarial_over_regular": seconds["adversarial"] / seconds["regular"],
+        "straightforward_over_adversarial": seconds["straightforward"] / seconds["adversarial"],
+    }
+
+
+def seconds_of_a_step(arguments: argparse.Namespace, name: str, candidate: str) -> float:
+    """Median over the steps of a new process, without the first two; ours are those of `robust-lr adv-train`.
+
+    Every process has the threads and their policy that PyTorch gives it.
+    """
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_", "MKL_"))}
+    if candidate == "straightforward":
+        command = [sys.executable, __file__, "--out", os.devnull, "--run", name, "--repeats", str(arguments.repeats)]
+        for option in ("width", "stem", "size", "channels", "batch"):
+            command += [f"--{option}", str(getattr(arguments, option))]
+        return float(finished_process(command, environment).split()[-1])
+    protocol = "none" if candidate == "regular" else "lrnet-train"
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable,
+            "-m",
+            "robust_lr",
+            "adv-train",
+            "lrnet26_fashion_mnist_mini",
+            "--out",
+            f"{folder}/run",
+        ]
+        command += settings_of_a_run(arguments, name, f"attack.protocol={protocol}", *attack_values(protocol))
+        finished_process(command, environment)
+        return median(line["seconds"] for line in read_metrics(f"{folder}/run")[2:])
+
+
+def attack_values(protocol: str) -> list[str]:
+    """The protocol's own values, which the config that is started from changes."""
+    attack = protocols.get_pgd(protocol)
+    return [f"attack.{key}={getattr(attack, key)}" for key in ("eps", "step_size", "steps")]
+
+
+def settings_of_a_run(arguments: argparse.Namespace, name: str, *more: str) -> list[str]:
+    """Options of `adv-train` for two steps and as many as are measured."""
+    values = [f"model.name={name}", f"model.width={arguments.width}", f"model.stem={arguments.stem}"]
+    values += [f"train.batch_size={arguments.batch}", "train.epochs=1", "train.milestones=[]", "train.device=cpu"]
+    values += [f"data.limit={arguments.batch * (arguments.repeats + 2)}", *more]
+    return [word for value in values for word in ("--set", value)]
+
+
+def finished_process(command: list[str], environment: dict[str, str]) -> str:
+    """What a command prints."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+    return done.stdout
 
 
 def processes(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -152,18 +223,16 @@ def processes(arguments: argparse.Namespace) -> dict[str, Any]:
             for which, seconds in rates.items():
                 two = which.startswith("two")
                 with tempfile.TemporaryDirectory() as folder:
-                    words = [f"model.name={name}", f"model.width={arguments.width}", f"model.stem={arguments.stem}"]
-                    words += ["attack.protocol=lrnet-train", f"train.batch_size={arguments.batch}", "train.epochs=1"]
-                    words += ["train.milestones=[]", f"train.threads={1 if two else 2}", "train.device=cpu"]
-                    words += [f"data.limit={arguments.batch * (arguments.repeats + 2)}"]
                     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
                     command += ["2" if two else "1", "-m", "robust_lr", "adv-train", "lrnet26_fashion_mnist_mini"]
-                    command += ["--out", folder + "/run", *(w for value in words for w in ("--set", value))]
+                    threads = f"train.threads={1 if two else 2}"
+                    command += ["--out", folder + "/run"]
+                    command += settings_of_a_run(
+                        arguments, name, "attack.protocol=lrnet-train", *attack_values("lrnet-train"), threads
+                    )
                     policy = "ACTIVE" if which == spinning else "PASSIVE"
                     environment = {**os.environ, "OMP_NUM_THREADS": "1" if two else "2", "OMP_WAIT_POLICY": policy}
-                    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-                    if done.returncode:
-                        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+                    finished_process(command, environment)
                     seconds.append(median(line["seconds"] for line in read_metrics(folder + "/run")[2:]))
         medians = {which: median(seconds) for which, seconds in rates.items()}
         sleeping, spun, both = medians.values()
@@ -266,16 +335,24 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=1)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=3, help="processes of each candidate of `step` on a CPU")
+    parser.add_argument("--run", choices=list(NETWORKS.values()), help=argparse.SUPPRESS)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--data", help="a set of images with three channels, e.g. npz:PATH  [default: made JPEGs]")
     parser.add_argument("--disk", help="folder in which checkpoints are written  [default: the temporary one]")
     arguments = parser.parse_args()
+    if arguments.run:
+        step = straightforward(arguments, arguments.run)
+        print(median(timed(step) for _ in range(2 + arguments.repeats)))
+        return
     torch.set_num_threads(arguments.threads)
     record: dict[str, Any] = {
         "device": device_name(torch.device(arguments.device)),
         "versions": versions(),
         "options": {k: str(v) for k, v in vars(arguments).items() if k not in ("out", "data", "disk")},
     }
+    if arguments.out.exists():
+        record = {**json.loads(arguments.out.read_text()), **record}
     for part in arguments.only:
         record[part] = PARTS[part](arguments)
         print(part, record[part], flush=True)
