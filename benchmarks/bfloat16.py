@@ -10,6 +10,8 @@ is in what `benchmarks/networks.py` writes.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -22,12 +24,18 @@ from robust_lr.utils.files import write_json
 from robust_lr.utils.provenance import device_name, versions
 
 PROTOCOLS = ("lrnet-untargeted", "lrnet-targeted")
+CRITERIA = ("last", "worst")
 
 
-def compare(model: nn.Module, data: Dataset, protocol: str) -> dict[str, float]:
-    """Robust accuracies in both precisions, in points, and the number of images whose verdicts differ."""
-    fp32, bf16 = (rlr.evaluate(model, data, protocol, precision=precision) for precision in ("fp32", "bf16"))
+def compare(model: nn.Module, data: Dataset, name: str, criterion: str) -> dict[str, float]:
+    """Robust accuracies in both precisions, in points, and numbers of images.
+
+    Those that are attacked again in fp32 are near the border, see ``evaluation.border``.
+    """
+    protocol = replace(rlr.protocols.get_pgd(name), criterion=criterion)
+    fp32, bf16 = (rlr.evaluate(model, data, protocol, precision=each, check="off") for each in ("fp32", "bf16"))
     return {
+        "attacked again": sum(row.forwards > protocol.steps + 2 for row in bf16.rows),
         "fp32": 100 * fp32.robust.value,
         "bf16": 100 * bf16.robust.value,
         "difference": 100 * (bf16.robust.value - fp32.robust.value),
@@ -46,9 +54,9 @@ def main() -> None:
     table: dict[str, dict[str, dict[str, float]]] = {}
     for name, model in networks.items():
         table[name] = {}
-        for protocol in PROTOCOLS:
-            table[name][protocol] = compare(model, data, protocol)
-            print(name, protocol, table[name][protocol], flush=True)
+        for protocol, criterion in product(PROTOCOLS, CRITERIA):
+            row = table[name][f"{protocol}, {criterion}"] = compare(model, data, protocol, criterion)
+            print(name, protocol, criterion, row, flush=True)
     record = {
         "device": device_name(torch.device("cpu")),
         "kernels": {k: v for k, v in doctor.describe().items() if k in ("compiler_version", "vectors", "uses")},

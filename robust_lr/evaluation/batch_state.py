@@ -115,6 +115,7 @@ def initial_rows(
         "adversarial": clean,
         "loss": loss,
         "margin": torch.stack([lead(each, labels) for each in passes]).amin(0),
+        "lead": torch.full_like(loss, torch.inf),  # of the true class on finished images, the smallest of all restarts
         "distance": torch.zeros_like(loss),
         # work
         "draw": zero,  # restarts that are finished, times targets

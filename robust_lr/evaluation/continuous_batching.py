@@ -173,6 +173,9 @@ def judged(part: StepwiseProtocol, number: int, rows: Rows, bench: Bench) -> Row
         "unconfirmed": rows["unconfirmed"] + unsure,
         "adversarial": torch.where(rows["robust_last"], logits.argmax(1), rows["adversarial"]),
         "loss": torch.where(rows["robust_last"], loss, rows["loss"]),
+        "lead": torch.where(
+            rows["robust_last"], torch.minimum(rows["lead"], lead(logits, rows["label"])), rows["lead"]
+        ),
         "robust_last": rows["robust_last"] & (right | unsure),
         "success": rows["success"] | reached,
         "part": torch.where(broke, number, rows["part"]),

@@ -36,6 +36,7 @@ from ..utils.progress import ProgressLine
 from ..utils.provenance import device_name, origin, versions
 from ..utils.statistics import Proportion
 from .batch_state import Rows, first, join, ledger_rows, size, timed
+from .border import attack_near_again
 from .clean_pass import known
 from .continuous_batching import attack_pool
 from .custom_attacks import attack_custom
@@ -109,8 +110,9 @@ def evaluate(
             Under torchrun, in daemons, beside a GPU, off Linux, and for attacks of whole batches there is one, which
             uses PyTorch's threads.
         precision: of the passes that the attack makes, "fp32", "tf32" (on CUDA) or "bf16". A lower one must first give
-            the verdicts of fp32 for 95 % of a sample of 64 images. Finished images are always judged in fp32; iterates
-            on the way by the attack's own passes, and so are curves and mistakes that count for worst seen alone.
+            the verdicts of fp32 for 95 % of a sample of 64 images. Finished images are always judged in fp32, and those
+            near the border, see ``evaluation.border``, are attacked again in it; iterates on the way are judged by the
+            attack's own passes, and so are curves and mistakes that count for worst seen alone.
         check: how thoroughly the number is probed: "default" (at most a tenth of the passes, or some seconds),
             "thorough" (eight times as much) or "off", which leaves the verdict None.
         allow: names of ``guards.GUARDS`` that are not to be asked.
@@ -196,24 +198,38 @@ def evaluated(
             on_rows(ledger.rows())
         if progress is not None:
             progress(finished, len(positions))
-        agreement = None
+        agreement, border = None, None
         with frozen(ready.model), fp32(device):
             if ready.precision != "fp32":
-                sample = [data.batch(positions[evenly_spaced(len(positions), SAMPLE)])]
+                whole = replace(ready, shard=None).positions(protocol)  # shards have the same border
+                sample = [data.batch(whole[evenly_spaced(len(whole), SAMPLE)])]
                 low = lowered(bench, ready.precision, device)
-                if (counted := ledger.recall("agreement")) is None:
-                    counted = agreed(
-                        bench, ready.precision, low, lambda b: attack_all(sample, protocol, b, device, targets)
+                counted, border = ledger.recall("agreement"), ledger.recall("border")
+                if border is None and (len(todo) or counted is None):
+                    *fresh_count, border = agreed(
+                        bench,
+                        ready.precision,
+                        low,
+                        protocol,
+                        lambda b: attack_all(sample, protocol, b, device, targets),
                     )
-                    ledger.remember("agreement", counted)
+                    ledger.remember("border", border)
+                    if counted is None:
+                        ledger.remember("agreement", counted := fresh_count)
                 bench, agreement = low, Proportion(*counted)
             processes = ready.processes if protocol.is_keyed_by_image else 0
             loads = torch.split(todo, min(ready.batch_size, bench.rows))
             active = max(1, min(processes, len(loads)))
 
+            def attack_in_fp32(rows: Rows) -> Iterator[Rows]:
+                batch = rows["x"].cpu(), rows["label"].cpu(), rows["id"].cpu()
+                return attack_all([batch], protocol, replace(ready.bench, keep_images=images), device, targets)
+
             def finish(order: Iterator[Tensor]) -> Iterator[list[Row]]:
                 loaded = batches(data, order, workers=-(-ready.workers // active))
                 groups = attack_all(loaded, protocol, replace(bench, keep_images=images), device, targets)
+                if border is not None:
+                    groups = attack_near_again(groups, protocol, border, bench.rows, attack_in_fp32)
                 for group in judge_rounded(groups, bench) if images else groups:
                     if images and folder is not None:  # first: a row in the ledger has its image on disk
                         write_part(folder / IMAGES, *(group[name].cpu() for name in ("id", "label", "finished")))

@@ -1,4 +1,4 @@
-"""Attacks in lower precision: allowed where their verdicts are those of fp32."""
+"""Attacks in lower precision: allowed where their verdicts are those of fp32 but for few, see ``border``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ..models.folding import in_bfloat16
+from ..protocols.base import Protocol
 from ..utils.checks import check_name
 from ..utils.contexts import tf32
 from ..utils.errors import InputError, RunError
 from .batch_state import Rows, join
+from .border import width
 from .model_under_test import Bench
 
 PRECISIONS = ("fp32", "tf32", "bf16")
@@ -36,23 +38,27 @@ def lowered(bench: Bench, precision: str, device: torch.device) -> Bench:
     return replace(bench, attacked=kernels or InBfloat16(bench.attacked, device).eval())
 
 
-def agreed(bench: Bench, precision: str, low: Bench, attack: Callable[[Bench], Iterator[Rows]]) -> tuple[int, int]:
-    """On how many images of a sample a lower precision gives the verdicts of fp32, and of how many.
+def agreed(
+    bench: Bench, precision: str, low: Bench, protocol: Protocol, attack: Callable[[Bench], Iterator[Rows]]
+) -> tuple[int, int, float]:
+    """On how many images of a sample a lower precision gives the verdicts of fp32, of how many, and ``border.width``.
 
     Args:
         bench: in fp32; ``low`` is in that precision.
+        protocol: of the attack.
         attack: attacks the sample and yields its rows.
 
     Raises:
         RunError: the verdicts differ on more than 5 % of the sample.
     """
-    before, after = (verdicts(join(list(attack(each)))) for each in (bench, low))
+    exact, lower = (join(list(attack(each))) for each in (bench, low))
+    before, after = verdicts(exact), verdicts(lower)
     same, n = sum(before[id_] == after[id_] for id_ in before), len(before)
     if same < LEAST_AGREEMENT * n:
         raise RunError(
             f"precision = {precision!r} gives other verdicts than fp32 on {n - same} of {n} images: use fp32"
         )
-    return same, n
+    return same, n, width(exact, lower, protocol)
 
 
 def verdicts(rows: Rows) -> dict[int, tuple[bool, bool]]:
