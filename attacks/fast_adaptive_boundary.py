@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..utils.errors import InputError
 from .arguments import check_attack, check_images, check_labels, distances
 from .losses import difference
 from .projections import onto_hyperplane
@@ -86,6 +87,46 @@ class FastAdaptiveBoundary:
             "best": torch.where(wide(nearer), query, state["best"]),
             "best_distance": torch.where(nearer, distance, state["best_distance"]),
         }
+
+
+def nearest_boundary(
+    model: Callable[[Tensor], Tensor], query: Tensor, labels: Tensor, norm: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [N, classes], and for the wrong class whose linearized boundary is nearest: its logit minus the label's,
+    [N], and the gradient of that, like the query.
+
+    One forward pass, and a backward pass for each wrong class.
+
+    Raises:
+        InputError: logits without a gradient.
+    """
+    query = query.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = model(query)
+        if not logits.requires_grad:
+            raise InputError("the model's logits carry no gradient: it detaches its input or runs under no_grad")
+        count = logits.shape[1]
+        nearest: tuple[Tensor, Tensor, Tensor] | None = None
+        for shift in range(1, count):
+            values = difference(logits, labels, (labels + shift) % count)
+            gradient = torch.autograd.grad(values.sum(), query, retain_graph=shift < count - 1)[0]
+            apart = values.detach().abs() / (1e-12 + dual_length(gradient.flatten(1), norm))
+            if nearest is None:
+                nearest = apart, values.detach(), gradient
+                continue
+            closer = apart < nearest[0]
+            nearest = (
+                torch.where(closer, apart, nearest[0]),
+                torch.where(closer, values.detach(), nearest[1]),
+                torch.where(wide(closer), gradient, nearest[2]),
+            )
+    assert nearest is not None, "a boundary needs two classes"
+    return logits.detach(), nearest[1], nearest[2]
+
+
+def dual_length(gradient: Tensor, norm: str) -> Tensor:
+    """Norms of the rows in the dual of ``norm``, [N]: a value over it is the distance to the linear boundary."""
+    return length(gradient, {"linf": "l1", "l1": "linf"}.get(norm, norm))
 
 
 def length(step: Tensor, norm: str) -> Tensor:

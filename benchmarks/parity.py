@@ -55,7 +55,17 @@ def smooth() -> nn.Module:
     )
 
 
-NETWORKS = {"conv": conv, "mlp": mlp, "smooth": smooth}
+def deep() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, 2), nn.GELU(),
+        nn.Conv2d(8, 16, 3, 2), nn.GELU(),
+        nn.Conv2d(16, 32, 3, 2), nn.GELU(),
+        nn.Flatten(), nn.Linear(128, 10),
+    )  # fmt: skip
+
+
+NETWORKS = {"conv": conv, "mlp": mlp, "smooth": smooth, "deep": deep}
+COMPARED = ("conv", "mlp", "smooth")
 
 
 def trained(name: str, norm: str, epochs: int = 3) -> nn.Module:
@@ -150,7 +160,7 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     found = []
     for norm in options.norms:
-        for name in NETWORKS:
+        for name in COMPARED:
             file = options.work / f"{name}-{norm}-{options.images}.json"
             if not file.exists():
                 file.write_text(json.dumps(compare(name, norm, options.images, options.work)))

@@ -30,6 +30,8 @@ from .terminal import (
 )
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ..protocols import Sweep
     from ..protocols.base import Protocol
     from ..results.curve import Curve
@@ -65,6 +67,12 @@ _PATH = click.Path(path_type=Path)
 )
 @of_attack("--eps", metavar="LIST", help="Radius of the ball, e.g. 4/255; several, e.g. 0,2,4,8/255, make a curve.")
 @of_attack("--steps", metavar="LIST", help="Number of steps; several, e.g. 1,10,100, make a curve.")
+@of_attack(
+    "--surrogate",
+    "surrogate_source",
+    metavar="SOURCE",
+    help="Transfer attack: take gradients from this network, a run, a checkpoint, file.py:callable or module:callable.",
+)
 @of_attack("--seed", type=int, default=0, show_default=True, help="Seed of random starts and targets.", metavar="N")
 @of_attack("--targets", "targets_file", type=_PATH, help="Aim at the classes that --save-targets wrote to this file.")
 @of_attack("--save-targets", type=_PATH, help="Write the classes that were aimed at, for other models.")
@@ -132,6 +140,7 @@ def attack(
     overrides: tuple[str, ...],
     eps: str | None,
     steps: str | None,
+    surrogate_source: str | None,
     seed: int,
     targets_file: Path | None,
     save_targets: Path | None,
@@ -218,7 +227,9 @@ def attack(
     use_threads(threads)
     given = None if targets_file is None else load_targets(targets_file)
     choice = choose(**where, device=device_of_process(device), options=options)
-    whole = choice.folder / "attacks" / settings.name if out is None else out
+    surrogate = None if surrogate_source is None else load_surrogate(surrogate_source, choice)
+    named = settings.name if surrogate is None else f"{settings.name},surrogate={surrogate.name}"
+    whole = choice.folder / "attacks" / named if out is None else out
     folder = whole if shard is None or (out is not None and launched is None) else shard_folder(whole, shard)
     file = CURVE if isinstance(settings, protocols.Sweep) else RESULT
     if dry_run:
@@ -242,6 +253,7 @@ def attack(
         "precision": precision,
         "allow": allow,
         "verdict_passes": verdict_passes,
+        "surrogate": surrogate,
         "check": "thorough" if thorough else None if probed else "off",
     }
     with warnings_said(), progress_bars(shown=launched is None or launched[0] == 1) as bars:
@@ -284,6 +296,7 @@ def attack(
 def warnings_said() -> Iterator[None]:
     """Say warnings in one line each, without the place in the code."""
     with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
         warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
         yield
 
@@ -302,6 +315,23 @@ class Watch:
     def progress(self, done: int, total: int) -> None:
         found = f"robust {100 * self.robust / self.rows:.1f} %" if self.rows else ""
         self.bars.update(self.task, completed=done, total=total, found=found)
+
+
+def load_surrogate(source: str, choice: Choice) -> nn.Module:
+    """The network of --surrogate on the device of the model, with a ``name``."""
+    from ..models.checkpoint import load_model
+    from ..models.external import load_source, source_name
+    from ..utils.contexts import device_of
+    from .options import checkpoint_name
+
+    model: nn.Module
+    if Path(source).exists():
+        model, name = load_model(Path(source)), checkpoint_name(Path(source))
+    else:
+        model = load_source(source, num_classes=choice.data.num_classes, in_channels=choice.data.image_shape[0])
+        name = source_name(source)
+    model.name = name  # type: ignore[assignment]
+    return model.to(device_of(choice.model))
 
 
 def custom_attack(source: str, table: dict[str, Any]) -> Protocol:
@@ -336,6 +366,8 @@ def show(curve: Curve, settings: Protocol | Sweep) -> None:
     if not isinstance(settings, Sweep):
         (result,) = curve.results
         console.print(report.result_table(result, settings))
+        if result.surrogate is not None:
+            say(f"transfer: gradients of {result.surrogate['name']}")
         if result.randomness is not None:
             say(randomness_in_words(result.randomness))
         console.print(report.check_table("validity", result.validity))

@@ -116,12 +116,12 @@ def flown(part: StepwiseProtocol, attack: Stepwise, rows: Rows, bench: Bench) ->
     with bench.precision(), bench.failures_named(rows["x"][:n], rows["id"][:n]):
         logits, loss, gradient = bench.look(part, state["query"], rows, targets, attack.needs_gradient)
     undecided = ~rows["decided"]
-    noted, reached = note_query(part, rows, state["query"], logits, undecided)
+    noted, reached = note_query(part, rows, state["query"], logits, undecided & (bench.surrogate is None))
     if attack.needs_gradient:
         noted["zero_gradients"] = rows["zero_gradients"] + undecided * (gradient == 0).flatten(1).all(1)
-    passes = bench.passes(part) * undecided
-    noted["forwards"] = rows["forwards"] + passes
-    noted["backwards"] = rows["backwards"] + passes * attack.needs_gradient
+    forwards, backwards = bench.passes(part)
+    noted["forwards"] = rows["forwards"] + forwards * undecided
+    noted["backwards"] = rows["backwards"] + backwards * undecided * attack.needs_gradient
     state = attack.advance(rows["x"], state, rows["step"], loss, gradient, reached)
     rows = {**rows, **noted}
     if isinstance(attack, TestsProposals):

@@ -75,6 +75,7 @@ def evaluate(
     allow: Collection[str] = (),
     end_at_cycles: bool = True,
     verdict_passes: int = VERDICT_PASSES,
+    surrogate: nn.Module | None = None,
     images: bool = False,
     progress: Callable[[int, int], None] | bool | None = None,
     on_rows: Callable[[Sequence[Row]], None] | None = None,
@@ -120,6 +121,8 @@ def evaluate(
             for the passes. The result says whether that was possible, and for how many images.
         verdict_passes: of a random model over each image that is judged, which is robust only if all of them get it
             right. Such a model needs a protocol whose gradients are averaged over ``eot`` passes.
+        surrogate: another network, on the same device, that gradients are taken through: a transfer attack. Last
+            iterates are judged by ``model``.
         images: keep what each verdict was judged on in ``out``, float32 and rounded to 256 levels, for
             ``score`` and ``transfer``; accuracy after rounding is then in the result as well.
         progress: called as ``progress(done, total)`` whenever images are done; True prints a line on stderr, for
@@ -148,6 +151,7 @@ def evaluate(
         allow=allow,
         end_at_cycles=end_at_cycles,
         verdict_passes=verdict_passes,
+        surrogate=surrogate,
     )
     if progress is True:
         line = ProgressLine(ready.name)
@@ -199,7 +203,7 @@ def evaluated(
         if progress is not None:
             progress(finished, len(positions))
         agreement, border = None, None
-        with frozen(ready.model), fp32(device):
+        with frozen(ready.model), frozen(ready.surrogate or nn.Identity()), fp32(device):
             if ready.precision != "fp32":
                 whole = replace(ready, shard=None).positions(protocol)  # shards have the same border
                 sample = [data.batch(whole[evenly_spaced(len(whole), SAMPLE)])]
@@ -249,8 +253,8 @@ def evaluated(
             rows = ledger.rows()
             if images and folder is not None:
                 gather([folder / IMAGES], folder / IMAGES, (row.id for row in rows))
-            if bench.randomness is not None:
-                found = None  # probes are for deterministic models
+            if bench.randomness is not None or bench.surrogate is not None:
+                found = None  # probes are for white-box attacks on deterministic models
             elif (kept := ledger.recall(probes_finding(ready.check))) is None:
                 found = probe(
                     ready.bench,
@@ -287,6 +291,7 @@ def evaluated(
         read_from_ledger=len(done),
         cycle_detection=bench.cycles,
         randomness=bench.randomness,
+        surrogate=bench.surrogate,
     )
     if folder is not None:
         write_json(folder / RESULT, result.to_dict())
@@ -353,6 +358,7 @@ def configuration(ready: Prepared, protocol: Protocol, targets: Targets | None) 
         "precision": ready.precision,
         "cycle_detection": bench.cycles,
         "randomness": bench.randomness,
+        "surrogate": bench.surrogate,
         **{f"{key}_sha256": value for key, value in ready.hashes.items()},
     }
     if ready.code is not None:

@@ -34,6 +34,8 @@ class Bench:
         precision: context of the passes of ``attacked``.
         keep_images: rows carry the images that their verdicts are judged on, as the column "finished".
         sizes: numbers of rows, increasing, with which ``attacked`` gives the same bits as with ``rows``.
+        surrogate: name and hash of the network that ``attacked`` is where it is another one; predictions on the way say
+            nothing then.
         cycles: ``cycle_end.ON`` if attacks end early where iterates come back, else why they do not.
     """
 
@@ -48,6 +50,7 @@ class Bench:
     sizes: tuple[int, ...] = ()
     cycles: str = "off: not wanted"
     keep_images: bool = False
+    surrogate: Mapping[str, str] | None = None
 
     @property
     def is_keyed(self) -> bool:
@@ -59,9 +62,9 @@ class Bench:
         """How a random model draws and is judged, for the result; None for a deterministic one."""
         return None
 
-    def passes(self, part: StepwiseProtocol) -> int:
-        """Passes that one query of ``part`` takes."""
-        return 1
+    def passes(self, part: StepwiseProtocol) -> tuple[int, int]:
+        """Forward and backward passes that one query of ``part`` takes."""
+        return part.passes(self.num_classes)
 
     def rows_for(self, n: int) -> int:
         """Rows of a pass of ``attacked`` that shows it ``n`` images."""
@@ -78,7 +81,7 @@ class Bench:
         self, part: StepwiseProtocol, query: Tensor, rows: Mapping[str, Tensor], targets: Tensor | None, gradient: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, objective and its gradient at ``query``, as ``stepwise.look``, through the attacked model."""
-        return look(self.attacked, query, rows["away"], targets, part.objective, gradient)
+        return part.look(self.attacked, query, rows, targets, gradient, seed=self.seed)
 
     def logits(self, x: Tensor, ids: Tensor) -> Tensor:
         """Logits of the model that judges, [N, num_classes], for at most ``rows`` images; checked for shape and NaN.

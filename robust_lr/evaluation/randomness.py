@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..attacks.stepwise import look
 from ..protocols.base import Protocol, StepwiseProtocol
 from ..utils.checks import check_whole
 from ..utils.contexts import Model
@@ -129,8 +128,9 @@ class RandomBench(Bench):
         by = "by row" if self.draws.by_row else "by pass"
         return {"passes": self.verdict_passes, "draws": by, "keyed": self.draws.keyed}
 
-    def passes(self, part: StepwiseProtocol) -> int:
-        return part.eot
+    def passes(self, part: StepwiseProtocol) -> tuple[int, int]:
+        forwards, backwards = part.passes(self.num_classes)
+        return part.eot * forwards, part.eot * backwards
 
     def padded(self, column: Tensor, rows: int | None = None) -> Tensor:
         return column  # each image is asked about by itself
@@ -158,14 +158,15 @@ class RandomBench(Bench):
     ) -> tuple[Tensor, Tensor, Tensor]:
         seen = []
         for i, number in enumerate(keys(self.seed, rows["id"], rows["forwards"])):
-            image, away = query[i : i + 1], rows["away"][i : i + 1]
-            toward = None if targets is None else targets[i : i + 1]
+            image, toward = query[i : i + 1], None if targets is None else targets[i : i + 1]
+            own = {name: rows[name][i : i + 1] for name in ("id", "draw", "step", "away")}
             parts = []
             with seeded(number):
                 for n in self.pass_sizes(part.eot):
                     many = None if toward is None else toward.repeat(n)
+                    columns = {name: column.repeat(n) for name, column in own.items()}
                     repeated = image.repeat(n, 1, 1, 1)
-                    parts.append(look(self.attacked, repeated, away.repeat(n), many, part.objective, gradient))
+                    parts.append(part.look(self.attacked, repeated, columns, many, gradient, seed=self.seed))
             seen.append([torch.cat(columns).mean(0) for columns in zip(*parts, strict=True)])
         logits, loss, slopes = (torch.stack(columns) for columns in zip(*seen, strict=True))
         return logits, loss, slopes if gradient else query.new_empty(0)

@@ -35,6 +35,7 @@ from .guards import FEW, SAMPLE, guard
 from .model_under_test import Bench, InFloat32, copied, equal_sizes, failures_named, in_float32, taken_out
 from .precision import check_precision
 from .randomness import VERDICT_PASSES, averages_draws, check_verdict_passes, examine, random_bench
+from .surrogate import attackable_surrogate, check_transfer, described
 
 #: rows of every pass on a CPU, where libraries round differently for other batch shapes; fewer for few images, of which
 #: two processes shall get a share, and fewer for images of more pixels, whose activations would fill the memory
@@ -56,6 +57,7 @@ class Prepared:
     """A model and images that evaluations can begin with.
 
     Attributes:
+        surrogate: the network that gradients come from, where it is another one.
         hashes: SHA-256 of weights and images.
         code: SHA-256 of the file whose callable returned the model, where one did.
         behavior: logits of some images, clean and perturbed, [n, classes], by which a changed model is known.
@@ -68,6 +70,7 @@ class Prepared:
     """
 
     model: nn.Module
+    surrogate: nn.Module | None
     data: Dataset
     name: str
     device: torch.device
@@ -107,6 +110,7 @@ def prepare(
     allow: Collection[str] = (),
     end_at_cycles: bool = True,
     verdict_passes: int = VERDICT_PASSES,
+    surrogate: nn.Module | None = None,
 ) -> Prepared:
     """Everything that comes before the first image is attacked; arguments and errors as in ``evaluate``."""
     data = adapted(model, data)
@@ -135,7 +139,11 @@ def prepare(
     check_name("check", check, LEVELS)
     check_verdict_passes(verdict_passes)
     most = max((positions(data, protocol, shard, seed) for protocol in protocols), key=len)
-    with frozen(model), fp32(device):  # a model that does not fit is refused before anything is written
+    with (
+        frozen(model),
+        frozen(surrogate or nn.Identity()),
+        fp32(device),
+    ):  # a model that does not fit is refused before anything is written
         images, labels, ids = data.batch(most[evenly_spaced(len(most), sample)])
         check_images(images, ids)
         images, labels, ids = (column.to(device) for column in (images, labels, ids))
@@ -148,7 +156,7 @@ def prepare(
             pristine = InFloat32(pristine, judge.takes).eval()
         eps = max((protocol.eps for protocol in protocols if protocol.norm == "linf"), default=AWAY)
         away = (images + (eps or AWAY) * (2 * uniform(seed, GUARD, ids, images.shape[1:]) - 1)).clamp(0, 1)[:FEW]
-        averaged = all(map(averages_draws, protocols))
+        averaged = surrogate is None and all(map(averages_draws, protocols))
         with failures_named(model, images.to(device), ids):
             num_classes = guard(
                 judge,
@@ -157,7 +165,7 @@ def prepare(
                 ids,
                 num_classes=data.num_classes,
                 most=int(data.labels.max()),
-                gradients=any(protocol.follows_gradients for protocol in protocols),
+                gradients=surrogate is None and any(protocol.follows_gradients for protocol in protocols),
                 away=away,
                 resolution=torch.finfo(logits_dtype).eps,
                 allow=allow,
@@ -165,6 +173,9 @@ def prepare(
             )
             draws = examine(judge, images[:FEW], away, ids[:FEW], seed) if averaged else None
         attacked = attackable(judge, torch.cat([images[:FEW], away])) if draws is None else judge
+        if surrogate is not None:
+            check_transfer(protocols)
+            attacked = attackable_surrogate(surrogate, images, labels, ids, away, num_classes, allow)
         full = torch.arange(rows) % len(images)  # a pass of the attack's size
         is_long = any(part.steps >= MIN_STEPS for protocol in protocols for part in protocol.attacks())
         sizes: tuple[int, ...] = ()
@@ -181,6 +192,7 @@ def prepare(
             patience=1 if device.type == "cpu" else PATIENCE,
             precision=nullcontext,
             sizes=sizes,
+            surrogate=None if surrogate is None else described(surrogate),
             cycles=detection(
                 protocols,
                 end_at_cycles,
@@ -200,6 +212,7 @@ def prepare(
     return Prepared(
         model=model,
         data=data,
+        surrogate=surrogate,
         name=name or type(model).__name__,
         device=device,
         hashes={"weights": weights_hash(model), "images": content_hash(data)},

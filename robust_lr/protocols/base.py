@@ -14,7 +14,7 @@ from torch import Tensor
 from ..attacks.arguments import within
 from ..attacks.losses import Objective
 from ..attacks.starts import clean
-from ..attacks.stepwise import Stepwise
+from ..attacks.stepwise import Stepwise, look
 from ..utils.contexts import Model
 from ..utils.errors import InputError
 
@@ -154,6 +154,26 @@ class StepwiseProtocol(Protocol):
     @abstractmethod
     def stepwise(self, seed: int) -> Stepwise:
         """The attack as a sequence of queries."""
+
+    def look(
+        self,
+        model: Model,
+        query: Tensor,
+        rows: Mapping[str, Tensor],
+        targets: Tensor | None,
+        needs_gradient: bool,
+        *,
+        seed: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, objective and its gradient at ``query``, see ``attacks.stepwise.look``.
+
+        ``rows`` has the columns id, draw, step, and away, the classes to move away from.
+        """
+        return look(model, query, rows["away"], targets, self.objective, needs_gradient)
+
+    def passes(self, num_classes: int) -> tuple[int, int]:
+        """Forward and backward passes that one such look takes."""
+        return 1, 1
 
     def starts(self, x: Tensor, ids: Tensor, *, seed: int, draw: int | Tensor = 0) -> Tensor:
         """First iterates, like ``x`` [N, C, H, W]; ``draw`` is the number of the restart or epoch, one or [N]."""

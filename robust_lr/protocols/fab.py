@@ -10,24 +10,26 @@ import torch
 from torch import Tensor
 
 from ..attacks.arguments import check_attack
-from ..attacks.fast_adaptive_boundary import FastAdaptiveBoundary
+from ..attacks.fast_adaptive_boundary import FastAdaptiveBoundary, nearest_boundary
 from ..attacks.losses import Objective, difference
 from ..attacks.starts import on_surface
 from ..utils.checks import check_name, check_whole
+from ..utils.contexts import Model
 from ..utils.errors import InputError
 from .base import NORMS, StepwiseProtocol, length, take_fractions
 
 
 @dataclass(frozen=True, kw_only=True)
 class FAB(StepwiseProtocol):
-    """Targeted FAB; the values of ``attacks.fab``. An image leaves at its first success within eps.
+    """FAB, targeted or not; the values of ``attacks.fab``. An image leaves at its first success within eps.
 
     Args:
         eps: radius of the ball in which a success counts, in pixels of [0, 1].
         norm: of the ball, "linf", "l2" or "l1".
         steps: iterations, each with one gradient and one more query.
         targets: number of wrong classes, the likeliest on the clean image first, that are aimed at one after the
-            other. Where there are fewer wrong classes, it is as many as there are.
+            other. Where there are fewer wrong classes, it is as many as there are. 0 is the untargeted attack, which
+            steps to the nearest boundary and takes a gradient of every wrong class for that.
         restarts: starts for each target: the clean image, then at random.
         alpha_max: most weight of the step from the clean image.
         eta: overshoot beyond the boundary.
@@ -53,7 +55,8 @@ class FAB(StepwiseProtocol):
         take_fractions(self)
         check_name("norm", self.norm, NORMS)
         check_attack(eps=self.eps, step_size=self.eps, steps=self.steps, norm=self.norm)
-        check_whole(1, steps=self.steps, restarts=self.restarts, targets=self.targets)
+        check_whole(1, steps=self.steps, restarts=self.restarts)
+        check_whole(0, targets=self.targets)
         for key, low, value, high in (
             ("alpha_max", 0, self.alpha_max, 1),
             ("eta", 1, self.eta, 2),
@@ -75,7 +78,26 @@ class FAB(StepwiseProtocol):
     @property
     def objective_takes_targets(self) -> bool:
         """True if the objective is handed target classes."""
-        return True
+        return self.targets > 0
+
+    def look(
+        self,
+        model: Model,
+        query: Tensor,
+        rows: Mapping[str, Tensor],
+        targets: Tensor | None,
+        needs_gradient: bool,
+        *,
+        seed: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, and the function that vanishes at the target's or the nearest boundary with its gradient."""
+        if not self.targets:
+            return nearest_boundary(model, query, rows["away"], self.norm)
+        return super().look(model, query, rows, targets, needs_gradient, seed=seed)
+
+    def passes(self, num_classes: int) -> tuple[int, int]:
+        """Forward and backward passes that one look takes."""
+        return 1, 1 if self.targets else num_classes - 1
 
     def stepwise(self, seed: int) -> FastAdaptiveBoundary:
         """The attack as a sequence of queries."""
@@ -91,10 +113,12 @@ class FAB(StepwiseProtocol):
 
     def draws(self, num_classes: int) -> int:
         """The most runs of the attack on one image: restarts for each target."""
-        return self.restarts * min(self.targets, num_classes - 1)
+        return self.restarts * (min(self.targets, num_classes - 1) if self.targets else 1)
 
     def classes(self, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Classes that the next draw moves away from and towards, [N] each."""
+        if not self.targets:
+            return rows["label"], rows["target"]
         return rows["label"], rows["ranking"].gather(1, 1 + rows["draw"][:, None] // self.restarts)[:, 0]
 
     def values(self) -> dict[str, Any]:
@@ -103,4 +127,5 @@ class FAB(StepwiseProtocol):
 
     def __str__(self) -> str:
         restarts = f", {self.restarts} restarts" if self.restarts > 1 else ""
-        return f"FAB-T, {self.targets} targets, eps {length(self.eps, self.norm)}, {self.steps} steps{restarts}"
+        kind = f"FAB-T, {self.targets} targets" if self.targets else "FAB"
+        return f"{kind}, eps {length(self.eps, self.norm)}, {self.steps} steps{restarts}"

@@ -13,13 +13,17 @@ from ..attacks import starts, targets
 from ..attacks.arguments import check_attack, check_eot
 from ..attacks.losses import LOSSES, Objective
 from ..attacks.pgd import ProjectedGradient, pgd_l2, pgd_linf
+from ..attacks.transferable import diverse, smoothed
 from ..utils.checks import check_name, check_whole
 from ..utils.contexts import Model
 from ..utils.errors import InputError
+from ..utils.rng import DRAWS
 from .base import TARGETS, StepwiseProtocol, length, take_fractions
 
 STARTS = ("uniform", "clean", "normal")
 LABELS = ("true", "predicted")
+#: largest kernel that gradients are convolved with
+MAX_SMOOTHING = 63
 CRITERIA = ("last", "worst")
 
 
@@ -45,6 +49,10 @@ class PGD(StepwiseProtocol):
         criterion: what the figure counts. "last": the last iterates, as in the paper; worst seen is reported too.
             "worst": the worst iterate seen, so that an image leaves the attack as soon as this is decided (targeted:
             the target is reached, untargeted: it is misclassified); last iterates are then not known.
+        diversity: probability with which each gradient is taken through the image shrunk and padded at random (DI-FGSM,
+            Xie et al. 2019).
+        smoothing: size of the Gaussian kernel that gradients are convolved with, odd (TI-FGSM, Dong et al. 2019); 0 is
+            none.
         eot: passes of a random model that each gradient is averaged over; a deterministic one makes a single pass.
         record: numbers of steps at which the figures are recorded as well, a curve from one trajectory.
         name: for reports.
@@ -66,6 +74,8 @@ class PGD(StepwiseProtocol):
     start: str = "uniform"
     target: str = "uniform"
     criterion: str = "last"
+    diversity: float = 0.0
+    smoothing: int = 0
     eot: int = 1
     record: tuple[int, ...] = ()
     name: str = "custom"
@@ -88,6 +98,15 @@ class PGD(StepwiseProtocol):
             raise InputError(f"label = {self.label!r} is for untargeted attacks: set targeted = false as well")
         check_whole(1, restarts=self.restarts)
         check_eot(self.eot)
+        if not 0 <= self.diversity <= 1:
+            raise InputError(f"diversity = {self.diversity}: a probability is needed, 0 to 1")
+        check_whole(0, smoothing=self.smoothing)
+        if self.smoothing and (self.smoothing % 2 == 0 or self.smoothing > MAX_SMOOTHING):
+            raise InputError(f"smoothing = {self.smoothing}: 0, or an odd size of at most {MAX_SMOOTHING}, is needed")
+        if self.diversity and self.restarts * (self.steps + 1) >= DRAWS:
+            raise InputError(
+                f"restarts = {self.restarts} of {self.steps} steps: at most {DRAWS} draws are keyed in all"
+            )
         if self.start == "clean" and self.restarts > 1:
             raise InputError(f"restarts = {self.restarts} from the clean image are all the same: use start = 'uniform'")
         if list(self.record) != sorted(set(self.record)) or not all(0 <= step <= self.steps for step in self.record):
@@ -133,7 +152,36 @@ class PGD(StepwiseProtocol):
 
     def stepwise(self, seed: int) -> ProjectedGradient:
         """The attack as a sequence of queries."""
-        return ProjectedGradient(self.norm, self.eps, self.step_size, self.steps, self.momentum)
+        return ProjectedGradient(
+            self.norm, self.eps, self.step_size, self.steps, self.momentum, is_memoryless=not self.diversity
+        )
+
+    def look(
+        self,
+        model: Model,
+        query: Tensor,
+        rows: Mapping[str, Tensor],
+        targets: Tensor | None,
+        needs_gradient: bool,
+        *,
+        seed: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits and objective at ``query``, and the gradient there, or through a diverse form of it."""
+        if not self.diversity:
+            seen = super().look(model, query, rows, targets, needs_gradient, seed=seed)
+            return (*seen[:2], smoothed(seen[2], self.smoothing)) if self.smoothing else seen
+        draws = rows["draw"] * (self.steps + 1) + rows["step"]
+
+        def through(x: Tensor) -> Tensor:
+            return model(diverse(x, rows["id"], draws, self.diversity, seed=seed))
+
+        _, _, gradient = super().look(through, query, rows, targets, needs_gradient, seed=seed)
+        logits, loss, _ = super().look(model, query, rows, targets, False, seed=seed)
+        return logits, loss, smoothed(gradient, self.smoothing) if self.smoothing else gradient
+
+    def passes(self, num_classes: int) -> tuple[int, int]:
+        """Forward and backward passes that one look takes."""
+        return 1 + (self.diversity > 0), 1
 
     def classes(self, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Classes that the attack moves away from and towards, [N] each; -1 where there is none."""
@@ -156,7 +204,12 @@ class PGD(StepwiseProtocol):
         """Adversarial images of ``x`` [N, C, H, W]; ``goals`` are the labels or the targets.
 
         ``start`` and ``loss`` take the place of the protocol's; ``end_at_cycles`` as in ``attacks.pgd_linf``.
+
+        Raises:
+            InputError: gradients through diverse images or smoothed, which are for evaluations.
         """
+        if self.diversity or self.smoothing:
+            raise InputError("diversity and smoothing are for evaluations: train without them")
         pgd = pgd_linf if self.norm == "linf" else pgd_l2
         return pgd(
             model,
@@ -189,6 +242,8 @@ class PGD(StepwiseProtocol):
         unusual = [
             *[f"{self.loss} loss"] * (self.loss != "cross-entropy"),
             *[f"momentum {self.momentum:g}"] * (self.momentum > 0),
+            *[f"diversity {self.diversity:g}"] * (self.diversity > 0),
+            *[f"smoothing {self.smoothing}"] * (self.smoothing > 0),
             *[f"{self.label} label"] * (self.label != "true"),
             *[f"{self.restarts} restarts"] * (self.restarts > 1),
             *[f"gradients over {self.eot} draws"] * (self.eot > 1),

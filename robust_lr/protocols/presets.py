@@ -23,6 +23,7 @@ _XIE = "Xie et al. 2019 (feature denoising): step max(1, 16 / steps) / 255"
 _MADRY_IMAGENET = "ImageNet evaluation of the robustness library (Engstrom et al. 2019): step 2.5 eps / steps"
 _AUTOATTACK = "Croce and Hein 2020, AutoAttack 'standard', official values"
 _SWEEP = "Engstrom et al. 2018 on ALP: steps must be swept; ours"
+_PLUS = "Croce and Hein 2020, AutoAttack 'plus', official values"
 _RAND = "Croce and Hein 2020, AutoAttack 'rand', official values; for models with randomness of their own"
 _ONE = "one part of AutoAttack 'standard', official values"
 _FAST = "ours: parts of AutoAttack with a sixth of its passes, targets by likelihood, Square last"
@@ -39,6 +40,19 @@ def autoattack(name: str, eps: float, norm: str, source: str, balanced: int = 0)
         Square(name="square", eps=eps, norm=norm, source=source),
     )
     return Cascade(name=name, parts=parts, source=source, balanced=balanced)
+
+
+def autoattack_plus(name: str, eps: float, norm: str) -> Cascade:
+    """AutoAttack "plus" with the official values."""
+    parts: tuple[Protocol, ...] = (
+        APGD(name="apgd-ce", eps=eps, norm=norm, restarts=5, source=_PLUS),
+        APGD(name="apgd-dlr", eps=eps, norm=norm, loss="dlr", restarts=5, source=_PLUS),
+        FAB(name="fab", eps=eps, norm=norm, targets=0, restarts=5, source=_PLUS),
+        Square(name="square", eps=eps, norm=norm, source=_PLUS),
+        APGD(name="apgd-t", eps=eps, norm=norm, loss="dlr", targets=9, source=_PLUS),
+        FAB(name="fab-t", eps=eps, norm=norm, source=_PLUS),
+    )
+    return Cascade(name=name, parts=parts, source=_PLUS)
 
 
 def autoattack_rand(name: str, eps: float, norm: str) -> Cascade:
@@ -142,6 +156,8 @@ PROTOCOLS: dict[str, Protocol] = {
         autoattack("autoattack-standard-imagenet", 4 / 255, "linf", _AUTOATTACK + ", ImageNet"),
         autoattack("autoattack-standard-l2", 0.5, "l2", _AUTOATTACK + ", CIFAR-10 L2"),
         autoattack("autoattack-standard-l1", 12.0, "l1", _AUTOATTACK + ", CIFAR-10 L1"),
+        autoattack_plus("autoattack-plus", 8 / 255, "linf"),
+        autoattack_plus("autoattack-plus-l2", 0.5, "l2"),
         autoattack_rand("autoattack-rand", 8 / 255, "linf"),
         autoattack_rand("autoattack-rand-imagenet", 4 / 255, "linf"),
         autoattack_rand("autoattack-rand-l2", 0.5, "l2"),
@@ -172,6 +188,26 @@ PROTOCOLS: dict[str, Protocol] = {
             momentum=1.0,
             start="clean",
             source="Dong et al. 2018: eps 16, 10 steps of eps / 10, decay 1",
+        ),
+        PGD(
+            name="di-fgsm",
+            eps=16 / 255,
+            step_size=1.6 / 255,
+            steps=10,
+            momentum=1.0,
+            start="clean",
+            diversity=0.5,
+            source="Xie et al. 2019 (diverse inputs), MI-FGSM through images shrunk by up to 10 %",
+        ),
+        PGD(
+            name="ti-fgsm",
+            eps=16 / 255,
+            step_size=1.6 / 255,
+            steps=10,
+            momentum=1.0,
+            start="clean",
+            smoothing=15,
+            source="Dong et al. 2019 (translation invariance): MI-FGSM, gradients smoothed by a Gaussian of 15 x 15",
         ),
         FMN(name="fmn-linf", eps=8 / 255, source=_FMN),
         FMN(name="fmn-l2", eps=0.5, norm="l2", source=_FMN),

@@ -92,6 +92,7 @@ def join(folders: Sequence[str | Path]) -> Whole:
             agreement=agreement(records),
             cycle_detection=first.record["cycle_detection"],
             model_output=first.record["model_output"],
+            surrogate=first.configuration["surrogate"],
             randomness=first.configuration["randomness"],
             logits_dtype=first.record.get("logits_dtype", "float32"),
             probes=probes_of(ordered),

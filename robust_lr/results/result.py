@@ -51,6 +51,7 @@ class Result:
         randomness: of a random model: "passes" behind each verdict, all of which must be right; "draws", by row or by
             pass; whether they are "keyed" by image; and "one_pass", the accuracy of a single pass over the finished
             images, with the 95 % interval in which it falls. None for a deterministic model.
+        surrogate: name and hash of the weights of the network that gradients came from, where it was another one.
         seconds: time of the attack, summed over images, without loading.
         forwards, backwards: images x passes of the model that were really made, padding left out.
         verdict: "sound", "weak", "misled", or None where no probes were run; ``judgment`` says by which figures.
@@ -95,6 +96,7 @@ class Result:
     origin: Mapping[str, str | None] = field(default_factory=dict, compare=False)
     read_from_ledger: int = field(default=0, compare=False)
     randomness: Mapping[str, Any] | None = None
+    surrogate: Mapping[str, str] | None = None
     judgment: Verdict = NOTHING
     probes: Probes | None = field(default=None, repr=False, compare=False)
     rows: tuple[Row, ...] = field(default=(), repr=False, compare=False)

@@ -26,6 +26,8 @@ def short_table(result: Result) -> str:
             for name, share in figures.items()
         ),
     ]
+    if result.surrogate is not None:
+        lines.append(f"transfer: gradients of {result.surrogate['name']}")
     if result.randomness is not None:
         lines.append(randomness_in_words(result.randomness))
     failed = [check.name for check in result.validity if check.passed is False]
