@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import attacks, config, data, protocols
+    from .evaluation.all_targets import attack_all_targets
     from .evaluation.grid import BenchmarkResult, benchmark
     from .evaluation.harness import evaluate
     from .evaluation.sanity import sanity
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .results.compare import Comparison, compare
     from .results.merge import merge
     from .results.result import Result
+    from .results.target_matrix import TargetMatrix
     from .results.targets import Targets, draw_targets, load_targets
     from .training.loop import adversarial_train
     from .training.metrics import Metrics
@@ -42,8 +44,10 @@ _HOMES = {
     "Metrics": "training.metrics",
     "Result": "results.result",
     "RunError": "utils.errors",
+    "TargetMatrix": "results.target_matrix",
     "Targets": "results.targets",
     "adversarial_train": "training.loop",
+    "attack_all_targets": "evaluation.all_targets",
     "attacks": "attacks",
     "benchmark": "evaluation.grid",
     "build_model": "models.build",
@@ -78,9 +82,11 @@ __all__ = [
     "Result",
     "RunError",
     "Score",
+    "TargetMatrix",
     "Targets",
     "Transfer",
     "adversarial_train",
+    "attack_all_targets",
     "attacks",
     "benchmark",
     "build_model",

@@ -73,6 +73,7 @@ _PATH = click.Path(path_type=Path)
     metavar="SOURCE",
     help="Transfer attack: take gradients from this network, a run, a checkpoint, file.py:callable or module:callable.",
 )
+@of_attack("--all-targets", is_flag=True, help="Attack towards every wrong class, and print a matrix of successes.")
 @of_attack("--seed", type=int, default=0, show_default=True, help="Seed of random starts and targets.", metavar="N")
 @of_attack("--targets", "targets_file", type=_PATH, help="Aim at the classes that --save-targets wrote to this file.")
 @of_attack("--save-targets", type=_PATH, help="Write the classes that were aimed at, for other models.")
@@ -141,6 +142,7 @@ def attack(
     eps: str | None,
     steps: str | None,
     surrogate_source: str | None,
+    all_targets: bool,
     seed: int,
     targets_file: Path | None,
     save_targets: Path | None,
@@ -171,6 +173,7 @@ def attack(
     """
     from .. import protocols
     from ..config.training import set_values
+    from ..evaluation.all_targets import attack_all_targets
     from ..evaluation.harness import evaluate, with_targets
     from ..evaluation.sweep import sweep
     from ..protocols.changes import over_grid
@@ -179,6 +182,7 @@ def attack(
     from ..results.distances import with_distances
     from ..results.shards import merge_sweep_when_complete, merge_when_complete, parse_shard, shard_folder
     from ..results.stored import RESULT, read_evaluation
+    from ..results.target_matrix import MATRIX
     from ..results.targets import load_targets
     from ..utils.checks import at_least
     from ..utils.devices import device_of_process, torchrun_shard
@@ -207,6 +211,12 @@ def attack(
         settings = protocols.SWEEPS[chosen[0]] if chosen[0] in protocols.SWEEPS else read_protocol(table)
     settings = over_grid(settings, eps=eps, steps=steps)
     launched = torchrun_shard()
+    if all_targets:
+        others = (figure, save_targets, targets_file, shard_text, launched)
+        if isinstance(settings, protocols.Sweep) or any(other is not None for other in others):
+            raise InputError("--all-targets takes one protocol, and no --targets, --save-targets, --figure or shards")
+        if not settings.targeted:
+            raise InputError(f"--all-targets: protocol {settings.name!r} aims at no class; take e.g. --targeted")
     if isinstance(settings, protocols.Sweep):
         if (chosen[0] in protocols.SWEEPS and len(table) > 1) or save_targets:
             raise InputError(
@@ -229,9 +239,10 @@ def attack(
     choice = choose(**where, device=device_of_process(device), options=options)
     surrogate = None if surrogate_source is None else load_surrogate(surrogate_source, choice)
     named = settings.name if surrogate is None else f"{settings.name},surrogate={surrogate.name}"
+    named += ",all-targets" if all_targets else ""
     whole = choice.folder / "attacks" / named if out is None else out
     folder = whole if shard is None or (out is not None and launched is None) else shard_folder(whole, shard)
-    file = CURVE if isinstance(settings, protocols.Sweep) else RESULT
+    file = CURVE if isinstance(settings, protocols.Sweep) else MATRIX if all_targets else RESULT
     if dry_run:
         describe(choice, settings, folder, finished=(folder / file).exists() and not fresh)
         return
@@ -256,6 +267,15 @@ def attack(
         "surrogate": surrogate,
         "check": "thorough" if thorough else None if probed else "off",
     }
+    if all_targets and not isinstance(settings, protocols.Sweep):
+        del work["shard"], work["targets"]
+        with warnings_said(), progress_bars() as bars:
+            watch = Watch(bars, f"{settings.name}, all targets")
+            matrix = attack_all_targets(choice.model, choice.data, settings, **work, progress=watch.progress)
+        console.print(report.matrix_table(matrix))
+        say(f"written to {folder / file}")
+        report.write_evaluation(json_file, folder / file)
+        return
     with warnings_said(), progress_bars(shown=launched is None or launched[0] == 1) as bars:
         if isinstance(settings, protocols.Sweep):
             curve = sweep(choice.model, choice.data, settings, **work, progress=Watch(bars, choice.name).progress)

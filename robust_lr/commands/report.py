@@ -14,6 +14,7 @@ from rich.text import Text
 from ..protocols.base import Protocol
 from ..results.curve import Curve
 from ..results.result import Result
+from ..results.target_matrix import TargetMatrix
 from ..results.validity import Check
 from ..utils.pictures import empty_figure, save_picture
 from ..utils.statistics import interval, value
@@ -51,6 +52,24 @@ def result_table(result: Result, protocol: Protocol) -> RichTable:
     for name, count in result.broken_by.items():
         if len(result.broken_by) > 1:
             table.add_row(f"broken by {name}", "", "", str(count))
+    return table
+
+
+def matrix_table(matrix: TargetMatrix) -> RichTable:
+    """One row a class, one column a target: success in %."""
+    title = Text(f"{matrix.model} on {matrix.data}: success in %, by class (rows) and target (columns)")
+    robust, hit = matrix.robust, matrix.any_reached
+    caption = (
+        f"right under every target {value(robust)} % [{interval(robust)}], "
+        f"some target reached where clean was right {value(hit)} %"
+    )
+    table = RichTable(title=title, caption=caption, box=box.SIMPLE_HEAD)
+    table.add_column("", justify="right")
+    for target in range(len(matrix.reached)):
+        table.add_column(str(target), justify="right")
+    for label, (reached, attacked) in enumerate(zip(matrix.reached, matrix.attacked, strict=True)):
+        cells = (f"{100 * k / n:.0f}" if n else "" for k, n in zip(reached, attacked, strict=True))
+        table.add_row(str(label), *cells)
     return table
 
 
