@@ -14,7 +14,7 @@ from math import isnan
 import torch
 from torch import Tensor, nn
 
-from ..attacks.losses import cross_entropy
+from ..attacks.losses import cross_entropy, margin
 from ..attacks.stepwise import look
 from ..models.layers.basic import PRESETS
 from ..utils.checks import check_name
@@ -225,7 +225,10 @@ def batch(s: Sample) -> str | None:
 
 
 def gradients(s: Sample) -> str | None:
-    """The loss has a gradient by the image that is finite, and not zero everywhere for half of the images or more."""
+    """Loss or margin have a finite gradient by the image, and not zero everywhere for half of the images or more.
+
+    Where only the gradient of the loss is zero, its softmax is saturated: the verdict says by how much that matters.
+    """
     if not s.gradients:
         return None
     x = s.x[:FEW]
@@ -234,6 +237,8 @@ def gradients(s: Sample) -> str | None:
     if broken.any():
         return f"the gradient for image {int(s.ids[:FEW][broken][0])} is not finite"
     zero = (gradient == 0).flatten(1).all(1)
+    if 2 * int(zero.sum()) >= len(x):
+        zero &= (look(s.model, x, s.labels[:FEW], None, margin)[2] == 0).flatten(1).all(1)
     if 2 * int(zero.sum()) < len(x):
         return None
     return (

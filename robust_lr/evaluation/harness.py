@@ -264,6 +264,7 @@ def evaluated(
                     rows,
                     resolution=torch.finfo(getattr(torch, ready.logits_dtype)).eps,
                     level=ready.check,
+                    processes=ready.processes,
                 )
                 if found is not None:
                     ledger.remember(probes_finding(ready.check), found.to_json())

@@ -7,12 +7,13 @@ and a direction that should raise it. A direction need not be the gradient: wher
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -21,7 +22,7 @@ from ..attacks.stepwise import look
 from ..utils.rng import PROBE, uniform
 
 #: draws of one probe's random numbers lie this far from those of the next
-DRAWS_OF_A_PROBE = 2**16
+DRAWS_OF_A_PROBE = 2**12
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +77,7 @@ def smoothed(model: nn.Module, objective: Objective, radius: float, copies: int,
         logits = logits_of(model, q.x)
         total = torch.zeros_like(q.x)
         for number in range(copies):
-            noise = 2 * uniform(seed, PROBE, q.ids, q.x.shape[1:], q.draw * copies + number) - 1
+            noise = 2 * noise_of_a_draw(seed, q, q.x.shape[1:], q.draw * copies + number) - 1
             near = (q.x + radius * noise).clamp(0, 1)
             direction = look(model, near, q.labels, q.targets, objective)[2].nan_to_num(0, 0, 0)
             total += direction / direction.abs().mean((1, 2, 3), keepdim=True).clamp_min(torch.finfo(q.x.dtype).tiny)
@@ -94,7 +95,7 @@ def differences(model: nn.Module, objective: Objective, radius: float, pairs: in
         for number in range(pairs):
             side = (1, 2, 4)[number % 3]
             shape = (q.x.shape[1], -(-q.x.shape[2] // side), -(-q.x.shape[3] // side))
-            signs = (uniform(seed, PROBE, q.ids, shape, q.draw * pairs + number) < 0.5).to(q.x.dtype) * 2 - 1
+            signs = (noise_of_a_draw(seed, q, shape, q.draw * pairs + number) < 0.5).to(q.x.dtype) * 2 - 1
             signs = signs.repeat_interleave(side, 2).repeat_interleave(side, 3)
             signs = signs[:, :, : q.x.shape[2], : q.x.shape[3]]
             both = torch.cat([(q.x + sign * radius * signs).clamp(0, 1) for sign in (1, -1)])
@@ -104,6 +105,11 @@ def differences(model: nn.Module, objective: Objective, radius: float, pairs: in
         return logits, objective(logits, q.labels, q.targets), total
 
     return Oracle(ask, 1 + 2 * pairs)
+
+
+def noise_of_a_draw(seed: int, q: Queries, shape: Sequence[int], draw: int) -> Tensor:
+    """Uniform numbers [1, *shape] that all queries of a draw share, which costs less than numbers for each."""
+    return uniform(seed, PROBE, torch.zeros_like(q.ids[:1]), shape, draw)
 
 
 def nothing(model: nn.Module, objective: Objective) -> Oracle:
@@ -246,21 +252,33 @@ def at_input_of(model: nn.Module, objective: Objective, name: str) -> Oracle:
             with torch.enable_grad():
                 logits = model(q.x)
                 loss = objective(logits, q.labels, q.targets)
-                shaped = [u for u in received if u.shape == q.x.shape]
+                shaped = [u for u in received if u.shape == q.x.shape] or received[:1]
                 found = torch.autograd.grad(loss.sum(), shaped, allow_unused=True)
         finally:
             handle.remove()
         total = torch.zeros_like(q.x)
         for direction in found:
-            total += 0 if direction is None else direction.nan_to_num(0, 0, 0)
+            total += 0 if direction is None else on_the_image(direction.nan_to_num(0, 0, 0), q.x.shape)
         return logits.detach(), loss.detach(), total
 
     return Oracle(ask, 3)
 
 
+def on_the_image(direction: Tensor, shape: Sequence[int]) -> Tensor:
+    """A direction for a code of the image, as one for the image: summed over further channels, resized, reshaped."""
+    if direction.numel() == torch.Size(shape).numel():
+        return direction.reshape(shape)
+    if direction.ndim != 4:
+        raise ValueError(f"{tuple(direction.shape)} is no code of {tuple(shape)}")
+    channels = shape[1] if direction.shape[1] % shape[1] == 0 else 1
+    summed = direction.view(len(direction), channels, -1, *direction.shape[2:]).sum(2)
+    return F.interpolate(summed, size=tuple(shape[2:]), mode="nearest").expand(*shape)
+
+
 @dataclass(frozen=True)
 class Parts:
-    """Modules inside a model, by name: whole networks from images to logits, and layers that receive images."""
+    """Modules inside a model, by name: whole networks from images to logits, and layers that receive images or, where
+    there are none, the first layer with weights, which receives a code of them."""
 
     networks: tuple[str, ...]
     layers: tuple[str, ...]
@@ -277,10 +295,13 @@ def parts_of(model: nn.Module, x: Tensor) -> Parts:
     n_classes = logits_of(model, x[:1]).shape[1]
     networks: list[str] = []
     layers: list[str] = []
+    coded: list[str] = []
 
     def note(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
             image = bool(arguments) and isinstance(arguments[0], Tensor) and arguments[0].shape == x.shape
+            if not image and arguments and isinstance(arguments[0], Tensor) and len(arguments[0]) == len(x):
+                coded.extend([name] * any(True for _ in module.parameters(recurse=False)))
             if image and isinstance(output, Tensor):
                 if output.shape == (len(x), n_classes):
                     networks.append(name)
@@ -296,4 +317,4 @@ def parts_of(model: nn.Module, x: Tensor) -> Parts:
         for handle in handles:
             handle.remove()
     outer_first = sorted(dict.fromkeys(networks), key=lambda name: name.count("."))
-    return Parts(tuple(outer_first[:MAX_NETWORKS]), tuple(dict.fromkeys(layers))[-1:])
+    return Parts(tuple(outer_first[:MAX_NETWORKS]), (tuple(dict.fromkeys(layers)) or tuple(coded[:1]))[-1:])

@@ -139,14 +139,28 @@ def black_box(ball: Ball, queries: int, seed: int) -> SquareSearch | WindowSearc
     return Square(eps=ball.eps, norm=ball.norm, queries=queries).stepwise(seed)
 
 
-def stronger(ball: Ball, num_classes: int, scale: float) -> list[Probe]:
-    """Gradient attacks that are stronger than most that are reported: other losses, momentum, adaptive steps."""
+def stronger(ball: Ball, num_classes: int, scale: float, targeted: bool) -> list[Probe]:
+    """Gradient attacks that are stronger than most that are reported: other losses and aims, momentum, adaptive steps.
+
+    Aims are the second and third best other classes, for models whose best other class cannot be reached.
+    """
     steps = max(10, round(30 * scale))
     out = [Probe("momentum and margin loss", STRONGER, own_gradient("margin"), pgd(ball, steps, 0.15), from_clean, 0)]
     for number, loss in enumerate(["cross-entropy", *["dlr"] * (num_classes > 3)], 1):
         walk = automatic(ball, steps)
         out.append(Probe(f"APGD, {loss}", STRONGER, own_gradient(loss), walk, from_noise, number))
+    short = pgd(ball, max(6, round(12 * scale)), 0.2)
+    for number, rank in enumerate(range(2, 2 if targeted else min(4, num_classes)), 5):
+        oracle = partial(oracles.gradient, objective=partial(margin_of_rank, rank=rank))
+        out.append(Probe(f"margin to other class {rank}", STRONGER, oracle, short, from_noise, number))
     return out
+
+
+def margin_of_rank(logits: Tensor, labels: Tensor, targets: Tensor | None, rank: int) -> Tensor:
+    """By how much the ``rank``-th best other logit exceeds the label's, [n]."""
+    own = labels[:, None]
+    others = logits.scatter(1, own, -torch.inf).topk(rank, 1).values[:, -1]
+    return others - logits.gather(1, own)[:, 0]
 
 
 def hardest(ball: Ball, scale: float) -> list[Probe]:

@@ -1,58 +1,57 @@
 """Probes: attacks of other kinds on images that an evaluation calls robust, and what they say about its number.
 
-The sample is spaced over the robust images and as large as the budget allows. Budgets are counted in forward passes
-and nominal seconds of counted work, never timed, so that a verdict does not depend on the machine's load, on batch
-size, processes or resume.
+They begin with few images, spaced over the robust ones, and go on with more only while the verdict is open. Budgets are
+counted in forward passes and nominal seconds of counted work, never timed, so that a verdict does not depend on the
+machine's load, on batch size, processes or resume.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..data.dataset import Dataset, evenly_spaced
 from ..protocols.base import Protocol
 from ..results.ledger import Row
 from ..results.validity import Check
-from ..results.verdict import DOMINATED, LEVELS, MAX_INFLATION, STRONGER, Probes
+from ..results.verdict import LEVELS, MAX_INFLATION, STRONGER, Probes, inflation_of
 from ..utils.contexts import device_of
+from ..utils.processes import parallel
 from . import oracles
+from .fitted_surrogate import fitted_surrogate, surrogate_probes
 from .guards import FEW
 from .model_under_test import Bench
-from .probe_attacks import (
-    Ball,
-    Probe,
-    Victims,
-    dominated,
-    follow,
-    from_noise,
-    hardest,
-    longer,
-    noise_images,
-    stronger,
-)
+from .probe_attacks import Ball, Probe, Victims, dominated, from_noise, hardest, longer, stronger
+from .probe_groups import GROUP, OWN_ITERATES, Course, Found, Subject, run_groups
 from .structure import Specimen, copies_of, structure
 from .work import seconds_of_a_pass
 
 #: nominal seconds that probes may take, and the share of the evaluation's passes where that is more
 SECONDS, SHARE = 8.0, 0.1
 
-#: images in the sample at most, and the least for which probes run at full length
-MAX_SAMPLE, SAMPLE = 256, 64
+#: images that probes begin with, and go on to at most; the number of groups that the first are divided among
+FIRST_SAMPLE, MAX_SAMPLE, MIN_SAMPLE, FIRST_GROUPS = 64, 256, 16, 2
+
+#: images without a single success among them from which on no more are asked; at an inflation of 14 % of the robust
+#: images such a sample comes about once in a thousand evaluations
+ENOUGH = 48
 
 #: how long probes are, as shares of their full length: the longest that the budget allows
 SCALES = (1.0, 0.5, 0.25)
 
-#: images that a probe attacks at a time
-ROWS = 64
+#: factors by which the best probes are made longer where a number is flagged, and how many probes these are
+LONGER, BEST = (2, 4), 3
 
 #: failed checks of the structure that alone make a number misled; those of gradients where an attack follows them
 MISLEADING = (
     "the model keeps no state",
+    "same logits in another process",
     "same logits with gradients",
     "same logits in another batch",
     "logits are continuous",
@@ -61,60 +60,6 @@ MISLEADING = (
     "the gradient reaches all pixels",
     "logits are finite off the images",
 )
-
-
-@dataclass
-class Hunt:
-    """A sample while probes run on it.
-
-    Attributes:
-        victims: images that the evaluation calls robust.
-        alive: which of them nothing has broken, [n] bool.
-        by: by position: the probe that broke the image, and its kind.
-        ball: where attacks may go.
-        fresh: makes copies of the model that have seen nothing.
-        passes: forward passes of one image, made so far.
-    """
-
-    victims: Victims
-    ball: Ball
-    fresh: Callable[[], nn.Module]
-    attacked: Callable[[], nn.Module]
-    alive: Tensor
-    by: dict[int, tuple[str, str]] = field(default_factory=dict)
-    ran: list[str] = field(default_factory=list)
-    passes: float = 0.0
-
-    def run(self, probe: Probe, among: Tensor | None = None) -> Tensor:
-        """Attack the images ``among`` the sample, by default those alive; which of them break, as positions."""
-        rows = (self.alive if among is None else among).nonzero()[:, 0]
-        broken = [torch.empty(0, dtype=torch.int64)]
-        for index in torch.split(rows, ROWS):
-            victims = self.victims.rows(index.to(self.victims.x.device))
-            model = self.attacked() if probe.kind == STRONGER else self.fresh()
-            try:
-                final, passes = follow(probe, model, victims, self.ball)
-            except Exception:  # a model that cannot be taken apart like this; others probes look at it
-                continue
-            self.passes += passes
-            broken.append(index[self.confirmed(victims, final).cpu()])
-        if probe.name not in self.ran:
-            self.ran.append(probe.name)
-        return torch.cat(broken)
-
-    def confirmed(self, victims: Victims, final: Tensor) -> Tensor:
-        """Images that a fresh copy misclassifies as they are or rounded to 8 bits, inside the ball."""
-        found = torch.zeros(len(final), dtype=torch.bool, device=final.device)
-        for x in (final, ((255 * final).round() / 255).clamp(0, 1)):
-            inside = self.ball.lengths(x - victims.x) <= self.ball.eps * (1 + 1e-6) + 1e-6
-            found |= inside & victims.misclassified(oracles.logits_of(self.fresh(), x))
-            self.passes += len(x)
-        return found
-
-    def note(self, rows: Tensor, name: str, kind: str) -> None:
-        for row in rows.tolist():
-            self.by[row] = (name, kind)
-        self.alive[rows] = False
 
 
 def probe(
@@ -126,6 +71,7 @@ def probe(
     *,
     resolution: float,
     level: str = "default",
+    processes: int = 0,
 ) -> Probes | None:
     """Probe the robust images of ``rows``; None for a protocol that attacks nothing.
 
@@ -135,124 +81,195 @@ def probe(
         data, protocol, rows: of the evaluation; rows by id.
         resolution: relative rounding of the dtype of the logits.
         level: a name of ``LEVELS``.
+        processes: that share the work, see ``utils.processes.parallel``.
     """
     if protocol.eps == 0 or level == "off":
         return None
     began = time.perf_counter()
     model = bench.model
     assert isinstance(model, nn.Module)
-    device = device_of(model)
     position = {id_: number for number, id_ in enumerate(data.ids.tolist())}
     ball = Ball(protocol.eps, protocol.norm)
     fresh = copies_of(pristine, model)
-
-    def load(chosen: Sequence[Row]) -> Victims:
-        x, labels, ids = (t.to(device) for t in data.batch(torch.tensor([position[row.id] for row in chosen])))
-        targets = torch.tensor([row.target if row.target is not None else -1 for row in chosen], device=device)
-        return Victims(x, ids, labels, targets if protocol.targeted else None)
-
+    load = partial(load_victims, data, position, protocol.targeted, device_of(model))
     few = load([rows[i] for i in evenly_spaced(len(rows), FEW).tolist()])
-    checks = look_at_structure(bench, fresh, few, ball, max(resolution, torch.finfo(torch.float32).eps))
+    checks = look_at_structure(bench, fresh, few, ball, max(resolution, torch.finfo(torch.float32).eps), processes > 0)
     misleading = tuple(name for name in MISLEADING if protocol.follows_gradients or "gradient" not in name)
-    cost = seconds_of_a_pass(fresh(), few.x)
-    made = sum(row.forwards + 2 * row.backwards for row in rows)
-    budget = LEVELS[level] * max(SECONDS / cost, SHARE * made)
     robust = [row for row in rows if row.robust]
     if not robust or (protocol.targeted and bench.num_classes < 2):
         return Probes(checks=checks, misleading=misleading, seconds=time.perf_counter() - began)
-    scales = (4.0, 2.0, *SCALES) if level == "thorough" else SCALES
-    scale, n = plan(scales, budget, len(robust), bench.num_classes, few, ball, bench.seed, fresh())
-    sample = [robust[i] for i in evenly_spaced(len(robust), n).tolist()]
-    hunt = Hunt(
-        victims=load(sample),
-        ball=ball,
+    made = sum(row.forwards + 2 * row.backwards for row in rows)
+    budget = LEVELS[level] * max(SECONDS / seconds_of_a_pass(fresh(), few.x), SHARE * made)
+    subject = Subject(
         fresh=fresh,
         attacked=lambda: bench.attacked if bench.attacked is not bench.model else fresh(),
-        alive=torch.ones(n, dtype=torch.bool),
+        ball=ball,
+        seed=bench.seed,
     )
-    go(hunt, sample, protocol, bench, scale, budget, len(rows), robust)
+    hunt = Hunt(subject, load, rows, robust, bench.num_classes, protocol, budget, processes)
+    hunt.run((4.0, 2.0, *SCALES) if level == "thorough" else SCALES, few)
+    sample = sorted(hunt.sample, key=lambda row: row.id)
     return Probes(
         sample=tuple(row.id for row in sample),
-        broken={sample[i].id: hunt.by[i] for i in sorted(hunt.by)},
-        ran=tuple(hunt.ran),
+        broken={row.id: hunt.found.by[row.id] for row in sample if row.id in hunt.found.by},
+        ran=tuple(hunt.found.ran),
+        failed=tuple(name for name in hunt.found.failed if name not in hunt.found.ran),
         checks=checks,
         misleading=misleading,
-        passes=round(hunt.passes),
+        passes=round(hunt.found.passes),
         seconds=time.perf_counter() - began,
     )
 
 
-def go(
-    hunt: Hunt,
-    sample: Sequence[Row],
-    protocol: Protocol,
-    bench: Bench,
-    scale: float,
-    budget: float,
-    n: int,
-    robust: Sequence[Row],
-) -> None:
-    """Run all probes, then the best ones longer where the number is flagged and the budget allows."""
-    seen = [i for i, row in enumerate(sample) if not row.robust_worst_seen and not protocol.targeted]
-    hunt.note(torch.tensor(seen, dtype=torch.int64), "the attack's own iterates", STRONGER)
-    victims = hunt.victims
-    first = stronger(hunt.ball, bench.num_classes, scale)
-    parts = oracles.parts_of(hunt.fresh(), victims.x[:2])
-    second = dominated(parts, hunt.ball, bench.seed, scale, victims.x[0].numel())
-    for each in first:
-        hunt.note(hunt.run(each), each.name, each.kind)
-    before = hunt.alive.clone()
-    for number, images in enumerate(noise_images(victims, hunt.ball, bench.seed, 6)):
-        rows = hunt.alive.nonzero()[:, 0]
-        for index in torch.split(rows, ROWS):
-            chosen = index.to(victims.x.device)
-            wrong = hunt.confirmed(victims.rows(chosen), images[chosen])
-            hunt.note(index[wrong.cpu()], "random noise", DOMINATED)
-        if number == 0:
-            hunt.ran.append("random noise")
-    for each in second:
-        hunt.note(hunt.run(each), each.name, each.kind)
-    for each in hardest(hunt.ball, scale):  # what they break too was weakness, not masking
-        doubtful = (
-            before & ~hunt.alive & torch.tensor([hunt.by.get(i, ("", ""))[1] == DOMINATED for i in range(len(before))])
-        )
-        hunt.note(hunt.run(each, among=doubtful), each.name, each.kind)
-    every = {each.name: each for each in (*first, *second)}
-    for number, factor in enumerate((2, 4)):
-        share = len(robust) / n * len(hunt.by) / len(sample)
-        counts: dict[str, int] = {}
-        for name, _ in hunt.by.values():
-            counts[name] = counts.get(name, 0) + 1
-        best = sorted((name for name in counts if name in every), key=lambda name: -counts[name])[:3]
-        for name in best:
-            if share > MAX_INFLATION and hunt.alive.any() and hunt.passes < budget:
-                again = longer(every[name], factor, 40 + 10 * number + best.index(name))
-                hunt.note(hunt.run(again), name, again.kind)
+def load_victims(
+    data: Dataset, position: dict[int, int], targeted: bool, device: torch.device, chosen: Sequence[Row]
+) -> Victims:
+    """Images of ``chosen`` rows, on ``device``."""
+    x, labels, ids = (t.to(device) for t in data.batch(torch.tensor([position[row.id] for row in chosen])))
+    targets = torch.tensor([row.target if row.target is not None else -1 for row in chosen], device=device)
+    return Victims(x, ids, labels, targets if targeted else None)
 
 
-def plan(
-    scales: Sequence[float],
-    budget: float,
-    robust: int,
-    num_classes: int,
-    few: Victims,
-    ball: Ball,
-    seed: int,
-    model: nn.Module,
-) -> tuple[float, int]:
-    """Length of the probes as a share of their full length, and size of the sample."""
-    parts = oracles.parts_of(model, few.x[:2])
-    for scale in scales:
-        probes = [*stronger(ball, num_classes, scale), *dominated(parts, ball, seed, scale, few.x[0].numel())]
-        each = sum(one.oracle(model).cost * one.walk.steps + 2 for one in probes) + 20
-        n = int(budget / each)
-        if n >= min(SAMPLE, robust):
-            break
-    return scale, max(1, min(robust, MAX_SAMPLE, max(n, 16)))
+class Hunt:
+    """Probes on a growing sample of the robust images.
+
+    Args:
+        subject: the model.
+        load: loads images of rows.
+        rows, robust: of the evaluation, and those of them that it calls robust.
+        num_classes: of the model.
+        protocol: of the evaluation.
+        budget: forward passes of one image that probes may take.
+        processes: that share the work.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        load: Callable[[Sequence[Row]], Victims],
+        rows: Sequence[Row],
+        robust: Sequence[Row],
+        num_classes: int,
+        protocol: Protocol,
+        budget: float,
+        processes: int,
+    ):
+        self.subject, self.load, self.rows, self.robust = subject, load, rows, robust
+        self.num_classes, self.protocol, self.budget, self.processes = num_classes, protocol, budget, processes
+        self.sample: list[Row] = []
+        self.found = Found()
+
+    def run(self, scales: Sequence[float], few: Victims) -> None:
+        """Attack the first images; more where that decides nothing; those left longer where the number is flagged."""
+        plan = self.plan(scales, few)
+        chosen = [self.robust[i] for i in evenly_spaced(len(self.robust), plan.images).tolist()]
+        first = [chosen[i] for i in evenly_spaced(len(chosen), min(FIRST_SAMPLE, len(chosen))).tolist()]
+        known = {row.id for row in first}
+        self.attack(first, plan.course)
+        if not self.is_flagged() and not (len(first) >= ENOUGH and not self.found.by):
+            self.attack([row for row in chosen if row.id not in known], plan.course)
+        if not self.found.by:
+            self.attack_by_surrogate()
+        if self.is_flagged():
+            self.attack_longer(plan.course)
+
+    def attack(self, rows: Sequence[Row], course: Course) -> None:
+        """Add ``rows`` to the sample, and run ``course`` on them."""
+        if not self.protocol.targeted:
+            self.found.by.update({row.id: (OWN_ITERATES, STRONGER) for row in rows if not row.robust_worst_seen})
+        known = {row.id for row in self.sample}
+        self.sample += [row for row in rows if row.id not in known]
+        groups = groups_of(rows)
+        work = partial(run_groups, load=self.load, subject=self.subject, course=course, found=dict(self.found.by))
+        for found in parallel(work, groups, self.processes):
+            self.found.add(found)
+
+    def attack_by_surrogate(self) -> None:
+        """Fit a small network to the model's predictions, and attack it instead; where nothing else broke an image."""
+        asked = self.load([self.rows[i] for i in evenly_spaced(len(self.rows), MAX_SAMPLE).tolist()])
+
+        def fit(items: Iterator[int]) -> Iterator[tuple[nn.Module, float]]:
+            for _ in items:
+                yield fitted_surrogate(self.subject, asked, self.num_classes)
+
+        for surrogate, passes in parallel(fit, [0], self.processes):  # one item: here, in as many threads as attacks
+            self.found.passes += passes
+            self.attack(self.sample, Course((), surrogate_probes(surrogate, self.subject.ball), noise=False))
+
+    def attack_longer(self, course: Course) -> None:
+        """Attack the images that still stand by the probes that broke the most, with more steps."""
+        every = {each.name: each for each in (*course.stronger, *course.dominated)}
+        for number, factor in enumerate(LONGER):
+            before = len(self.found.by)
+            standing = [row for row in self.sample if row.id not in self.found.by]
+            counts = Counter(name for name, _ in self.found.by.values() if name in every)
+            best = [every[name] for name, _ in counts.most_common(BEST)]
+            if not standing or not best or self.found.passes >= self.budget:
+                return
+            again = [longer(each, factor, 40 + 10 * number + i) for i, each in enumerate(best)]
+            ours = Course(
+                [each for each in again if each.kind == STRONGER], [each for each in again if each.kind != STRONGER],
+                noise=False,
+            )  # fmt: skip
+            self.attack(standing, ours)
+            if 20 * (len(self.found.by) - before) < len(standing):
+                return  # the number has stopped moving
+
+    def is_flagged(self) -> bool:
+        """Return True if the interval of the inflation lies above what is noise."""
+        broken = [self.found.by[row.id] for row in self.sample if row.id in self.found.by]
+        inflation = inflation_of(self.rows, [row.id for row in self.sample], broken)
+        return inflation is not None and inflation.interval[0] > MAX_INFLATION
+
+    def plan(self, scales: Sequence[float], few: Victims) -> Plan:
+        """Choose how long the probes are and how many images they may attack, by the budget."""
+        model = self.subject.fresh()
+        parts = oracles.parts_of(model, few.x[:2])
+        for scale in scales:
+            course = course_of(parts, self.subject, self.num_classes, scale, few, self.protocol.targeted)
+            n = int(self.budget / cost_of(course, model))
+            if n >= min(FIRST_SAMPLE, len(self.robust)):
+                break
+        return Plan(course, max(1, min(len(self.robust), MAX_SAMPLE, max(n, MIN_SAMPLE))))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Probes of a length that the budget allows, and how many images they may attack."""
+
+    course: Course
+    images: int
+
+
+def course_of(
+    parts: oracles.Parts, subject: Subject, num_classes: int, scale: float, few: Victims, targeted: bool
+) -> Course:
+    """All probes of the length ``scale``."""
+    pixels = few.x[0].numel()
+    return Course(
+        stronger(subject.ball, num_classes, scale, targeted),
+        dominated(parts, subject.ball, subject.seed, scale, pixels),
+        hardest(subject.ball, scale),
+    )
+
+
+def cost_of(course: Course, model: nn.Module) -> float:
+    """Forward passes of one image that nothing breaks."""
+
+    def price(probe: Probe) -> float:
+        return probe.oracle(model).cost * probe.walk.steps + 2
+
+    return sum(map(price, (*course.stronger, *course.dominated))) + 20
+
+
+def groups_of(rows: Sequence[Row]) -> list[list[Row]]:
+    """``rows`` divided into groups of like size, at least ``FIRST_GROUPS`` where they are enough."""
+    count = max(-(-len(rows) // GROUP), min(FIRST_GROUPS, -(-len(rows) // (GROUP // 4))))
+    return [list(rows[i::count]) for i in range(count)] if rows else []
 
 
 def look_at_structure(
-    bench: Bench, fresh: Callable[[], nn.Module], few: Victims, ball: Ball, resolution: float
+    bench: Bench, fresh: Callable[[], nn.Module], few: Victims, ball: Ball, resolution: float, forks: bool
 ) -> tuple[Check, ...]:
     """The checks of the structure on a few images."""
     per_pixel = ball.per_pixel(few.x[0].numel())
@@ -267,5 +284,6 @@ def look_at_structure(
         eps=per_pixel,
         resolution=resolution,
         seed=bench.seed,
+        forks=forks,
     )
     return structure(specimen)

@@ -7,7 +7,7 @@ well outside what honest networks of many kinds show (``benchmarks/zoo.py``).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..attacks.losses import lead
 from ..results.validity import Check
+from ..utils.processes import parallel
 from ..utils.rng import PROBE, uniform
 
 #: a small step, in pixels of [0, 1]
@@ -54,6 +55,7 @@ class Specimen:
         eps: of the ball, per pixel.
         resolution: relative rounding of the dtype of the logits.
         seed: of random directions.
+        forks: whether another process may be asked.
     """
 
     fresh: Callable[[], nn.Module]
@@ -65,6 +67,7 @@ class Specimen:
     eps: float
     resolution: float
     seed: int
+    forks: bool = False
 
     def signs(self, draw: int) -> Tensor:
         return (uniform(self.seed, PROBE, self.ids, self.x.shape[1:], draw) < 0.5).to(self.x.dtype) * 2 - 1
@@ -127,6 +130,34 @@ def stateless(s: Specimen) -> Finding:
             if (distance := apart(one, other)) > max(0.1, 16 * s.resolution):
                 return False, f"gradients at {words} differ by {distance:.2g} of the largest from those of a fresh copy"
     return True, "fresh copies agree with the model that has seen images and iterates"
+
+
+def same_in_another_process(s: Specimen) -> Finding:
+    """Another process, which has not seen an image and what an attack makes of it, gives the same answers.
+
+    Its memory is that of this one before: state that a copy of the model shares, such as a global variable, shows. The
+    images are mixtures of two, which nothing has asked about before.
+    """
+    if not s.forks:
+        return None, "no other process may be asked here"
+    mixed = (s.x + s.x.flip(0)) / 2
+    near = (mixed + s.eps * s.signs(6)).clamp(0, 1)
+
+    def ask(times: Iterator[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in times:
+            answer = answers(s.used, near)
+            yield answer, margin_and_gradient(s.used, near, s.labels)[1]
+
+    there = next(parallel(ask, range(2), 2))
+    answers(s.used, mixed)
+    query = mixed
+    for _ in range(12):
+        _, gradient = margin_and_gradient(s.used, query, s.labels)
+        query = (mixed + (query + s.eps / 6 * gradient.sign() - mixed).clamp(-s.eps, s.eps)).clamp(0, 1)
+    here = next(ask(iter(range(1))))
+    logits, gradients = (apart(one, other) for one, other in zip(there, here, strict=True))
+    words = f"in another process logits differ by {logits:.2g} of the largest, gradients by {gradients:.2g}"
+    return logits <= max(SAME, 4 * s.resolution) and gradients <= max(0.1, 16 * s.resolution), words
 
 
 def same_with_gradients(s: Specimen) -> Finding:
@@ -226,6 +257,10 @@ def finite_off_the_images(s: Specimen) -> Finding:
 
 STRUCTURE: dict[str, tuple[Callable[[Specimen], Finding], str]] = {
     "the model keeps no state": (stateless, "ask a fresh copy for each query; state belongs in the attack's loop"),
+    "same logits in another process": (
+        same_in_another_process,
+        "remove state that copies of the model share, such as global variables, and branches on the process",
+    ),
     "same logits with gradients": (same_with_gradients, "remove branches on requires_grad or grad mode"),
     "same logits in another batch": (same_in_another_batch, "evaluate with fixed statistics, image by image"),
     "logits are continuous": (continuous, "attack the average over the noise (EOT), or remove the gate"),

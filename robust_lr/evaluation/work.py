@@ -21,23 +21,33 @@ UNCOUNTED = 1e-3
 #: devices that are so many times faster
 FASTER = {"cuda": 50.0}
 
+#: how much slower processors compute in 16 bits
+SLOWER_IN_HALF = 4.0
+
 
 class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts multiply-adds, values written and calls of operators."""
+    """Counts multiply-adds, values written, those of them in 16 bits, and calls of operators."""
 
     def __init__(self) -> None:
         from torch.utils.flop_counter import flop_registry  # imports triton, which takes a tenth of a second
 
         super().__init__()  # type: ignore[no-untyped-call]
         self.registry = flop_registry
-        self.multiply_adds = self.values = self.calls = 0
+        self.multiply_adds = self.values = self.halves = self.calls = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Leave PyTorch's compiler alone, whose import takes seconds."""
+        return False
 
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
     ) -> Any:
         result = function(*arguments, **(options or {}))
         self.calls += 1
-        self.values += sum(leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+        leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        self.values += sum(leaf.numel() for leaf in leaves)
+        self.halves += sum(leaf.numel() for leaf in leaves if leaf.dtype in (torch.float16, torch.bfloat16))
         if (count := self.registry.get(getattr(function, "_overloadpacket", None))) is not None:
             self.multiply_adds += count(*arguments, **(options or {}), out_val=result) // 2
         return result
@@ -54,4 +64,6 @@ def seconds_of_a_pass(model: nn.Module, x: Tensor) -> float:
     if isinstance(model, ResNet):  # whose own operators the counter does not know
         multiply_adds = max(multiply_adds, profile(model, x).multiply_adds)
     nominal = multiply_adds / MULTIPLY_ADDS + counter.values / VALUES + counter.calls / CALLS
+    if 2 * counter.halves > counter.values and x.device.type == "cpu":
+        nominal *= SLOWER_IN_HALF
     return float(nominal) / len(x) / FASTER.get(x.device.type, 1.0)

@@ -27,6 +27,7 @@ class Probes:
         sample: ids of the images that were attacked.
         broken: by id of the broken ones: name of the probe that broke it first, and its kind.
         ran: names of the probes that ran, in their order.
+        failed: names of the probes that the model does not allow.
         checks: of the model's structure.
         misleading: names of the failed checks that alone make the number misled.
         passes: forward and backward passes of one image that all this took.
@@ -36,6 +37,7 @@ class Probes:
     sample: tuple[int, ...] = ()
     broken: dict[int, tuple[str, str]] = field(default_factory=dict)
     ran: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
     checks: tuple[Check, ...] = ()
     misleading: tuple[str, ...] = ()
     passes: int = 0
@@ -50,6 +52,7 @@ class Probes:
             sample=tuple(kept["sample"]),
             broken={id_: (name, kind) for id_, name, kind in kept["broken"]},
             ran=tuple(kept["ran"]),
+            failed=tuple(kept["failed"]),
             checks=tuple(Check(**check) for check in kept["checks"]),
             misleading=tuple(kept["misleading"]),
             passes=kept["passes"],
@@ -67,6 +70,7 @@ def joined(parts: Sequence[Probes | None]) -> Probes | None:
         sample=tuple(id_ for part in known for id_ in part.sample),
         broken={id_: found for part in known for id_, found in part.broken.items()},
         ran=tuple(dict.fromkeys(name for part in known for name in part.ran)),
+        failed=tuple(dict.fromkeys(name for part in known for name in part.failed)),
         checks=failed.checks,
         misleading=failed.misleading,
         passes=sum(part.passes for part in known),

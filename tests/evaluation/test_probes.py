@@ -20,6 +20,7 @@ ATTACK = PGD(eps=16 / 255, step_size=4 / 255, steps=8, criterion="worst", loss="
 SEEN = {
     "backwards": "the gradient predicts the margin",
     "counting": "the model keeps no state",
+    "shared_memory": "same logits in another process",
     "grad_mode": "same logits with gradients",
     "partly_detached": "the gradient reaches all pixels",
     "keyed_by_hash": "logits are continuous",
@@ -54,7 +55,7 @@ def specimen(model, data):
     away = (x + 16 / 255 * noise).clamp(0, 1)
     return Specimen(
         fresh=lambda: copy.deepcopy(model), used=model, x=x, labels=labels, ids=ids, away=away, eps=16 / 255,
-        resolution=2**-23, seed=0,
+        resolution=2**-23, seed=0, forks=True,
     )  # fmt: skip
 
 
