@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ..protocols.base import Protocol
     from ..results.curve import Curve
     from ..results.ledger import Row
+    from ..results.result import Result
 
 of_attack, of_guards, of_work = map(option_in_group, ("Attack", "Guards", "Work and output"))
 _PATH = click.Path(path_type=Path)
@@ -101,6 +102,17 @@ _PATH = click.Path(path_type=Path)
     metavar="N",
 )
 @of_guards("--strict", is_flag=True, help="Exit with 1 unless the verdict is sound.")
+@of_guards(
+    "--until-sound",
+    is_flag=True,
+    help="Attack the images that are left by stronger and stronger attacks until the number stops moving.",
+)
+@of_guards(
+    "--budget",
+    type=int,
+    metavar="N",
+    help="Passes an image that --until-sound may make, a backward pass counted twice.  [default: 12000]",
+)
 @of_work("--out", type=_PATH, help="Folder for result.json and the ledger.")
 @of_work("--save-images", is_flag=True, help="Keep the adversarial images, for `robust-lr score` and `transfer`.")
 @json_option(of_work)
@@ -151,6 +163,8 @@ def attack(
     thorough: bool,
     verdict_passes: int,
     strict: bool,
+    until_sound: bool,
+    budget: int | None,
     out: Path | None,
     save_images: bool,
     json_file: Path | None,
@@ -197,6 +211,12 @@ def attack(
         raise InputError("--thorough and --no-check contradict each other: give one of them")
     if strict and not probed:
         raise InputError("--strict needs a verdict: leave --no-check out")
+    if until_sound and (not probed or shard_text is not None or all_targets or surrogate_source is not None):
+        raise InputError(
+            "--until-sound needs a verdict on all images: leave --no-check, --shard, --all-targets and --surrogate out"
+        )
+    if budget is not None and not until_sound:
+        raise InputError("--budget is that of --until-sound: give both")
     if len(chosen) != 1:
         raise InputError("which attack? give one of --targeted, --untargeted, --protocol NAME and --attack SOURCE")
     at_least(1, batch_size=batch_size)
@@ -222,6 +242,10 @@ def attack(
             raise InputError(
                 f"--set and --save-targets are for single protocols: {settings.name!r} is a sweep over several"
             )
+        if until_sound:
+            raise InputError(f"--until-sound is for single protocols: {settings.name!r} is a sweep over several")
+    elif until_sound and settings.targeted:
+        raise InputError("--until-sound is for untargeted attacks: leave it out")
     elif figure is not None and not settings.record and not settings.finds_distances:
         raise InputError(f"--figure draws a curve, which {settings.name!r} has not: use e.g. --protocol sweep-steps")
     elif save_targets is not None and not settings.targeted:
@@ -231,6 +255,8 @@ def attack(
     check_writable(save_targets=save_targets, json_file=json_file)
     if out is None or not out.is_file():
         check_writable_folder(out=out)
+    if launched is not None and until_sound:
+        raise InputError("--until-sound: torchrun divides the images, run it without")
     if launched is not None and shard_text is not None:
         raise InputError("--shard: torchrun divides the images already, leave it out")
     shard = launched or (None if shard_text is None else parse_shard(shard_text))
@@ -265,7 +291,7 @@ def attack(
         "allow": allow,
         "verdict_passes": verdict_passes,
         "surrogate": surrogate,
-        "check": "thorough" if thorough else None if probed else "off",
+        "check": "thorough" if thorough else "default" if until_sound else None if probed else "off",
     }
     if all_targets and not isinstance(settings, protocols.Sweep):
         del work["shard"], work["targets"]
@@ -304,10 +330,13 @@ def attack(
     show(curve, settings if isinstance(settings, protocols.Sweep) else with_targets(settings, given))
     if figure is not None:
         report.curve_picture(curve, figure)
+    verdicts = [result.verdict for result in curve.results]
+    if until_sound:
+        verdicts = [go_on(choice, curve.results[0], folder, budget, work)]
     report.write_evaluation(json_file, folder / file)
     seconds = sum(result.seconds for result in curve.results)
     say(f"{seconds:.1f} s on {curve.results[0].device}; written to {folder / file}")
-    if strict and any(result.verdict != "sound" for result in curve.results):
+    if strict and any(verdict != "sound" for verdict in verdicts):
         say("--strict: the verdict is not sound")
         sys.exit(1)
 
@@ -319,6 +348,39 @@ def warnings_said() -> Iterator[None]:
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
         yield
+
+
+def go_on(choice: Choice, first: Result, folder: Path, budget: int | None, work: dict[str, Any]) -> str | None:
+    """Strengthen the attack of an evaluation until its number stops moving; return the verdict on it."""
+    from ..evaluation.strengthen import DEFAULT_BUDGET, strengthen
+    from .until_sound import show_ladder
+
+    names = ("seed", "batch_size", "compute_batch", "name", "workers", "processes", "precision", "allow", "fresh")
+    with progress_bars() as bars:
+        found = strengthen(
+            choice.model,
+            choice.data,
+            first,
+            out=folder,
+            budget=DEFAULT_BUDGET if budget is None else budget,
+            progress=Rungs(bars).progress,
+            **{name: work[name] for name in names},
+        )
+    show_ladder(found)
+    return found.verdict
+
+
+class Rungs:
+    """Moves a progress bar for each attack of a ladder."""
+
+    def __init__(self, bars: Bars):
+        self.bars = bars
+        self.tasks: dict[str, Any] = {}
+
+    def progress(self, attack: str, done: int, total: int) -> None:
+        if attack not in self.tasks:
+            self.tasks[attack] = self.bars.add(f"attacking by {attack}", unit="images")
+        self.bars.update(self.tasks[attack], completed=done, total=total)
 
 
 class Watch:

@@ -83,16 +83,17 @@ def compare(
         raise click.UsageError("give RUN RUN ..., or --group RUN... --group RUN...")
     comparison: Comparison | GroupComparison
     if groups:
-        comparison = compare_groups([group.split(_JOINT) for group in groups])
+        comparison = compare_groups([group.split(_JOINT) for group in groups], allow=allow)
         console.print(group_table(comparison))
         console.print(difference_table(comparison, figure))
+        misled = [name for name, verdicts in comparison.verdicts.items() if "misled" in verdicts]
     else:
         comparison = compare_runs(runs, allow=allow)
         console.print(accuracy_table(comparison))
         console.print(pair_table(comparison, figure))
         misled = [name for name, verdict in comparison.verdicts.items() if verdict == "misled"]
-        if misled and not allow and figure != "clean":
-            say(f"no p-value for {', '.join(misled)}: its robust accuracy is misled, see its result (--allow misled)")
+    if misled and not allow and figure != "clean":
+        say(f"no p-value for {', '.join(misled)}: its robust accuracy is misled, see its result (--allow misled)")
     if json_file is not None:
         write_record(json_file, comparison.to_dict())
 
@@ -151,6 +152,7 @@ def group_table(comparison: GroupComparison) -> Table:
     figures = next(iter(comparison.accuracies.values()))
     for figure in figures:
         table.add_column(figure, justify="right")
+    table.add_column("verdicts")
     for name, estimates in comparison.accuracies.items():
         cells = [
             Text(f"{100 * e.value:.1f} +- {100 * (e.std or 0):.1f}\n", style="bold").append(
@@ -158,7 +160,8 @@ def group_table(comparison: GroupComparison) -> Table:
             )
             for e in estimates.values()
         ]
-        table.add_row(Text(name), *cells, end_section=True)
+        said = [verdict or "-" for verdict in comparison.verdicts[name]]
+        table.add_row(Text(name), *cells, Text("\n".join(dict.fromkeys(said))), end_section=True)
     return table
 
 
@@ -181,8 +184,8 @@ def difference_table(comparison: GroupComparison, figure: str) -> Table:
             Text(f"{each.first}\n{each.second}"),
             f"{100 * each.estimate.value:+.1f}",
             f"{100 * low:+.1f} to {100 * high:+.1f}",
-            f"{each.estimate.p:.2g}",
-            f"{each.p_holm:.2g}",
+            "-" if isnan(each.p_holm) else f"{each.estimate.p:.2g}",
+            "-" if isnan(each.p_holm) else f"{each.p_holm:.2g}",
             "more images" if needed is None else "decided" if each.p_holm < 0.05 else str(needed),
             end_section=True,
         )

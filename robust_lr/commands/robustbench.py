@@ -23,7 +23,12 @@ from .terminal import console, say
 @click.option("--additional-data", is_flag=True, help="The network was trained with more than the data set.")
 @click.option("--forward-passes", type=click.IntRange(1), default=1, show_default=True, help="Of one prediction.")
 @click.option("--reported", help="Robust accuracy that the paper states, in percent.  [default: the one found here]")
-def robustbench(run: Path, out: Path | None, forward_passes: int, reported: str | None, **about: Any) -> None:
+@click.option(
+    "--allow", type=click.Choice(["misled"]), help="Write the entry although the verdict on its number is misled."
+)
+def robustbench(
+    run: Path, out: Path | None, forward_passes: int, reported: str | None, allow: str | None, **about: Any
+) -> None:
     """Write the model_info JSON of the evaluation in folder RUN, for a submission to RobustBench."""
     from ..results.robustbench import model_info
     from ..results.stored import read_evaluation
@@ -32,6 +37,7 @@ def robustbench(run: Path, out: Path | None, forward_passes: int, reported: str 
     evaluation = read_evaluation(run)
     about["architecture"] = about["architecture"] or evaluation.record["model"]
     about["dataset"] = about["dataset"] or evaluation.record["data"]
+    about["allow_misled"] = allow is not None
     info = model_info(evaluation, number_forward_passes=forward_passes, reported=reported, **about)
     if out is None:
         click.echo(json.dumps(info, indent=2))

@@ -106,6 +106,7 @@ def show(
     from ..paper import tables as room
     from ..paper.claims import judge, read_outcomes
     from ..paper.report import architectures, claims, counts, render, stronger_attacks
+    from ..paper.report import verdicts as verdict_table
     from ..utils.checks import at_least
     from ..utils.files import check_writable, check_writable_folder
 
@@ -137,6 +138,8 @@ def show(
     seconds = time.monotonic() - began
     record = room.to_dict(rows, number, results, outcomes, verdicts)
     console.print(render(rows, number, results, outcomes))
+    if (judged := verdict_table(results)) is not None:
+        console.print(judged)
     if rows.stronger:
         console.print(stronger_attacks(rows, outcomes))
     if verdicts:

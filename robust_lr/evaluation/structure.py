@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -255,6 +256,27 @@ def finite_off_the_images(s: Specimen) -> Finding:
     return broken == 0, f"{100 * broken:.0f} % of the perturbed images get logits that are no numbers"
 
 
+def optimizes_nothing(s: Specimen) -> Finding:
+    """The forward pass takes no gradients of its own (AutoAttack's flag for optimization at inference)."""
+    taken = 0
+
+    def counting(function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            nonlocal taken
+            taken += 1
+            return function(*arguments, **options)
+
+        return counted
+
+    model, own = s.fresh(), (torch.autograd.grad, torch.autograd.backward)
+    torch.autograd.grad, torch.autograd.backward = counting(own[0]), counting(own[1])
+    try:
+        answers(model, s.x)
+    finally:
+        torch.autograd.grad, torch.autograd.backward = own
+    return taken == 0, f"the forward pass takes gradients {taken} times"
+
+
 STRUCTURE: dict[str, tuple[Callable[[Specimen], Finding], str]] = {
     "the model keeps no state": (stateless, "ask a fresh copy for each query; state belongs in the attack's loop"),
     "same logits in another process": (
@@ -271,6 +293,10 @@ STRUCTURE: dict[str, tuple[Callable[[Specimen], Finding], str]] = {
     "the gradient holds in all directions": (gradient_correlates, "attack through BPDA, or by finite differences"),
     "the gradient reaches all pixels": (gradient_everywhere, "remove detach() and no_grad() from the forward pass"),
     "logits respond to small changes": (responds, "attack before the rounding (BPDA), or by a black-box attack"),
+    "no optimization at inference": (
+        optimizes_nothing,
+        "attack through it: unroll it, or take the identity for it (BPDA)",
+    ),
     "logits are finite off the images": (
         finite_off_the_images,
         "count refused images as errors, and attack the network inside",

@@ -11,7 +11,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from ..results.result import Result
-from ..results.verdict import verdicts_in_words
+from ..results.verdict import MISLED, SOUND, WEAK, verdicts_in_words
 from ..utils.random_effects import Estimate
 from ..utils.statistics import Proportion, interval, value
 from .claims import Outcomes, Verdict
@@ -175,6 +175,43 @@ def robustness(
                     cells.append(cell(result.clean if name == CLEAN else result.robust, paper))
         lines = Text(f"{row.label}\n").append("+-\n95 %\n" if several else "95 %\n", style="dim")
         out.add_row(lines.append("paper", style="italic"), *cells, end_section=True)
+    return out
+
+
+def verdicts(results: Results) -> RichTable | None:
+    """Return the verdicts on the robust accuracies, one line for each network and attack; None without any."""
+    kinds: dict[tuple[str, str, str], list[Result]] = {}
+    for (label, regime, _, attack), result in results.items():
+        if isinstance(result, Result) and result.verdict is not None:
+            kinds.setdefault((label, regime, attack), []).append(result)
+    if not kinds:
+        return None
+    out = RichTable(
+        title="Verdicts on the robust accuracies",
+        caption="By how many points stronger attacks show a robust accuracy to be too high, and what it is at most; "
+        "means over training runs. Clean below robust: the attack raised the accuracy.",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for heading in ("network", "attack", "verdict"):
+        out.add_column(heading, overflow="fold")
+    for heading in ("robust", "too high by", "at most"):
+        out.add_column(heading, justify="right", no_wrap=True)
+    for (label, regime, attack), found in kinds.items():
+        said = [str(result.verdict) for result in found]
+        words = ", ".join(f"{said.count(name)} {name}" for name in (SOUND, WEAK, MISLED) if name in said)
+        if any(result.robust.count > result.clean.count for result in found):
+            words += ", clean below robust"
+        inflated = [100 * result.inflation.value for result in found if result.inflation is not None]
+        bounds = [100 * result.bound for result in found if result.bound is not None]
+        out.add_row(
+            label,
+            f"{regime}, {attack}",
+            words,
+            f"{statistics.mean(100 * (result.robust.value or 0) for result in found):.1f}",
+            f"{statistics.mean(inflated):.1f}" if inflated else "-",
+            f"{statistics.mean(bounds):.1f}" if bounds else "-",
+        )
     return out
 
 

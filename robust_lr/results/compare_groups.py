@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from math import isfinite
+from math import isfinite, isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..utils.random_effects import Estimate, images_needed, mean_over_runs, runs
 from ..utils.statistics import holm
 from .compare import FIGURES, check_comparable
 from .stored import Evaluation, read_evaluation
+from .verdict import MISLED
 
 METHODS = {
     "interval": "95 %, two-way random effects over training runs and images (Searle et al. 1992; quantiles joined "
@@ -28,7 +29,10 @@ METHODS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Two groups in one figure: accuracy of the first minus that of the second, and what would decide it."""
+    """Two groups in one figure: accuracy of the first minus that of the second, and what would decide it.
+
+    ``p_holm`` is not a number where a robust accuracy of one of them is misled.
+    """
 
     figure: str
     first: str
@@ -38,12 +42,13 @@ class Difference:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
+        untested = {"p": None, "p_holm": None} if isnan(self.p_holm) else {"p_holm": self.p_holm}
         return {
             "figure": self.figure,
             "first": self.first,
             "second": self.second,
             **estimate_to_dict(self.estimate),
-            "p_holm": self.p_holm,
+            **untested,
             "runs_needed": runs_needed(self.estimate),
             "images_needed": images_needed(self.estimate),
         }
@@ -51,13 +56,17 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupComparison:
-    """Groups by name with their accuracies, by figure, and every pair of them in every figure."""
+    """Groups by name with their accuracies, by figure, and every pair of them in every figure.
+
+    ``verdicts`` has those of each group's runs, None for runs that were not probed.
+    """
 
     data: str
     protocol: dict[str, Any]
     seeds: tuple[int, ...]
     accuracies: dict[str, dict[str, Estimate]]
     differences: tuple[Difference, ...]
+    verdicts: dict[str, tuple[str | None, ...]]
 
     def of(self, figure: str) -> list[Difference]:
         """Return the differences in one figure."""
@@ -71,6 +80,7 @@ class GroupComparison:
             "protocol": self.protocol,
             "seeds": list(self.seeds),
             "methods": METHODS,
+            "verdicts": {name: list(verdicts) for name, verdicts in self.verdicts.items()},
             "accuracies": {
                 name: {figure: estimate_to_dict(estimate) for figure, estimate in figures.items()}
                 for name, figures in self.accuracies.items()
@@ -79,8 +89,12 @@ class GroupComparison:
         }
 
 
-def compare_groups(groups: Sequence[Sequence[str | Path]]) -> GroupComparison:
+def compare_groups(groups: Sequence[Sequence[str | Path]], *, allow: Collection[str] = ()) -> GroupComparison:
     """Compare groups of evaluations: each group has one for each training run of one kind of network.
+
+    Args:
+        groups: folders of the evaluations.
+        allow: "misled" to test numbers that are misled, too; otherwise their pairs have no p-value.
 
     Raises:
         InputError: fewer than two groups or two runs, groups of different sizes, runs of one place that differ in
@@ -94,10 +108,10 @@ def compare_groups(groups: Sequence[Sequence[str | Path]]) -> GroupComparison:
             f"the groups have {', '.join(map(str, sizes))} runs: give one run for each seed in every group"
         )
     runs = [[read_evaluation(folder) for folder in group] for group in groups]
-    return compare_runs(dict(zip(names(runs), runs, strict=True)))
+    return compare_runs(dict(zip(names(runs), runs, strict=True)), allow=allow)
 
 
-def compare_runs(named: Mapping[str, Sequence[Evaluation]]) -> GroupComparison:
+def compare_runs(named: Mapping[str, Sequence[Evaluation]], *, allow: Collection[str] = ()) -> GroupComparison:
     """Compare groups of evaluations by name, as many in each; raises `InputError` as ``compare_groups``."""
     runs = list(named.values())
     for group in runs:
@@ -110,6 +124,8 @@ def compare_runs(named: Mapping[str, Sequence[Evaluation]]) -> GroupComparison:
     for place in zip(*runs, strict=True):
         for run in place[1:]:
             check_comparable(place[0], run)
+    verdicts = {name: tuple(run.record.get("verdict") for run in group) for name, group in named.items()}
+    withheld = set() if MISLED in allow else {name for name, found in verdicts.items() if MISLED in found}
     return GroupComparison(
         data=runs[0][0].record["data"],
         protocol=runs[0][0].protocol,
@@ -117,7 +133,12 @@ def compare_runs(named: Mapping[str, Sequence[Evaluation]]) -> GroupComparison:
         accuracies={
             name: {figure: mean_over_runs(right(group, figure)) for figure in FIGURES} for name, group in named.items()
         },
-        differences=tuple(difference for figure in FIGURES for difference in differences(named, figure)),
+        differences=tuple(
+            difference
+            for figure in FIGURES
+            for difference in differences(named, figure, set() if figure == "clean" else withheld)
+        ),
+        verdicts=verdicts,
     )
 
 
@@ -132,14 +153,20 @@ def right(group: Sequence[Evaluation], figure: str) -> Tensor:
     return torch.tensor([[FIGURES[figure](row) for row in run.rows] for run in group], dtype=torch.float64)
 
 
-def differences(named: Mapping[str, Sequence[Evaluation]], figure: str) -> list[Difference]:
-    """Compare every pair of groups in one figure, in the order given."""
+def differences(named: Mapping[str, Sequence[Evaluation]], figure: str, withheld: Collection[str]) -> list[Difference]:
+    """Compare every pair of groups in one figure, in the order given; groups in ``withheld`` get no p-value."""
     values = {name: right(group, figure) for name, group in named.items()}
     chosen = list(combinations(named, 2))
     estimates = [mean_over_runs(values[first] - values[second]) for first, second in chosen]
     adjusted = holm([estimate.p for estimate in estimates])
     return [
-        Difference(figure=figure, first=first, second=second, estimate=estimate, p_holm=p)
+        Difference(
+            figure=figure,
+            first=first,
+            second=second,
+            estimate=estimate,
+            p_holm=nan if {first, second} & set(withheld) else p,
+        )
         for (first, second), estimate, p in zip(chosen, estimates, adjusted, strict=True)
     ]
 

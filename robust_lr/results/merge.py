@@ -51,6 +51,7 @@ class Whole:
     rows: list[Row]
     result: Result
     images: tuple[Path, ...] = ()  # folders of the adversarial images, where they were kept
+    level: str | None = None  # of the probes, where every shard was probed
 
     def write(self, out: Path) -> None:
         """A folder as ``evaluate`` leaves it."""
@@ -60,6 +61,9 @@ class Whole:
                 ledger.add(self.rows)
                 if self.result.agreement is not None:
                     ledger.remember("agreement", (self.result.agreement.count, self.result.agreement.n))
+                if self.level is not None and self.result.probes is not None:
+                    ledger.remember(probes_finding(self.level), self.result.probes.to_json())
+                ledger.remember("origin", dict(self.result.origin))
             journal(out / LEDGER).unlink(missing_ok=True)  # else an old one would be played into the new ledger
             os.replace(partial, out / LEDGER)
         finally:
@@ -77,6 +81,7 @@ def join(folders: Sequence[str | Path]) -> Whole:
     rows = sorted((row for shard in ordered for row in shard.rows), key=lambda row: row.id)
     configuration = {**first.configuration, "images": len(rows), "shard": None}
     records = [shard.record for shard in ordered]
+    level, probes = probes_of(ordered)
     result = replace(
         summarize(
             rows,
@@ -95,22 +100,22 @@ def join(folders: Sequence[str | Path]) -> Whole:
             surrogate=first.configuration["surrogate"],
             randomness=first.configuration["randomness"],
             logits_dtype=first.record.get("logits_dtype", "float32"),
-            probes=probes_of(ordered),
+            probes=probes,
             origin=max((record_origin(record) for record in records), key=lambda made: made["date"] or ""),
         ),
         versions=first.record["versions"],
     )
     images = tuple(shard.folder / IMAGES for shard in ordered if first.configuration["saved_images"])
-    return Whole(configuration, rows, result, images)
+    return Whole(configuration, rows, result, images, level)
 
 
-def probes_of(shards: Sequence[Evaluation]) -> Probes | None:
-    """Probes of all shards together, the most thorough that every shard has."""
+def probes_of(shards: Sequence[Evaluation]) -> tuple[str | None, Probes | None]:
+    """Probes of all shards together, the most thorough that every shard has, and how thorough they were."""
     for level in reversed(LEVELS):
         kept = [read_finding(shard.folder / LEDGER, probes_finding(level)) for shard in shards]
         if all(each is not None for each in kept):
-            return joined([Probes.from_json(each) for each in kept])
-    return None
+            return level, joined([Probes.from_json(each) for each in kept])
+    return None, None
 
 
 def record_origin(record: dict[str, Any]) -> dict[str, str | None]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
 from ..utils.errors import InputError
 from .stored import Evaluation
+from .verdict import MISLED, SOUND
 
 #: what only the authors know, in the order of the files
 ABOUT = ("link", "name", "authors", "additional_data", "number_forward_passes", "dataset", "venue", "architecture")
@@ -23,10 +25,11 @@ def model_info(evaluation: Evaluation, **about: Any) -> dict[str, Any]:
 
     Args:
         evaluation: under AutoAttack "standard".
-        about: the fields of ``ABOUT``, and ``reported``, the robust accuracy that the paper states, by default ours.
+        about: the fields of ``ABOUT``; ``reported``, the robust accuracy that the paper states, by default ours; and
+            ``allow_misled``, to export what is misled.
 
     Raises:
-        InputError: an evaluation under another protocol, or on a shard of the images.
+        InputError: an evaluation under another protocol, on a shard of the images, or of the verdict misled.
     """
     protocol, record = evaluation.protocol, evaluation.record
     parts = tuple(part["name"] for part in protocol.get("parts", ()))
@@ -37,6 +40,11 @@ def model_info(evaluation: Evaluation, **about: Any) -> dict[str, Any]:
         )
     if record.get("shard") is not None:
         raise InputError(f"{evaluation.folder} is shard {record['shard']} of an evaluation: merge the shards first")
+    if record.get("verdict") == MISLED and not about.get("allow_misled"):
+        raise InputError(
+            f"{evaluation.folder} is misled ({record['verdict_reason']}): its robust accuracy measures no robustness; "
+            f"to write the entry all the same, `allow` {MISLED!r}"
+        )
     robust = percent(record["robust_accuracy"])
     return {
         **{key: about[key] for key in ABOUT},
@@ -44,7 +52,16 @@ def model_info(evaluation: Evaluation, **about: Any) -> dict[str, Any]:
         "clean_acc": percent(record["clean_accuracy"]),
         "reported": about.get("reported") or robust,
         "autoattack_acc": robust,
+        **({"footnote": footnote(record)} if record.get("verdict") else {}),
     }
+
+
+def footnote(record: Mapping[str, Any]) -> str:
+    """The verdict on the robust accuracy, which the leaderboard shows below its table."""
+    words = f"robust-lr: {record['verdict']}, {record['verdict_reason']}"
+    if record["verdict"] == SOUND or record.get("bound") is None:
+        return words
+    return f"{words}; robust accuracy is at most {percent(record['bound'])}"
 
 
 def percent(share: float) -> str:

@@ -15,6 +15,9 @@ NOISE = 0.01
 #: share of the images whose loss an attack by gradients must raise
 MIN_RISING = 0.95
 
+#: share of the images up to which attacks by queries may add to those by gradients (AutoAttack's flag: 0.2 points)
+MAX_BLACK_BOX = 0.002
+
 #: two figures of the same images differ where chance explains it less often than this
 SIGNIFICANT = 1e-3
 
@@ -105,6 +108,17 @@ def robust_below_clean(rows: Sequence[Row], protocol: Protocol) -> Finding:
     return not (gained > lost and mcnemar(gained, lost) < SIGNIFICANT), words
 
 
+def black_box_adds_little(rows: Sequence[Row], protocol: Protocol) -> Finding:
+    """Square breaks few images after the attacks by gradients of a cascade (AutoAttack's own flag)."""
+    parts = protocol.attacks()
+    boxes = {part.name for number, part in enumerate(parts) if number and not part.follows_gradients}
+    if not boxes or not parts[0].follows_gradients:
+        return None, "no attack by queries comes after one by gradients"
+    broken = sum(row.broken_by in boxes for row in rows)
+    words = f"attacks by queries break {broken} of {len(rows)} images after those by gradients"
+    return broken <= MAX_BLACK_BOX * len(rows), words
+
+
 CHECKS: dict[str, tuple[Callable[[Sequence[Row], Protocol], Finding], str]] = {
     "clean accuracy above chance": (
         accuracy_above_chance,
@@ -117,5 +131,9 @@ CHECKS: dict[str, tuple[Callable[[Sequence[Row], Protocol], Finding], str]] = {
     "the loss rises": (loss_rises, "compare the gradient with finite differences; smaller steps may help"),
     "successes are kept": (successes_kept, "report worst seen, or set criterion = worst"),
     "successes are confirmed": (successes_confirmed, "the model is not deterministic: attack its average (EOT)"),
+    "black box adds little": (
+        black_box_adds_little,
+        "the gradients may be masked: see the verdict, and attack through BPDA or the network inside",
+    ),
     "robust accuracy below clean": (robust_below_clean, "look for state, detection or leaked labels in the model"),
 }

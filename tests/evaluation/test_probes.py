@@ -1,6 +1,7 @@
 """Probes and verdicts on a selection of the zoo; `make zoo` runs all of it."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -9,12 +10,23 @@ from zoo import BROKEN, networks
 
 import robust_lr as rlr
 from robust_lr.evaluation import probes
+from robust_lr.evaluation.probe_attacks import Ball, Victims
+from robust_lr.evaluation.probe_groups import Group, Subject
 from robust_lr.evaluation.structure import STRUCTURE, Specimen, structure
+from robust_lr.evaluation.surrogate import fitted_surrogate, surrogate_probes
 from robust_lr.protocols.pgd import PGD
+from robust_lr.results.ledger import Row
+from robust_lr.utils import processes
 from robust_lr.utils.errors import InputError
 
 #: a gradient attack that is strong enough for small networks, in few passes
 ATTACK = PGD(eps=16 / 255, step_size=4 / 255, steps=8, criterion="worst", loss="margin", name="short")
+
+GOOD = Row(
+    id=0, input_hash="ab", label=0, target=None, clean=0, adversarial=0, robust=True, robust_worst_seen=True,
+    success=False, first_success=None, first_wrong=None, clean_loss=0.1, zero_gradients=0, margin=1.0, loss=0.5,
+    distance=0.06, broken_by=None, record="", unconfirmed=0, steps_skipped=0, forwards=10, backwards=8, seconds=0.1,
+)  # fmt: skip
 
 #: defenses with a check of the structure that must fail on them and pass on their twin
 SEEN = {
@@ -27,6 +39,7 @@ SEEN = {
     "decoy_gradients": "the gradient holds in all directions",
     "batch_off_the_grid": "same logits in another batch",
     "refusing": "logits are finite off the images",
+    "anti_adversary": "no optimization at inference",
     "quantized_input": "logits respond to small changes",
 }
 
@@ -122,6 +135,62 @@ def test_the_verdict_depends_neither_on_batch_size_nor_on_resuming(data, tmp_pat
     assert again.read_from_ledger == 16
     assert again.origin == resumed.origin
     assert again.origin["date"]
+
+
+@pytest.mark.slow
+def test_the_verdict_does_not_depend_on_processes(data, monkeypatch):
+    if not processes.can_fork():
+        pytest.skip("no forks here")
+    for name in ("decoy_gradients", "leaky_rounding"):
+        one, two = (rlr.evaluate(BROKEN[name].broken(), data, ATTACK, check="default", processes=n) for n in (1, 2))
+        assert one.judgment == two.judgment
+        assert one.probes.broken == two.probes.broken
+        assert one.probes.passes == two.probes.passes
+
+
+def test_probes_go_on_with_more_images_only_while_the_verdict_is_open(monkeypatch):
+    """Few images decide where many of them break, or none of the first."""
+    asked = []
+    monkeypatch.setattr(probes.Hunt, "attack_by_surrogate", lambda hunt: None)
+    monkeypatch.setattr(probes.Hunt, "attack_longer", lambda hunt, course: None)
+    for broken, expected in ((0, [64]), (2, [64, 136]), (40, [64])):
+        asked.clear()
+
+        def attack(hunt, rows, course, broken=broken):
+            asked.append(len(rows))
+            hunt.found.by.update({row.id: ("some", "stronger") for row in rows[:broken]})
+            hunt.sample += rows
+
+        monkeypatch.setattr(probes.Hunt, "attack", attack)
+        monkeypatch.setattr(probes.Hunt, "plan", lambda hunt, scales, few: probes.Plan(None, 200))
+        rows = [dataclasses.replace(GOOD, id=i) for i in range(400)]
+        hunt = probes.Hunt(None, None, rows, rows, 10, ATTACK, 1e9, 0)
+        hunt.run((1.0,), None)
+        assert asked == expected
+
+
+def test_a_fitted_surrogate_transfers_to_a_network_that_shows_no_gradients(data):
+    """The last resort: predictions alone lead an attack to images that the model gets wrong."""
+    net = networks.regular()
+
+    class Hidden(nn.Module):
+        def forward(self, x):
+            with torch.no_grad():
+                return hidden[0](x)
+
+    hidden = [net]
+    images = rlr.data.load("fashion-mnist-mini", "test").take(256)
+    x, labels, ids = images.batch(torch.arange(256))
+    subject = Subject(fresh=Hidden, attacked=Hidden, ball=Ball(32 / 255, "linf"), seed=0)
+    victims = Victims(x, ids, labels, None)
+    fitted, passes = fitted_surrogate(subject, victims, 10)
+    assert passes == 4 * 256
+    right = (net(x).argmax(1) == labels).nonzero()[:, 0][:64]
+    group = Group(subject, victims.rows(right), {})
+    group.attack(surrogate_probes(fitted, subject.ball))
+    assert len(group.found.by) >= 8
+    again, _ = fitted_surrogate(subject, victims, 10)
+    assert all(torch.equal(a, b) for a, b in zip(fitted.parameters(), again.parameters(), strict=True))
 
 
 def test_no_check_leaves_the_verdict_out_and_protocols_without_eps_have_none(data):

@@ -192,3 +192,14 @@ def test_two_processes_of_torchrun_give_the_rows_of_one(tmp_path):
     assert {key for key in both if both[key] != alone[key]} <= probed
     assert any("robust accuracy" in stdout for stdout, _ in outputs)
     assert all("500 images" in stdout for stdout, _ in outputs)
+
+
+def test_a_merged_ledger_keeps_what_probes_found(data, model, tmp_path):
+    for i in (1, 2):
+        rlr.evaluate(model, data, AIMED, out=tmp_path / str(i), shard=(i, 2), check="default")
+    merged = rlr.merge([tmp_path / "1", tmp_path / "2"], tmp_path / "joined")
+    again = rlr.evaluate(model, data, AIMED, out=tmp_path / "joined", resume=True, check="default")
+    assert merged.probes.sample
+    assert again.probes == merged.probes
+    assert again.judgment == merged.judgment
+    assert again.origin == merged.origin

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -47,3 +49,24 @@ def test_other_protocols_make_no_entry(tmp_path):
     found = evaluation(tmp_path / "run", rlr.protocols.PGD(eps="8/255", step_size="2/255", steps=1))
     with pytest.raises(InputError, match="RobustBench takes AutoAttack 'standard'"):
         model_info(found, **ABOUT)
+
+
+def test_the_entry_carries_the_verdict_and_misled_numbers_make_none(tmp_path):
+    parts = tuple(
+        kind(name=name, eps=8 / 255, **values)
+        for kind, name, values in (
+            (APGD, "apgd-ce", {"steps": 1}),
+            (APGD, "apgd-t", {"steps": 1, "loss": "dlr", "targets": 1}),
+            (FAB, "fab-t", {"steps": 1, "targets": 1}),
+            (Square, "square", {"queries": 1}),
+        )
+    )
+    found = evaluation(tmp_path / "run", Cascade(parts=parts))
+    for verdict, words in (("sound", "robust-lr: sound, because"), ("weak", "; robust accuracy is at most 12.50")):
+        record = {**found.record, "verdict": verdict, "verdict_reason": "because", "bound": 0.125}
+        info = model_info(replace(found, record=record), **ABOUT)
+        assert words in info["footnote"]
+    record = {**found.record, "verdict": "misled", "verdict_reason": "because", "bound": 0.125}
+    with pytest.raises(InputError, match=r"is misled \(because\)"):
+        model_info(replace(found, record=record), **ABOUT)
+    assert model_info(replace(found, record=record), **ABOUT, allow_misled=True)["footnote"]

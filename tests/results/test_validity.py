@@ -11,6 +11,7 @@ from torch import nn
 import robust_lr as rlr
 from robust_lr.cli import main
 from robust_lr.evaluation.sanity import plain, sanity
+from robust_lr.protocols import Cascade, Square
 from robust_lr.protocols.pgd import PGD
 from robust_lr.protocols.presets import PROTOCOLS, SWEEPS
 from robust_lr.results.ledger import Row
@@ -45,8 +46,16 @@ def test_rows_without_a_fault_pass_every_check():
     for protocol, unseen in ((WEAK, "successes are confirmed"), (EARLY, "successes are kept")):
         checks = validity(rows(), protocol)
         assert [check.name for check in checks] == list(CHECKS)
-        assert all(check.passed for check in checks if check.name != unseen)
-        assert {check.name for check in checks if check.passed is None} == {unseen}
+        not_seen = {unseen, "black box adds little"}
+        assert all(check.passed for check in checks if check.name not in not_seen)
+        assert {check.name for check in checks if check.passed is None} == not_seen
+
+
+@pytest.mark.parametrize(("broken", "passed"), [(2, True), (3, False)])
+def test_a_black_box_after_gradients_must_add_little(broken, passed):
+    cascade = Cascade(parts=(PGD(eps=0.1, step_size=0.1, steps=1, name="pgd"), Square(eps=0.1, name="square")))
+    checks = {check.name: check for check in validity(rows(1000, broken, broken_by="square", robust=False), cascade)}
+    assert checks["black box adds little"].passed is passed
 
 
 @pytest.mark.parametrize(

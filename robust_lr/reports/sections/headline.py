@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import mean, stdev
 from typing import Any
 
 from ...protocols.base import length
+from ...results.verdict import MISLED, SOUND, WEAK
 from ..blocks import Block, Cell, Column, Notice, Section, Table, count_cell, share_cell, text_cell
 from ..collect import Found
 from ..record import Group, Report, ball, winners
@@ -107,14 +109,26 @@ def figure(groups: Sequence[Group], model: str, protocol: str | None) -> Cell:
     if len(chosen) == 1:
         group, found = chosen[0]
         best = model in winners(group, name)
-        return share_cell(found.shares[name], f"{found.number}:{name}", strong=best)
+        cell = share_cell(found.shares[name], f"{found.number}:{name}", strong=best)
+        return cell if protocol is None else with_verdicts(cell, [found])
     values = [100 * (found.shares[name].value or 0.0) for _, found in chosen]
-    return Cell(
+    cell = Cell(
         text=f"{mean(values):.1f}",
         detail=f"± {stdev(values):.1f}, {len(values)} seeds",
         sort=mean(values) / 100,
         rows=f"{chosen[0][1].number}:{name}",
     )
+    return cell if protocol is None else with_verdicts(cell, [found for _, found in chosen])
+
+
+def with_verdicts(cell: Cell, among: Sequence[Found]) -> Cell:
+    """Add the verdicts of the evaluations behind a figure, the worst last, and tell where they are bad."""
+    said = [str(found.record["verdict"]) for found in among if found.record.get("verdict")]
+    counts = [(name, said.count(name)) for name in (SOUND, WEAK, MISLED) if name in said]
+    if not counts:
+        return cell
+    words = ", ".join(name if len(said) == 1 else f"{count} {name}" for name, count in counts)
+    return replace(cell, detail=f"{cell.detail}, {words}", tone="" if counts[-1][0] == SOUND else "bad")
 
 
 def details(report: Report) -> Section | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isnan
 from statistics import mean, stdev
 
 from ...results.compare_groups import METHODS, Difference, compare_runs
@@ -99,7 +100,11 @@ def row(data: str, protocol: str, difference: Difference) -> list[Cell]:
             strong=significant,
         ),
         number_cell(estimate.p, f"{estimate.p:.2g}"),
-        number_cell(difference.p_holm, f"{difference.p_holm:.2g}", strong=significant),
+        number_cell(
+            2.0 if isnan(difference.p_holm) else difference.p_holm,
+            "-" if isnan(difference.p_holm) else f"{difference.p_holm:.2g}",
+            strong=significant,
+        ),
         count_cell(estimate.runs),
     ]
 
