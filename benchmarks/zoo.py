@@ -35,6 +35,9 @@ from robust_lr.utils.provenance import device_name, origin, versions  # noqa: E4
 
 PROTOCOL = "lrnet-untargeted"
 
+#: kinds whose answers depend on chance or on what was asked before, so that no attack finds their true accuracy
+NO_TRUTH = ("random", "shared")
+
 #: points by which a number is too high for its model to count as inflated
 INFLATED = 10.0
 
@@ -80,7 +83,7 @@ def models(twins: bool) -> Iterator[tuple[str, str, Callable[[], Any], Callable[
             "broken",
             name.replace("_", " "),
             zoo_page.broken,
-            None if name.startswith("random") else zoo_page.surrogate,
+            None if name.startswith(NO_TRUTH) else zoo_page.surrogate,
         )
     for name, make in HONEST.items():
         yield "honest", name, make, None

@@ -59,7 +59,8 @@ def sanity(
         "4 times the steps": replace(base, steps=4 * base.steps),
         "3 restarts": replace(base, restarts=3 * base.restarts, start="uniform"),
         "twice the eps": replace(base, eps=min(2 * eps, most), step_size=min(2 * step, most)),
-        "eps of 255/255": replace(base, eps=most, step_size=most / 10, steps=40, restarts=1),
+        # from the clean image: random starts in so large a ball are noise, which breaks most images without gradients
+        "eps of 255/255": replace(base, eps=most, step_size=most / 10, steps=40, restarts=1, start="clean"),
     }
     if base.norm == "linf":
         attacks["black box"] = Square(eps=eps, queries=QUERIES)

@@ -199,7 +199,7 @@ def verdict_of(rows: Sequence[Row], probes: Probes | None) -> Verdict:
     found = [probes.broken[id_] for id_ in probes.sample if id_ in probes.broken]
     total = inflation_of(rows, probes.sample, found)
     dominated = inflation_of(rows, probes.sample, [each for each in found if each[1] == DOMINATED])
-    bound = None if total is None else robust / len(rows) - total.value
+    bound = None if total is None else max(0.0, robust / len(rows) - total.value)
     if failed:
         return Verdict(verdict=MISLED, inflation=total, bound=bound, reason=failed[0].found, advice=failed[0].advice)
     if total is None:
