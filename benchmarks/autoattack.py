@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 #: network -> radius of the L-infinity ball
-NETWORKS = {"shipped": 16 / 255, "conv": 0.2, "mlp": 0.2, "smooth": 0.2, "deep": 0.2}
+NETWORKS = {"shipped": 24 / 255, "conv": 0.2, "mlp": 0.2, "smooth": 0.2, "deep": 0.2}
 PROGRAMS = ("official", "ours", "ours, probed")
 #: variables that set how threads wait and how many there are
 POLICY = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "MKL_NUM_THREADS")

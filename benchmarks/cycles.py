@@ -86,7 +86,7 @@ def main() -> None:
     model, data = rlr.load_model(), spread(rlr.data.load("fashion-mnist-mini", "test"), arguments.images)
     record = tuple(step for step in RECORD if step < arguments.steps)
     last = PGD(**BALL, steps=arguments.steps, record=(*record, arguments.steps))
-    endless = PGD(**BALL, steps=40, momentum=1.0)
+    endless = PGD(**BALL, steps=100, momentum=1.0)
     protocols = {
         "untargeted, last iterate": last,
         "targeted, last iterate": dataclasses.replace(last, targeted=True),

@@ -22,7 +22,7 @@ from ..models.checkpoint import weights_hash
 from ..models.external import code_hash
 from ..models.folding import attackable
 from ..models.outputs import LogitsOf
-from ..protocols.base import Protocol
+from ..protocols.base import Protocol, StepwiseProtocol
 from ..results.verdict import LEVELS
 from ..utils.checks import at_least, check_name
 from ..utils.contexts import device_of, fp32, frozen
@@ -30,7 +30,7 @@ from ..utils.errors import InputError
 from ..utils.machine import check_batch, check_processes
 from ..utils.processes import one_thread, process_count
 from ..utils.rng import GUARD, uniform
-from .cycle_end import MIN_STEPS, detection, is_repeatable
+from .cycle_end import detection, is_repeatable
 from .guards import FEW, SAMPLE, guard
 from .model_under_test import Bench, InFloat32, copied, equal_sizes, failures_named, in_float32, taken_out
 from .precision import check_precision
@@ -44,6 +44,9 @@ LARGE, MIN_COMPUTE_BATCH_LARGE = 64 * 64, 8
 
 #: how thoroughly evaluations are probed unless they say
 DEFAULT_CHECK = "default"
+
+#: queries of an image from which on it pays to find out which smaller passes give the same bits
+MIN_QUERIES = 500
 
 #: distance at which guards look off the clean images where no protocol says one
 AWAY = 8 / 255
@@ -177,9 +180,16 @@ def prepare(
             check_transfer(protocols)
             attacked = attackable_surrogate(surrogate, images, labels, ids, away, num_classes, allow)
         full = torch.arange(rows) % len(images)  # a pass of the attack's size
-        is_long = any(part.steps >= MIN_STEPS for protocol in protocols for part in protocol.attacks())
+        queries = [
+            sum(
+                part.steps * part.draws(num_classes)
+                for part in protocol.attacks()
+                if isinstance(part, StepwiseProtocol)
+            )
+            for protocol in protocols
+        ]
         sizes: tuple[int, ...] = ()
-        if is_long and compute_batch and device.type == "cpu" and processes and draws is None:
+        if max(queries) >= MIN_QUERIES and compute_batch and device.type == "cpu" and processes and draws is None:
             with one_thread():
                 sizes = equal_sizes(attacked, images[full], labels[full])
         bench = Bench(
@@ -198,7 +208,7 @@ def prepare(
                 end_at_cycles,
                 bool(compute_batch),
                 device,
-                partial(is_repeatable, attacked, images[full], labels[full]),
+                (lambda: True) if sizes else partial(is_repeatable, attacked, images[full], labels[full]),
             ),
         )
         if draws is not None:
