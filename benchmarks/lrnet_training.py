@@ -2,7 +2,7 @@
 
     python benchmarks/lrnet_training.py --out FILE --networks lrnet26 --variants baseline clip --seeds 0 1 2 3 4
 
-Each run trains one network on 1,000 of the embedded training images for 6 epochs and measures its accuracy on 500
+Each run trains one network on 1,500 of the embedded training images for 3 epochs and measures its accuracy on 500
 others, clean and under the paper's untargeted 16-step PGD; --set changes any of that. Test images are not touched. Runs
 are kept in a folder, one file each, and are not repeated; FILE gets all of them with means and standard deviations.
 docs/lrnet-training.md discusses the results.
@@ -25,7 +25,7 @@ from torch import nn
 from robust_lr import config as config_room
 from robust_lr import protocols
 from robust_lr.config.training import Config, to_dict
-from robust_lr.models.layers.geometric_prior import GeometricPrior
+from robust_lr.models.layers.geometric_prior import START_SCALE, GeometricPrior
 from robust_lr.models.layers.local_relation import LocalRelation2d
 from robust_lr.models.resnet import Block
 from robust_lr.training.loop import adversarial_train, moving_average, sgd
@@ -37,7 +37,12 @@ from robust_lr.utils.provenance import device_name, versions
 
 BASE = "lrnet26_fashion_mnist_mini"
 HELD_OUT = 500
-SMALL = (f"validation.images={HELD_OUT}", f"data.limit={1000 + HELD_OUT}", "train.epochs=6", "train.milestones=[3, 5]")
+SMALL = (
+    f"validation.images={HELD_OUT}",
+    f"data.limit={1500 + HELD_OUT}",
+    "attack={protocol='lrnet-train', steps=4, step_size='5/255'}",
+    "train={epochs=3, batch_size=32, lr=0.05, warmup_epochs=0.5, milestones=[2]}",
+)
 ATTACK = "lrnet-untargeted"
 
 
@@ -76,6 +81,14 @@ def flatten_priors(model: nn.Module) -> None:
         if isinstance(module, GeometricPrior):
             module.value.weight.zero_()
             module.value.bias.zero_()
+
+
+@torch.no_grad()
+def scale_priors(model: nn.Module, factor: float) -> None:
+    """Scale the differences between neighbors with which geometric priors start."""
+    for module in model.modules():
+        if isinstance(module, GeometricPrior):
+            module.value.weight.mul_(factor)
 
 
 def start_blocks_as_sums(model: nn.Module) -> None:
@@ -129,23 +142,36 @@ def clipped(model: nn.Module, config: Config) -> torch.optim.Optimizer:
 
 VARIANTS: dict[str, Variant] = {
     "baseline": Variant("none: the config as it is"),
+    "4-channels": Variant("an eighth of the width leaves too few groups", ("model.channels_per_group=4",)),
+    "2-channels": Variant("an eighth of the width leaves too few groups", ("model.channels_per_group=2",)),
+    "1-channel": Variant(
+        "an eighth of the width leaves too few groups: one in the stem, not eight", ("model.channels_per_group=1",)
+    ),
+    "equal-cost": Variant(
+        "too few groups, now at the cost of ResNet-26", ("model.channels_per_group=1", "model.bottleneck=64")
+    ),
+    "table-prior": Variant("the prior network has too few hidden units, or dead ones", ("model.prior=table",)),
+    "flat-prior": Variant("a random prior decides at first which neighbors count", initialize=flatten_priors),
+    "half-prior": Variant("priors start too steep", initialize=lambda model: scale_priors(model, 0.5)),
+    "double-prior": Variant("priors start too flat", initialize=lambda model: scale_priors(model, 2.0)),
     "small-queries": Variant(
         "queries and keys start too large", initialize=lambda model: scale_queries_and_keys(model, 0.1)
     ),
-    "large-queries": Variant(
-        "queries and keys start too small", initialize=lambda model: scale_queries_and_keys(model, 3.0)
-    ),
-    "flat-prior": Variant("a random prior decides at first which neighbors count", initialize=flatten_priors),
-    "table-prior": Variant("the prior network is hard to train", ("model.prior=table",)),
     "no-zero-init": Variant("blocks that start as their shortcut begin to learn late", initialize=start_blocks_as_sums),
-    "half-rate": Variant("the learning rate is too high", ("train.lr=0.025",)),
     "double-rate": Variant("the learning rate is too low", ("train.lr=0.1",)),
-    "long-warm-up": Variant("the rate rises too fast", ("train.warmup_epochs=2",)),
+    "half-rate": Variant("the learning rate is too high", ("train.lr=0.025",)),
+    "long-warm-up": Variant("the rate rises too fast", ("train.warmup_epochs=1.5",)),
+    "linear-decay": Variant(
+        "two thirds of the steps at the highest rate leave noise in the weights", ("train.schedule=linear",)
+    ),
+    "large-batch": Variant("steps of few images are noisy", ("train.batch_size=64", "train.lr=0.1")),
+    "average": Variant("the last weights are noisy", ("train.ema=0.97",)),
     "clean-start": Variant(
         "the network sees noisy images alone: every attack starts at a random point", ("train.clean_start=0.2",)
     ),
     "mixed": Variant("the network sees attacked images alone", ("train.mix=0.5",)),
-    "eps-warm-up": Variant("the attack is too strong at first", ("train.eps_warmup_epochs=2",)),
+    "eps-warm-up": Variant("the attack is too strong at first", ("train.eps_warmup_epochs=1.5",)),
+    "smooth-labels": Variant("targets of 0 and 1 are too sharp for so few images", ("train.label_smoothing=0.1",)),
     "no-prior-decay": Variant(
         "weight decay pulls queries, keys and priors to zero",
         optimizer=lambda model, config: grouped(model, config, relation_parameters(model), weight_decay=0.0),
@@ -155,21 +181,27 @@ VARIANTS: dict[str, Variant] = {
         initialize=lambda model: set_batchnorm_momentum(model, 0.3),
     ),
     "clip": Variant("single steps are too long", optimizer=clipped),
-    "average": Variant("the last weights are noisy", ("train.ema=0.97",)),
     "smooth-similarity": Variant(
         "rounding flips signs of the gradient where query and key are close", ("model.composability=product",)
     ),
 }
 
 
+#: factor of the priors' start by name: as our networks have it, or PyTorch's own, which they had before
+STARTS = {"steep": 1.0, "flat": 1 / START_SCALE}
+
+
 def settings(network: str, variant: Variant, seed: int, overrides: Iterable[str]) -> Config:
-    return config_room.load(BASE, [f"model.name={network}", f"seed={seed}", *SMALL, *overrides, *variant.overrides])
+    window = ", kernel_size=5" if network.startswith("lrnet") else ""
+    model = f"model={{name='{network}', width=0.125, stem='stride2'{window}}}"
+    return config_room.load(BASE, [*SMALL, model, f"seed={seed}", *overrides, *variant.overrides])
 
 
-def train_once(config: Config, variant: Variant, ready: Ready) -> dict[str, Any]:
+def train_once(config: Config, variant: Variant, start: str, ready: Ready) -> dict[str, Any]:
     """Train and measure one network; one whose loss is not finite counts as chance."""
     began, cpu = time.monotonic(), time.process_time()
     model = new_network(ready.spec, config.seed)
+    scale_priors(model, STARTS[start])
     variant.initialize(model)
     average = moving_average(model, config.train)
     losses: list[float] = []
@@ -212,6 +244,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file for all runs of the folder")
     parser.add_argument("--networks", nargs="+", default=["resnet26", "lrnet26"])
     parser.add_argument("--variants", nargs="+", default=["baseline"], choices=VARIANTS)
+    parser.add_argument("--start", choices=STARTS, default="steep", help="of geometric priors")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4], help="none: collect what is there")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--label", default="", help="name of what --set changes")
@@ -222,12 +255,13 @@ def main() -> None:
     for seed in arguments.seeds:  # all variants of one seed before the next, so that an unfinished run compares them
         for network in arguments.networks:
             for name in arguments.variants:
-                label = " ".join(part for part in (network, name, arguments.label) if part)
+                label = " ".join(part for part in (network, name, arguments.start, arguments.label) if part)
                 file = arguments.runs / f"{label.replace(' ', '_')}_{seed}.json"
                 if not file.exists():
                     config = settings(network, VARIANTS[name], seed, arguments.set)
-                    record = train_once(config, VARIANTS[name], prepare(config))
-                    write_json(file, {"network": network, "variant": name, "seed": seed, **record})
+                    record = train_once(config, VARIANTS[name], arguments.start, prepare(config))
+                    about = {"network": network, "variant": name, "start": arguments.start, "seed": seed}
+                    write_json(file, {**about, **record})
     table = collect(arguments.runs)
     for label, row in table.items():
         found = row["over_seeds"]["untargeted"]

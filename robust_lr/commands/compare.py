@@ -15,7 +15,7 @@ from .terminal import console, json_option, say, write_record
 
 if TYPE_CHECKING:
     from ..results.compare import Comparison
-    from ..results.compare_groups import GroupComparison
+    from ..results.compare_groups import Difference, GroupComparison
 
 #: joins the runs of a group into one value, which no path can hold
 _JOINT = "\0"
@@ -167,8 +167,6 @@ def group_table(comparison: GroupComparison) -> Table:
 
 def difference_table(comparison: GroupComparison, figure: str) -> Table:
     """Show each pair of groups: the difference, its interval over runs and images, and how many runs would decide."""
-    from ..utils.random_effects import runs_needed
-
     table = Table(
         title=Text(f"{figure} accuracy: differences in points, over training runs and images"),
         box=box.SIMPLE_HEAD,
@@ -179,14 +177,20 @@ def difference_table(comparison: GroupComparison, figure: str) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for each in comparison.of(figure):
         low, high = each.estimate.interval
-        needed = runs_needed(each.estimate)
         table.add_row(
             Text(f"{each.first}\n{each.second}"),
             f"{100 * each.estimate.value:+.1f}",
             f"{100 * low:+.1f} to {100 * high:+.1f}",
             "-" if isnan(each.p_holm) else f"{each.estimate.p:.2g}",
             "-" if isnan(each.p_holm) else f"{each.p_holm:.2g}",
-            "more images" if needed is None else "decided" if each.p_holm < 0.05 else str(needed),
+            runs_to_decide(each),
             end_section=True,
         )
     return table
+
+
+def runs_to_decide(difference: Difference) -> str:
+    """Say how many training runs would decide a difference, if it is not decided yet."""
+    if difference.p_holm < 0.05:
+        return "decided"
+    return "more images" if difference.runs_needed is None else str(difference.runs_needed)

@@ -63,7 +63,8 @@ def table(
     """
     chosen = {"data.name": data_name, "data.root": root}
     changes = [f"{key}={value}" for key, value in chosen.items() if value is not None]
-    show(number, config or f"table{number}", (*changes, *overrides), count_only=count_only, **options)
+    rows = SCALES["imagenet"] if number == 9 and count_only else f"table{number}"  # sizes are of the paper's networks
+    show(number, config or rows, (*changes, *overrides), count_only=count_only, **options)
 
 
 #: configs of Table 9 by scale
@@ -163,7 +164,7 @@ def describe(todo: Sequence[Job]) -> None:
 def run_all(todo: list[Job], workers: int, bars: Bars) -> dict[tuple[str, str, int, str], Result | Accuracy]:
     """Run jobs under progress bars and return what they found, by (label, regime, seed, attack)."""
     from ..paper import jobs
-    from ..paper.report import news
+    from ..paper.report import one_line
 
     results = {}
     overall = bars.add("all", total=sum(job.work() for job in todo))
@@ -173,7 +174,7 @@ def run_all(todo: list[Job], workers: int, bars: Bars) -> dict[tuple[str, str, i
         if event.kind == "result":
             name, result = event.detail
             results[job.label, job.regime, job.config.seed, name] = result
-            bars.say(f"{job.name}, {name}: {news(result)}")
+            bars.say(f"{job.name}, {name}: {one_line(result)}")
             continue
         if event.job not in tasks:
             tasks[event.job] = bars.add(job.name, total=1.0)

@@ -12,7 +12,7 @@ MIN_CIFAR_EPOCHS = 15
 
 
 def advice(config: Config, image_shape: tuple[int, int, int]) -> list[str]:
-    """Sentences about values of ``config`` that do not suit images of ``image_shape``, or its recipe."""
+    """Return sentences about values of ``config`` that do not suit images of ``image_shape``, or its recipe."""
     found = []
     side = min(image_shape[1:])
     if side < SMALL_SIDE and config.model.get("stem", "imagenet") == "imagenet":

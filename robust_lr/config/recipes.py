@@ -40,7 +40,7 @@ RECIPES: Mapping[str, Mapping[str, Table]] = {
 
 
 def complete_with_recipe(table: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """``table`` with the values of a recipe where it has none of its own."""
+    """Return ``table`` with the values of a recipe where it has none of its own."""
     recipe = choose("recipe", name, RECIPES)
     both = {section: {**values, **table[section]} for section, values in recipe.items() if _is_table(table, section)}
     return {**recipe, **table, **both}

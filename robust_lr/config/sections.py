@@ -11,6 +11,7 @@ from ..utils.errors import InputError
 from ..utils.machine import check_processes, check_threads
 
 LOSSES = ("cross-entropy", "trades")
+SCHEDULES = ("steps", "linear")
 PRECISIONS = ("fp32", "bf16")
 COMPILED = ("off", "default", "reduce-overhead", "max-autotune")
 UNREADABLE = ("fail", "skip")
@@ -50,8 +51,9 @@ class TrainConfig:
 
     Attributes:
         epochs, batch_size: whole passes over the training images, and images per step, of all processes together.
-        lr: peak learning rate, reached linearly after ``warmup_epochs`` and divided by 10 at each of ``milestones``
-            (epochs).
+        lr: peak learning rate, reached linearly after ``warmup_epochs``.
+        schedule: "steps" divides the rate by 10 at each of ``milestones`` (epochs), "linear" lets it fall to zero at
+            the end (Li et al. 2020), whatever the milestones.
         lr_images: if not 0, ``lr`` is meant for so many images a step, and scaled linearly to ``batch_size`` (Goyal et
             al. 2017).
         momentum, weight_decay: of SGD; the decay applies to every parameter.
@@ -71,6 +73,7 @@ class TrainConfig:
     lr: float = 0.4
     lr_images: int = 0
     warmup_epochs: float = 5.0
+    schedule: str = "steps"
     milestones: tuple[int, ...] = (30, 60, 90)
     momentum: float = 0.9
     weight_decay: float = 1e-4
@@ -93,6 +96,7 @@ class TrainConfig:
         at_least(0, eps_warmup_epochs=self.eps_warmup_epochs)
         share(momentum=self.momentum, mix=self.mix, label_smoothing=self.label_smoothing, ema=self.ema)
         check_name("loss", self.loss, LOSSES)
+        check_name("schedule", self.schedule, SCHEDULES)
         if not 0 <= self.clean_start <= 1:
             raise InputError(f"clean_start = {self.clean_start}: must be in [0, 1]")
         if list(self.milestones) != sorted(set(self.milestones)) or any(m < 1 for m in self.milestones):

@@ -1,4 +1,4 @@
-"""An experiment as a frozen record: TOML, then overrides of single values, then checks. Unknown keys are errors."""
+"""One training run as a frozen record, read from TOML with overrides of single values. Unknown keys are errors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import protocols
 from ..protocols.files import protocol
@@ -15,9 +15,6 @@ from ..utils.errors import InputError
 from ..utils.toml import read_toml, to_literal
 from . import recipes
 from .sections import ComputeConfig, DataConfig, OutputConfig, TrainConfig, ValidationConfig
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["ComputeConfig", "Config", "DataConfig", "OutputConfig", "TrainConfig", "ValidationConfig", "at_least"]
 
@@ -65,7 +62,7 @@ RECORDS = ("data", "train", "validation", "compute", "output")
 
 
 def find(name: str | Path) -> Path:
-    """A TOML file by path, or a config that ships with the package by name, e.g. "imagenet/lrnet26_adv"."""
+    """Find a TOML file by path, or a config of the package by name, e.g. "imagenet/lrnet26_adv"."""
     path = Path(name)
     if path.is_file():
         return path
@@ -77,7 +74,7 @@ def find(name: str | Path) -> Path:
 
 
 def shipped() -> dict[str, Path]:
-    """The configs that ship with the package, by name."""
+    """List the configs that ship with the package, by name."""
     files = sorted(CONFIGS.rglob("*.toml"))
     return {file.relative_to(CONFIGS).with_suffix("").as_posix(): file for file in files}
 
@@ -134,7 +131,7 @@ def set_value(table: dict[str, Any], override: str, form: str = "section.key=val
 
 
 def from_dict(table: Mapping[str, Any]) -> Config:
-    """A checked Config from nested tables, as ``to_dict`` gives them; a ``recipe`` adds its values to theirs."""
+    """Make a checked Config of nested tables, as ``to_dict`` gives them; a ``recipe`` adds its values to theirs."""
     table = recipes.complete_with_recipe(table, table["recipe"]) if "recipe" in table else dict(table)
     table.pop("recipe", None)
     sections: dict[str, Any] = {}
@@ -158,7 +155,7 @@ def from_dict(table: Mapping[str, Any]) -> Config:
 
 
 def attack(table: Mapping[str, Any], default: str = "lrnet-train") -> protocols.PGD:
-    """[attack] of a training run: as ``protocol``, but PGD only."""
+    """Read the [attack] of a training run, which must be PGD."""
     changed = protocol({"protocol": table.get("protocol", default)})
     if not isinstance(changed, protocols.PGD):
         raise InputError(f"protocol {changed.name!r} is no PGD: choose one that is, e.g. 'lrnet-train'")
@@ -168,7 +165,7 @@ def attack(table: Mapping[str, Any], default: str = "lrnet-train") -> protocols.
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Nested tables that ``from_dict`` turns into the same Config; unset values are left out."""
+    """Return nested tables that ``from_dict`` turns into the same Config; unset values are left out."""
     sections = {
         "model": dict(config.model),
         **{name: {f.name: getattr(part, f.name) for f in fields(part)} for name, part in parts(config).items()},
@@ -182,7 +179,7 @@ def parts(config: Config) -> dict[str, Any]:
 
 
 def to_toml(config: Config) -> str:
-    """The resolved config as TOML, which ``from_dict`` turns into the same Config."""
+    """Write the resolved config as TOML, which ``from_dict`` turns into the same Config."""
     lines = []
     for name, section in to_dict(config).items():
         if isinstance(section, dict):

@@ -47,11 +47,22 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim with our difference, over training runs and images."""
+    """A claim with our difference, over training runs and images, tested together with so many ``claims``."""
 
     claim: Claim
     estimate: Estimate
     p_holm: float
+    claims: int
+
+    @property
+    def runs_needed(self) -> int | None:
+        """Training runs that would decide the claim after the correction."""
+        return runs_needed(self.estimate, tests=self.claims)
+
+    @property
+    def images_needed(self) -> int | None:
+        """Images that would decide the claim after the correction."""
+        return images_needed(self.estimate, tests=self.claims)
 
     @property
     def word(self) -> str:
@@ -66,9 +77,8 @@ class Verdict:
         if self.estimate.components is None:
             return "not decided: a single training run says nothing of others, take more seeds"
         if self.word == "not decided":
-            runs, images = runs_needed(self.estimate), images_needed(self.estimate)
-            ways = [f"{runs:,} seeds"] if runs else []
-            ways += [f"{images:,} images"] if images else []
+            ways = [f"{self.runs_needed:,} seeds"] if self.runs_needed else []
+            ways += [f"{self.images_needed:,} images"] if self.images_needed else []
             return f"not decided; a true difference of this size would take {' or '.join(ways) or 'more of both'}"
         if self.claim.paper is None:
             return self.word
@@ -87,8 +97,8 @@ class Verdict:
             "p_holm": self.p_holm,
             "verdict": self.word,
             "sentence": self.sentence(),
-            "runs_needed": runs_needed(self.estimate),
-            "images_needed": images_needed(self.estimate),
+            "runs_needed": self.runs_needed,
+            "images_needed": self.images_needed,
         }
 
 
@@ -137,7 +147,7 @@ def judge(claims: Sequence[Claim], outcomes: Outcomes) -> list[Verdict]:
         for claim in claims
     ]
     adjusted = holm([estimate.p for estimate in estimates])
-    return [Verdict(claim, found, p) for claim, found, p in zip(claims, estimates, adjusted, strict=True)]
+    return [Verdict(claim, found, p, len(claims)) for claim, found, p in zip(claims, estimates, adjusted, strict=True)]
 
 
 def read_claims(entries: Any, labels: Sequence[str], attacks: Sequence[str]) -> tuple[Claim, ...]:

@@ -23,7 +23,7 @@ ACCURACY = "accuracy.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """One network on the clean test images.
+    """Accuracy of one network on the clean test images.
 
     Attributes:
         top1, top5: of the images; top5 is None for fewer than 6 classes, where it would say nothing.
@@ -45,7 +45,7 @@ class Accuracy:
         return self.top1.n
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form; accuracies are fractions, intervals [low, high]."""
+        """Return the JSON form; accuracies are fractions, intervals [low, high]."""
         shares = {"top1": self.top1, **({} if self.top5 is None else {"top5": self.top5})}
         record = {key: value for key, value in asdict(self).items() if key not in ("top1", "top5", "hashes")}
         return {
@@ -59,7 +59,7 @@ class Accuracy:
 
 
 def measure(model: nn.Module, data: Dataset, folder: Path | None = None, *, workers: int = 0) -> Accuracy:
-    """Top-1 and top-5 accuracy of ``model`` on ``data``; ``folder`` gets an ``accuracy.json``."""
+    """Measure top-1 and top-5 accuracy of ``model`` on ``data``, and write ``accuracy.json`` to ``folder``."""
     device = device_of(model)
     about: dict[str, Any] = {
         "data": data.name,

@@ -20,7 +20,7 @@ COLUMNS = 12
 
 
 def draw_priors(priors: Mapping[str, Tensor], title: str) -> Figure:
-    """A row of windows for each stage, one for each group, or for 12 of them, evenly spaced.
+    """Draw a row of windows for each stage, one for each group, or for 12 of them, evenly spaced.
 
     Args:
         priors: after softmax, [groups, K, K], by stage.
@@ -48,7 +48,7 @@ def draw_priors(priors: Mapping[str, Tensor], title: str) -> Figure:
 
 
 def draw_compositions(image: Tensor, pixel: tuple[int, int], found: Sequence[Composition], title: str) -> Figure:
-    """A row for each stage: its query and key maps in one scale, and the weights of the pixel's window on the image.
+    """Draw for each stage its query and key maps in one scale, and the weights of the pixel's window on the image.
 
     Args:
         image: [C, H, W] in [0, 1].
@@ -83,7 +83,7 @@ def overlay(
     one: Composition,
     extent: tuple[float, float, float, float],
 ) -> None:
-    """The weights of a window on the gray image, in place and to scale; the frame is the window."""
+    """Draw the weights of a window on the gray image, in place and to scale; the frame is the window."""
     from matplotlib.patches import Rectangle
 
     axes.imshow(image.mean(0).numpy(), cmap="gray", vmin=0, vmax=1, extent=extent)
@@ -106,5 +106,5 @@ def overlay(
 
 
 def label(axes: Any, words: str) -> None:
-    """A label left of axes that are switched off."""
+    """Write a label left of axes that are switched off."""
     axes.text(-0.15, 0.5, words, transform=axes.transAxes, ha="right", va="center", fontsize=8)

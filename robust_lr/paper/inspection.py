@@ -46,7 +46,7 @@ class Composition:
 
 
 def read_image(file: Path, channels: int, size: int | None = None) -> Tensor:
-    """An image file as float32 [channels, H, W] in [0, 1], gray for one channel.
+    """Read an image file as float32 [channels, H, W] in [0, 1], gray for one channel.
 
     Args:
         size: resize the short side to it and crop the center; None takes the image as it is.
@@ -67,7 +67,7 @@ def read_image(file: Path, channels: int, size: int | None = None) -> Tensor:
 
 
 def last_layers(model: nn.Module) -> dict[str, LocalRelation2d]:
-    """The last local relation layer with a window of each stage, by the stage's name.
+    """Find the last local relation layer with a window of each stage, by the stage's name.
 
     Raises:
         InputError: the model has none.
@@ -85,7 +85,7 @@ def last_layers(model: nn.Module) -> dict[str, LocalRelation2d]:
 
 @torch.no_grad()
 def learnt_priors(model: nn.Module) -> dict[str, Tensor]:
-    """The geometric priors after softmax over the window, [groups, K, K], of the last layer of each stage (Figure 4).
+    """Return the geometric priors after softmax over the window, [groups, K, K], of each stage's last layer (Figure 4).
 
     Raises:
         InputError: the model has no local relation layers, or these no geometric prior.
@@ -103,7 +103,7 @@ def learnt_priors(model: nn.Module) -> dict[str, Tensor]:
 def compositions(
     model: nn.Module, image: Tensor, pixel: tuple[int, int], groups: Sequence[int] | None = None
 ) -> list[Composition]:
-    """Key and query maps of the last layer of each stage, and the weights of one pixel's window (Figure 5).
+    """Return key and query maps of the last layer of each stage, and the weights of one pixel's window (Figure 5).
 
     Args:
         image: [C, H, W] in [0, 1].
@@ -147,7 +147,7 @@ def compositions(
 
 
 def window(layer: LocalRelation2d, query: Tensor, key: Tensor, center: tuple[int, int], group: int) -> Tensor:
-    """The weights [K, K] of one window: ``query`` [d] against ``key`` [d, H, W] around ``center``."""
+    """Compute the weights [K, K] of one window: ``query`` [d] against ``key`` [d, H, W] around ``center``."""
     size, radius = layer.kernel_size, layer.kernel_size // 2
     rows, columns = (slice(at, at + size) for at in center)
     keys = F.pad(key, (radius,) * 4)[:, rows, columns]

@@ -63,11 +63,11 @@ class Job:
         return f"{self.label} {self.regime}, seed {self.config.seed}"
 
     def evaluation(self, attack: Attack) -> Path:
-        """Folder of an evaluation."""
+        """Return the folder of an evaluation."""
         return self.folder / "attacks" / attack.name
 
     def seconds(self) -> float:
-        """Time of a finished job's training steps and evaluations, summed over all invocations."""
+        """Add up the time of a finished job's training steps and evaluations, over all invocations."""
         training = sum(float(step["seconds"] + step["waited"]) for step in read_metrics(self.folder))
         folders = [self.evaluation(attack) for attack in self.attacks]
         return training + sum(float(read_evaluation(folder).record["seconds"]) for folder in folders)
@@ -119,7 +119,7 @@ class Event:
 
 
 def check(job: Job) -> None:
-    """InputError if the job cannot run: better now than when the others have trained."""
+    """Raise InputError if the job cannot run, before any network is trained."""
     ready = prepare(job.config)
     for limit in {job.limit, *(attack.limit for attack in job.attacks)} - {0}:
         spread(ready.test, limit)
@@ -178,12 +178,12 @@ def run(todo: Sequence[AnyTask], *, workers: int = 0) -> Iterator[tuple[AnyTask,
     busy: dict[Connection[Any, Any], BaseProcess] = {}
     try:
         for _ in range(workers):
-            ours, theirs = context.Pipe()
-            process: BaseProcess = context.Process(target=_work, args=(theirs, share))
+            connection, workers_end = context.Pipe()
+            process: BaseProcess = context.Process(target=_work, args=(workers_end, share))
             process.start()
-            theirs.close()
-            busy[ours] = process
-            ours.send(waiting.pop(0))
+            workers_end.close()
+            busy[connection] = process
+            connection.send(waiting.pop(0))
         while busy:
             wait(list(busy))
             for connection in [each for each in busy if each.poll()]:
@@ -201,7 +201,7 @@ def run(todo: Sequence[AnyTask], *, workers: int = 0) -> Iterator[tuple[AnyTask,
         for process in busy.values():
             process.terminate()  # SIGTERM: a training run saves its state
         for connection, process in busy.items():
-            connection.close()  # or a worker could wait for ever to be heard
+            connection.close()  # a worker that waits to send an event gets an error and ends
             process.join()
 
 
@@ -218,7 +218,7 @@ def _receive(connection: Connection[Any, Any], process: BaseProcess) -> Event:
 
 
 def _work(connection: Connection[Any, Any], threads: int) -> None:
-    """A worker: take jobs until there are none left, and report."""
+    """Run jobs in a worker process until there are none left, and report events."""
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     parent = multiprocessing.parent_process()

@@ -64,7 +64,7 @@ def accuracies(table: Table, number: int, results: Mapping[tuple[str, str, int, 
 
 
 def counts(table: Table, number: int) -> RichTable:
-    """The static columns: what networks cost at the paper's size, and what the paper says."""
+    """Return the static columns: what networks cost at the paper's size, and what the paper says."""
     accuracy = paper_columns(table)
     out = RichTable(
         title=f"Table {number}: {table.title}",
@@ -100,7 +100,7 @@ def paper_columns(table: Table) -> list[str]:
 
 
 def architectures(table: Table, number: int) -> RichTable:
-    """The networks stage by stage."""
+    """Return the networks stage by stage."""
     out = RichTable(
         title=f"Table {number}: {table.title}",
         caption="One image of 224 x 224, 1000 classes.",
@@ -128,15 +128,15 @@ def architectures(table: Table, number: int) -> RichTable:
     return out
 
 
-def news(result: Result | Accuracy) -> str:
-    """A result in a line."""
+def one_line(result: Result | Accuracy) -> str:
+    """Sum up a result in a line."""
     if isinstance(result, Result):
         return f"clean {result.clean}, robust {result.robust}"
     return f"top-1 {result.top1}" + ("" if result.top5 is None else f", top-5 {result.top5}")
 
 
 def figure(number: float | None) -> Text:
-    """A figure of the paper."""
+    """Write a figure of the paper."""
     return Text("-" if number is None else f"{number:.1f}", style="italic")
 
 

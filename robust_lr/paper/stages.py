@@ -27,7 +27,7 @@ class StageLine:
 
 
 def describe(name: str, **options: Any) -> list[StageLine]:
-    """The stages of a network for one image of 224 x 224 and 1000 classes; the rule of counting is ``profile``'s."""
+    """Describe the stages of a network for one image of 224 x 224 and 1000 classes, counted as ``profile`` does."""
     with torch.device("meta"):
         model, x = build_model(name, **options), torch.empty(1, 3, 224, 224)
         stem = nn.Sequential(*(model.get_submodule(part) for part in model.stem_names)).eval()
@@ -48,7 +48,7 @@ def describe(name: str, **options: Any) -> list[StageLine]:
 
 
 def join(module: nn.Module) -> str:
-    """The layers of a module in words."""
+    """Name the layers of a module in words."""
     inside: set[nn.Module] = set()
     words = []
     for layer in module.modules():

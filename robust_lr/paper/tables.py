@@ -56,12 +56,12 @@ class TableRow:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Arguments of ``build_model`` for the paper's size: those that say what kind of network it is."""
+        """Arguments of ``build_model`` at the paper's size: those that say what kind of network it is."""
         size = [field.name for field in fields(Frame)]
         return {key: value for key, value in self.model.items() if key not in size}
 
     def profile(self) -> Profile:
-        """Cost of the network at the paper's size: full width, one image of 224 x 224, 1000 classes."""
+        """Count the network's cost at the paper's size: full width, one image of 224 x 224, 1000 classes."""
         return paper_size(**self.options)
 
 
@@ -285,7 +285,7 @@ def to_dict(
 
 
 def counts_to_dict(table: Table, number: int) -> dict[str, Any]:
-    """The static columns: parameters and multiply-adds at the paper's size, and the paper's own, by row."""
+    """Return the static columns by row: parameters and multiply-adds at the paper's size, and the paper's own."""
     return {
         "schema": 1,
         "paper": PAPER.format(number),

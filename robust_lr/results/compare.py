@@ -1,4 +1,4 @@
-"""Is one model more robust than another? Paired comparison of evaluations on the same images and targets."""
+"""Compare the robustness of models, paired by image, on the same images and targets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SAME = ("n", "shard", "data", "seed", "precision", "images_sha256", "targets_sh
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two models, image by image, in one figure.
+    """Two models compared image by image in one figure.
 
     Attributes:
         both, only_first, only_second, neither: images that are right for both, for one, for none.
@@ -66,7 +66,7 @@ class Comparison:
         return [pair for pair in self.pairs if pair.figure == figure]
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form."""
+        """Return the JSON form."""
         return {
             "schema": 1,
             "data": self.data,
@@ -173,12 +173,12 @@ _ADVICE = {"targets_sha256": "; save the targets of one and give them to the oth
 
 
 def misled(named: dict[str, Evaluation]) -> set[str]:
-    """Models whose robust accuracy is misled by its own verdict."""
+    """Name the models whose robust accuracy is misled by its own verdict."""
     return {name for name, run in named.items() if run.record.get("verdict") == MISLED}
 
 
 def pairs(named: dict[str, Evaluation], figure: str, withheld: Collection[str] = ()) -> list[Pair]:
-    """Every pair of models in one figure, in the order given; those with a model of ``withheld`` are not tested."""
+    """Compare every pair of models in one figure, in the order given, without testing those in ``withheld``."""
     right = {name: [FIGURES[figure](row) for row in run.rows] for name, run in named.items()}
     chosen = list(combinations(named, 2))
     tables = [Counter(zip(right[first], right[second], strict=True)) for first, second in chosen]

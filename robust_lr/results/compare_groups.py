@@ -29,7 +29,7 @@ METHODS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Two groups in one figure: accuracy of the first minus that of the second, and what would decide it.
+    """Two groups in one figure: accuracy of the first minus that of the second, one of so many ``pairs``.
 
     ``p_holm`` is not a number where a robust accuracy of one of them is misled.
     """
@@ -39,6 +39,17 @@ class Difference:
     second: str
     estimate: Estimate
     p_holm: float
+    pairs: int
+
+    @property
+    def runs_needed(self) -> int | None:
+        """Training runs that would decide the difference, corrected for the pairs of the figure."""
+        return runs_needed(self.estimate, tests=self.pairs)
+
+    @property
+    def images_needed(self) -> int | None:
+        """Images that would decide the difference, corrected for the pairs of the figure."""
+        return images_needed(self.estimate, tests=self.pairs)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -49,8 +60,8 @@ class Difference:
             "second": self.second,
             **estimate_to_dict(self.estimate),
             **untested,
-            "runs_needed": runs_needed(self.estimate),
-            "images_needed": images_needed(self.estimate),
+            "runs_needed": self.runs_needed,
+            "images_needed": self.images_needed,
         }
 
 
@@ -166,6 +177,7 @@ def differences(named: Mapping[str, Sequence[Evaluation]], figure: str, withheld
             second=second,
             estimate=estimate,
             p_holm=nan if {first, second} & set(withheld) else p,
+            pairs=len(chosen),
         )
         for (first, second), estimate, p in zip(chosen, estimates, adjusted, strict=True)
     ]

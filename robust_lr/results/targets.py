@@ -53,7 +53,7 @@ class Targets:
         object.__setattr__(self, "rows", tuple(sorted(self.rows)))
 
     def of(self, ids: Tensor, labels: Tensor) -> Tensor:
-        """Targets [N] of these images, on the device of ``labels``.
+        """Return targets [N] of these images, on the device of ``labels``.
 
         Raises:
             InputError: an image that has none, or whose label is not the one that its target was chosen for.
@@ -80,7 +80,7 @@ class Targets:
         return targets_hash((id_, target) for id_, _, target in self.rows)
 
     def save(self, path: str | Path) -> None:
-        """Write JSON, whole or not at all."""
+        """Write JSON atomically."""
         record = {
             "schema": 1,
             "data": self.data,
@@ -96,12 +96,12 @@ class Targets:
 
 
 def targets_hash(pairs: Iterable[tuple[int, int]]) -> str:
-    """SHA-256, in hex, of the lines "id target", by id."""
+    """Return the SHA-256, in hex, of the lines "id target", by id."""
     return hashlib.sha256("".join(f"{id_} {target}\n" for id_, target in sorted(pairs)).encode()).hexdigest()
 
 
 def draw_targets(data: Dataset, *, seed: int = 0) -> Targets:
-    """The targets that ``evaluate`` draws from the wrong classes with this seed."""
+    """Draw the targets that ``evaluate`` takes from the wrong classes with this seed."""
     chosen = drawn.uniform(data.labels, data.ids, data.num_classes, seed=seed)
     return Targets(
         rows=tuple(zip(data.ids.tolist(), data.labels.tolist(), chosen.tolist(), strict=True)),

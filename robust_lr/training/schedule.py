@@ -11,11 +11,17 @@ def peak_rate(train: TrainConfig) -> float:
 
 
 def learning_rate(train: TrainConfig, step: int, per_epoch: int) -> float:
-    """Return the rate: linear warm-up, then a tenth after each milestone (paper appendix); steps count from 0."""
-    warmup = train.warmup_epochs * per_epoch
+    """Return the rate of a step, counted from 0: linear warm-up to the peak, then as ``train.schedule`` says.
+
+    "steps" takes a tenth after each milestone (paper appendix). "linear" falls to zero, which it would reach one step
+    after the last (Li et al. 2020).
+    """
+    peak, warmup, steps = peak_rate(train), train.warmup_epochs * per_epoch, train.epochs * per_epoch
     if step + 1 < warmup:
-        return peak_rate(train) * (step + 1) / warmup
-    return peak_rate(train) * 0.1 ** sum(step >= milestone * per_epoch for milestone in train.milestones)
+        return peak * (step + 1) / warmup
+    if train.schedule == "linear":
+        return peak * (steps - step) / (steps - max(0.0, warmup - 1))
+    return peak * 0.1 ** sum(step >= milestone * per_epoch for milestone in train.milestones)
 
 
 def attack_scale(train: TrainConfig, step: int, per_epoch: int) -> float:

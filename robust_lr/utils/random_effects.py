@@ -113,32 +113,34 @@ def p_value(value: float, found: Components, runs: int, images: int) -> float:
     return 1 - high if value else 1.0
 
 
-def runs_needed(estimate: Estimate, images: int | None = None) -> int | None:
+def runs_needed(estimate: Estimate, images: int | None = None, *, tests: int = 1) -> int | None:
     """Find the number of training runs with which the interval would exclude 0 with a probability of 80 %.
 
     The true difference and variances are taken to be those that were estimated.
 
     Args:
         images: by default as many as now.
+        tests: how many p-values are corrected together; the answer holds whatever the others are (Bonferroni).
 
     Returns:
         None if not even ``MAX_RUNS`` would do.
     """
-    return smallest(lambda runs: decides(estimate, runs, images=images or estimate.images), 2, MAX_RUNS)
+    return smallest(lambda runs: decides(estimate, runs, images or estimate.images, tests), 2, MAX_RUNS)
 
 
-def images_needed(estimate: Estimate) -> int | None:
+def images_needed(estimate: Estimate, *, tests: int = 1) -> int | None:
     """Find the number of images with which the present number of runs would decide, as in ``runs_needed``."""
-    return smallest(lambda images: decides(estimate, estimate.runs, images=images), 2, MAX_IMAGES)
+    return smallest(lambda images: decides(estimate, estimate.runs, images, tests), 2, MAX_IMAGES)
 
 
-def decides(estimate: Estimate, runs: int, *, images: int) -> bool:
+def decides(estimate: Estimate, runs: int, images: int, tests: int) -> bool:
     """Check whether so many runs and images have the power to find a difference as large as the estimate."""
     found = estimate.components
     if found is None:
         return False
     components = max(0.0, found.runs) / runs + max(0.0, found.images) / images + found.rest / (runs * images)
-    return abs(estimate.value) > half_width(found, runs, images, LEVEL) + normal(POWER) * sqrt(components)
+    level = 1 - (1 - LEVEL) / tests
+    return abs(estimate.value) > half_width(found, runs, images, level) + normal(POWER) * sqrt(components)
 
 
 def smallest(enough: Callable[[int], bool], low: int, high: int) -> int | None:

@@ -4,8 +4,8 @@
 
 The pictures become a folder of image files as ImageNet has them. An LR-Net and a ResNet train with two processes of
 torchrun, are stopped by SIGTERM, and go on with one process; each is attacked in two shards, which are merged; the runs
-are compared and reported. The numbers mean nothing, that each step works is the result. Steps and times are written to
-FOLDER/rehearsal.json.
+are compared and reported; and Table 9 of ImageNet is made of a few pictures. The numbers mean nothing, that each step
+works is the result. Steps and times are written to FOLDER/rehearsal.json, or to the file that --json names.
 
 PICTURES.npz holds `images` [N, 224, 224, 3] uint8 with `labels`, or JPEG files one after the other in `jpg` with their
 offsets `off` [N + 1] and labels `y`.
@@ -83,11 +83,30 @@ def torchrun(processes: int) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
 
 
+def table_words(data: Path) -> list[str]:
+    """Table 9 of ImageNet with tiny networks, 64 training and 8 test pictures, and no attacks beside the paper's."""
+    train = ["epochs=1", "batch_size=8", "warmup_epochs=0", "milestones=[]", "device=cpu"]
+    values = [
+        *(f"{regime}.train.{value}" for regime in ("regular", "adversarial") for value in train),
+        *("adversarial.attack.steps=1", "model.width=0.0625", "data.limit=64", "data.workers=0", f"data.root={data}"),
+        *("stronger=[]", "claims=[]"),
+    ]
+    sets = [word for value in values for word in ("--set", value)]
+    return ["table9", "--scale", "imagenet", "--limit", "8", *sets]
+
+
+def plain(words: Sequence[str], data: Path, out: Path) -> str:
+    """Join the words of a command, with the names of this machine's folders replaced."""
+    text = " ".join(words).replace(str(data), "IMAGENET").replace(str(out), "FOLDER")
+    return text.replace(sys.executable, "python")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--json", type=Path, help="file for the steps and their times")
     arguments = parser.parse_args()
     out: Path = arguments.out
     data = out / "imagenet"
@@ -130,11 +149,14 @@ def main() -> None:
         merged = str(out / f"{network}-merged")
         rehearsal.run(f"{network}: merge", [sys.executable, *program, "merge", *shards, "--out", merged])
         evaluations.append(merged)
-    record = out / "compare.json"
-    rehearsal.run("compare", [sys.executable, *program, "compare", *evaluations, "--json", str(record)])
+    comparison = str(out / "compare.json")
+    rehearsal.run("compare", [sys.executable, *program, "compare", *evaluations, "--json", comparison])
     report = str(out / "report.html")
     rehearsal.run("report", [sys.executable, *program, "report", *evaluations, "--out", report])
-    (out / "rehearsal.json").write_text(json.dumps({"images": arguments.images, "steps": rehearsal.steps}, indent=2))
+    rehearsal.run("table", [sys.executable, *program, *table_words(data), "--out", str(out / "table9")])
+    steps = [{**step, "command": plain(step["command"], data, out)} for step in rehearsal.steps]
+    record = {"images": arguments.images, "steps": steps}
+    (arguments.json or out / "rehearsal.json").write_text(json.dumps(record, indent=2) + "\n")
     for step in rehearsal.steps:
         print(f"{step['seconds']:6.1f} s  {step['step']}")
 

@@ -8,13 +8,16 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
 from click.testing import CliRunner
 from helpers import noise
 
 from robust_lr import config as config_room
 from robust_lr import protocols
 from robust_lr.cli import main
+from robust_lr.models.build import build_model
 from robust_lr.models.checkpoint import WEIGHTS, load_model, weights_hash
+from robust_lr.models.cost import profile
 from robust_lr.paper import jobs as jobs_room
 from robust_lr.paper import tables
 from robust_lr.training.run_folder import read_metrics
@@ -123,6 +126,30 @@ def test_the_shipped_table_is_the_paper_s():
         assert row.configs["adversarial"].model["stem"] == "stride2"
         assert {c.data.name for c in row.configs.values()} == {"fashion-mnist-mini"}
         assert {c.model["width"] for c in row.configs.values()} == {table.rows[0].configs["regular"].model["width"]}
+
+
+def test_the_networks_of_the_shipped_table_have_one_recipe_and_lr_net_costs_what_resnet_26_does():
+    rows = tables.read("table9").rows
+    for regime in ("regular", "adversarial"):
+        trained = {str((c.attack, c.data, replace(c.train, lr=1.0))) for c in (row.configs[regime] for row in rows)}
+        assert len(trained) == 1
+    with torch.device("meta"):
+        costs = [
+            profile(build_model(**row.model, num_classes=10, in_channels=1), torch.empty(1, 1, 28, 28)).multiply_adds
+            for row in (rows[0], rows[2])
+        ]
+    assert costs[1] == pytest.approx(costs[0], rel=0.02)
+
+
+def test_adv_train_takes_the_paper_s_attack_and_the_network_of_the_table():
+    config = config_room.load("lrnet26_fashion_mnist_mini")
+    attack = config.attack
+    assert (attack.name, attack.steps, attack.step_size, attack.eps) == ("lrnet-train", 16, 1 / 255, 16 / 255)
+    row = tables.read("table9").rows[2].configs["adversarial"]
+    assert (config.model, config.data, config.train) == (row.model, row.data, row.train)
+    shipped = {name: tensor.shape for name, tensor in load_model().state_dict().items()}
+    fresh = build_model(**config.model, num_classes=10, in_channels=1).state_dict()
+    assert shipped == {name: tensor.shape for name, tensor in fresh.items()}
 
 
 # Reading

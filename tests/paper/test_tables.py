@@ -160,7 +160,8 @@ def test_sizes_alone_are_printed_and_nothing_is_trained(number, tmp_path, monkey
     assert result.exit_code == 0, result.output
     assert [file.name for file in tmp_path.iterdir()] == ["sizes.json"]
     record = json.loads((tmp_path / "sizes.json").read_text())
-    for row, found in zip(SHIPPED[number].rows, record["rows"], strict=True):
+    rows = tables.read("table9/imagenet").rows if number == 9 else SHIPPED[number].rows
+    for row, found in zip(rows, record["rows"], strict=True):
         expected = paper_size(**row.options)
         assert row.label == found["label"]
         assert found["ours"] == {"parameters": expected.parameters, "multiply_adds": expected.multiply_adds}

@@ -86,6 +86,14 @@ def test_learning_rate_follows_the_schedule_step_by_step():
     assert [learning_rate(train, step, 4) for step in range(24)] == pytest.approx(table, rel=1e-12)
 
 
+def test_learning_rate_falls_linearly_to_zero_after_the_warm_up():
+    train = TrainConfig(epochs=3, lr=0.8, warmup_epochs=1, schedule="linear")
+    rates = [learning_rate(train, step, 4) for step in range(12)]
+    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, *(0.8 * (12 - step) / 9 for step in range(4, 12))], rel=1e-12)
+    at_once = TrainConfig(epochs=1, lr=0.5, warmup_epochs=0, schedule="linear", milestones=(1,))
+    assert [learning_rate(at_once, step, 5) for step in (0, 4)] == pytest.approx([0.5, 0.1])
+
+
 def test_learning_rate_of_the_paper():
     train = TrainConfig()
     per_epoch = 1251

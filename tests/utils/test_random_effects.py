@@ -106,6 +106,16 @@ def test_sizes_that_decide_do_decide():
     assert share(max(2, needed // 2)) < 0.72
 
 
+def test_a_correction_for_several_tests_needs_more_runs_and_images():
+    components = Components(runs=0.03**2, images=0.1, rest=0.1)
+    found = Estimate(0.05, (0, 0), 0.5, (0.0, 0.1, 0.05), 1000, components)
+    alone, corrected = runs_needed(found), runs_needed(found, tests=7)
+    assert corrected > alone
+    decided = Estimate(0.05, (0, 0), 0.5, (0.05,) * corrected, 1000, components)
+    assert 7 * p_value(0.05, components, corrected, 1000) < 0.05  # Holm's correction of the smallest of seven
+    assert images_needed(decided, tests=7) > images_needed(decided)
+
+
 def test_no_number_of_runs_decides_where_images_are_too_few():
     components = Components(runs=1e-4, images=0.2, rest=0.1)
     found = Estimate(0.01, (0, 0), 0.5, (0.0, 0.02), 200, components)

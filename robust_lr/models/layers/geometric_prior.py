@@ -11,6 +11,11 @@ from torch import Tensor, nn
 
 Prior = Literal["network", "table", "none"]
 
+#: how many times larger than PyTorch's the last weights of a fresh prior network are (ours). Its values then have a
+#: standard deviation of about 1 within a window, and each group begins with a direction. At PyTorch's scale it is 0.1:
+#: every window begins as the mean of its pixels, which hides edges, and training is slow (docs/lrnet-training.md)
+START_SCALE = 8.0
+
 #: side of the learnt table of layers that see the whole image: the offsets between two rows of 14 key pixels, which is
 #: as wide as key maps are at 224 pixels (ours)
 FULL_TABLE = 27
@@ -20,7 +25,7 @@ class GeometricPrior(nn.Module):
     """The geometric prior g: two channel transforms with a ReLU between, applied to the relative position.
 
     Returns [groups, K, K], one value per group and offset. Ours, where the paper is silent: offsets are scaled to
-    [-1, 1] by the window radius and the hidden width is the number of groups.
+    [-1, 1] by the window radius, the hidden width is the number of groups, and values start steep (``START_SCALE``).
     """
 
     offsets: Tensor
@@ -32,6 +37,8 @@ class GeometricPrior(nn.Module):
         self.kernel_size = kernel_size
         self.hidden = nn.Linear(2, groups)
         self.value = nn.Linear(groups, groups)
+        with torch.no_grad():
+            self.value.weight.mul_(START_SCALE)
 
     def forward(self) -> Tensor:
         return self.of(self.offsets).reshape(-1, self.kernel_size, self.kernel_size)
