@@ -128,7 +128,7 @@ def add_common_options(command: click.Command) -> None:
 
 
 def unexpected(error: Exception) -> str:
-    """An error that nobody foresaw, in a line."""
+    """Describe an error that nobody foresaw in one line."""
     reason = str(error).strip().partition("\n")[0][:300]
     if isinstance(error, MemoryError) or "out of memory" in reason or "can't allocate memory" in reason:
         return f"not enough memory ({reason or 'MemoryError'}): use smaller batches, or fewer processes"
@@ -145,7 +145,7 @@ def reset_console() -> None:
 
 
 def with_options(message: str, group: click.Group, ctx: click.Context) -> str:
-    """``message`` with the options of the called command in place of the parameters that it names in backticks."""
+    """Replace the parameters that ``message`` names in backticks by the options of the called command."""
     command = group.get_command(ctx, ctx.invoked_subcommand or "")
     commands = [*command.commands.values()] if isinstance(command, click.Group) else [command] if command else []
     options: dict[str, str] = {}

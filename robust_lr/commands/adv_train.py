@@ -86,7 +86,7 @@ def adv_train(
 
 
 def configure_new_run(config: str | None, overrides: tuple[str, ...], out: Path | None) -> tuple[Config, Path]:
-    """The config and the folder of a new run."""
+    """Return the config and the folder of a new run."""
     from ..config.training import load
 
     name = config or DEFAULT_CONFIG
@@ -94,7 +94,7 @@ def configure_new_run(config: str | None, overrides: tuple[str, ...], out: Path 
 
 
 def configure_resumed_run(config: str | None, overrides: tuple[str, ...], out: Path | None) -> tuple[Config, Path]:
-    """The config and the folder of a run to go on with: the folder as argument, or as of a new run.
+    """Return the config and the folder of a run to resume: the folder is the argument, or the default of a new run.
 
     Raises:
         InputError: the folder holds no run.
@@ -130,7 +130,7 @@ def describe(settings: Config, folder: Path, resume: bool) -> None:
 
 
 def attack_advice(config: Config) -> str:
-    """Arguments of ``robust-lr attack`` that fit what ``config`` has trained against."""
+    """Return the options of ``robust-lr attack`` that fit what ``config`` has trained against."""
     eps = config.attack.eps
     if config.attack.steps and config.attack.norm == "linf" and abs(eps - 8 / 255) < 1e-9:
         return "--protocol madry-cifar10"

@@ -343,7 +343,7 @@ def attack(
 
 @contextmanager
 def warnings_said() -> Iterator[None]:
-    """Say warnings in one line each, without the place in the code."""
+    """Print each warning in one line, without the place in the code."""
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
@@ -417,7 +417,7 @@ def load_surrogate(source: str, choice: Choice) -> nn.Module:
 
 
 def custom_attack(source: str, table: dict[str, Any]) -> Protocol:
-    """The protocol of an attack of the user's own, whose module is run here."""
+    """Make the protocol of an attack of the user's own, whose module is run here."""
     from ..models.external import load_callable, source_name
     from ..protocols.files import from_values
 

@@ -21,7 +21,7 @@ def catalog() -> dict[str, dict[str, str]]:
 
 
 def collect() -> dict[str, dict[str, str]]:
-    """The catalog as the rooms define it."""
+    """Collect the catalog from the rooms that define the names."""
     from ..config.recipes import RECIPES
     from ..config.training import shipped
     from ..data.registry import DATASETS

@@ -99,7 +99,7 @@ def compare(
 
 
 def accuracy_table(comparison: Comparison) -> Table:
-    """One line a model."""
+    """Show the accuracies and the verdict of each model."""
     shares = next(iter(comparison.accuracies.values()))
     n = shares["clean"].n
     title = Text(f"{comparison.protocol['name']} on {comparison.data}, {n} images: accuracy in %")
@@ -115,7 +115,7 @@ def accuracy_table(comparison: Comparison) -> Table:
 
 
 def pair_table(comparison: Comparison, figure: str) -> Table:
-    """One line a pair."""
+    """Show the paired difference and the test of each pair of models."""
     table = Table(
         title=Text(f"{figure} accuracy: differences in points, McNemar's exact test"),
         box=box.SIMPLE_HEAD,

@@ -93,7 +93,7 @@ def check_size(checkpoint: Path | None, size: tuple[int, int]) -> None:
 
 
 def larger_than_windows(found: Sequence[Composition]) -> list[Composition]:
-    """The stages whose maps are no smaller than their windows; in the others, every window is the whole map.
+    """Select the stages whose maps are no smaller than their windows; elsewhere, every window is the whole map.
 
     Raises:
         InputError: there is no such stage.
@@ -110,7 +110,7 @@ def larger_than_windows(found: Sequence[Composition]) -> list[Composition]:
 
 
 def parse(pixel: str) -> tuple[int, int]:
-    """ "12,30" -> (12, 30)"""
+    """Parse a pixel: "12,30" becomes (12, 30)."""
     try:
         row, column = map(int, pixel.split(","))
     except ValueError:

@@ -150,7 +150,7 @@ def choose(
 
 
 def test_images(name: str, root: Path | None, resize: int | None, crop: int | None) -> Dataset:
-    """The test images of a data set, image files resized and cropped on request."""
+    """Load the test images of a data set; image files are resized and cropped on request."""
     from functools import partial
 
     from .. import data as data_room

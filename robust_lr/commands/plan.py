@@ -8,7 +8,7 @@ from .terminal import say, set_option, use_threads
 
 
 def span(hours: float) -> str:
-    """A time in the unit that people would use for it."""
+    """Format a time in the unit that people would use for it."""
     if hours >= 48:
         return f"{hours / 24:,.1f} days"
     return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"

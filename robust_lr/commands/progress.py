@@ -50,7 +50,7 @@ class Bars:
         self.printed = time.monotonic()
 
     def add(self, description: str, total: float | None = None, unit: str = "") -> TaskID:
-        """A task; with a ``unit``, e.g. "images", its rate is shown."""
+        """Add a task; with a ``unit``, e.g. "images", its rate is shown."""
         return self.shown.add_task(description, total=total, unit=unit, found="")
 
     def update(
@@ -75,7 +75,7 @@ class Bars:
 
 
 def state_words(task: Task) -> str:
-    """ "17 %, eta 0:22, 45 images/s, robust 41.2 %", as far as it is known."""
+    """Describe a task's state as far as it is known: "17 %, eta 0:22, 45 images/s, robust 41.2 %"."""
     unit, found = task.fields.get("unit", ""), task.fields.get("found", "")
     words = [] if task.total is None else [f"{task.percentage:.0f} %"]
     if task.finished:
@@ -95,7 +95,7 @@ def raise_on_interrupt() -> None:
 
 @contextmanager
 def progress_bars(shown: bool = True) -> Iterator[Bars]:
-    """Bars on stderr, which are gone when the work is done; none after ``--quiet``.
+    """Show bars on stderr, which are gone when the work is done; none after ``--quiet``.
 
     From here on Ctrl-C raises KeyboardInterrupt, so that what was finished is saved.
     """

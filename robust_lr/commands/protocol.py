@@ -23,7 +23,7 @@ from .terminal import console, json_option, say, write_record
 @click.argument("kind", type=click.Choice(KINDS), required=False)
 @json_option()
 def list_names(kind: str | None, json_file: Path | None) -> None:
-    """Models, data sets, protocols, ... by name. All of them, or one KIND."""
+    """List models, data sets, protocols, ... by name: all of them, or one KIND."""
     found = catalog()
     shown = [kind] if kind else [*KINDS]
     if json_file is not None:
@@ -38,7 +38,7 @@ def list_names(kind: str | None, json_file: Path | None) -> None:
 
 
 def print_names(names: Mapping[str, str], indent: str) -> None:
-    """One name a line where there is something to say of it, else all on one line."""
+    """Print one name a line if any has a description, else all on one line."""
     if not any(names.values()):
         console.print(Padding(Text(" ".join(names)), (0, 0, 0, len(indent)))) if console.is_terminal else say(
             indent + " ".join(names)
@@ -61,7 +61,7 @@ def print_names(names: Mapping[str, str], indent: str) -> None:
 @click.argument("name", shell_complete=complete("protocols"))
 @click.option("--toml", is_flag=True, help="As TOML, to be edited and given to `robust-lr attack --protocol FILE`.")
 def protocol(name: str, toml: bool) -> None:
-    """Every value of the protocol NAME, and where they come from.
+    """Show every value of the protocol NAME, and where they come from.
 
     NAME is one of `robust-lr list protocols`, or a TOML file.
     """
@@ -82,14 +82,14 @@ def protocol(name: str, toml: bool) -> None:
 
 
 def tables(values: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """A protocol's values, and after them those of its parts."""
+    """Return a protocol's values, and after them those of its parts."""
     own = {key: value for key, value in values.items() if key not in ("parts", "options")}
     own |= dict(values.get("options", {}))
     return [(values["name"], own), *(found for part in values.get("parts", ()) for found in tables(part))]
 
 
 def value_table(title: str, values: Mapping[str, Any]) -> Table:
-    """One line a value, and the source."""
+    """Show one line a value, and the source."""
     table = Table(title=Text(title, style="bold"), box=box.SIMPLE, show_header=False, title_justify="left")
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -100,7 +100,7 @@ def value_table(title: str, values: Mapping[str, Any]) -> Table:
 
 
 def in_words(key: str, value: Any, values: Mapping[str, Any]) -> str:
-    """A value as people write it: distances in L-infinity also as fractions of 255."""
+    """Format a value as people write it: distances in L-infinity also as fractions of 255."""
     if key in ("eps", "step_size") and values.get("norm") in ("linf", "Linf"):
         return f"{value * 255:.6g}/255 = {value:.6g}"
     if isinstance(value, list | tuple):

@@ -31,7 +31,7 @@ LAST, SEEN, SUCCESS = "robust_accuracy_last", "robust_accuracy_worst_seen", "att
 
 
 def result_table(result: Result, protocol: Protocol) -> RichTable:
-    """One result: accuracies and success with their intervals and denominators."""
+    """Show accuracies and success of one result with their intervals and denominators."""
     title = Text(f"{result.model} on {result.data}")
     table = RichTable(title=title, caption=str(protocol), box=box.SIMPLE_HEAD)
     table.add_column("")
@@ -74,7 +74,7 @@ def matrix_table(matrix: TargetMatrix) -> RichTable:
 
 
 def check_table(title: str, checks: Sequence[Check]) -> RichTable:
-    """One line a check."""
+    """Show one line a check."""
     table = RichTable(title=Text(title), box=box.SIMPLE, show_header=False, title_justify="left")
     for options in ({"no_wrap": True}, {"no_wrap": True}, {"overflow": "fold"}):
         table.add_column(**options)
@@ -86,7 +86,7 @@ def check_table(title: str, checks: Sequence[Check]) -> RichTable:
 
 
 def verdict_text(result: Result) -> Text:
-    """The verdict in one sentence, what to do, and whether the result was read instead of computed."""
+    """Write the verdict in one sentence, what to do, and whether the result was read instead of computed."""
     style = {"sound": "green", "weak": "yellow", "misled": "bold red"}.get(result.verdict or "", "dim")
     text = Text(str(result.judgment), style=style)
     if result.judgment.advice:
@@ -102,7 +102,7 @@ def verdict_text(result: Result) -> Text:
 
 
 def curve_table(curve: Curve) -> RichTable:
-    """Figures in % by a value that grows, with their 95 % intervals."""
+    """Show figures in % by a value that grows, with their 95 % intervals."""
     axis, points, first = curve.axis, curve.points, curve.results[0]
     table = RichTable(title=Text(f"{first.model} on {first.data}, {curve.name}"), box=box.SIMPLE_HEAD)
     names = {LAST: "robust, last iterate", SEEN: "robust, worst seen", SUCCESS: "success"}
@@ -116,7 +116,7 @@ def curve_table(curve: Curve) -> RichTable:
 
 
 def write_evaluation(json_file: Path | None, finished: Path) -> None:
-    """Hand on the JSON that an evaluation left in its folder, where it was asked for."""
+    """Write the JSON that an evaluation left in its folder to the file of ``--json``, if it is given."""
     if json_file is not None:
         write_record(json_file, json.loads(finished.read_text(encoding="utf-8")))
 
@@ -156,7 +156,7 @@ def curve_picture(curve: Curve, file: Path) -> None:
 
 
 def attack_words(protocol: Mapping[str, Any], axis: str) -> str:
-    """The attack of a curve, without the value that its axis shows."""
+    """Describe the attack of a curve, without the value that its axis shows."""
     words = "targeted PGD" if protocol.get("targeted") else "untargeted PGD"
     others = {"eps": f"eps {label('eps', protocol['eps'])}", "steps": f"{protocol['steps']} steps"}
     return f"{words}, {next(value for name, value in others.items() if name != axis)}"

@@ -52,7 +52,7 @@ def score(run: Path, device: str, threads: int | None, json_file: Path | None, *
 
 
 def chosen_model(run: Path, **where: Any) -> tuple[nn.Module, str]:
-    """The model that the options name, for images of ``run``."""
+    """Load the model that the options name, for images of ``run``."""
     from ..models.checkpoint import load_model
     from ..models.external import load_source, source_name
     from .options import checkpoint_name, normalization
@@ -77,7 +77,7 @@ def chosen_model(run: Path, **where: Any) -> tuple[nn.Module, str]:
 
 
 def shape_of(run: Path) -> tuple[int, int]:
-    """Number of classes and channels of the images in ``run``."""
+    """Return the number of classes and channels of the images in ``run``."""
     from ..results.images import read_images
     from ..results.stored import read_evaluation
 
@@ -86,7 +86,7 @@ def shape_of(run: Path) -> tuple[int, int]:
 
 
 def score_table(found: Score) -> Table:
-    """Accuracy, and success where the attack was targeted, on the images as they are and rounded."""
+    """Show accuracy, and success if the attack was targeted, on the images as they are and rounded."""
     own = " (the same weights)" if found.same_weights else ""
     title = Text(f"{found.model} on {found.accuracy.n} adversarial images made for {found.made_for}{own}, in %")
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
@@ -134,7 +134,7 @@ def transfer(runs: tuple[Path, ...], device: str, threads: int | None, json_file
 
 
 def transfer_table(found: Transfer) -> Table:
-    """One row for the images made for each model, one column for each model that judges them."""
+    """Show one row for the images made for each model, one column for each model that judges them."""
     n = found.scores[0][0].accuracy.n
     table = Table(title=Text(f"accuracy in % on {n} adversarial images"), box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("made for", overflow="fold")

@@ -50,7 +50,7 @@ def show(run: Path) -> None:
 
 
 def figures(found: Found) -> RichTable:
-    """One line per figure, with its interval and its denominator."""
+    """Show one line per figure, with its interval and its denominator."""
     from ..reports.record import describe
     from ..utils.statistics import interval, value
 
@@ -73,7 +73,7 @@ WORDS = {
 
 
 def terminal_table(table: Table) -> RichTable:
-    """A table of the report for the terminal."""
+    """Convert a table of the report for the terminal."""
     out = RichTable(title=Text(table.title), caption=Text(table.note), box=box.SIMPLE_HEAD, title_justify="left")
     for column in table.columns:
         heading = Text("\n".join(filter(None, (column.heading, column.detail))))

@@ -74,7 +74,7 @@ def suite(
     was when the same command runs again.
     """
     from ..results.shards import parse_shard
-    from ..suites.job import jobs as jobs_of
+    from ..suites.job import make_jobs
     from ..suites.spec import read
     from ..utils.checks import at_least
     from ..utils.devices import device_of_process, pick_device, torchrun_shard
@@ -105,7 +105,7 @@ def suite(
     device = device_of_process(device)
     pick_device(device)
     options = {"device": device, "shard": shard, "batch_size": batch_size, "workers": workers, "fresh": fresh}
-    todo = jobs_of(chosen, folder, **options)
+    todo = make_jobs(chosen, folder, **options)
     for job in todo:
         job.check()
     changes = tuple(
@@ -126,7 +126,7 @@ def suite(
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """ "0,1,2" -> (0, 1, 2)."""
+    """Parse a list of seeds: "0,1,2" becomes (0, 1, 2)."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:

@@ -55,7 +55,7 @@ console = Console()
 
 
 def fit_to_width(table: Table, console: rich.console.Console) -> list[Table]:
-    """``table``, or its columns divided among several tables that each repeat the first column, none of them cut."""
+    """Return ``table``, or several tables that divide its columns and each repeat the first, so that no cell is cut."""
     columns = [copy(column) for column in table.columns]
     for column in columns:
         natural = width_of(column, console)
@@ -87,7 +87,7 @@ def fit_to_width(table: Table, console: rich.console.Console) -> list[Table]:
 
 
 def width_of(column: Column, console: rich.console.Console) -> int:
-    """The widest line of a column, header included."""
+    """Return the width of the widest line of a column, header included."""
     cells = [column.header, *column.cells]
     widths = (Text.from_markup(cell).cell_len if isinstance(cell, str) else _text_width(cell) for cell in cells)
     return max(widths, default=0)
@@ -110,7 +110,7 @@ def print_json(record: Any) -> None:
 
 
 def duration(seconds: float) -> str:
-    """A time span in the units that people use: "0:07", "1:02:03", "2 days 3 h"."""
+    """Format a time span in the units that people use: "0:07", "1:02:03", "2 days 3 h"."""
     if not isfinite(seconds) or seconds < 0:
         return "-:--"
     minutes, rest = divmod(round(seconds), 60)
@@ -122,7 +122,7 @@ def duration(seconds: float) -> str:
 
 
 def count_of(number: int, noun: str) -> str:
-    """ "1 thread", "2 threads", "1,000 images"."""
+    """Format a number with its noun: "1 thread", "2 threads", "1,000 images"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
@@ -141,7 +141,7 @@ def _hush(ctx: click.Context, parameter: click.Parameter, quiet: bool) -> None:
 
 
 def quiet_option() -> click.Option:
-    """``--quiet``, which the command line adds to every command."""
+    """Make ``--quiet``, which the command line adds to every command."""
     return click.Option(
         ["-q", "--quiet"],
         is_flag=True,
@@ -153,7 +153,7 @@ def quiet_option() -> click.Option:
 
 
 def json_option(option: Callable[..., Any] = click.option, **changes: Any) -> Callable[..., Any]:
-    """``--json FILE``: write every figure to a file, or with ``-`` to stdout, which then gets nothing else."""
+    """Make ``--json FILE``: every figure goes to a file, or with ``-`` to stdout, which then gets nothing else."""
 
     def redirect(ctx: click.Context, parameter: click.Parameter, file: Path | None) -> Path | None:
         if file == STDOUT:
@@ -167,7 +167,7 @@ def json_option(option: Callable[..., Any] = click.option, **changes: Any) -> Ca
 
 
 def write_record(file: Path, record: Any) -> None:
-    """``record`` as JSON in ``file``, or on stdout for ``-``."""
+    """Write ``record`` as JSON to ``file``, or to stdout for ``-``."""
     from ..utils.files import write_json
 
     if file == STDOUT:
@@ -248,7 +248,7 @@ class GroupedCommand(click.Command):
 
 
 def option_in_group(group: str) -> Callable[..., Callable[..., Any]]:
-    """``click.option`` for one group: ``model = grouped("Model")``, then ``@model("--weights", ...)``."""
+    """Make ``click.option`` for one group: ``model = option_in_group("Model")``, then ``@model("--weights", ...)``."""
 
     def option(*names: str, **options: Any) -> Callable[..., Any]:
         return click.option(*names, cls=GroupedOption, group=group, **options)

@@ -68,7 +68,7 @@ def follow(run: Path, follower: Follower, seconds: float, once: bool) -> None:
 
 
 def picture(run: Path, state: str, latest: Latest) -> Group:
-    """The state of a run: a line, a bar, and its last epochs."""
+    """Draw the state of a run: a line, a bar, and its last epochs."""
     step = latest.step
     head = Text(f"{run}: {state}", style="bold")
     if step is None:

@@ -70,7 +70,7 @@ def report(
 
 
 def check_suffixes(chosen: dict[str, Path | None]) -> None:
-    """InputError for a file whose suffix promises another format."""
+    """Raise an InputError for a file whose suffix promises another format."""
     for name, path in chosen.items():
         if path is not None and path.suffix.lower() not in SUFFIXES[name]:
             raise InputError(f"`{name}` {str(path)!r}: the file must end in {' or '.join(SUFFIXES[name])}")

@@ -1,4 +1,4 @@
-"""Images as other programs hold them: tensors, PyTorch data sets and loaders, rows of Hugging Face ``datasets``."""
+"""Adapt images of other programs: tensors, PyTorch data sets and loaders, rows of Hugging Face ``datasets``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from ..utils.errors import InputError
 from .dataset import Dataset, from_arrays
 
-#: columns of rows with names, the first that is there
+#: names of columns in rows; the first that is there counts
 IMAGE_COLUMNS = ("image", "img", "pixel_values")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 
@@ -24,33 +24,33 @@ MAX_BYTES = 2**32
 
 
 def as_dataset(data: Any, num_classes: int | None = None) -> Dataset:
-    """``data`` as a data set of ours.
+    """Convert ``data`` to a data set of this package.
 
     Args:
-        data: a data set of ours; a tuple (images, labels) or (images, labels, ids) of tensors or arrays; a
+        data: a data set of this package; a tuple (images, labels) or (images, labels, ids) of tensors or arrays; a
             ``torch.utils.data.Dataset`` of (image, label) or (image, label, id), a ``Subset`` or a ``DataLoader`` of
-            one; or a ``datasets.Dataset`` with a column of images and one of labels. Ids are by default positions, in
-            a subset those of the whole.
-        num_classes: where ``data`` does not say; by default the largest label + 1.
+            one; or a ``datasets.Dataset`` with a column of images and one of labels. Ids are by default positions; in
+            a subset, positions in the whole set.
+        num_classes: number of classes, unless ``data`` says; by default the largest label + 1.
 
     Raises:
-        InputError: anything else, images that are no pixels in [0, 1] or uint8, or that change when read again.
+        InputError: anything else, images that are neither uint8 nor in [0, 1], or that change when read again.
     """
     if isinstance(data, Dataset):
         return data
     if isinstance(data, torch.utils.data.DataLoader):
-        return _of_loader(data, num_classes)
+        return _from_loader(data, num_classes)
     if isinstance(data, torch.utils.data.Subset):
         indices = [int(index) for index in data.indices]
         whole = data.dataset
         if isinstance(whole, Dataset):
             return whole.subset(indices)
-        return _of_items(whole, indices, num_classes)
+        return _from_items(whole, indices, num_classes)
     if isinstance(data, tuple | list) and len(data) in (2, 3) and all(isinstance(d, Tensor | np.ndarray) for d in data):
         images, labels, *ids = data
         return from_arrays(images, labels, *ids, num_classes=num_classes, name="tensors")
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, str | bytes | Mapping):
-        return _of_items(data, range(len(data)), num_classes)
+        return _from_items(data, range(len(data)), num_classes)
     raise InputError(
         f"data of type {type(data).__name__}: give a data set of robust_lr.data, tensors (images, labels), a PyTorch "
         "Dataset, Subset or DataLoader of (image, label), or rows of Hugging Face datasets"
@@ -59,7 +59,7 @@ def as_dataset(data: Any, num_classes: int | None = None) -> Dataset:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ItemDataset(Dataset):
-    """Images that are read one by one from any sequence of (image, label); ``rows`` are positions in it."""
+    """A data set that reads its images one by one from a sequence of (image, label); ``rows`` are positions in it."""
 
     items: Any = field(repr=False)
     rows: Tensor = field(repr=False)
@@ -84,7 +84,7 @@ class ItemDataset(Dataset):
         yield self.digests.numpy().data
 
 
-def _of_items(items: Any, rows: Sequence[int], num_classes: int | None) -> ItemDataset:
+def _from_items(items: Any, rows: Sequence[int], num_classes: int | None) -> ItemDataset:
     """Read every item once, for its label, its id and the hash of its pixels."""
     name = type(items).__name__
     labels, ids, digests, shape = [], [], [], None
@@ -92,7 +92,9 @@ def _of_items(items: Any, rows: Sequence[int], num_classes: int | None) -> ItemD
         item = items[row]
         pixels = _pixels_of(item, name, row)
         if shape is not None and pixels.shape != shape:
-            raise InputError(f"{name}: item {row} is {list(pixels.shape)}, those before {list(shape)}: resize them")
+            raise InputError(
+                f"{name}: item {row} has shape {list(pixels.shape)}, those before it {list(shape)}: resize them"
+            )
         shape = pixels.shape
         label, id_ = _label_of(item, name, row)
         labels.append(label)
@@ -114,8 +116,8 @@ def _of_items(items: Any, rows: Sequence[int], num_classes: int | None) -> ItemD
     )
 
 
-def _of_loader(loader: Any, num_classes: int | None) -> Dataset:
-    """The loader's data set where it shows each image once as it is, else its batches, held in memory."""
+def _from_loader(loader: Any, num_classes: int | None) -> Dataset:
+    """Use the loader's data set where it shows each image once and unchanged; otherwise hold its batches in memory."""
     sampler = getattr(loader, "sampler", None)
     plain = loader.collate_fn is torch.utils.data.default_collate and loader.batch_size is not None
     in_order = isinstance(sampler, torch.utils.data.SequentialSampler | torch.utils.data.RandomSampler)
@@ -124,10 +126,10 @@ def _of_loader(loader: Any, num_classes: int | None) -> Dataset:
     if plain and isinstance(sampler, torch.utils.data.SubsetRandomSampler):
         indices = [int(index) for index in sampler.indices]
         return as_dataset(torch.utils.data.Subset(loader.dataset, indices), num_classes)
-    return _held(loader, num_classes)
+    return _hold_batches(loader, num_classes)
 
 
-def _held(batches: Iterable[Any], num_classes: int | None) -> Dataset:
+def _hold_batches(batches: Iterable[Any], num_classes: int | None) -> Dataset:
     columns: list[list[Any]] = [[], [], []]
     size = 0
     for batch in batches:
@@ -155,7 +157,7 @@ def _column(item: Mapping[str, Any], names: Sequence[str], name: str) -> Any:
 
 
 def _pixels_of(item: Any, name: str, row: int) -> Tensor:
-    """Pixels [C, H, W], uint8 or float32 in [0, 1], of an item: (image, label[, id]), or a row with names."""
+    """Return pixels [C, H, W], uint8 or float32 in [0, 1], of an item: (image, label[, id]), or a row with names."""
     if isinstance(item, Mapping):
         image = _column(item, IMAGE_COLUMNS, name)
     elif isinstance(item, tuple | list) and len(item) in (2, 3):
@@ -167,9 +169,9 @@ def _pixels_of(item: Any, name: str, row: int) -> Tensor:
             image = torch.from_numpy(np.array(image))
         except (TypeError, ValueError) as error:
             raise InputError(
-                f"{name}: the image of item {row} is {type(image).__name__}, no pixels ({error})"
+                f"{name}: the image of item {row} is {type(image).__name__}, not pixels ({error})"
             ) from None
-    # one rule for shapes, dtypes and the range of pixels
+    # from_arrays checks shapes, dtypes and the range of pixels
     return from_arrays(image[None], [0], name=f"{name}: item {row}").images[0]
 
 

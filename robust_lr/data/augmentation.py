@@ -47,12 +47,12 @@ def flip_crop(images: Tensor, ids: Tensor, seed: int, epoch: int) -> Tensor:
     return padded[count(n).view(n, 1, 1, 1), channels, rows, columns]
 
 
-#: augmentations by name; "imagenet" is applied while files are decoded, see TRANSFORMS
+#: augmentations of batches by name; "imagenet" is applied while files are decoded instead, see TRANSFORMS
 AUGMENTATIONS: dict[str, Augmentation] = {"none": none, "flip": flip, "flip-crop": flip_crop, "imagenet": none}
 
 
 def random_resized_crop(image: Image) -> Tensor:
-    """The paper's regular augmentation: random scale and aspect, 224 x 224, mirrored or not. uint8 [3, 224, 224]."""
+    """Apply the paper's regular augmentation: random scale, aspect and mirroring. Returns uint8 [3, 224, 224]."""
     from torchvision.transforms import v2
 
     size, probability = 224, 0.5

@@ -69,7 +69,7 @@ class Dataset(torch.utils.data.Dataset[Item], ABC):
 
         Raises `InputError` if a lazy image cannot be read.
         """
-        label, id_ = int(self.labels[index]), int(self.ids[index])  # first: out of range is an IndexError here
+        label, id_ = int(self.labels[index]), int(self.ids[index])  # first, as they raise IndexError at the end
         return to_unit_range(self._pixels(torch.tensor([index]))[0]), label, id_
 
     def batch(self, indices: Tensor) -> Batch:
@@ -99,16 +99,16 @@ class Dataset(torch.utils.data.Dataset[Item], ABC):
 
     @abstractmethod
     def _rows(self, indices: Tensor) -> dict[str, Any]:
-        """The other fields with one row per image, restricted to these rows."""
+        """Return the other fields that have one row per image, restricted to these rows."""
 
     @abstractmethod
     def _content(self) -> Iterator[bytes | memoryview]:
-        """Bytes that `content_hash` covers in addition to shape, ids and labels."""
+        """Yield the bytes that `content_hash` covers in addition to shape, ids and labels."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ArrayDataset(Dataset):
-    """A set whose images lie in memory, uint8 or float32 [N, C, H, W]. Made by `from_arrays`, which checks them."""
+    """A set whose images are in memory, uint8 or float32 [N, C, H, W]. `from_arrays` makes it and checks them."""
 
     images: Tensor = field(repr=False)
 
@@ -133,10 +133,14 @@ def from_arrays(
 ) -> ArrayDataset:
     """Make a data set from arrays in memory, which are copied.
 
-    images: [N, H, W], [N, C, H, W] or [N, H, W, C] with C = 1 or 3; uint8, or float in [0, 1].
-    labels: integers [N]; ids: non-negative unique integers [N], by default the index.
-    num_classes: by default the largest label + 1.
-    Raises `InputError` for anything else.
+    Args:
+        images: [N, H, W], [N, C, H, W] or [N, H, W, C] with C = 1 or 3; uint8, or float in [0, 1].
+        labels: integers [N].
+        ids: non-negative unique integers [N]; by default the index.
+        num_classes: by default the largest label + 1.
+
+    Raises:
+        InputError: anything else.
     """
     array, integers = _numpy(images), as_integers(labels, f"{name}: labels")
     first = array.ndim == 4 and array.shape[1] in (1, 3)
@@ -169,10 +173,10 @@ def from_arrays(
 
 
 def content_hash(dataset: Dataset, *, images: bool = True) -> str:
-    """SHA-256, in hex, of the image shape, the ids, the labels and, by default, the images, in order.
+    """Return the SHA-256, in hex, of the image shape, the ids, the labels and, by default, the images, in order.
 
-    The bytes that count for images: in memory the pixels as stored, in an npz of JPEGs the encoded bytes, in a
-    folder the relative file names and file sizes. Neither the name of the set nor the transform counts.
+    Images in memory count by their pixels as stored, JPEGs in an npz by their encoded bytes, files in a folder by
+    their relative names and sizes. Neither the name of the set nor the transform counts.
     """
     digest = hashlib.sha256(repr((dataset.image_shape, len(dataset))).encode())
     digest.update(dataset.ids.numpy().data)
@@ -183,13 +187,13 @@ def content_hash(dataset: Dataset, *, images: bool = True) -> str:
 
 
 def evenly_spaced(count: int, n: int) -> Tensor:
-    """Evenly spaced positions of ``n`` of ``count`` images, as folders are sorted by class; all if there are fewer."""
+    """Return evenly spaced positions of ``n`` of ``count`` images, because folders are sorted by class; at most all."""
     n = min(n, count)
     return torch.arange(n) * count // n
 
 
 def as_integers(values: Tensor | Array | Sequence[int], what: str) -> npt.NDArray[np.int64]:
-    """A fresh int64 array [N]. Raises `InputError`, which begins with `what`, unless these are integers [N]."""
+    """Copy integers into an int64 array [N]. Raises `InputError`, which begins with `what`, for anything else."""
     array = _numpy(values)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise InputError(f"{what} have dtype {array.dtype} and shape {list(array.shape)}; allowed are integers [N]")
@@ -201,7 +205,7 @@ def _numpy(values: Tensor | Array | Sequence[int]) -> Array:
 
 
 def _positions(indices: Tensor | Sequence[int]) -> Tensor:
-    # A mask converted to int64 would silently mean the images 0 and 1.
+    # A boolean mask converted to int64 would silently select images 0 and 1.
     return torch.from_numpy(as_integers(indices, "indices"))
 
 

@@ -78,14 +78,14 @@ class BlobSource:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LazyDataset(Dataset):
-    """A data set that decodes its images, as RGB, on each access. Made by `from_source`."""
+    """A data set that decodes its images, as RGB, on each access; `from_source` makes it."""
 
     source: Source = field(repr=False)
     rows: Tensor = field(repr=False)  # int64 [N]: row of each image in the source
     transform: Transform | None = None
 
     def transformed(self, transform: Transform) -> Self:
-        """The same images through another transform. Raises `InputError` as `decode` does."""
+        """Return the same images with another transform. Raises `InputError` as `decode` does."""
         return replace(self, transform=transform, image_shape=shape(self.source, self.rows.tolist(), transform))
 
     def _image(self, row: int) -> Tensor:
@@ -108,12 +108,12 @@ class LazyDataset(Dataset):
 
 
 def decode(source: Source, row: int, transform: Transform | None) -> Tensor:
-    """Image [C, H, W], float32 in [0, 1] or uint8. Raises `Unreadable`, which names the image, if it cannot be read."""
+    """Decode an image to [C, H, W], uint8 or float32 in [0, 1]; raise `Unreadable`, which names it, if that fails."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(source.open(row)) as file:
-            if file.mode.startswith(("I", "F")):  # PIL would clip these to 255 without a word
+            if file.mode.startswith(("I", "F")):  # PIL would silently clip these to 255
                 raise ValueError(f"mode {file.mode} has more than 8 bits a channel")
             image = file.convert("RGB")
     except Exception as error:  # PIL's decoders raise many types, SyntaxError and struct.error among them
@@ -137,12 +137,12 @@ def decode(source: Source, row: int, transform: Transform | None) -> Tensor:
 
 
 def pixels(image: Image) -> Tensor:
-    """A PIL image of 8-bit channels, mode RGB, as uint8 [3, H, W]."""
+    """Convert a PIL image of 8-bit channels, mode RGB, to uint8 [3, H, W]."""
     return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
 
 
 def center_crop(image: Image, short: int = 256, side: int = 224) -> Tensor:
-    """Shorter side to `short`, central `side` x `side`; by default the usual ImageNet evaluation. uint8 [3, H, W]."""
+    """Resize the shorter side to `short` and crop the central `side` x `side` pixels; uint8 [3, side, side]."""
     from torchvision.transforms import functional
 
     return pixels(functional.center_crop(functional.resize(image, [short]), [side, side]))
@@ -152,7 +152,7 @@ def stack_images(images: Sequence[Tensor]) -> Tensor:
     """Stack images into one tensor, uint8 if all of them are."""
     if len({image.dtype for image in images}) > 1:
         images = [to_unit_range(image) for image in images]
-    # NumPy: torch would start threads for small images, far slower on busy cores
+    # with NumPy, because torch would start threads for small images, which is far slower on busy cores
     return torch.from_numpy(np.stack([image.numpy() for image in images]))
 
 
@@ -183,7 +183,7 @@ def from_source(
 
 
 def shape(source: Source, rows: Iterable[int], transform: Transform | None) -> tuple[int, int, int]:
-    """Shape [C, H, W] of the first readable image; if there is none, raises the error of the first image."""
+    """Return the shape [C, H, W] of the first readable image; if there is none, raise the error of the first image."""
     first: Unreadable | None = None
     for row in rows:
         try:

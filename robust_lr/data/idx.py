@@ -12,7 +12,7 @@ from ..utils.errors import InputError
 from .dataset import Array, ArrayDataset, from_arrays
 
 PREFIXES = {"train": "train", "test": "t10k"}
-#: the third byte of a file, for unsigned bytes, and its fourth: the number of dimensions
+#: the third byte of a file (its type: unsigned bytes), and the fourth: the number of dimensions of images and labels
 UNSIGNED_BYTES, IMAGES, LABELS = 8, 3, 1
 
 
@@ -21,7 +21,7 @@ def load_idx(name: str, root: Path, split: str, classes: tuple[str, ...], folder
 
     Args:
         classes: names of the classes.
-        folder: torchvision's, below ``root``.
+        folder: torchvision's folder, below ``root``.
 
     Raises:
         InputError: files that are missing, damaged, or of other shapes or types.
@@ -52,7 +52,7 @@ def read(name: str, path: Path, dimensions: int) -> Array:
         raise InputError(f"{name}: {path} is damaged ({error}); fetch it anew") from error
     header = 4 + 4 * dimensions
     if len(content) < header or tuple(content[:4]) != (0, 0, UNSIGNED_BYTES, dimensions):
-        raise InputError(f"{name}: {path} is no IDX file of unsigned bytes with {dimensions} dimension(s)")
+        raise InputError(f"{name}: {path} is not an IDX file of unsigned bytes with {dimensions} dimension(s)")
     shape = tuple(np.frombuffer(content, ">u4", dimensions, 4).tolist())
     if len(content) - header != np.prod(shape, dtype=np.int64):
         raise InputError(

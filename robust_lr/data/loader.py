@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 #: the positions of a batch in the data set, and the epoch
 Order = tuple[Tensor, int]
-#: a batch, and the errors of the images that were left out
+#: a batch, and error messages of the images that were left out
 Loaded = tuple[Tensor, Tensor, Tensor, list[str]]
 
 
@@ -43,11 +43,12 @@ class Batches(torch.utils.data.Dataset[Loaded | InputError]):
     def __getitem__(self, item: Order) -> Loaded | InputError:
         positions, epoch = item
         try:
-            return *(self.data.raw(positions) if self.seed is None else self._keyed(positions, epoch, self.seed)), []
+            batch = self.data.raw(positions) if self.seed is None else self._load_keyed(positions, epoch, self.seed)
         except InputError as error:
-            return self._readable(positions, epoch) if self.skip else error
+            return self._load_readable(positions, epoch) if self.skip else error
+        return *batch, []
 
-    def _keyed(self, positions: Tensor, epoch: int, seed: int) -> Batch:
+    def _load_keyed(self, positions: Tensor, epoch: int, seed: int) -> Batch:
         keys = words(seed, AUGMENT, self.data.ids[positions], 1, draw=epoch)[:, 0].tolist()
         items = []
         with torch.random.fork_rng(devices=[]):
@@ -56,7 +57,7 @@ class Batches(torch.utils.data.Dataset[Loaded | InputError]):
                 items.append(self.data.raw(position))
         return concatenate(items, self.data)
 
-    def _readable(self, positions: Tensor, epoch: int) -> Loaded:
+    def _load_readable(self, positions: Tensor, epoch: int) -> Loaded:
         """Load a batch without the images that cannot be read."""
         single = Batches(self.data, self.seed)
         found: list[Batch] = []
@@ -81,7 +82,7 @@ def concatenate(items: Sequence[Batch], data: Dataset) -> Batch:
 def batches(
     data: Dataset, order: Iterable[Tensor], *, workers: int = 0, skip: bool = False, device: torch.device = CPU
 ) -> Iterator[Batch]:
-    """Yield the batches of ``data`` at each of ``order`` (tensors of positions), without empty ones.
+    """Yield the batches of ``data`` for each tensor of positions in ``order``, without empty ones.
 
     Args:
         workers: processes that load batches ahead of time; 0 for none.
@@ -91,7 +92,7 @@ def batches(
         InputError: an image cannot be read.
         RunError: a worker died.
     """
-    some = ((positions, 0) for positions in order if len(positions))  # images of files cannot be stacked without one
+    some = ((positions, 0) for positions in order if len(positions))  # no images of files cannot be stacked
     return (batch for batch in stream(data, some, workers=workers, skip=skip, device=device) if len(batch[1]))
 
 
@@ -108,7 +109,7 @@ def stream(
 
     Args:
         skip: leave out images that cannot be read, with a warning that names them, instead of raising.
-        device: where batches are moved to; pixels become float32 there.
+        device: device that batches are moved to; pixels become float32 there.
 
     Raises:
         InputError, RunError: as in ``batches``.
@@ -138,7 +139,7 @@ def from_workers(
             num_workers=workers,
             pin_memory=device.type == "cuda",
             worker_init_fn=ignore_stop_signals,
-            generator=torch.Generator(),  # draws a seed for the workers, which need none
+            generator=torch.Generator(),  # otherwise PyTorch's own generator would advance
         )
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
@@ -146,7 +147,7 @@ def from_workers(
 
 
 def ignore_stop_signals(worker: int) -> None:
-    """Let a worker outlive a signal to its process group, as sent by torchrun and Ctrl-C: the last step needs it.
+    """Let a worker survive a signal to its process group, which torchrun and Ctrl-C send: the last step needs it.
 
     The worker ends with its parent process.
     """
@@ -155,6 +156,6 @@ def ignore_stop_signals(worker: int) -> None:
 
 
 def shuffle_positions(data: Dataset, batch_size: int, *, seed: int, epoch: int) -> list[Tensor]:
-    """Positions of an epoch's full batches in an order keyed by (seed, epoch, ids); an incomplete batch is dropped."""
+    """Return an epoch's full batches of positions, shuffled by (seed, epoch, ids); an incomplete batch is dropped."""
     order = words(seed, ORDER, data.ids, 1, draw=epoch)[:, 0].argsort(stable=True)
     return list(torch.split(order[: len(order) // batch_size * batch_size], batch_size))

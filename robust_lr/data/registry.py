@@ -39,7 +39,7 @@ FASHION_CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
-#: as torchvision names the classes of MNIST
+#: torchvision's names of the classes of MNIST
 DIGITS = (
     *("0 - zero", "1 - one", "2 - two", "3 - three", "4 - four"),
     *("5 - five", "6 - six", "7 - seven", "8 - eight", "9 - nine"),
@@ -57,13 +57,13 @@ def load(
 ) -> Dataset:
     """Load one split of a named data set.
 
-    name:
+    name: one of
       `fashion-mnist-mini`  ships with the package: 4,000 and 1,000 images [1, 28, 28]; ids index the full set's split.
       `fashion-mnist`, `mnist`  the four IDX files, compressed or not, in `root` or, as torchvision lays them out, below
         it; by default ./data.
       `cifar10`, `cifar100`  as torchvision lays them out below `root`, by default ./data.
       `imagenet`  `root`/train and `root`/val with a folder for each class; by default resized to 256, cropped to 224.
-      `folder:PATH`  a folder for each class, in sorted order; or PATH/train and PATH/test (or val) which hold these.
+      `folder:PATH`  a folder for each class, in sorted order; or PATH/train and PATH/test (or val) that hold these.
         Without train and test, both splits are the whole folder. An id is the index in the sorted relative paths.
       `npz:PATH`  arrays `images` [N, H, W] or with channels 1 or 3 first or last, uint8 or float in [0, 1]; `labels`;
         or JPEGs, `jpg`, `off`, `y`, where image i is jpg[off[i]:off[i + 1]]. With the prefixes `train_` and `test_`
@@ -95,7 +95,7 @@ def _embedded(name: str, path: Path, split: str, transform: Transform | None) ->
 def _torchvision(
     name: str, path: Path, split: str, transform: Transform | None, *, class_name: str, files: str
 ) -> Dataset:
-    _refuse(name, transform)
+    _refuse_transform(name, transform)
     try:
         from torchvision import datasets
     except (ImportError, RuntimeError) as error:  # RuntimeError: its operators belong to another build of torch
@@ -110,9 +110,9 @@ def _torchvision(
     return from_arrays(data.data, data.targets, num_classes=len(data.classes), classes=data.classes, name=name)
 
 
-def _idx(class_name: str, classes: tuple[str, ...]) -> Loader:
+def _idx_loader(class_name: str, classes: tuple[str, ...]) -> Loader:
     def load_split(name: str, path: Path, split: str, transform: Transform | None) -> Dataset:
-        _refuse(name, transform)
+        _refuse_transform(name, transform)
         return load_idx(name, path, split, classes, f"{class_name}/raw")
 
     return load_split
@@ -138,7 +138,7 @@ def _class_folders(name: str, folders: dict[str, Path], split: str, transform: T
             f"{name}: found no class folders in {folder.resolve()} for split {split!r}; expected one sub-folder of "
             "images for each class; check the path and root"
         )
-    # Over both splits, so that a class which one of them lacks does not shift the labels of the others.
+    # Classes of both splits, so that one that is missing in a split does not shift the labels of the others.
     classes = tuple(sorted({c for part in folders.values() for c in _class_names(part)}))
     index = {c: i for i, c in enumerate(classes)}
     paths = sorted(_image_paths(folder))
@@ -156,7 +156,7 @@ def _class_names(folder: Path) -> list[str]:
 
 
 def _image_paths(folder: Path) -> list[str]:
-    """Relative to `folder`, with forward slashes; files beside the class folders and hidden ones are left out."""
+    """List the images in class folders, but for hidden files: paths relative to `folder`, with forward slashes."""
     found = []
     for class_name in _class_names(folder):
         for parent, _, files in os.walk(folder / class_name, followlinks=True):
@@ -184,11 +184,11 @@ def _npz(
         if count.ndim or count.dtype.kind not in "iu":
             raise InputError(f"{name}: num_classes is {count.dtype} {list(count.shape)}; expected one integer")
         num_classes = int(count)
-    else:  # over both splits: the images of one may lack the last class
+    else:  # count the classes of both splits: one may lack the last class
         counted = [arrays.integers(f"{s}_{label_key}") for s in two if f"{s}_{label_key}" in arrays.keys]
         num_classes = 1 + max(int(x.max(initial=-1)) for x in [labels, *counted])
     if not jpeg:
-        _refuse(name, transform)
+        _refuse_transform(name, transform)
         images = arrays.read(f"{prefix}images")
         return from_arrays(images, labels, ids, num_classes=num_classes, classes=classes, name=name)
     blob, offsets = arrays.read(f"{prefix}jpg"), arrays.integers(f"{prefix}off")
@@ -203,7 +203,7 @@ def _npz(
 
 
 class _Archive:
-    """An npz read without pickle, array by array; what is wrong with it becomes an `InputError`."""
+    """An npz file that is read without pickle, array by array; anything wrong with it raises an `InputError`."""
 
     def __init__(self, name: str, path: Path) -> None:
         self.name, self.path = name, path
@@ -211,7 +211,9 @@ class _Archive:
             with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as npz:  # np.load alone also takes .npy files
                 self.keys: list[str] = npz.files
         except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise InputError(f"{name}: {path.resolve()} is no npz file or damaged; write it with np.savez") from error
+            raise InputError(
+                f"{name}: {path.resolve()} is damaged or not an npz file; write it with np.savez"
+            ) from error
 
     def read(self, key: str) -> Array:
         if key not in self.keys:
@@ -230,21 +232,21 @@ class _Archive:
         return as_integers(self.read(key), f"{self.name}: {key}")
 
 
-def _refuse(name: str, transform: Transform | None) -> None:
+def _refuse_transform(name: str, transform: Transform | None) -> None:
     if transform is not None:
         raise InputError(f"{name} is held in memory and takes no transform; change the images of a batch instead")
 
 
-def _vision(class_name: str, files: str) -> Loader:
+def _torchvision_loader(class_name: str, files: str) -> Loader:
     return partial(_torchvision, class_name=class_name, files=files)
 
 
 DATASETS: Mapping[str, Loader] = {
     "fashion-mnist-mini": _embedded,
-    "fashion-mnist": _idx("FashionMNIST", FASHION_CLASSES),
-    "mnist": _idx("MNIST", DIGITS),
-    "cifar10": _vision("CIFAR10", "cifar-10-batches-py"),
-    "cifar100": _vision("CIFAR100", "cifar-100-python"),
+    "fashion-mnist": _idx_loader("FashionMNIST", FASHION_CLASSES),
+    "mnist": _idx_loader("MNIST", DIGITS),
+    "cifar10": _torchvision_loader("CIFAR10", "cifar-10-batches-py"),
+    "cifar100": _torchvision_loader("CIFAR100", "cifar-100-python"),
     "imagenet": _imagenet,
     "folder:PATH": _folder,
     "npz:PATH": _npz,

@@ -16,9 +16,9 @@ from .encoded import FileSource, LazyDataset
 
 
 def draw_balanced(labels: Tensor, ids: Tensor, n: int, *, seed: int) -> Tensor:
-    """Positions of ``n`` images, keyed by (seed, image id), in increasing order; all of them if there are fewer.
+    """Draw positions of ``n`` images, keyed by (seed, image id), in increasing order; all of them if there are fewer.
 
-    Classes get the same number of images, but for a remainder and for classes that have too few.
+    Every class gets the same number of images, except for a remainder and for classes that have too few.
     """
     drawn = words(seed, CHOICE, ids, 1)[:, 0]
     order = drawn.argsort(stable=True)
@@ -32,18 +32,18 @@ def draw_balanced(labels: Tensor, ids: Tensor, n: int, *, seed: int) -> Tensor:
 
 
 def find_listed(data: Dataset, file: str | Path) -> Dataset:
-    """The images whose files the list names, one a line; what follows a name on its line is ignored.
+    """Select the images whose files the list names, one a line; what follows a name on its line is ignored.
 
     A name is the end of a path, such as ``n01440764/ILSVRC2012_val_00000293.JPEG``. The data set's name then has the
     list's, and the first 12 digits of its SHA-256.
 
     Raises:
-        InputError: a list that cannot be read, is empty, or names a file twice, none, or more than one; data that are
-            not files of images.
+        InputError: the list cannot be read, is empty, repeats a file, or has a name that fits no file or several; or
+            the data set is not made of image files.
     """
     file = Path(file)
     if not isinstance(data, LazyDataset) or not isinstance(data.source, FileSource):
-        raise InputError(f"`images_list`: {data.name} is no folder of image files, so none can be listed by name")
+        raise InputError(f"`images_list`: {data.name} is not a folder of image files, so none can be listed by name")
     try:
         content = file.read_bytes()
         names = [line.split()[0] for line in content.decode().splitlines() if line.strip()]
@@ -61,7 +61,7 @@ def find_listed(data: Dataset, file: str | Path) -> Dataset:
     for name in names:
         found = next((known[key] for key in _endings(name) if key in known), [])
         if len(found) != 1:
-            what = "is not" if not found else f"is {len(found)} times"
+            what = "is not" if not found else f"is there {len(found)} times"
             raise InputError(f"`images_list` {str(file)!r}: {name} {what} among the {len(paths)} images of {data.name}")
         positions += found
     if len(set(positions)) < len(positions):
@@ -72,6 +72,6 @@ def find_listed(data: Dataset, file: str | Path) -> Dataset:
 
 
 def _endings(name: str) -> list[str]:
-    """The name itself, and shorter ends of it, down to the last two parts."""
+    """Return the name itself, and shorter ends of it, down to the last two parts."""
     parts = name.replace("\\", "/").removeprefix("./").split("/")
     return ["/".join(parts[at:]) for at in range(max(len(parts) - 1, 1))]

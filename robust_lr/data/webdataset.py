@@ -1,4 +1,4 @@
-"""Data sets in tar files, laid out as WebDataset does: `KEY.jpg` beside `KEY.cls`, which holds the number of the class.
+"""Data sets in tar files with WebDataset's layout: `KEY.jpg` beside `KEY.cls`, which holds the number of the class.
 
 Shards are indexed when the set is loaded and then read at random places, so that order, subsets and resuming are those
 of every other data set. Nothing is unpacked. Shards belong on a local disk.
@@ -23,7 +23,7 @@ CLASS_SUFFIX = ".cls"
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """An image in a shard: the place of its bytes, and its class."""
+    """An image in a shard: where its bytes are, and its class."""
 
     shard: Path
     name: str
@@ -54,7 +54,7 @@ class TarSource:
 
 
 def load_tars(name: str, folder: Path, split: str, transform: Transform | None) -> Dataset:
-    """`folder`/train*.tar and `folder`/test*.tar (or val*.tar); where no name begins so, both splits are all *.tar.
+    """Load `folder`/train*.tar and `folder`/test*.tar or val*.tar; if no name begins so, both splits are all of *.tar.
 
     An id is the index in the order of shards by name, and of images in them.
     """
@@ -80,7 +80,7 @@ def index(name: str, shards: Sequence[Path]) -> list[Member]:
         images: dict[str, tarfile.TarInfo] = {}
         classes: dict[str, int] = {}
         try:
-            with shard.open("rb") as raw:  # a truncated archive would be read as a shorter one: look for its end
+            with shard.open("rb") as raw:  # tarfile reads a truncated archive as a shorter one: look for its end
                 raw.seek(max(0, shard.stat().st_size - tarfile.BLOCKSIZE))
                 if raw.read().strip(b"\0"):
                     raise tarfile.ReadError("its end is missing")
@@ -93,7 +93,7 @@ def index(name: str, shards: Sequence[Path]) -> list[Member]:
                     elif member.isfile() and suffix in IMAGE_SUFFIXES:
                         images[key] = member
         except (tarfile.TarError, OSError, EOFError) as error:
-            raise InputError(f"{name}: {shard} is no uncompressed tar file, or a truncated one ({error})") from error
+            raise InputError(f"{name}: {shard} is truncated or not an uncompressed tar file ({error})") from error
         for key, image in images.items():
             if key not in classes:
                 raise InputError(

@@ -1,4 +1,4 @@
-"""Networks by name, and what they cost. Every one takes pixels in [0, 1] and normalizes them itself."""
+"""Networks by name, and their costs. Each takes pixels in [0, 1] and normalizes them itself."""
 
 from .build import MODELS, build_model
 from .cost import Profile, profile, solve_bottleneck

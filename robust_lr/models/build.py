@@ -21,9 +21,9 @@ from .resnet import BasicBlock, Bottleneck, Frame, ResNet
 MAX_CHANNELS = 1024
 MANY_CLASSES = 100_000
 
-#: Widths that differ from the paper's alpha = 100/256 are those at which the network costs as many multiply-adds as its
-#: rival, by ``solve_bottleneck``: resnet26_dw and nl26 as ResNet-26, lrnet101 as ResNet-101, which gives the
-#: 42.0M parameters of the paper too. lrnet18 has the 14.4M parameters and 2.5G multiply-adds of the paper's Table 8.
+#: Where a width differs from the paper's alpha = 100/256, ``solve_bottleneck`` found it so that the network costs as
+#: many multiply-adds as its rival: resnet26_dw and nl26 as ResNet-26, lrnet101 as ResNet-101, which also gives the
+#: paper's 42.0M parameters. lrnet18 has the 14.4M parameters and 2.5G multiply-adds of the paper's Table 8.
 MODELS: dict[str, partial[ResNet]] = {
     "resnet18": partial(resnet, (2, 2, 2, 2), BasicBlock, convolution, False),
     "resnet26": partial(resnet, (2, 2, 2, 2), Bottleneck, convolution, False),
@@ -61,7 +61,7 @@ def build_model(
         stem: "imagenet" (stride 2 and pooling), "stride2" (no pooling, for images of about 28 to 96 pixels), or "small"
             (full resolution, for images up to 64 pixels).
         mean, std: pixel statistics of the first layer; by default ImageNet's for three channels, else 0.5 and 0.25.
-        options: of the layers, see ``conv_nets.resnet`` and ``lr_net.lr_net``.
+        options: options of the layers, see ``conv_nets.resnet`` and ``lr_net.lr_net``.
 
     Raises:
         InputError: unknown name, stem or option, a value of the wrong type or out of range, or a network that does not
@@ -94,14 +94,14 @@ def build_model(
         )
     if len(values["mean"]) != in_channels:
         raise InputError(f"mean = {values['mean']}: one value for each of {in_channels} channels is needed")
-    if width > 1 or num_classes > MANY_CLASSES:  # as large as the paper's networks are always fits
+    if width > 1 or num_classes > MANY_CLASSES:  # the paper's networks always fit
         check_size(builder, values, options)
     model: ResNet = builder(Frame(**values), **options).to(memory_format=torch.channels_last)
     return model
 
 
 def check_size(builder: Callable[..., ResNet], values: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-    """Refuse a network whose weights would not fit half of the memory; none of them is allocated to find out."""
+    """Refuse a network whose weights would not fit half of the memory, without allocating any of them."""
     with torch.device("meta"):
         weights = sum(parameter.numel() for parameter in builder(Frame(**values), **options).parameters())
     if 4 * weights > memory() // 2:

@@ -29,7 +29,7 @@ def save_weights(path: Path, model: nn.Module, spec: Mapping[str, Any], about: M
 
     Args:
         spec: keyword arguments of ``build_model``, ``name`` included.
-        about: what it was trained on and how; free, JSON.
+        about: any JSON record of how and on what it was trained.
     """
     write_tensors(path, model.state_dict(), {"model": json.dumps(dict(spec)), "about": json.dumps(dict(about))})
 
@@ -42,7 +42,7 @@ def load_model(path: str | Path | None = None) -> ResNet:
             package.
 
     Raises:
-        InputError: missing, truncated, pickled or foreign file, or weights that do not fit their own description.
+        InputError: the file is missing, truncated, pickled or foreign, or its weights do not fit its description.
     """
     file = weights_file(path)
     tensors, metadata = read_tensors(file)
@@ -122,7 +122,7 @@ def is_pickle(path: Path) -> bool:
     """Return True if a file begins like one of torch.save, or another pickle, and not like safetensors."""
     with path.open("rb") as file:
         head = file.read(9)
-    # safetensors: the length of the header, of which any byte may come first, and the header, a JSON object
+    # a safetensors file begins with its header's length, which may have any byte first, and a JSON object
     return head[8:] != b"{" and (head[:4] == b"PK\x03\x04" or head[:1] == b"\x80")
 
 
@@ -137,12 +137,12 @@ def _why_unreadable(path: Path) -> str:
 
 
 def weights_hash(model: nn.Module) -> str:
-    """SHA-256, in hex, of names, dtypes, shapes and bytes of the state dict, in its order."""
+    """Return the SHA-256, in hex, of names, dtypes, shapes and bytes of the state dict, in its order."""
     return tensors_hash(model.state_dict())
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256, in hex, of names, dtypes, shapes and bytes of tensors, in their order."""
+    """Return the SHA-256, in hex, of names, dtypes, shapes and bytes of tensors, in their order."""
     digest = hashlib.sha256()
     for name, tensor in tensors.items():
         plain = tensor.detach().cpu().contiguous()

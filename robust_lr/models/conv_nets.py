@@ -19,7 +19,7 @@ def convolution(kernel_size: int) -> SpatialLayer:
 
 
 def depthwise(kernel_size: int) -> SpatialLayer:
-    """ResNet-DW: each channel is convolved by itself (paper Table 3)."""
+    """Return the spatial layer of ResNet-DW, which convolves each channel by itself (paper Table 3)."""
 
     def layer(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:
         padding = kernel_size // 2
@@ -53,11 +53,11 @@ def resnet(
     kernel_size: int = 3,
     bottleneck: int = 64,
 ) -> ResNet:
-    """ResNet.
+    """Build a ResNet.
 
     Args:
-        spatial: from a kernel size to the spatial layer, ``convolution`` or ``depthwise``.
-        kernel_size: of the blocks' spatial layers, odd (paper Table 3).
+        spatial: makes the spatial layer for a kernel size: ``convolution`` or ``depthwise``.
+        kernel_size: window of the blocks' spatial layers, odd (paper Table 3).
         others: as in ``four_stages``.
     """
     check_kernel_size(kernel_size)
@@ -67,7 +67,7 @@ def resnet(
 
 
 def non_local_net(depths: Sequence[int], frame: Frame, *, bottleneck: int) -> ResNet:
-    """NL: a ResNet of bottlenecks with a non-local layer for each 3x3 convolution (paper Tables 7 and 8)."""
+    """Build NL: a ResNet of bottlenecks with a non-local layer for each 3x3 convolution (paper Tables 7 and 8)."""
 
     def spatial(key_stride: int) -> SpatialLayer:
         def layer(in_channels: int, out_channels: int, stride: int) -> nn.Module:

@@ -25,9 +25,9 @@ class Profile:
 
     Attributes:
         parameters: learnt values, each counted once.
-        multiply_adds: of convolutions, linear, local relation and non-local layers, for the whole input.
-        activation_bytes: what all layers and residual sums return, for the whole input. Training without recomputation
-            keeps about this much; what is computed in place counts once.
+        multiply_adds: those of convolutions, linear, local relation and non-local layers, for the whole input.
+        activation_bytes: size of all that layers and residual sums return, for the whole input. Training without
+            recomputation keeps about as much; values computed in place count once.
     """
 
     parameters: int
@@ -54,8 +54,8 @@ def profile(model: nn.Module, input: Tensor) -> Profile:
     nor is the prior network, whose values are fixed at inference.
 
     Args:
-        model: any module; layers of other kinds than the above count as free.
-        input: on the device of ``model``. Both may be on "meta", where nothing is computed.
+        model: any module; layers of other kinds count as free.
+        input: a batch on the device of ``model``. Both may be on "meta", where nothing is computed.
     """
     costs: list[Cost] = []
 
@@ -112,7 +112,7 @@ def local_relation(layer: LocalRelation2d, x: Tensor, y: Tensor) -> Cost:
 
 
 def full_relation(layer: FullRelation2d, x: Tensor, y: Tensor) -> Cost:
-    keys = coarse(x, layer.key_stride)
+    keys = count_coarse(x, layer.key_stride)
     return relation(layer, x, y, keys=keys, window=keys)
 
 
@@ -127,7 +127,7 @@ def relation(layer: LocalRelation2d, x: Tensor, y: Tensor, *, keys: int, window:
 
 
 def non_local(layer: NonLocal2d, x: Tensor, y: Tensor) -> Cost:
-    n, outputs, keys, inner = len(x), pixels(y), coarse(x, layer.key_stride), layer.theta.out_channels
+    n, outputs, keys, inner = len(x), pixels(y), count_coarse(x, layer.key_stride), layer.theta.out_channels
     transforms = (layer.theta.weight.numel() + layer.transform.weight.numel()) * outputs
     projections = (layer.phi.weight.numel() + layer.g.weight.numel()) * keys
     values = n * inner * 2 * (outputs + keys) + y.numel()
@@ -138,8 +138,8 @@ def pixels(x: Tensor) -> int:
     return prod(x.shape[2:])
 
 
-def coarse(x: Tensor, stride: int) -> int:
-    """Number of positions of x's grid after downsampling by ``stride``."""
+def count_coarse(x: Tensor, stride: int) -> int:
+    """Count the positions of x's grid after downsampling by ``stride``."""
     return prod(-(-side // stride) for side in x.shape[2:])
 
 
@@ -162,7 +162,7 @@ def paper_size(name: str, **options: Any) -> Profile:
 def solve_bottleneck(name: str, like: int, **options: Any) -> int:
     """Find the ``bottleneck`` with which a network comes closest to ``like`` multiply-adds at the paper's size.
 
-    Rows of one table then cost the same (the condition of the paper's Table 3); the shipped configs hold its results.
+    The rows of one table then cost the same, as in the paper's Table 3; the shipped configs contain the results.
 
     Raises:
         InputError: no width between 1 and 1024 comes within 5 %.

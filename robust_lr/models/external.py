@@ -1,6 +1,6 @@
-"""Load any model by name: our own, torchvision's, timm's, or one that a user's callable returns; with given weights.
+"""Load any model by name with given weights: our own, torchvision's, timm's, or one that a user's callable returns.
 
-Code is run only where the user names it: ``package.module:callable`` or ``file.py:callable``. Weights are tensors,
+Foreign code runs only if the user names it: ``package.module:callable`` or ``file.py:callable``. Weights are tensors,
 never unpickled objects.
 """
 
@@ -28,7 +28,7 @@ from .checkpoint import is_pickle, read_tensors
 from .layers.basic import PRESETS, Normalize, Statistics
 from .resnet import ResNet
 
-#: where training scripts put the state dict in what they save, and what wrappers put before its names
+#: keys under which training scripts save the state dict, and prefixes that wrappers add to its names
 _NESTS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
 
@@ -49,20 +49,20 @@ def load_source(
             ``file.py:callable``, which is imported and called and returns a module.
         weights: a safetensors file, or a .pt file that holds nothing but tensors. Networks that are built by name need
             one, callables may bring their own.
-        num_classes, in_channels: of networks that are built by name.
-        normalization: what the network expects of its input: a key of ``PRESETS`` or (mean, std), put before it as
-            its first layer. torchvision's and timm's need it said; our own normalize themselves and take none.
+        num_classes, in_channels: sizes of networks that are built by name.
+        normalization: the input that the network expects: a key of ``PRESETS`` or (mean, std), which becomes its first
+            layer. It is required for torchvision's and timm's networks; our own normalize themselves and take none.
         options: keyword arguments of the builder or the callable.
 
     Raises:
-        InputError: unknown source, preset or option, weights that are missing, unreadable or do not fit.
-        RunError: a library that is missing, or code of the user's that fails.
+        InputError: the source, the preset or an option is unknown, or weights are missing, unreadable or do not fit.
+        RunError: a library is missing, or the user's code fails.
     """
     kind, colon, name = source.partition(":")
     options, code = dict(options or {}), None
     statistics = choose("preset", normalization, PRESETS) if isinstance(normalization, str) else normalization
     if not colon:
-        _known(source)
+        _check_source(source)
         if statistics is not None:
             raise InputError(f"{source} normalizes its input itself: leave the preset, the mean and the std out")
         model: nn.Module = build_model(source, num_classes=num_classes, in_channels=in_channels, **options)
@@ -73,11 +73,11 @@ def load_source(
             )
         model = LIBRARIES[kind](name, num_classes, in_channels, options)
     else:
-        model, code = _called(source, options)
+        model, code = _call_source(source, options)
     if weights is not None:
         load_weights(model, Path(weights))
     elif not colon or kind in LIBRARIES:
-        raise InputError(f"{source} has no weights yet: give a file of them; nothing is downloaded")
+        raise InputError(f"{source} has no weights yet: give a file of weights; nothing is downloaded")
     if statistics is not None:
         model = nn.Sequential(Normalize(*spread_channels(statistics, in_channels)), model)
     if code is not None:
@@ -90,11 +90,11 @@ _CODE: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
 def code_hash(model: nn.Module) -> str | None:
-    """SHA-256 of the file whose callable returned ``model``; None where it came from elsewhere."""
+    """Return the SHA-256 of the file whose callable returned ``model``; None where it came from elsewhere."""
     return _CODE.get(model)
 
 
-def _known(name: str) -> None:
+def _check_source(name: str) -> None:
     try:
         check_name("model", name, MODELS)
     except InputError as error:
@@ -119,20 +119,20 @@ def spread_channels(statistics: Statistics, channels: int) -> Statistics:
 
 
 def _torchvision(name: str, num_classes: int, in_channels: int, options: dict[str, Any]) -> nn.Module:
-    models = _library("torchvision.models")
+    models = _import_library("torchvision.models")
     check_name("model of torchvision", name, models.list_models(module=models))
     if in_channels != 3:
         raise InputError(f"torchvision:{name} takes images of 3 channels, these have {in_channels}")
     values = {"weights": None, "num_classes": num_classes, **options}
-    model: nn.Module = _built(f"torchvision:{name}", models.get_model, name, **values)
+    model: nn.Module = _build(f"torchvision:{name}", models.get_model, name, **values)
     return model
 
 
 def _timm(name: str, num_classes: int, in_channels: int, options: dict[str, Any]) -> nn.Module:
-    timm = _library("timm")
+    timm = _import_library("timm")
     check_name("model of timm", name, timm.list_models())
     values = {"pretrained": False, "num_classes": num_classes, "in_chans": in_channels, **options}
-    model: nn.Module = _built(f"timm:{name}", timm.create_model, name, **values)
+    model: nn.Module = _build(f"timm:{name}", timm.create_model, name, **values)
     return model
 
 
@@ -142,7 +142,7 @@ LIBRARIES: dict[str, Callable[[str, int, int, dict[str, Any]], nn.Module]] = {
 }
 
 
-def _library(name: str) -> Any:
+def _import_library(name: str) -> Any:
     package = name.partition(".")[0]
     try:
         return importlib.import_module(name)
@@ -151,7 +151,7 @@ def _library(name: str) -> Any:
 
 
 def load_callable(source: str) -> Callable[..., Any]:
-    """The callable that ``file.py:callable`` or ``package.module:callable`` names; its module is run.
+    """Return the callable that ``file.py:callable`` or ``package.module:callable`` names; its module is run.
 
     Raises:
         InputError: no such file, module or callable.
@@ -160,14 +160,14 @@ def load_callable(source: str) -> Callable[..., Any]:
     return _target(source, "attack")[0]
 
 
-def _called(source: str, options: dict[str, Any]) -> tuple[nn.Module, Path | None]:
+def _call_source(source: str, options: dict[str, Any]) -> tuple[nn.Module, Path | None]:
     """Call the callable of ``source``; return its result and the file that it is defined in."""
     target, module = _target(source, "model")
     if isinstance(target, nn.Module):
         raise InputError(f"{source} is a network already: name a callable that returns it")
     file = Path(source.rpartition(":")[0])
-    with _importable(file.resolve().parent if file.suffix == ".py" else Path.cwd()):
-        model = _built(source, target, **options)
+    with _import_path(file.resolve().parent if file.suffix == ".py" else Path.cwd()):
+        model = _build(source, target, **options)
     if not isinstance(model, nn.Module):
         raise InputError(f"{source} returned {type(model).__name__}: it must return a torch.nn.Module")
     code = getattr(module, "__file__", None)
@@ -175,13 +175,13 @@ def _called(source: str, options: dict[str, Any]) -> tuple[nn.Module, Path | Non
 
 
 def _target(source: str, what: str) -> tuple[Callable[..., Any], ModuleType]:
-    """The callable that ``source`` names, and its module, which is run."""
+    """Return the callable that ``source`` names, and its module, which is run."""
     place, _, attribute = source.rpartition(":")
     if not place or not attribute:
         raise InputError(f"{what} {source!r}: write package.module:callable or file.py:callable")
     file = Path(place)
-    with _importable(file.resolve().parent if file.suffix == ".py" else Path.cwd()):
-        module = _built(source, _from_file, file) if file.suffix == ".py" else _built(source, _by_name, place)
+    with _import_path(file.resolve().parent if file.suffix == ".py" else Path.cwd()):
+        module = _build(source, _import_file, file) if file.suffix == ".py" else _build(source, _import_name, place)
     target = getattr(module, attribute, None)
     if not callable(target):
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -189,11 +189,11 @@ def _target(source: str, what: str) -> tuple[Callable[..., Any], ModuleType]:
     return target, module
 
 
-def _from_file(file: Path) -> ModuleType:
+def _import_file(file: Path) -> ModuleType:
     if not file.is_file():
-        raise InputError(f"{file} does not exist: the model is to come from there")
+        raise InputError(f"{file} does not exist, and the model should come from there")
     spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None  # it ends in .py
+    assert spec is not None  # because its name ends in .py
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     hidden = sys.modules.get(file.stem)
@@ -206,17 +206,17 @@ def _from_file(file: Path) -> ModuleType:
     return module
 
 
-def _by_name(name: str) -> ModuleType:
+def _import_name(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
-            raise InputError(f"no module named {error.name!r}: the model {name} is to come from there") from None
+            raise InputError(f"no module named {error.name!r}, from which the model {name} should come") from None
         raise
 
 
-def _built(source: str, build: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Call ``build(...)`` and turn any error into one line that names the source."""
+def _build(source: str, build: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call ``build`` and turn any error into one line that names the source."""
     try:
         return build(*arguments, **options)
     except (InputError, RunError):
@@ -228,7 +228,7 @@ def _built(source: str, build: Callable[..., Any], *arguments: Any, **options: A
 
 
 @contextmanager
-def _importable(folder: Path) -> Iterator[None]:
+def _import_path(folder: Path) -> Iterator[None]:
     """Import modules from ``folder`` first, as a script in that folder would."""
     sys.path.insert(0, str(folder))
     try:
@@ -245,7 +245,7 @@ def load_weights(model: nn.Module, file: Path) -> None:
     """Copy a file's tensors into ``model``; InputError, with the first differences, unless names and shapes agree."""
     tensors = read_weights(file)
     own = model.state_dict()
-    # counters of batch norm, which files written before PyTorch 0.4.1 lack; they play no part in eval mode
+    # batch norm's counters, which eval mode does not use and files written before PyTorch 0.4.1 lack
     optional = ["num_batches_tracked"]
     if isinstance(model, ResNet):  # torchvision's ResNets have our names, but no statistics of the pixels
         optional += ["normalize.mean", "normalize.std"]
@@ -258,12 +258,12 @@ def load_weights(model: nn.Module, file: Path) -> None:
     ]
     found = {"other shapes": shapes, "missing in the file": missing, "unknown to the network": extra}
     if any(found.values()):
-        words = "; ".join(f"{what}: {_first(names)}" for what, names in found.items() if names)
+        words = "; ".join(f"{what}: {_list_first(names)}" for what, names in found.items() if names)
         raise InputError(f"{file} does not fit the network; {words}")
     model.load_state_dict(tensors, strict=False)
 
 
-def _first(names: Sequence[str], n: int = 3) -> str:
+def _list_first(names: Sequence[str], n: int = 3) -> str:
     more = f" and {len(names) - n} more" if len(names) > n else ""
     return ", ".join(names[:n]) + more
 
@@ -276,14 +276,14 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     """
     if not file.is_file():
         raise InputError(f"weights {str(file)!r}: no such file")
-    tensors = dict(_unpickled(file)) if is_pickle(file) else read_tensors(file)[0]
+    tensors = dict(_read_state_dict(file)) if is_pickle(file) else read_tensors(file)[0]
     for prefix in _PREFIXES:
         if tensors and all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
 
 
-def _unpickled(file: Path) -> Mapping[str, Tensor]:
+def _read_state_dict(file: Path) -> Mapping[str, Tensor]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:

@@ -1,4 +1,4 @@
-"""The same function with less work: batch norm folded into weights, the prior network replaced by its values."""
+"""Compute a network's function with less work: fold batch norm into weights, replace prior networks by their values."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from .traced_folding import trace_and_fold
 
 
 def fold(model: ResNet) -> ResNet:
-    """A frozen copy of ``model`` in eval mode that computes the same logits with fewer operations.
+    """Return a frozen copy of ``model`` in eval mode that computes the same logits with fewer operations.
 
-    Attacks run on it: they need neither parameter gradients nor separate batch norms. Logits differ by rounding only.
+    Attacks run on it, because they need neither parameter gradients nor separate batch norms. Logits differ only by
+    rounding.
     While ``model`` trains, ``folded.load_state_dict(folded_state(model))`` brings the copy up to date.
     """
     folded = copy.deepcopy(model)
@@ -82,7 +83,7 @@ class Widened(nn.Sequential):
 
 @torch.no_grad()
 def folded_state(model: ResNet) -> dict[str, Tensor]:
-    """The state dict of ``fold(model)``."""
+    """Return the state dict of ``fold(model)``."""
     state = model.state_dict()
     for conv_name, norm_name in foldable(model):
         eps = submodule(model, norm_name, nn.BatchNorm2d).eps
@@ -116,7 +117,7 @@ def folded_state(model: ResNet) -> dict[str, Tensor]:
 
 
 def foldable(model: ResNet) -> Iterator[tuple[str, str]]:
-    """Names of (convolution, batch norm) where the second takes just what the first returns.
+    """Yield the names of (convolution, batch norm) where the second takes just what the first returns.
 
     In our networks a batch norm is registered right after the layer that feeds it; that of a local relation layer
     takes the output of the layer's channel transform.
@@ -130,14 +131,14 @@ def foldable(model: ResNet) -> Iterator[tuple[str, str]]:
 
 
 def takes_pixels(model: ResNet) -> bool:
-    """True if the folded stem takes pixels as they are: a 1x1 convolution and its batch norm take normalization in."""
+    """Return True if the folded stem takes pixels as they are, because its 1x1 convolution takes normalization in."""
     name = model.stem_names[0]
     conv = model.get_submodule(name)
     return isinstance(conv, nn.Conv2d) and conv.kernel_size == (1, 1) and name in dict(foldable(model))
 
 
 def relations(model: ResNet) -> Iterator[str]:
-    """Names of the layers whose prior has fixed values: that over the full image depends on the image's size."""
+    """Yield the names of the layers with a fixed prior; over the full image, it depends on the image's size."""
     for name, module in model.named_modules():
         windowed = isinstance(module, LocalRelation2d) and not isinstance(module, FullRelation2d)
         if windowed and not isinstance(module.prior, NoPrior):
@@ -145,16 +146,16 @@ def relations(model: ResNet) -> Iterator[str]:
 
 
 def refolded(model: ResNet) -> Iterator[str]:
-    """Names of the layers that become a `FoldedRelation2d`; that of the stem is part of one operator as it is."""
+    """Yield the names of the layers that become a `FoldedRelation2d`; the stem's is part of one operator as it is."""
     for name, module in model.named_modules():
         if type(module) is LocalRelation2d and name not in model.stem_names:
             yield name
 
 
 def attackable(model: nn.Module, sample: Tensor | None = None) -> nn.Module:
-    """Model that gradients are taken through: our networks are folded, others are attacked as they are.
+    """Return the model to take gradients through: our networks are folded, others are attacked as they are.
 
-    With a ``sample`` of images, [n, C, H, W], others are folded too where it shows that this makes no difference.
+    With a ``sample`` of images, [n, C, H, W], others are folded too if the sample shows that this makes no difference.
     """
     if isinstance(model, ResNet):
         return fold(model)

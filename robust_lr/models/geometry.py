@@ -20,10 +20,10 @@ class Layer:
     """A layer of a network for one image.
 
     Attributes:
-        name: of the module.
+        name: name of the module.
         kind: "convolution", "local relation", "full relation", "non-local" or "linear".
         input, output: height and width of its maps.
-        window: positions of its window, vertical and horizontal; (1, 1) for pointwise layers.
+        window: height and width of its window; (1, 1) for pointwise layers.
         taps: mean number of positions of a window that lie inside the map, and the largest number.
         parameters, multiply_adds: see ``cost.profile``.
     """
@@ -97,7 +97,7 @@ def describe(module: nn.Module, name: str, kind: str, x: Tensor, y: Tensor) -> L
         window = pair(module.kernel_size)
         strides, paddings = pair(module.stride), [side // 2 for side in window]
         axes = [
-            inside(*sides)
+            count_inside(*sides)
             for sides in zip(
                 before, after, window, strides, paddings, pair(getattr(module, "dilation", 1)), strict=True
             )
@@ -115,8 +115,8 @@ def describe(module: nn.Module, name: str, kind: str, x: Tensor, y: Tensor) -> L
     )
 
 
-def inside(size: int, outputs: int, window: int, stride: int, padding: int, dilation: int) -> list[int]:
-    """For each output of one axis the number of its window's positions that lie on the map."""
+def count_inside(size: int, outputs: int, window: int, stride: int, padding: int, dilation: int) -> list[int]:
+    """Count, for each output of one axis, the positions of its window that lie on the map."""
     return [
         sum(0 <= output * stride - padding * dilation + tap * dilation < size for tap in range(window))
         for output in range(outputs)
@@ -132,7 +132,7 @@ def pair(value: int | Sequence[int]) -> tuple[int, int]:
 
 
 def warnings(found: Sequence[Layer]) -> list[str]:
-    """Say which layers are not what they are called at this image size."""
+    """Name the layers that are not local at this image size: a window sees the whole map, or it is a single pixel."""
     covering = [layer for layer in found if layer.covers_map and not layer.sees_one_pixel]
     single = [layer for layer in found if layer.sees_one_pixel]
     lines = []

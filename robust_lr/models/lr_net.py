@@ -51,7 +51,7 @@ def lr_net(
     bottleneck: int = 100,
     conv_stem: bool = False,
 ) -> ResNet:
-    """LR-Net; the layer options are those of ``LocalRelation2d`` and hold for every such layer.
+    """Build an LR-Net; the layer options are those of ``LocalRelation2d`` and hold for every such layer.
 
     Args:
         kernel_size: odd, or "full" for the full image in every block (paper Table 3). Ours: the stem, which sees the

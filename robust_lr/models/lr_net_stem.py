@@ -38,7 +38,7 @@ class LRNet(ResNet):
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Return True if a hook waits for what the module, or a part of it, takes or returns."""
+    """Return True if the module, or a part of it, has a hook that needs its inputs or outputs."""
     return any(
         part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
         for part in module.modules()
@@ -46,7 +46,7 @@ def is_watched(module: nn.Module) -> bool:
 
 
 def stem_transform(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
-    """A 1x1 convolution of `x` and its batch norm as one transform [channels, inputs + 1], the bias last."""
+    """Merge a 1x1 convolution of `x` and its batch norm into one transform [channels, inputs + 1], the bias last."""
     wide = accumulation_dtype(x.dtype)
     weight = conv.weight.flatten(1).to(wide)
     bias = torch.zeros_like(weight[:, 0]) if conv.bias is None else conv.bias.to(wide)
@@ -58,9 +58,9 @@ def stem_transform(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
 
 
 def statistics(x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Mean and variance [channels] that batch norm takes for weight * x + bias; in training it tracks them.
+    """Return the mean and variance [channels] that batch norm takes for weight * x + bias; in training it tracks them.
 
-    They follow from the pixels' mean and covariance, exactly; in float64, as they are differences.
+    They follow exactly from the pixels' mean and covariance; in float64, because they are differences.
     """
     assert norm.running_mean is not None
     assert norm.running_var is not None

@@ -1,4 +1,4 @@
-"""Models that return their logits inside something else: an object with ``.logits``, or a tuple."""
+"""Models whose output is not the logits but contains them: an object with ``.logits``, or a tuple."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class LogitsOf(nn.Module):
 
 
 def logits_of(output: Any) -> tuple[Any, str]:
-    """The logits in what a model returned, and where they were: "logits" themselves, ".logits of X", "first of 3".
+    """Return a model's logits and where they were in its output: "logits" themselves, ".logits of X", "first of 3".
 
-    Anything else is returned as it is, for the guards to complain about.
+    Any other output is returned as it is, and the guards refuse it.
 
     Raises:
-        InputError: an object whose logits are None or no tensor.
+        InputError: the output's logits are None or another type than a tensor.
     """
     if isinstance(output, Tensor):
         return output, "logits"

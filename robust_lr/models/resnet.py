@@ -20,8 +20,8 @@ SpatialLayer = Callable[[int, int, int], nn.Module]
 STEMS = ("imagenet", "stride2", "small")
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
-#: how many times coarser than a stage its grid of keys is, where a layer sees the full image: for res2 to res4 as the
-#: paper says (Table 3), for res5, which is small, ours
+#: how many times coarser than a stage's map the grid of keys is for layers that see the full image: for res2 to res4
+#: from the paper (Table 3); for res5, which is small, ours
 KEY_STRIDES = (4, 2, 2, 1)
 
 
@@ -103,7 +103,7 @@ class Frame:
     std: Sequence[float]
 
     def scaled(self, channels: int) -> int:
-        """``channels`` times the width multiplier, at least 1."""
+        """Multiply ``channels`` by the width multiplier; the result is at least 1."""
         return max(1, round(channels * self.width))
 
 
@@ -115,7 +115,7 @@ class Stage:
         depth: number of blocks.
         mid, out: channels inside and at the end of them.
         spatial: their spatial layer.
-        after: from a number of channels, what follows each block: a non-local block, or nothing.
+        after: makes the module that follows each block for a number of channels: a non-local block, or None.
     """
 
     depth: int
@@ -134,7 +134,7 @@ class ResNet(nn.Module):
     Args:
         frame: classes and pixel statistics.
         stem: modules by name, run in order between ``normalize`` and ``layer1``.
-        stem_channels: what the stem returns.
+        stem_channels: number of channels that the stem returns.
         block: BasicBlock or Bottleneck.
         stages: four of them; all but the first halve the resolution.
     """
@@ -177,7 +177,7 @@ class ResNet(nn.Module):
                 nn.init.zeros_(module.last_norm.weight)
 
     def features(self, x: Tensor) -> Tensor:
-        """The last feature map, [N, channels, h, w]."""
+        """Return the last feature map, [N, channels, h, w]."""
         x = self.stem(self.normalize(x))
         for name in STAGES:
             x = self.get_submodule(name)(x)
@@ -216,8 +216,8 @@ def four_stages(
     Args:
         depths: blocks per stage.
         bottleneck: channels inside the first stage's blocks before ``frame.width``; they double at each stage.
-        spatial: from a stage's key stride, for layers that see the full image, to its spatial layer.
-        non_local: a non-local block follows each residual block (paper Table 7).
+        spatial: makes a stage's spatial layer for its key stride, which layers that see the full image use.
+        non_local: put a non-local block after each residual block (paper Table 7).
     """
     if bottleneck < 1:
         raise InputError(f"bottleneck = {bottleneck}: must be at least 1")

@@ -1,4 +1,4 @@
-"""Batch norm folded into the convolution before it, in networks of others that torch.fx can trace."""
+"""Fold batch norm into the convolution before it, in other people's networks, if torch.fx can trace them."""
 
 from __future__ import annotations
 
@@ -10,45 +10,45 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule, Tracer
 
-#: how far logits, and gradients by the image in L2, may differ from the network's own, as shares of the largest logit
-#: and of the gradient; a ReLU or a maximum that tips over by rounding changes a gradient more than a logit
+#: largest differences of logits, and of gradients by the image in L2, from the network's own, as shares of the largest
+#: logit and of the gradient; rounding that flips a ReLU or a maximum changes a gradient more than a logit
 LOGITS, GRADIENTS = 1e-4, 1e-2
 
 
 def trace_and_fold(model: nn.Module, sample: Tensor) -> nn.Module | None:
-    """A frozen copy of ``model``, traced and folded, or None where that cannot be done or is not surely the same.
+    """Return a frozen copy of ``model``, traced and folded, or None if that fails or may not be the same.
 
-    Tracing runs Python code once and keeps what it did to tensors: branches, randomness and contexts like ``no_grad``
-    are lost. So the copy counts only if it gives the network's logits and gradients for a sample, and networks with
-    hooks, which tracing would lose too, are left alone.
+    Tracing runs Python code once and records its tensor operations: branches, randomness and contexts like ``no_grad``
+    are lost. So the copy is used only if it gives the network's logits and gradients for a sample, and networks with
+    hooks, which tracing would lose as well, are not folded.
 
     Args:
         model: in eval mode and frozen; it is left as it is.
         sample: images [n, C, H, W] in [0, 1] on its device, clean and perturbed ones.
     """
-    if not norms(model) or any(map(has_hooks, model.modules())):
+    if not count_norms(model) or any(map(has_hooks, model.modules())):
         return None
-    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # PyTorch 2.11 about itself
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # PyTorch 2.11 warns about itself
         from torch.fx.experimental.optimization import fuse
     try:
         network = copy.deepcopy(model)
-        traced = GraphModule(network, Whole().trace(network))
+        traced = GraphModule(network, LayerTracer().trace(network))
         folded = fuse(traced, inplace=True, no_trace=True).eval().requires_grad_(False)
-        return folded if norms(folded) < norms(model) and same(model, folded, sample) else None
-    except Exception:  # of a network that cannot be copied or traced, or does not like it: any kind
+        return folded if count_norms(folded) < count_norms(model) and agree(model, folded, sample) else None
+    except Exception:  # a network that cannot be copied or traced may raise anything
         return None
 
 
-class Whole(Tracer):
-    """Leaves our own layers whole: their checks of shapes are branches."""
+class LayerTracer(Tracer):
+    """A tracer that does not enter our own layers, whose checks of shapes are branches."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         ours = type(m).__module__.startswith("robust_lr.")
         return ours or super().is_leaf_module(m, module_qualified_name)
 
 
-def norms(model: nn.Module) -> int:
-    """Number of batch norms."""
+def count_norms(model: nn.Module) -> int:
+    """Count the batch norms."""
     return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
 
 
@@ -57,13 +57,13 @@ def has_hooks(module: nn.Module) -> bool:
     return any(map(bool, hooks))
 
 
-def same(model: nn.Module, folded: nn.Module, sample: Tensor) -> bool:
-    """Return True if logits of both agree but for rounding, with and without gradients, and gradients do too."""
+def agree(model: nn.Module, folded: nn.Module, sample: Tensor) -> bool:
+    """Return True if the logits, with and without gradients, and the gradients of both agree up to rounding."""
     with torch.no_grad():
         logits, theirs = model(sample), folded(sample)
         if not close(logits, theirs):
             return False
-        classes = logits.argmin(1)  # the gradient of the loss of a likely class may be next to nothing
+        classes = logits.argmin(1)  # for a likely class, the gradient of the loss may be almost zero
     (logits, gradient), (their_logits, theirs) = (logits_and_gradient(net, sample, classes) for net in (model, folded))
     apart, length = ((part).flatten(1).norm(dim=1) for part in (gradient - theirs, gradient))
     return close(logits, their_logits) and bool((apart <= GRADIENTS * length).all())
@@ -74,7 +74,7 @@ def close(logits: Tensor, others: Tensor) -> bool:
 
 
 def logits_and_gradient(model: nn.Module, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [N, classes], and the gradient of their summed cross-entropy by the images, like ``x``."""
+    """Return logits [N, classes], and the gradient of their summed cross-entropy by the images, like ``x``."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         logits = model(x)

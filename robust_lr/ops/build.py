@@ -1,11 +1,11 @@
-"""Compiles the kernels in csrc and keeps them in the user's cache.
+"""Compile the kernels in csrc and keep them in the user's cache.
 
-The environment decides:
+Environment variables:
 
 - `CXX`: the C++ compiler (see compiler.py).
-- `robust_lr/ops/nvcc.py` says what decides over CUDA. Its kernels are a library of their own, built when CUDA tensors
-  first need it.
-- `XDG_CACHE_HOME`: where the cache lies, `~/.cache` by default.
+- `robust_lr/ops/nvcc.py` lists the variables for CUDA, whose kernels are a library of their own, built when CUDA
+  tensors first need it.
+- `XDG_CACHE_HOME`: the folder of the cache, `~/.cache` by default.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ TORCH_TARGET_VERSION = "0x020b000000000000"  # the oldest PyTorch whose stable A
 
 @dataclass(frozen=True)
 class Plan:
-    """Plan of a library: folders of csrc, and a command for each kind of file."""
+    """How to build a library: folders of csrc, and a command for each kind of file."""
 
     name: str
     folders: tuple[str, ...]  # as patterns: "" is the top folder, "cpu/**/" is cpu and all below it
@@ -50,7 +50,7 @@ class Plan:
         return sorted(p for folder in self.folders for kind in self.commands for p in SOURCES.glob(f"{folder}*{kind}"))
 
     def library(self) -> Path:
-        """Return its path in the cache, which changes with the sources, commands and compilers.
+        """Return the library's path in the cache, which changes with the sources, commands and compilers.
 
         The stable ABI makes it one library for every PyTorch, wherever that is installed.
         """
@@ -70,8 +70,8 @@ def build(device: str = "cpu", capabilities: Capabilities | None = None) -> Path
 
     Args:
         device: "cpu" or "cuda".
-        capabilities: of the GPUs to compile for, e.g. [(9, 0)]; by default those in TORCH_CUDA_ARCH_LIST, or of the
-            GPUs present. A library is found again where it was built for just the GPUs that are there.
+        capabilities: compute capabilities to compile for, e.g. [(9, 0)]; by default those in TORCH_CUDA_ARCH_LIST, or
+            of the GPUs present. A library is found again if it was built for exactly the GPUs that are present.
 
     Raises:
         RunError: there is no compiler, it fails (with its output), or the cache cannot be written.
@@ -93,7 +93,7 @@ def build_plan(plan: Plan) -> Path:
         return library
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(library.parent / "lock"):
+        with _hold_lock(library.parent / "lock"):
             if not library.exists():
                 log.info("compiling %s, once, into %s", library.name, library.parent)
                 with tempfile.TemporaryDirectory(dir=library.parent) as folder:
@@ -125,7 +125,7 @@ def cache_folder() -> Path:
 
 
 def missing(device: str, capabilities: Capabilities | None = None) -> str | None:
-    """Why the kernels for a device cannot be built here, or None."""
+    """Return the reason why the kernels for a device cannot be built here, or None."""
     if sys.platform == "win32":
         return "the kernels cannot be built on Windows yet"
     if find_compiler() is None:
@@ -147,12 +147,12 @@ def missing(device: str, capabilities: Capabilities | None = None) -> str | None
 
 
 def plan_for(device: str, capabilities: Capabilities | None = None, march: str | None = None) -> Plan:
-    """Return how to make the kernels for a device where nothing is `missing`.
+    """Plan the build of the kernels for a device for which nothing is `missing`.
 
     Args:
         device: "cpu" or "cuda".
-        capabilities: of the GPUs to compile for; by default `nvcc.wanted_capabilities()`.
-        march: of the processors to compile for, e.g. "x86-64-v3"; by default this machine's.
+        capabilities: compute capabilities to compile for; by default `nvcc.wanted_capabilities()`.
+        march: processors to compile for, e.g. "x86-64-v3"; by default this machine's.
     """
     compiler = find_compiler()
     assert compiler is not None
@@ -164,7 +164,7 @@ def plan_for(device: str, capabilities: Capabilities | None = None, march: str |
         processor = [f"-march={march}"] if march else compiler.native
         versions: tuple[str, ...] = (compiler.version if march else repr(sorted(compiler.macros.items())),)
         return Plan("robust_lr", ("", "cpu/**/"), {".cpp": [*cpp, *processor]}, link, libraries, versions)
-    # Nothing of this machine's processor: it may be built where there is no GPU, for machines of another kind.
+    # No flags for this machine's processor: a machine without a GPU may build it for machines of another kind.
     toolkit = nvcc.find()
     assert toolkit is not None
     architectures = nvcc.architecture_flags(toolkit, capabilities or nvcc.wanted_capabilities())
@@ -180,10 +180,10 @@ def _compile(plan: Plan, folder: Path) -> Path:
     objects = {f"{'_'.join(path.relative_to(SOURCES).parts)}.o": path for path in plan.sources()}
     lines = []
     for kind, command in plan.commands.items():
-        lines += [f"rule {kinds[kind]}", f"  command = {_ninja_quoted(command)} -c $in -o $out"]
+        lines += [f"rule {kinds[kind]}", f"  command = {_quote_for_ninja(command)} -c $in -o $out"]
     lines += [
         "rule link",
-        f"  command = {_ninja_quoted(plan.link)} -o $out $in {_ninja_quoted(plan.libraries)}",
+        f"  command = {_quote_for_ninja(plan.link)} -o $out $in {_quote_for_ninja(plan.libraries)}",
         *(f"build {name}: {kinds[path.suffix]} {_ninja_path(path)}" for name, path in objects.items()),
         f"build {plan.name}.so: link {' '.join(objects)}",
     ]
@@ -196,7 +196,7 @@ def _compile(plan: Plan, folder: Path) -> Path:
     return folder / f"{plan.name}.so"
 
 
-def _ninja_quoted(words: list[str] | tuple[str, ...]) -> str:
+def _quote_for_ninja(words: list[str] | tuple[str, ...]) -> str:
     return shlex.join(words).replace("$", "$$")
 
 
@@ -209,8 +209,8 @@ def _torch_folder() -> Path:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock between processes; it goes with the process, also if that is killed."""
+def _hold_lock(path: Path) -> Iterator[None]:
+    """Hold a lock between processes, which ends with the process even if that is killed."""
     import fcntl
 
     with open(path, "w") as file:

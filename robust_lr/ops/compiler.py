@@ -1,4 +1,4 @@
-"""Finds a C++ compiler and ninja.
+"""Find a C++ compiler and ninja.
 
 `CXX` names the compiler, with flags if need be (GCC 10 or Clang 12, or newer); otherwise it is c++, g++ or clang++.
 """
@@ -25,7 +25,7 @@ class Compiler:
 
     @property
     def version(self) -> str:
-        """The version in the compiler's words, e.g. "12.2.0"."""
+        """The version that the compiler reports, e.g. "12.2.0"."""
         return self.macros.get("__VERSION__", "unknown").strip('"')
 
     @property
@@ -68,7 +68,7 @@ def run(command: list[str]) -> "subprocess.CompletedProcess[str]":
 
 @functools.cache
 def _probe(command: tuple[str, ...]) -> Compiler:
-    """Ask a compiler for its predefined macros, which also tell the processor that it compiles for."""
+    """Ask a compiler for its predefined macros, which also describe the processor that it compiles for."""
     for native in (("-march=native",), ()):
         answer = run([*command, *native, "-dM", "-E", "-x", "c++", os.devnull])
         if answer.returncode == 0:

@@ -1,7 +1,7 @@
-"""Local relation over the full image (paper Table 3): every pixel may look at every key, in bounded memory.
+"""Local relation over the full image (paper Table 3): every pixel attends to every key, in bounded memory.
 
-Plain PyTorch. Output pixels are taken in chunks; where gradients are wanted, a chunk's weights are computed again in
-the backward pass instead of being kept.
+Plain PyTorch. Output pixels are processed in chunks; if gradients are needed, the backward pass computes a chunk's
+weights again instead of keeping them.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def full_relation(
         q: queries [N, G*d, Ho, Wo].
         k: keys [N, G*d, H, W].
         geo: values of the geometric prior [G, R, S], or None.
-        rows, columns: int64 [Ho, H] and [Wo, W], which of the R and S vertical and horizontal offsets lies between an
-            output pixel and a key.
+        rows, columns: int64 [Ho, H] and [Wo, W], indices of the R vertical and S horizontal offsets between an output
+            pixel and a key.
 
     Returns:
         [N, C, Ho, Wo] in x's dtype; logits and sums are float32, or float64 for float64 inputs.
@@ -56,7 +56,7 @@ def full_relation(
     prior = None if geo is None else geo.to(wide)
 
     def aggregate(query: Tensor, key: Tensor, value: Tensor, prior: Tensor | None, where: Tensor) -> Tensor:
-        """[N, G, m, P] for queries [N, G, d, P] at the flat output positions ``where`` [P]."""
+        """Return [N, G, m, P] for queries [N, G, d, P] at the flat output positions ``where`` [P]."""
         logits = torch.zeros((), dtype=wide, device=query.device)
         for component in range(query.shape[2]):
             logits = logits + similarity(query[:, :, component, :, None], key[:, :, component, None], composability)
@@ -81,7 +81,7 @@ def full_relation(
 
 @functools.lru_cache(maxsize=64)
 def offsets(size: int, stride: int, key_stride: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The distinct offsets from output pixels to keys along a side of ``size`` pixels, and which one is where.
+    """Return the distinct offsets from output pixels to keys along a side of ``size`` pixels, and their indices.
 
     Output pixels sit at multiples of ``stride``, keys in the middle of the ``key_stride`` pixels that they stand for.
 

@@ -1,8 +1,8 @@
-"""Loads the compiled kernels: those that a wheel brings, or else those that this machine compiles at first use.
+"""Load the compiled kernels: those that a wheel brings, or else those that this machine compiles at first use.
 
-`ROBUST_LR_EXTENSION` decides: unset, use the kernels, or warn once and use plain PyTorch where there are none and no
-compiler; `require`, fail in that case; `off`, use plain PyTorch. A compiler that fails is an error with its own words,
-never a silent fallback.
+`ROBUST_LR_EXTENSION` decides. If it is unset, the kernels are used, and where there are neither kernels nor a compiler,
+a warning is given once and plain PyTorch is used; `require` makes that an error; `off` uses plain PyTorch. A compiler
+that fails is an error that shows its output, never a silent fallback.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Variant:
     march: str
 
 
-#: by what PyTorch finds with cpuid; the newest first
+#: variants by the processor capability that PyTorch reports; the newest first
 VARIANTS = {
     "AVX512": Variant("avx512", "AVX-512", "x86-64-v4"),
     "AVX2": Variant("avx2", "AVX2", "x86-64-v3"),
@@ -54,7 +54,7 @@ def load(device: str = "cpu") -> bool:
     """Make the compiled operators available for tensors on "cpu" or "cuda", compiling them if need be.
 
     Returns:
-        Whether they are available.
+        True if they are available.
 
     Raises:
         RunError: a compiler fails, or there is none under `ROBUST_LR_EXTENSION=require`.
@@ -76,7 +76,7 @@ def load(device: str = "cpu") -> bool:
 
 
 def chosen_mode() -> str:
-    """Return what ROBUST_LR_EXTENSION says."""
+    """Return the mode that ROBUST_LR_EXTENSION chooses."""
     mode = os.environ.get("ROBUST_LR_EXTENSION", "") or "auto"
     if mode not in ("auto", "off", "require"):
         raise InputError(f"ROBUST_LR_EXTENSION must be unset, off or require, got {mode!r}")
@@ -84,12 +84,12 @@ def chosen_mode() -> str:
 
 
 def missing(device: str) -> str | None:
-    """Return why there can be no kernels for a device here, or None."""
+    """Return the reason why there can be no kernels for a device here, or None."""
     return None if prebuilt(device) else build.missing(device)
 
 
 def find_or_build(device: str) -> Library:
-    """Return the wheel's library for a device, or else the one that is, or now gets, compiled here."""
+    """Return the wheel's library for a device, or else one compiled here, now if need be."""
     return prebuilt(device) or Library(build.build(device), compiled_vectors() if device == "cpu" else None)
 
 

@@ -53,7 +53,7 @@ def local_relation(
         InputError: for a shape, dtype, device or option that does not fit.
     """
     options = RelationOptions(kernel_size, stride, channels_per_group, composability, normalization, border)
-    only_shape = x.is_meta and not torch.is_grad_enabled()  # no need to compile or to go through the window for that
+    only_shape = x.is_meta and not torch.is_grad_enabled()  # needs neither kernels nor a loop over the window
     if not only_shape and not has_kernels(x.device.type):
         return reference.aggregate(x, q, k, geo, options)
     shape = reference.check(x, q, k, geo, options)
@@ -76,7 +76,7 @@ def local_relation(
 def joined_relation(x: Tensor, qk: Tensor, geo: Tensor | None, **options: Any) -> Tensor:
     """Do what `local_relation` does at stride 1, for queries and keys that are the halves of one tensor's channels.
 
-    Their gradients are made as one tensor, too, where there is a kernel for that.
+    Their gradients are one tensor as well, if there is a kernel for that.
     """
     covered = (
         x.device.type == "cpu"
@@ -108,8 +108,8 @@ class _JoinedRelation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, qk, geo, y, stats = ctx.saved_tensors
-        if torch.is_grad_enabled():  # someone wants gradients of gradients
-            points = x.view_as(x), qk.view_as(qk)  # keep out a path from one to the other, which is not this operator's
+        if torch.is_grad_enabled():  # a caller wants gradients of gradients
+            points = x.view_as(x), qk.view_as(qk)  # views cut a path from one to the other that is not this operator's
             q, k = points[1].chunk(2, dim=1)
             z = local_relation(points[0], q, k, geo, **asdict(ctx.options))
             dx, dqk = torch.autograd.grad(z, points, dy, create_graph=True)
@@ -127,7 +127,7 @@ def _apply(*arguments: Any) -> Tensor:
     elif torch._C._are_functorch_transforms_active():
         apply = _TransformableLocalRelation.apply
     else:
-        apply = _LocalRelation.apply  # takes the least time a call
+        apply = _LocalRelation.apply  # has the least overhead per call
     return apply(*arguments)[0]
 
 
@@ -136,7 +136,7 @@ def has_kernels(device: str) -> bool:
     return _load(device)
 
 
-# Same as torch.compiler.assume_constant_result; that would import torch._dynamo here, which takes seconds.
+# The same as torch.compiler.assume_constant_result, which would import torch._dynamo and take seconds.
 has_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -174,7 +174,7 @@ class _LocalRelation(torch.autograd.Function):
 
 
 class _TransformableLocalRelation(torch.autograd.Function):
-    """The same in the form that torch.func asks for."""
+    """The same in the form that torch.func requires."""
 
     generate_vmap_rule = True
 
@@ -206,14 +206,14 @@ def _backward(ctx: Any, dy: Tensor | None, _: Tensor | None = None) -> tuple[Ten
     if dy is None:
         return None, None, None, None, *rest
     needs_geo = geo is not None and ctx.needs_input_grad[3]
-    # Gradients are enabled here where someone wants gradients of gradients.
+    # Gradients are enabled here if a caller wants gradients of gradients.
     apply = _Gradients.apply if torch.is_grad_enabled() else torch.ops.robust_lr.local_relation_backward.default
     dx, dq, dk, dgeo = apply(dy, x, q, k, geo, y, stats, *ctx.options, needs_geo)
     return dx, dq, dk, dgeo if needs_geo else None, *rest
 
 
 class _Gradients(torch.autograd.Function):
-    """The compiled gradients; theirs are those of the plain PyTorch operator."""
+    """The compiled gradients, which are differentiated themselves by way of the plain PyTorch operator."""
 
     generate_vmap_rule = True
 
@@ -249,7 +249,7 @@ class _Gradients(torch.autograd.Function):
 def _one_by_one(
     operator: Callable[..., tuple[Tensor, ...]], info: Any, in_dims: tuple[int | None, ...], *arguments: Any
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """torch.vmap of an operator: one call for each index of the mapped dimension."""
+    """Apply torch.vmap to an operator by one call for each index of the mapped dimension."""
     calls = [
         operator(*(a if dim is None else a.select(dim, i) for a, dim in zip(arguments, in_dims, strict=True)))
         for i in range(info.batch_size)
@@ -262,7 +262,7 @@ def _fake(
     x: Tensor, q: Tensor, k: Tensor, geo: Tensor | None, kernel_size: int, stride: int, channels_per_group: int,
     composability: int, softmax: bool, mask: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Shapes, dtypes and strides of the forward operator's results, as the backends in csrc make them."""
+    """Return empty results with the shapes, dtypes and strides that the forward operator's backends in csrc make."""
     n, channels, height, width = x.shape
     out_height, out_width = -(-height // stride), -(-width // stride)
     groups = -(-channels // channels_per_group)
@@ -285,7 +285,7 @@ def _fake_backward(
 
 
 def _empty_like(tensor: Tensor, channels: int, height: int, width: int) -> Tensor:
-    """An empty tensor in the dtype and memory format of another."""
+    """Return an empty tensor in the dtype and memory format of another."""
     channels_last = tensor.shape[1] > 1 and tensor.stride(1) == 1 and tensor.stride(3) != 1
     return torch.empty(
         (tensor.shape[0], channels, height, width),

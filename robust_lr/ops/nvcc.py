@@ -1,6 +1,6 @@
 """Find the CUDA compiler, and ask it where its libraries are and for which GPUs it can compile.
 
-The environment decides:
+Environment variables:
 
 - `CUDA_HOME` or `CUDA_PATH`: the toolkit; otherwise the nvcc on the PATH, or /usr/local/cuda.
 - `TORCH_CUDA_ARCH_LIST`: GPUs to compile for, as for PyTorch's own extensions, e.g. "8.0 9.0" or "Hopper"; otherwise
@@ -68,12 +68,12 @@ def locate() -> tuple[str, str] | None:
 
 
 def find() -> Toolkit | None:
-    """The CUDA compiler, checked to run; None where there is none.
+    """Find the CUDA compiler and check that it runs; return None where there is none.
 
-    nvcc itself says where its parts are: it may be a link or a script, far from its toolkit's folder.
+    nvcc itself reports where its parts are, because it may be a link or a script far from its toolkit's folder.
 
     Raises:
-        RunError: for an nvcc that fails.
+        RunError: nvcc fails.
     """
     located = locate()
     return _probe(*located) if located else None
@@ -96,7 +96,7 @@ def _probe(nvcc: str, found_by: str) -> Toolkit:
 
 
 def environment() -> tuple[str, ...]:
-    """Return what nvcc reads from the environment, and the version of the C++ compiler that it takes by default."""
+    """Return the variables that nvcc reads, and the version of the C++ compiler that it uses by default."""
     names = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN")
     host = os.environ.get("NVCC_CCBIN") or shutil.which("gcc")
     version = _run(host, "-dumpfullversion") if host and shutil.which(host) else ""
@@ -104,7 +104,7 @@ def environment() -> tuple[str, ...]:
 
 
 def wanted_capabilities() -> list[tuple[int, int]]:
-    """Compute capabilities to compile for: those of TORCH_CUDA_ARCH_LIST that are of use here, or of the GPUs present.
+    """Return the compute capabilities to compile for: those of TORCH_CUDA_ARCH_LIST that help here, or the GPUs' own.
 
     Containers preset long lists. Entries that the kernels do not support are dropped, and where GPUs are present, so
     are entries that run on none of them; if nothing is left, the GPUs present decide. What is dropped is logged once.
@@ -157,9 +157,10 @@ def capabilities(names: str, source: str) -> list[tuple[int, int]]:
 
 
 def newer_than_driver(toolkit: Toolkit) -> str | None:
-    """Why code of this toolkit cannot run here, or None: a driver runs code of its own major CUDA version, or older.
+    """Return the reason why this toolkit is too new for the driver, or None.
 
-    PTX of a newer minor version is refused too, but only GPUs that the compiler does not know need it.
+    A driver runs code of its own major CUDA version or older. It also refuses PTX of a newer minor version, but only
+    GPUs that the compiler does not know need PTX.
     """
     driver = driver_version()
     version = re.match(r"(\d+)", toolkit.version)
@@ -172,7 +173,7 @@ def newer_than_driver(toolkit: Toolkit) -> str | None:
 
 
 def driver_version() -> tuple[int, int] | None:
-    """Newest CUDA version that the driver supports, e.g. (12, 8); None without a GPU, or CUDA in PyTorch."""
+    """Return the newest CUDA version that the driver supports, e.g. (12, 8); None without a GPU, or CUDA in PyTorch."""
     if not torch.cuda.is_available():
         return None
     ask = getattr(torch._C, "_cuda_getDriverVersion", None)  # PyTorch without CUDA has none
@@ -186,7 +187,7 @@ def check_compilable(named: list[tuple[int, int]]) -> None:
     """Refuse capabilities that the compiler here, if there is one, does not know or that the kernels cannot run on.
 
     Raises:
-        InputError: names what can be compiled for.
+        InputError: a capability is refused; the message lists those that can be compiled for.
     """
     toolkit = find() if named else None
     if toolkit is None:
@@ -202,12 +203,13 @@ def check_compilable(named: list[tuple[int, int]]) -> None:
 
 
 def architecture_flags(toolkit: Toolkit, wanted: list[tuple[int, int]]) -> list[str]:
-    """Flags that compile for GPUs of the wanted capabilities.
+    """Return the flags that compile for GPUs of the wanted capabilities.
 
-    With the newest comes code that the driver translates for newer ones, also where the compiler does not know them.
+    The newest capability also gets code that the driver translates for newer GPUs, even if the compiler does not know
+    them.
 
     Raises:
-        RunError: for a GPU that is too old, or older than all that the compiler knows.
+        RunError: a GPU is too old for the kernels, or older than all that the compiler knows.
     """
     flags = []
     for capability in sorted(wanted):
@@ -223,10 +225,10 @@ def architecture_flags(toolkit: Toolkit, wanted: list[tuple[int, int]]) -> list[
 
 
 def static_runtime(toolkit: Toolkit) -> str:
-    """The static CUDA runtime library, of the toolkit or of PyTorch's own dependencies.
+    """Return the path of the static CUDA runtime library, of the toolkit or of PyTorch's own dependencies.
 
     Raises:
-        RunError: where there is none.
+        RunError: there is none.
     """
     packages = Path(torch.__file__).parents[1] / "nvidia"
     found = [Path(folder) / "libcudart_static.a" for folder in toolkit.libraries]

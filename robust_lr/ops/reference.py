@@ -33,7 +33,7 @@ class RelationOptions:
     border: Border = "mask"
 
     def numbers(self) -> tuple[int, int, int, int, bool, bool]:
-        """Return them as the operators in csrc/schema.h take them; the kernel size must be known."""
+        """Return the options as the operators in csrc/schema.h take them; the kernel size must be known."""
         assert self.kernel_size is not None
         phi = get_args(Composability).index(self.composability)
         softmax, mask = self.normalization == "softmax", self.border == "mask"
@@ -41,7 +41,7 @@ class RelationOptions:
 
     @classmethod
     def from_numbers(cls, numbers: Sequence[Any]) -> RelationOptions:
-        """Return the options that `numbers` gave."""
+        """Return the options from the numbers that `numbers` returned."""
         kernel_size, stride, channels_per_group, phi, softmax, mask = numbers
         return cls(
             kernel_size,
@@ -54,7 +54,7 @@ class RelationOptions:
 
 
 class Shape(NamedTuple):
-    """The sizes that a checked call has: G groups of d query and key components, K*K windows, output Ho x Wo."""
+    """Sizes of a checked call: G groups of d query and key components, K*K windows, output Ho x Wo."""
 
     groups: int
     components: int
@@ -72,7 +72,7 @@ def local_relation(x: Tensor, q: Tensor, k: Tensor, geo: Tensor | None, **option
 
 
 def aggregate(x: Tensor, q: Tensor, k: Tensor, geo: Tensor | None, options: RelationOptions) -> Tensor:
-    """Do the same for options in a record."""
+    """Aggregate as ``local_relation`` does, with the options in a record."""
     groups, components, size, height, width = check(x, q, k, geo, options)
     stride, channels_per_group = options.stride, options.channels_per_group
     composability, normalization = options.composability, options.normalization
@@ -113,7 +113,7 @@ def aggregate(x: Tensor, q: Tensor, k: Tensor, geo: Tensor | None, options: Rela
 
 
 def similarity(query: Tensor, key: Tensor, composability: Composability) -> Tensor:
-    """Phi of the paper's equations (3), (4) and (5), elementwise."""
+    """Compute Phi of the paper's equations (3), (4) and (5), elementwise."""
     if composability == "squared_difference":
         return -(query - key).square()
     if composability == "absolute_difference":
@@ -122,12 +122,12 @@ def similarity(query: Tensor, key: Tensor, composability: Composability) -> Tens
 
 
 def common_dtype(x: Tensor, q: Tensor, k: Tensor) -> torch.dtype:
-    """The dtype of the result: the widest of the three inputs, as PyTorch's own operators promote."""
+    """Return the dtype of the result: the widest of the three inputs, as PyTorch's own operators promote."""
     return torch.promote_types(torch.promote_types(x.dtype, q.dtype), k.dtype)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of logits and sums: float64 for float64, else float32."""
+    """Return the dtype of logits and sums: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -174,7 +174,7 @@ def check(x: Tensor, q: Tensor, k: Tensor, geo: Tensor | None, options: Relation
 
 
 def _check_window(geo: Tensor | None, kernel_size: int | None, groups: int) -> int:
-    """The window size K of a call, from `geo` or from `kernel_size`."""
+    """Return the window size K of a call, from `geo` or from `kernel_size`."""
     if geo is None:
         if kernel_size is None:
             raise InputError("kernel_size must be given where geo is None")

@@ -1,4 +1,4 @@
-"""Compiles the libraries that a wheel brings, for `make wheel`.
+"""Compile the libraries that a wheel brings, for `make wheel`.
 
 python -m robust_lr.ops.wheel FOLDER [CAPABILITIES]
 """
@@ -15,7 +15,7 @@ from . import build, nvcc
 from .compiler import run
 from .library import VARIANTS
 
-#: what a library may need: the C functions of PyTorch's stable ABI, and symbols of system libraries, with a version
+#: symbols that a library may need: C functions of PyTorch's stable ABI, and those of system libraries, with a version
 STABLE = re.compile(r"(aoti_torch_|torch_)\w+|.+@.+")
 
 
@@ -24,7 +24,7 @@ def compile_libraries(folder: Path, capabilities: str = "") -> list[Path]:
 
     Raises:
         RunError: there is no compiler, it fails, or a library needs more of PyTorch than its stable ABI.
-        InputError: `capabilities` is not like "8.0 9.0".
+        InputError: `capabilities` is not a list like "8.0 9.0".
     """
     gpus = nvcc.capabilities(capabilities, "capabilities") if capabilities else []
     reason = build.missing("cuda" if gpus else "cpu", gpus)
@@ -47,7 +47,7 @@ def compile_libraries(folder: Path, capabilities: str = "") -> list[Path]:
 def check_symbols(library: Path) -> None:
     """Raise a `RunError` if a library needs more of PyTorch than the C functions of its stable ABI.
 
-    C++ symbols differ from version to version; PyTorch exports some of the C++ library's, too, without a version.
+    C++ symbols differ between versions; PyTorch also exports some of the C++ library's, without a version.
     """
     answer = run(["nm", "--dynamic", "--undefined-only", str(library)])
     if answer.returncode != 0:

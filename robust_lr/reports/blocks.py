@@ -162,7 +162,7 @@ def text_cell(text: str, *, detail: str = "", tone: str = "", rows: str = "") ->
 
 
 def share_cell(share: Proportion | None, rows: str = "", *, strong: bool = False) -> Cell:
-    """A percentage with its interval and its counts."""
+    """Make a cell of a percentage with its interval and its counts."""
     if share is None or share.value is None:
         return Cell(text="-", sort=-1.0, tone="muted")
     low, high = share.interval

@@ -115,7 +115,7 @@ def collect(runs: Sequence[str | Path]) -> Collection:
 
 
 def evaluations_below(run: Path) -> Iterator[Path]:
-    """Ledgers at or below ``run``, those of shards left out where their whole is there."""
+    """Yield the ledgers at or below ``run``, without those of shards that have been joined."""
     for file in run.rglob(LEDGER):
         whole = in_shard(file.parent, run)
         if whole is None or not any(whole.rglob(LEDGER)) or only_shards(whole):
@@ -123,7 +123,7 @@ def evaluations_below(run: Path) -> Iterator[Path]:
 
 
 def in_shard(folder: Path, run: Path) -> Path | None:
-    """The folder above the shard that ``folder`` belongs to, within ``run``."""
+    """Return the folder above the shard that ``folder`` belongs to, within ``run``; None outside shards."""
     for place in (folder, *folder.parents):
         if place == run:
             return None
@@ -138,13 +138,13 @@ def only_shards(whole: Path) -> bool:
 
 
 def progress(folder: Path) -> tuple[int, int]:
-    """Images that are done, and images in all."""
+    """Count the images that are done, and images in all."""
     configuration, rows = read_ledger(folder)
     return len(rows), int(configuration["images"])
 
 
 def count_figures(evaluation: Evaluation) -> dict[str, Proportion]:
-    """The figures of an evaluation, counted from its rows."""
+    """Count the figures of an evaluation from its rows."""
     rows = evaluation.rows
     shares = {name: Proportion(sum(map(right, rows)), len(rows)) for name, right in FIGURES.items()}
     view: Any = protocol_view(evaluation.protocol)
@@ -152,13 +152,13 @@ def count_figures(evaluation: Evaluation) -> dict[str, Proportion]:
 
 
 def protocol_view(values: Mapping[str, Any]) -> SimpleNamespace:
-    """A protocol's printed values as attributes, whatever kind of attack it is."""
+    """Return a protocol's printed values as attributes, whatever kind of attack it is."""
     defaults = {"criterion": "worst", "targeted": False, "record": (), "steps": 0}
     return SimpleNamespace(**{**defaults, **values})
 
 
 def agree(evaluation: Evaluation, shares: Mapping[str, Proportion]) -> None:
-    """InputError unless the result says what the rows say."""
+    """Raise an InputError unless the result says what the rows say."""
     for key, name in _CHECKED.items():
         said, value = evaluation.record.get(key), shares[name].value
         if said != value:

@@ -17,7 +17,7 @@ from .svg import svg, swatch
 
 
 def html(report: Report) -> str:
-    """The page, to the byte the same for the same ledgers.
+    """Render the page; the same ledgers give the same bytes.
 
     Raises:
         InputError: jinja2 is not installed.
@@ -56,7 +56,7 @@ def template(name: str) -> str:
 
 
 def arrange_blocks(section: Section) -> dict[str, Any]:
-    """A section with its blocks by kind, in the order in which the page shows them."""
+    """Return a section with its blocks by kind, in the order in which the page shows them."""
     kinds: dict[str, type] = {"notices": Notice, "listings": Listing, "galleries": Gallery, "plots": Plot}
     blocks = {name: [block for block in section.blocks if isinstance(block, kind)] for name, kind in kinds.items()}
     return {
@@ -68,7 +68,7 @@ def arrange_blocks(section: Section) -> dict[str, Any]:
 
 
 def summary(report: Report) -> str:
-    """The scope of a report in a line."""
+    """Describe the scope of a report in a line."""
     found = report.evaluations
     models = list(dict.fromkeys(each.model for each in found))
     data = list(dict.fromkeys(report.data_label(each) for each in found))
@@ -87,7 +87,7 @@ def join_words(words: Sequence[str]) -> str:
 
 
 def bar(cell: Cell) -> str:
-    """The style of a bar from 0 to 100 % with the interval of a share."""
+    """Return the style of a bar from 0 to 100 % with the interval of a share."""
     if cell.share is None or cell.share.value is None:
         return ""
     low, high = cell.share.interval
@@ -95,5 +95,5 @@ def bar(cell: Cell) -> str:
 
 
 def counts(cell: Cell) -> str:
-    """The numerator and the denominator of a share in words."""
+    """Write the numerator and the denominator of a share in words."""
     return "" if cell.share is None else f"{cell.share.count:,} of {cell.share.n:,} images"

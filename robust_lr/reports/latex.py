@@ -29,7 +29,7 @@ _SPECIAL = {
 
 
 def latex(report: Report) -> str:
-    """``table*`` environments; the document needs ``\\usepackage{booktabs}``."""
+    """Render ``table*`` environments; the document needs ``\\usepackage{booktabs}``."""
     chosen = [(section, table) for section in sections(report) for table in section.tables if section.key in SECTIONS]
     return "% needs \\usepackage{booktabs}\n" + "\n".join(
         render_table(table, section.text) for section, table in chosen
@@ -57,7 +57,7 @@ def render_table(table: Table, text: str) -> str:
 
 
 def stack_heading(heading: str, detail: str) -> str:
-    """A heading over its smaller second line."""
+    """Stack a heading on its smaller second line."""
     if not detail:
         return escape(heading)
     lines = f"{escape(heading)} \\\\ {{\\scriptsize {escape(detail)}}}"

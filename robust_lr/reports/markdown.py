@@ -8,7 +8,7 @@ from .sections import sections
 
 
 def markdown(report: Report) -> str:
-    """Every table that the page shows unfolded, with its note."""
+    """Render every table that the page shows unfolded, with its note."""
     parts = [f"# {report.title}"]
     for section in sections(report):
         tables = [table for table in section.tables if not table.folded]
@@ -38,7 +38,7 @@ def cell(found: Cell) -> str:
 
 
 def escape(text: str) -> str:
-    """Text without characters that Markdown or HTML would take for markup."""
+    """Escape the characters that Markdown or HTML would take for markup."""
     for character in "\\|*_`<>":
         text = text.replace(character, f"\\{character}")
     return text.replace("\n", " ")

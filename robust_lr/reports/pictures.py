@@ -20,12 +20,12 @@ MARKS = "os^D"
 
 
 def pictures(report: Report, kind: str) -> dict[str, bytes]:
-    """Every plot as a file of ``kind``, by name without suffix; InputError as ``picture``."""
+    """Draw every plot as a file of ``kind``, by name without suffix; InputError as ``picture``."""
     return {plot.key: picture(plot, kind) for section in sections(report) for plot in section.plots}
 
 
 def picture(plot: Plot, kind: str) -> bytes:
-    """The plot as a file of ``kind``, a key of ``METADATA``; the same bytes for the same figures.
+    """Draw the plot as a file of ``kind``, a key of ``METADATA``; the same figures give the same bytes.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -82,7 +82,7 @@ def lines(plot: Plot, axes: Any) -> None:
 
 
 def thin_ticks(plot: Plot) -> list[tuple[float, str]]:
-    """The ticks that have room for their labels."""
+    """Return the ticks that have room for their labels."""
     low, high = plot.ticks[0][0], plot.ticks[-1][0]
     out: list[tuple[float, str]] = []
     for at, label in plot.ticks:

@@ -72,7 +72,7 @@ class Report:
         return self.collection.evaluations
 
     def data_label(self, found: Found) -> str:
-        """The name of the images, with their number or a part of their hash where two sets have one name."""
+        """Return the name of the images, with their number or part of their hash where two sets share a name."""
         name, images = str(found.record["data"]), str(found.record["images_sha256"])
         sizes: dict[str, int] = {}
         for other in self.evaluations:
@@ -86,7 +86,7 @@ class Report:
 
 
 def build(runs: Sequence[str | Path], *, title: str = "Robustness report") -> Report:
-    """The record behind every format, from the ledgers in ``runs`` alone.
+    """Build the record behind every format, from the ledgers in ``runs`` alone.
 
     Raises:
         InputError: as ``collect``.
@@ -100,7 +100,7 @@ def build(runs: Sequence[str | Path], *, title: str = "Robustness report") -> Re
 
 
 def model_labels(evaluations: Sequence[Found]) -> dict[int, str]:
-    """A name for the model of each evaluation: its own, with the folder where one name stands for two evaluations."""
+    """Name the model of each evaluation; where a name stands for two evaluations, the folder is added."""
 
     def place(found: Found) -> tuple[Any, ...]:
         record = found.record
@@ -121,7 +121,7 @@ def sweeps(collection: Collection) -> dict[Path, tuple[Found, ...]]:
 
 
 def buckets(evaluations: Sequence[Found]) -> list[list[Found]]:
-    """Evaluations on the same images under a protocol of the same name, with the same seed."""
+    """Group evaluations on the same images under a protocol of the same name, with the same seed."""
     found: dict[tuple[Any, ...], list[Found]] = {}
     for each in evaluations:
         place = each.record["images_sha256"], each.protocol["name"], each.seed, each.record.get("shard")
@@ -167,7 +167,7 @@ def group(members: Sequence[Found], report: Report, apart: str | None) -> Group:
 
 
 def describe(protocol: Mapping[str, Any]) -> str:
-    """A protocol in words, with the values that matter."""
+    """Describe a protocol in words, with the values that matter."""
     try:
         return str(from_values(protocol))
     except InputError:  # an attack of the user's
@@ -175,13 +175,13 @@ def describe(protocol: Mapping[str, Any]) -> str:
 
 
 def ball(protocol: Mapping[str, Any]) -> str:
-    """The size of the ball in words, nothing where there is none."""
+    """Describe the size of the ball in words; empty where there is none."""
     eps = protocol.get("eps")
     return f"eps {length(float(eps), str(protocol.get('norm', 'linf')))}" if eps else ""
 
 
 def winners(group: Group, figure: str, level: float = 0.05) -> set[str]:
-    """The model that is better than every other one in a paired test, corrected by Holm; at most one."""
+    """Return the model that is better than every other in a paired test, corrected by Holm; at most one."""
     beaten: dict[str, set[str]] = {name: set() for name in group.members}
     for pair in group.of(figure):
         if pair.p_holm < level and pair.difference:

@@ -29,7 +29,7 @@ COLUMNS = (
 
 
 def payload(report: Report) -> str:
-    """JSON of every evaluation with its rows, which are left out once ``MAX_CHARACTERS`` are used up."""
+    """Return the JSON of every evaluation with its rows, which are left out once ``MAX_CHARACTERS`` are used up."""
     parts, used = [], 0
     for found in report.evaluations:
         about = json.dumps(describe_rows(found, report), ensure_ascii=False, separators=(",", ":"))
@@ -53,7 +53,7 @@ def describe_rows(found: Found, report: Report) -> dict[str, Any]:
 
 
 def columns(found: Found) -> dict[str, list[Any]]:
-    """Values by column; columns that are empty are left out."""
+    """Return values by column; columns that are empty are left out."""
     out = {name: [value(row, name) for row in found.evaluation.rows] for name in COLUMNS}
     return {name: values for name, values in out.items() if any(each is not None for each in values)}
 

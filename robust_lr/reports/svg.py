@@ -18,7 +18,7 @@ COLORS = 8
 
 
 def svg(plot: Plot) -> str:
-    """The plot as an ``svg`` element."""
+    """Draw the plot as an ``svg`` element."""
     body, height = KINDS[plot.kind](plot)
     key = escape(plot.key, quote=True)
     return (
@@ -29,7 +29,7 @@ def svg(plot: Plot) -> str:
 
 
 def number(value: float) -> str:
-    """A coordinate with at most one decimal."""
+    """Format a coordinate with at most one decimal."""
     text = f"{value:.1f}"
     return text.removesuffix(".0").replace("-0", "0", 1) if text in ("-0.0",) else text.removesuffix(".0")
 
@@ -48,7 +48,7 @@ def rule(x1: float, y1: float, x2: float, y2: float, kind: str = "grid") -> str:
 
 
 def mark(x: float, y: float, index: int, words: str, size: float = 3.4) -> str:
-    """A mark whose shape tells the series; pointing at it shows ``words``."""
+    """Draw a mark whose shape tells the series; pointing at it shows ``words``."""
     fill = f'fill="{color(index)}"'
     shapes = (
         f'<circle cx="{number(x)}" cy="{number(y)}" r="{number(size)}" {fill}>',
@@ -64,7 +64,7 @@ def mark(x: float, y: float, index: int, words: str, size: float = 3.4) -> str:
 
 
 def swatch(index: int, kind: str) -> str:
-    """The sample of a series in the legend."""
+    """Draw the sample of a series in the legend."""
     stroke = f'stroke="{color(index)}" stroke-width="2" stroke-dasharray="{dash(index)}"'
     line = f'<line x1="1" y1="6" x2="25" y2="6" {stroke}/>'
     block = f'<rect x="5" y="1" width="16" height="10" rx="2" fill="{bar_color(index)}"/>'
@@ -93,7 +93,7 @@ def steps(plot: Plot) -> tuple[list[str], float]:
 
 
 def frame(plot: Plot, *, steps: bool) -> tuple[list[str], float]:
-    """Axes, bands and lines; y is a share from 0 to 1."""
+    """Draw axes, bands and lines; y is a share from 0 to 1."""
     xs = [point.x for line in plot.series for point in line.points] + [at for at, _ in plot.ticks]
     low, high = min(xs), max(xs)
     span = (high - low) or 1.0
@@ -139,7 +139,7 @@ def frame(plot: Plot, *, steps: bool) -> tuple[list[str], float]:
 def band(
     line: Series, index: int, place_x: Callable[[float], float], place_y: Callable[[float], float], steps: bool
 ) -> list[str]:
-    """The intervals of a line as an area."""
+    """Draw the intervals of a line as an area."""
     if all(point.low == point.high for point in line.points):
         return []
     upper = trace([(place_x(p.x), place_y(p.high)) for p in line.points], steps)
@@ -148,7 +148,7 @@ def band(
 
 
 def trace(points: Sequence[tuple[float, float]], steps: bool, backwards: bool = False) -> str:
-    """A path through points, straight or as a staircase that holds each value until the next."""
+    """Draw a path through points, straight or as a staircase that holds each value until the next."""
     (x0, y0), *rest = points
     out = [f"M{number(x0)} {number(y0)}"]
     for x, y in rest:
@@ -160,7 +160,7 @@ def trace(points: Sequence[tuple[float, float]], steps: bool, backwards: bool = 
 
 
 def round_ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """About five round values from ``low`` to ``high``."""
+    """Return about five round values from ``low`` to ``high``."""
     rough = (high - low) / 5 or 1.0
     power = 10.0 ** floor(log10(rough))
     gap = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
@@ -173,7 +173,7 @@ def round_ticks(low: float, high: float) -> list[tuple[float, str]]:
 
 
 def dots(plot: Plot) -> tuple[list[str], float]:
-    """Shares with intervals, a row for each class and a line in it for each model."""
+    """Draw shares with intervals, a row for each class and a line in it for each model."""
     count, rows = len(plot.series), plot.ticks
     row_height = 12.0 + 9.0 * count
     left = 16.0 + 6.6 * max(len(label) for _, label in rows)
@@ -203,7 +203,7 @@ def whisker(low: float, high: float, y: float, index: int) -> str:
 
 
 def share_axis(place: Callable[[float], float], top: float, bottom: float, label: str) -> list[str]:
-    """Vertical lines from 0 to 100 % with their labels."""
+    """Draw vertical lines from 0 to 100 % with their labels."""
     out = []
     for share in (0, 0.2, 0.4, 0.6, 0.8, 1):
         out.append(rule(place(share), top, place(share), bottom))
@@ -216,7 +216,7 @@ def share_axis(place: Callable[[float], float], top: float, bottom: float, label
 
 
 def forest(plot: Plot) -> tuple[list[str], float]:
-    """Differences with intervals beside a line at zero, each under its name."""
+    """Draw differences with intervals beside a line at zero, each under its name."""
     (line,) = plot.series
     row_height, left, right = 38.0, 14.0, WIDTH - RIGHT
     bottom = TOP + row_height * len(line.points)
@@ -244,7 +244,7 @@ def words_of(point: Point) -> str:
 
 
 def bars(plot: Plot) -> tuple[list[str], float]:
-    """Shares that add up to one, a bar for each model under its name."""
+    """Draw shares that add up to one, a bar for each model under its name."""
     rows, row_height, left = plot.ticks, 40.0, 14.0
     bottom = TOP + row_height * len(rows)
 
@@ -268,7 +268,7 @@ def bars(plot: Plot) -> tuple[list[str], float]:
 
 
 def heat(plot: Plot) -> tuple[list[str], float]:
-    """A matrix of shares: a row for each series, a column for each tick."""
+    """Draw a matrix of shares: a row for each series, a column for each tick."""
     columns = len(plot.ticks)
     side_x, side_y = (WIDTH - RIGHT - 14.0) / columns, 52.0
     out = []

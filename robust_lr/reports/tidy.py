@@ -34,7 +34,7 @@ COLUMNS = (
 
 
 def tidy(report: Report) -> str:
-    """CSV with the columns ``COLUMNS``: shares as fractions, differences of shares, and nothing where none applies."""
+    """Write CSV with the columns ``COLUMNS``: shares as fractions, their differences, and empty fields elsewhere."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()

@@ -16,7 +16,7 @@ from .ledger import Row, first_difference, meaning, shown
 from .stored import Evaluation, read_evaluation
 from .verdict import MISLED
 
-#: what can be compared: whether an image counts as right
+#: figures that can be compared: each tells whether an image counts as right
 FIGURES: dict[str, Callable[[Row], bool]] = {
     "clean": lambda row: row.clean == row.label,
     "robust": lambda row: row.robust,
@@ -32,11 +32,11 @@ class Pair:
     """Two models compared image by image in one figure.
 
     Attributes:
-        both, only_first, only_second, neither: images that are right for both, for one, for none.
+        both, only_first, only_second, neither: numbers of images that both models, one or neither get right.
         difference: accuracy of the first minus that of the second.
-        interval: 95 %, Newcombe 1998, method 10.
-        p: two-sided, McNemar's exact test; not a number where a model's figure is misled.
-        p_holm: the same, corrected for the number of pairs that are compared (Holm 1979).
+        interval: 95 % interval of the difference, Newcombe 1998, method 10.
+        p: two-sided p-value of McNemar's exact test; NaN if a model's figure is misled.
+        p_holm: p corrected for the number of pairs that are compared (Holm 1979).
     """
 
     figure: str
@@ -54,7 +54,7 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Models by name with their accuracies, by figure, and every pair of them in every figure."""
+    """Accuracies of models, by name and figure, and the comparison of every pair of models in every figure."""
 
     data: str
     protocol: dict[str, Any]
@@ -97,11 +97,11 @@ class Comparison:
 
 
 def compare(folders: Sequence[str | Path], *, allow: Collection[str] = ()) -> Comparison:
-    """Compare evaluations, folders of ``evaluate``, pairwise.
+    """Compare evaluations pairwise.
 
     Args:
-        folders: of the evaluations.
-        allow: "misled" to test numbers that are misled, too; otherwise their pairs have no p-value.
+        folders: the evaluations' folders, which ``evaluate`` wrote.
+        allow: with "misled", misled figures are tested, too; otherwise their pairs have no p-value.
 
     Raises:
         InputError: fewer than two, an unfinished one, or two that differ in protocol, seed, precision, images or

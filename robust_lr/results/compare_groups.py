@@ -1,4 +1,4 @@
-"""Compare kinds of networks by several training runs of each: paired by image within seeds, clustered by seed."""
+"""Compare kinds of networks by several training runs of each, paired by image and by seed."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ METHODS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Two groups in one figure: accuracy of the first minus that of the second, one of so many ``pairs``.
+    """Two groups in one figure: accuracy of the first minus that of the second; ``pairs`` is the number of tests.
 
-    ``p_holm`` is not a number where a robust accuracy of one of them is misled.
+    ``p_holm`` is NaN if a robust accuracy of one of them is misled.
     """
 
     figure: str
@@ -67,7 +67,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupComparison:
-    """Groups by name with their accuracies, by figure, and every pair of them in every figure.
+    """Accuracies of groups, by name and figure, and the comparison of every pair of groups in every figure.
 
     ``verdicts`` has those of each group's runs, None for runs that were not probed.
     """
@@ -108,8 +108,8 @@ def compare_groups(groups: Sequence[Sequence[str | Path]], *, allow: Collection[
         allow: "misled" to test numbers that are misled, too; otherwise their pairs have no p-value.
 
     Raises:
-        InputError: fewer than two groups or two runs, groups of different sizes, runs of one place that differ in
-            protocol, seed, images or targets, or runs of a group that differ in protocol or images.
+        InputError: fewer than two groups or two runs, groups of different sizes, runs at the same place of two groups
+            that differ in protocol, seed, images or targets, or runs of a group that differ in protocol or images.
     """
     if len(groups) < 2 or min(map(len, groups)) < 2:
         raise InputError("a comparison of groups needs two groups or more, each with two training runs or more")
@@ -123,7 +123,7 @@ def compare_groups(groups: Sequence[Sequence[str | Path]], *, allow: Collection[
 
 
 def compare_runs(named: Mapping[str, Sequence[Evaluation]], *, allow: Collection[str] = ()) -> GroupComparison:
-    """Compare groups of evaluations by name, as many in each; raises `InputError` as ``compare_groups``."""
+    """Compare groups of evaluations by name, each of the same size; raises `InputError` as ``compare_groups`` does."""
     runs = list(named.values())
     for group in runs:
         for run in group[1:]:

@@ -1,4 +1,4 @@
-"""Robust accuracy as a curve over steps or eps: one finished sweep, read, merged and drawn."""
+"""Robust accuracy as a curve over steps or eps: read or merge a finished sweep, and build its curve."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ CURVE = "curve.json"
 
 @dataclass(frozen=True)
 class Curve:
-    """Figures by a value that grows.
+    """Figures at increasing values of eps or of the number of steps.
 
     Attributes:
-        name, source, axis: of the sweep; the axis is "eps" or "steps".
-        points: one a value, (value, shares by name as in ``Result.to_dict``). In worst seen, an image that a smaller
-            value broke stays broken: what fits into the smaller ball fits into the larger one. So it never rises,
-            whereas success and the last iterate may go either way.
-        results: of the evaluations behind them.
+        name, source, axis: those of the sweep; the axis is "eps" or "steps".
+        points: one per value, (value, shares by name as in ``Result.to_dict``). In worst seen, an image that a smaller
+            value broke stays broken, because a perturbation in the smaller ball is in the larger one, too. So it never
+            rises, whereas success and the last iterate may go either way.
+        results: results of the evaluations behind the points.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Curve:
     results: Sequence[Result]
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form."""
+        """Return the JSON form."""
         return {
             "schema": 2,
             "sweep": self.name,
@@ -52,12 +52,12 @@ class Curve:
 
 
 def curve_of(result: Result) -> Curve:
-    """The curve of one trajectory, without points where the protocol records none."""
+    """Return the curve of one trajectory, without points where the protocol records none."""
     return Curve(result.protocol["name"], result.protocol["source"], "steps", result.curve, [result])
 
 
 def build_curve(name: str, source: str, axis: str, found: Sequence[tuple[Protocol, Result, Sequence[Row]]]) -> Curve:
-    """The curve of a sweep's parts: each with its result and its rows."""
+    """Build the curve of a sweep from its parts, each with its result and its rows."""
     points: list[tuple[float, dict[str, Proportion]]] = []
     broken: set[int] = set()
     for part, _, rows in found:
@@ -70,10 +70,10 @@ def build_curve(name: str, source: str, axis: str, found: Sequence[tuple[Protoco
 
 
 def merge_sweep(folders: Sequence[str | Path], out: str | Path, *, fresh: bool = False) -> Curve:
-    """Join the shards of a sweep, as ``merge`` does for single evaluations; ``out`` is as ``sweep`` leaves it.
+    """Join the shards of a sweep, as ``merge`` does for single evaluations, into the folder that ``sweep`` would write.
 
     Raises:
-        InputError: as ``merge``, for any part; a folder without a finished sweep, or of another one.
+        InputError: as ``merge``, for any part; or a folder has no finished sweep, or another sweep.
     """
     records = [read_curve(Path(folder)) for folder in folders]
     about = [
@@ -100,7 +100,7 @@ def merge_sweep(folders: Sequence[str | Path], out: str | Path, *, fresh: bool =
 
 
 def read_curve(folder: Path) -> dict[str, Any]:
-    """The JSON of a finished sweep's curve."""
+    """Read the JSON of a finished sweep's curve."""
     try:
         record: dict[str, Any] = json.loads((folder / CURVE).read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -17,20 +17,20 @@ MULTIPLES = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 def smallest_perturbation(row: Row) -> float | None:
-    """Distance of the nearest misclassified image found: 0 for a mistake on the clean image, None where none was."""
+    """Return the distance of the nearest misclassified image found, 0 if the clean image is, None if none was found."""
     if row.clean != row.label:
         return 0.0
     return row.distance if row.adversarial != row.label else None
 
 
 def robust_at(rows: Sequence[Row], eps: float) -> Proportion:
-    """Share of the images with no misclassified image found within ``eps``."""
+    """Return the share of the images with no misclassified image found within ``eps``."""
     found = [smallest_perturbation(row) for row in rows]
     return Proportion(sum(distance is None or distance > eps for distance in found), len(rows))
 
 
 def distance_points(rows: Sequence[Row], protocol: Protocol) -> list[tuple[float, dict[str, Proportion]]]:
-    """Points of a curve over eps, as ``Curve`` has them; mistakes on clean images count at every radius."""
+    """Return the points of a curve over eps, as ``Curve`` has them; mistakes on clean images count at every radius."""
     radii = [level / 255 for level in LEVELS] if protocol.norm == "linf" else [m * protocol.eps for m in MULTIPLES]
     radii = sorted({*radii, protocol.eps})
     clean = [row for row in rows if row.clean == row.label]
@@ -44,12 +44,12 @@ def distance_points(rows: Sequence[Row], protocol: Protocol) -> list[tuple[float
 
 
 def with_distances(curve: Curve, rows: Sequence[Row], protocol: Protocol) -> Curve:
-    """The curve of an evaluation with its points over eps."""
+    """Return the curve of an evaluation with its points over eps."""
     return replace(curve, axis="eps", points=distance_points(rows, protocol))
 
 
 def median_distance(rows: Sequence[Row]) -> float | None:
-    """Median of the smallest perturbations, infinite where none was found; None if that is the median."""
+    """Return the median of the smallest perturbations, infinite where none was found; None if that is the median."""
     found = [smallest_perturbation(row) for row in rows]
     middle = median(float("inf") if distance is None else distance for distance in found)
     return middle if middle < float("inf") else None

@@ -22,12 +22,12 @@ FRAME_LIBRARIES = ("pandas", "polars")
 
 
 def records(rows: Sequence[Row], **prefix: str) -> list[dict[str, Any]]:
-    """One dict per row; ``prefix`` adds leading columns that are the same for all of them."""
+    """Return one dict per row; ``prefix`` adds leading columns that are the same for all of them."""
     return [{**prefix, **{name: getattr(row, name) for name in COLUMNS}} for row in rows]
 
 
 def to_csv(table: Sequence[Mapping[str, Any]]) -> str:
-    """CSV with a header: true and false in lower case, and nothing for None, so that pandas and polars infer types."""
+    """Write CSV with a header, lower-case booleans and empty fields for None, so that pandas and polars infer types."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(table[0] if table else COLUMNS)
@@ -63,7 +63,7 @@ def write_parquet(path: str | Path, table: Sequence[Mapping[str, Any]]) -> None:
 
 
 def dataframe(table: Sequence[Mapping[str, Any]]) -> Any:
-    """A data frame of pandas or, where that is missing, of polars.
+    """Return a data frame of pandas or, where that is missing, of polars.
 
     Raises:
         InputError: neither is installed.

@@ -1,4 +1,4 @@
-"""Adversarial images on disk: what each verdict was judged on, in safetensors shards below an evaluation's folder.
+"""Adversarial images on disk, on which each verdict was judged, in safetensors shards below an evaluation's folder.
 
 While an evaluation goes on, images are written in parts, each before its rows are in the ledger, so that a row never
 lacks its image. At the end the parts become shards ordered by id, which are the same files however often the evaluation
@@ -22,7 +22,7 @@ from ..data.dataset import to_unit_range
 from ..utils.errors import InputError, RunError
 from ..utils.files import write_atomic
 
-#: folder inside that of an evaluation
+#: name of the folder inside an evaluation's folder
 IMAGES = "images"
 
 #: the most images and bytes of float32 pixels in a shard
@@ -32,12 +32,12 @@ _FORMAT = json.dumps({"format": "robust-lr adversarial images", "version": 1})
 
 
 def round_to_levels(pixels: Tensor) -> Tensor:
-    """The nearest levels of 255, uint8, which is what a PNG can hold."""
+    """Round pixels to the nearest levels of 255, uint8, which is what a PNG can hold."""
     return (pixels * 255).round().to(torch.uint8)
 
 
 def write_part(folder: Path, ids: Tensor, labels: Tensor, pixels: Tensor) -> None:
-    """Write finished images safely; RunError where the disk refuses."""
+    """Write finished images atomically; RunError if they cannot be written."""
     order = ids.argsort()
     _write(folder / f"part-{int(ids.min())}.safetensors", ids[order], labels[order], pixels[order])
 
@@ -62,7 +62,7 @@ def gather(sources: Sequence[Path], out: Path, ids: Iterable[int]) -> None:
 
     Raises:
         InputError: an image is missing or damaged.
-        RunError: the disk refuses.
+        RunError: a shard cannot be written.
     """
     place = {
         id_: (file, row)
@@ -95,7 +95,7 @@ def gather(sources: Sequence[Path], out: Path, ids: Iterable[int]) -> None:
 
 
 def remove_images(folder: Path) -> None:
-    """Delete the images of an evaluation that is made anew."""
+    """Delete the images of an evaluation that starts afresh."""
     for file in folder.glob("*.safetensors"):
         file.unlink()
 
@@ -110,12 +110,12 @@ class SavedImages:
     uint8: Tensor
 
     def pixels(self, is_rounded: bool) -> Tensor:
-        """The images as they were judged, or as a PNG keeps them."""
+        """Return the images as they were judged, or rounded as a PNG keeps them."""
         return to_unit_range(self.uint8) if is_rounded else self.float32
 
 
 def read_images(run: Path) -> Iterator[SavedImages]:
-    """The images that an evaluation kept, shard by shard, by id.
+    """Yield the images that an evaluation kept, shard by shard, by id.
 
     Raises:
         InputError: none were kept, the evaluation is unfinished, or a file is damaged.

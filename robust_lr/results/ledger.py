@@ -1,4 +1,4 @@
-"""One row for each evaluated image, in SQLite: what was done survives a crash, and a run goes on where it was."""
+"""A ledger in SQLite with one row for each evaluated image: rows survive a crash, and a run resumes after the last."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Row:
     """Findings of an evaluation for one image.
 
     Attributes:
-        id: of the image.
+        id: identifier of the image.
         input_hash: first 16 hexadecimal digits of the SHA-256 of its pixels, float32 [C, H, W].
         label: its true class.
         target: the class aimed at, None where there is none or more than one.
@@ -76,13 +76,13 @@ class Row:
 
 
 _NAMES = [field.name for field in fields(Row)]
-_VALUES = attrgetter(*_NAMES)  # not `astuple`, whose deep copies take longer than the database
+_VALUES = attrgetter(*_NAMES)  # faster than `astuple`, whose deep copies take longer than the database
 _FLAGS = {field.name for field in fields(Row) if str(field.type).startswith("bool")}
 _COLUMNS = ", ".join(_NAMES)
 _HOLES = ", ".join("?" for _ in _NAMES)
 
 
-#: what it means that a hash differs
+#: meaning of a difference in a hash
 _MEANINGS = {
     "weights_sha256": "the network has other weights",
     "images_sha256": "the images are others",
@@ -92,20 +92,20 @@ _MEANINGS = {
 
 
 def shown(value: Any) -> str:
-    """A value in a message; of a hash, the first digits are enough to tell it."""
+    """Show a value in a message; the first digits of a hash are enough to tell it apart."""
     is_hash = isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
     return f"{value[:8]}..." if is_hash else repr(value)
 
 
 def meaning(key: str) -> str:
-    """Explain a difference in ``key``, in parentheses; nothing where the values say so themselves."""
+    """Explain a difference in ``key``, in parentheses; empty if the values explain themselves."""
     return f" ({_MEANINGS[key]})" if key in _MEANINGS else ""
 
 
 def first_difference(
     one: Mapping[str, Any], other: Mapping[str, Any], but: Collection[str] = ()
 ) -> tuple[str, Any, Any] | None:
-    """The first key, of none of ``but``, whose values differ, and both values; None for one that is not there."""
+    """Return the first key, except those in ``but``, whose values differ, and both values, None for a missing one."""
     for key in [*one, *other]:
         if one.get(key) != other.get(key) and key not in but:
             return key, one.get(key), other.get(key)
@@ -113,28 +113,28 @@ def first_difference(
 
 
 def remove(path: Path) -> None:
-    """Delete a ledger, and the journal that an interrupted transaction left: SQLite would play it into the next."""
+    """Delete a ledger and the journal of an interrupted transaction, which SQLite would apply to the next ledger."""
     for file in (path, journal(path)):
         file.unlink(missing_ok=True)
 
 
 def journal(path: Path) -> Path:
-    """File in which SQLite keeps what a transaction overwrites."""
+    """Return the file in which SQLite keeps what a transaction overwrites."""
     return path.with_name(f"{path.name}-journal")
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a ledger on disk, by id.
+    """Read the rows of a ledger on disk, by id.
 
     Raises:
-        InputError: there is none, or one that another version wrote.
+        InputError: there is no ledger, or another version wrote it.
     """
     with _opened(path) as connection:
         return _rows(connection)
 
 
 def read_configuration(path: Path) -> dict[str, Any]:
-    """The configuration of a ledger on disk; InputError as ``read``, or where none was written yet."""
+    """Read the configuration of a ledger on disk; InputError as ``read``, or where none was written yet."""
     with _opened(path) as connection:
         kept = connection.execute("SELECT json FROM configuration").fetchone()
     if kept is None:
@@ -144,7 +144,7 @@ def read_configuration(path: Path) -> dict[str, Any]:
 
 
 def read_finding(path: Path, name: str) -> Any:
-    """Read what ``Ledger.remember`` kept under a name in a ledger on disk, None if nothing."""
+    """Read the finding that ``Ledger.remember`` saved under a name in a ledger on disk, None if there is none."""
     with _opened(path) as connection:
         kept = connection.execute("SELECT json FROM findings WHERE name = ?", (name,)).fetchone()
     return None if kept is None else json.loads(kept[0])
@@ -152,7 +152,7 @@ def read_finding(path: Path, name: str) -> Any:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[sqlite3.Connection]:
-    """A ledger that is only read; what a killed process left unfinished is rolled back, which takes writing."""
+    """Open a ledger for reading; what a killed process left unfinished is rolled back, which takes writing."""
     if not path.is_file():
         raise InputError(f"{path}: there is no ledger")
     try:
@@ -197,11 +197,11 @@ class Ledger:
             raise InputError(f"{path} cannot be used as a ledger: {error}") from None
         try:
             with self.connection as connection:
-                connection.execute("BEGIN")  # one wait for the disk, and nothing in a ledger that does not agree
+                connection.execute("BEGIN")  # waits for the disk once, and writes nothing to a ledger that differs
                 connection.execute("CREATE TABLE IF NOT EXISTS configuration (json TEXT NOT NULL)")
                 connection.execute(f"CREATE TABLE IF NOT EXISTS images ({_COLUMNS}, PRIMARY KEY (id))")
                 connection.execute("CREATE TABLE IF NOT EXISTS findings (name TEXT PRIMARY KEY, json TEXT NOT NULL)")
-                self._agree(configuration)
+                self._check_configuration(configuration)
         except sqlite3.Error as error:
             self.close()
             raise InputError(f"{path} cannot be used as a ledger: {error}") from None
@@ -209,8 +209,8 @@ class Ledger:
             self.close()
             raise
 
-    def _agree(self, configuration: Mapping[str, Any]) -> None:
-        """Keep ``configuration``, or insist that it is the one kept; the difference is named."""
+    def _check_configuration(self, configuration: Mapping[str, Any]) -> None:
+        """Write ``configuration`` to a new ledger; in an old one, raise an InputError unless it is the same."""
         kept = self.connection.execute("SELECT json FROM configuration").fetchone()
         if kept is None:
             self.connection.execute("INSERT INTO configuration VALUES (?)", (json.dumps(configuration),))
@@ -231,7 +231,7 @@ class Ledger:
             raise RunError(f"{self.path}: {error}; rows written before are safe, resume to go on") from None
 
     def remember(self, name: str, value: Any) -> None:
-        """Keep what was found for all images together, as JSON, for when the evaluation goes on."""
+        """Save a finding about all images together, as JSON, for when the evaluation resumes."""
         try:
             with self.connection:
                 self.connection.execute("INSERT INTO findings VALUES (?, ?)", (name, json.dumps(value)))
@@ -239,12 +239,12 @@ class Ledger:
             raise RunError(f"{self.path}: {error}") from None
 
     def recall(self, name: str) -> Any:
-        """Return what was remembered, None if nothing was."""
+        """Return the finding that ``remember`` saved under a name, None if there is none."""
         kept = self.connection.execute("SELECT json FROM findings WHERE name = ?", (name,)).fetchone()
         return None if kept is None else json.loads(kept[0])
 
     def rows(self) -> list[Row]:
-        """All rows, by id."""
+        """Return all rows, by id."""
         return _rows(self.connection)
 
     def ids(self) -> set[int]:

@@ -1,4 +1,4 @@
-"""Shards of one evaluation, which were run side by side, joined to what a single run would have given."""
+"""Join the shards of one evaluation into the rows and the result of a single run."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def merge(folders: Sequence[str | Path], out: str | Path, *, fresh: bool = False
     """Join the shards of an evaluation in the folder ``out``; rows and figures are those of the whole, to the bit.
 
     Args:
-        folders: of ``evaluate``, each with another ``shard``.
-        out: gets the ledger and the result of the whole.
-        fresh: replace an evaluation that is in ``out``.
+        folders: folders that ``evaluate`` wrote, each with another ``shard``.
+        out: folder for the ledger and the result of the whole.
+        fresh: replace an evaluation that ``out`` holds.
 
     Raises:
-        InputError: shards that are unfinished, missing, given twice or of different evaluations, or a used ``out``.
+        InputError: a shard is unfinished, missing, given twice or of another evaluation, or ``out`` is in use.
     """
     check_out(Path(out), fresh)
     whole = join(folders)
@@ -54,7 +54,7 @@ class Whole:
     level: str | None = None  # of the probes, where every shard was probed
 
     def write(self, out: Path) -> None:
-        """A folder as ``evaluate`` leaves it."""
+        """Write a folder as ``evaluate`` leaves it."""
         partial = out / f".{LEDGER}.{os.getpid()}"
         try:
             with closing(Ledger(partial, self.configuration)) as ledger:
@@ -64,7 +64,7 @@ class Whole:
                 if self.level is not None and self.result.probes is not None:
                     ledger.remember(probes_finding(self.level), self.result.probes.to_json())
                 ledger.remember("origin", dict(self.result.origin))
-            journal(out / LEDGER).unlink(missing_ok=True)  # else an old one would be played into the new ledger
+            journal(out / LEDGER).unlink(missing_ok=True)  # SQLite would apply an old journal to the new ledger
             os.replace(partial, out / LEDGER)
         finally:
             remove(partial)
@@ -110,7 +110,7 @@ def join(folders: Sequence[str | Path]) -> Whole:
 
 
 def probes_of(shards: Sequence[Evaluation]) -> tuple[str | None, Probes | None]:
-    """Probes of all shards together, the most thorough that every shard has, and how thorough they were."""
+    """Return the most thorough level at which every shard was probed, and the probes of all shards together."""
     for level in reversed(LEVELS):
         kept = [read_finding(shard.folder / LEDGER, probes_finding(level)) for shard in shards]
         if all(each is not None for each in kept):
@@ -123,11 +123,11 @@ def record_origin(record: dict[str, Any]) -> dict[str, str | None]:
 
 
 def in_order(shards: Sequence[Evaluation]) -> list[Evaluation]:
-    """Shards 1/n to n/n; InputError where one is missing, given twice, or no shard."""
+    """Sort the shards 1/n to n/n; InputError if one is missing, given twice, or no shard."""
     numbers = []
     for shard in shards:
         if shard.configuration["shard"] is None:
-            raise InputError(f"{shard.folder} is no shard but a whole evaluation: leave it out")
+            raise InputError(f"{shard.folder} is not a shard but a whole evaluation: leave it out")
         numbers.append(tuple(map(int, shard.configuration["shard"].split("/"))))
     if not numbers:
         raise InputError("nothing to merge: give the folders of all shards")
@@ -149,7 +149,7 @@ def in_order(shards: Sequence[Evaluation]) -> list[Evaluation]:
 
 
 def same(shards: Sequence[Evaluation]) -> None:
-    """InputError, with the first difference, unless all shards are of one evaluation and share no image."""
+    """Raise an InputError, with the first difference, unless all shards are of one evaluation and share no image."""
     first = shards[0]
     owner: dict[int, Path] = {}
     for shard in shards:
@@ -166,7 +166,7 @@ def same(shards: Sequence[Evaluation]) -> None:
 
 
 def agreement(records: Sequence[dict[str, Any]]) -> Proportion | None:
-    """Agreement of verdicts at a lower precision with those of fp32, over the samples of all shards."""
+    """Return how often verdicts at a lower precision agree with those of fp32, over the samples of all shards."""
     parts = [
         (record.get("precision_agreement"), record["denominators"].get("precision_agreement")) for record in records
     ]

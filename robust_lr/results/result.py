@@ -25,7 +25,7 @@ class Result:
 
     Attributes:
         protocol: every value of the attack.
-        n: images; ``attacked`` of them were attacked, the others decided by their clean predictions.
+        n: number of images; ``attacked`` of them were attacked, clean predictions decided the others.
         clean: accuracy on the clean images.
         robust: accuracy on the true label under the protocol's criterion.
         robust_last: the same at the last iterate (of every restart), the paper's figure; None where decided images
@@ -34,32 +34,32 @@ class Result:
         success: targeted: predicted as the target, among images not so predicted when clean; untargeted:
             misclassified, among images classified correctly when clean. Under the protocol's criterion, in any restart.
         curve: (steps, shares by name as in ``to_dict``) at each of the protocol's recorded steps.
-        broken_by: images broken by each attack of a cascade.
+        broken_by: number of images that each attack of a cascade broke.
         max_distance: largest |x_adv - x| found, in pixels of [0, 1] and in the norm of the protocol.
         batch_invariant: every pass behind a figure had the same number of rows and all randomness is keyed by image,
             so ``batch_size`` does not matter.
         hashes: SHA-256 of weights, images and, for a targeted attack, of "id target" lines.
-        precision: of the attack's arithmetic; finished images are always judged in fp32, by the model as given.
-        model_output: where the logits were in what the model returned: "logits" alone, ".logits of ..." an object, or
+        precision: arithmetic of the attack; finished images are always judged in fp32, by the model as given.
+        model_output: where the model's output held the logits: "logits" alone, ".logits of ..." an object, or
             "first of ..." a tuple.
         logits_dtype: dtype that the model computed its logits in; losses and verdicts are in float32.
-        agreement: of verdicts with those of an fp32 attack, on a sample, where the precision is lower.
+        agreement: share of a sample with the verdict of an fp32 attack, if the precision is lower.
         robust_rounded: images right on the finished image after its pixels are rounded to 256 levels: an attack that
             lives in the fractions of a level is lost in a PNG. None where images were not kept.
-        cycle_detection: "on" if images whose iterates came back to the bit ended early, else "off: " and the reason.
-        ended_at_cycles: images of which steps were left out for that, with the same rows as all steps would have given.
-        randomness: of a random model: "passes" behind each verdict, all of which must be right; "draws", by row or by
-            pass; whether they are "keyed" by image; and "one_pass", the accuracy of a single pass over the finished
-            images, with the 95 % interval in which it falls. None for a deterministic model.
-        surrogate: name and hash of the weights of the network that gradients came from, where it was another one.
+        cycle_detection: "on" if images whose iterates repeated exactly ended early, else "off: " and the reason.
+        ended_at_cycles: number of images that skipped steps for this reason; all steps would give the same rows.
+        randomness: for a random model, the "passes" behind each verdict, all of which must be right; the "draws", by
+            row or by pass; whether they are "keyed" by image; and "one_pass", the accuracy of a single pass over the
+            finished images, with its 95 % interval. None for a deterministic model.
+        surrogate: name and hash of the weights of the network that gradients came from, if it was another one.
         seconds: time of the attack, summed over images, without loading.
-        forwards, backwards: images x passes of the model that were really made, padding left out.
-        verdict: "sound", "weak", "misled", or None where no probes were run; ``judgment`` says by which figures.
+        forwards, backwards: images x passes of the model that were actually computed, without padding.
+        verdict: "sound", "weak", "misled", or None if no probes were run; ``judgment`` has the reason.
         origin: date (UTC), command and, in a checkout, commit of the computation.
-        read_from_ledger: images whose rows were read from a ledger, not computed now.
+        read_from_ledger: number of images whose rows were read from a ledger instead of computed.
         judgment: the verdict with inflation, bound, reason and advice.
-        probes: what probes found, image by image.
-        validity: signs of a broken evaluation that were looked for in the rows.
+        probes: findings of the probes, image by image.
+        validity: checks of the rows for signs of a broken evaluation.
         rows: the ledger's rows, one per image, by id; they are not part of the JSON form.
     """
 
@@ -121,11 +121,11 @@ class Result:
         export.write_csv(path, export.records(self.rows))
 
     def to_dataframe(self) -> Any:
-        """The per-image rows as a data frame of pandas or, where that is missing, of polars."""
+        """Return the per-image rows as a data frame of pandas or, where that is missing, of polars."""
         return export.dataframe(export.records(self.rows))
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form: accuracies as fractions, intervals as [low, high]."""
+        """Return the JSON form: accuracies as fractions, intervals as [low, high]."""
         shares = {
             "clean_accuracy": self.clean,
             "robust_accuracy": self.robust,
@@ -164,7 +164,7 @@ class Result:
 
 
 def figures(shares: Mapping[str, Proportion]) -> dict[str, Any]:
-    """The JSON form of shares: fractions by name, with their intervals and denominators."""
+    """Return the JSON form of shares: fractions by name, with their intervals and denominators."""
     return {
         **{name: share.value for name, share in shares.items()},
         "intervals": {name: list(share.interval) for name, share in shares.items()},

@@ -1,4 +1,4 @@
-"""The entry of RobustBench's leaderboard that an evaluation makes: the JSON of its model_info folder."""
+"""An evaluation as an entry of RobustBench's leaderboard: a JSON file of its model_info folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..utils.errors import InputError
 from .stored import Evaluation
 from .verdict import MISLED, SOUND
 
-#: what only the authors know, in the order of the files
+#: fields that only the authors know, in the order of the files
 ABOUT = ("link", "name", "authors", "additional_data", "number_forward_passes", "dataset", "venue", "architecture")
 
 #: parts of AutoAttack "standard"
@@ -21,15 +21,15 @@ THREATS = {"linf": "Linf", "l2": "L2"}
 
 
 def model_info(evaluation: Evaluation, **about: Any) -> dict[str, Any]:
-    """All fields of a model_info file; accuracies are strings in percent.
+    """Return all fields of a model_info file; accuracies are strings in percent.
 
     Args:
-        evaluation: under AutoAttack "standard".
-        about: the fields of ``ABOUT``; ``reported``, the robust accuracy that the paper states, by default ours; and
-            ``allow_misled``, to export what is misled.
+        evaluation: an evaluation under AutoAttack "standard".
+        about: the fields of ``ABOUT``; ``reported``, the robust accuracy that the paper states, by default the measured
+            one; and ``allow_misled``, to export what is misled.
 
     Raises:
-        InputError: an evaluation under another protocol, on a shard of the images, or of the verdict misled.
+        InputError: the evaluation has another protocol, covers a shard of the images, or its verdict is misled.
     """
     protocol, record = evaluation.protocol, evaluation.record
     parts = tuple(part["name"] for part in protocol.get("parts", ()))
@@ -65,12 +65,12 @@ def footnote(record: Mapping[str, Any]) -> str:
 
 
 def percent(share: float) -> str:
-    """0.5953 -> "59.53"."""
+    """Format a share in percent: 0.5953 becomes "59.53"."""
     return f"{100 * share:.2f}"
 
 
 def eps_in_words(eps: float, norm: str) -> str:
-    """0.0313... -> "8/255" in L-infinity, "0.5" in L2."""
+    """Format the radius of a ball: 0.0313... becomes "8/255" in L-infinity, 0.5 becomes "0.5" in L2."""
     levels = Fraction(round(eps * 255 * 1000), 1000)
     if norm == "linf" and abs(float(levels) / 255 - eps) < 1e-9:
         return f"{float(levels):g}/255"

@@ -1,4 +1,4 @@
-"""Finished evaluations read back from disk: what was evaluated, how, and one row an image."""
+"""Read finished evaluations back from disk: configuration, result, and one row per image."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Evaluation:
         return values
 
     def targets(self) -> Targets:
-        """The classes that the images were pushed towards; InputError if the attack aimed at none."""
+        """Return the classes that the images were pushed towards; InputError if the attack aimed at none."""
         aimed = [(row.id, row.label, row.target) for row in self.rows if row.target is not None]
         if not aimed:
             raise InputError(f"{self.folder} has no targets: protocol {self.protocol['name']!r} aims at no class")
@@ -41,10 +41,10 @@ class Evaluation:
 
 
 def read_evaluation(folder: str | Path) -> Evaluation:
-    """The evaluation in a folder, which is left untouched.
+    """Read the evaluation in a folder, which is left untouched.
 
     Raises:
-        InputError: no evaluation there, an unfinished one, or one that another version wrote.
+        InputError: there is no evaluation, it is unfinished, or another version wrote it.
     """
     folder = Path(folder)
     configuration, rows = read_ledger(folder)
@@ -62,7 +62,7 @@ def read_evaluation(folder: str | Path) -> Evaluation:
 
 
 def read_ledger(folder: Path) -> tuple[dict[str, Any], list[Row]]:
-    """Configuration and rows, by id, of the ledger in a folder."""
+    """Read configuration and rows, by id, of the ledger in a folder."""
     file = folder / LEDGER
     if not file.is_file():
         inside = sorted(str(found.parent) for found in folder.glob(f"**/{LEDGER}"))

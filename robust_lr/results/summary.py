@@ -1,4 +1,4 @@
-"""From ledger rows to the figures of a result."""
+"""Summarize ledger rows as the figures of a result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def summarize(
     randomness: Mapping[str, Any] | None = None,
     **about: Any,
 ) -> Result:
-    """The result of an evaluation whose rows these are; ``about`` says what was evaluated, and how."""
+    """Summarize the rows of an evaluation as its result; ``about`` says what was evaluated, and how."""
     robust = Proportion(sum(row.robust for row in rows), len(rows))
     end = shares_at(rows, protocol)
     return Result(
@@ -57,10 +57,10 @@ def summarize(
 
 
 def one_pass(rows: Sequence[Row], passes: int) -> dict[str, Any]:
-    """Accuracy of one pass of a random model over the finished images, and the 95 % interval in which it falls.
+    """Return the accuracy of one pass of a random model over the finished images, and its 95 % interval.
 
-    The images are given and the draws independent: an image that a share p of its passes get wrong adds p (1 - p) to
-    the variance of the number of mistakes.
+    The images are taken as given and the draws as independent: an image that a share p of its passes get wrong adds
+    p (1 - p) to the variance of the number of mistakes.
     """
     shares = [(row.wrong_passes or 0) / passes for row in rows]
     variance = sum(share * (1 - share) for share in shares) * passes / max(passes - 1, 1)
@@ -69,19 +69,19 @@ def one_pass(rows: Sequence[Row], passes: int) -> dict[str, Any]:
 
 
 def rounded_accuracy(rows: Sequence[Row]) -> Proportion | None:
-    """Accuracy on the finished images rounded to 256 levels, None where they were not kept."""
+    """Return the accuracy on the finished images rounded to 256 levels, None where they were not kept."""
     if any(row.robust_rounded is None for row in rows):
         return None
     return Proportion(sum(bool(row.robust_rounded) for row in rows), len(rows))
 
 
 def shares_at(rows: Sequence[Row], protocol: Protocol, number: int | None = None) -> dict[str, Proportion]:
-    """Figures at the end, or at one of the protocol's recorded steps; without last iterates where they are not known.
+    """Return the figures at the end, or at a recorded step; without last iterates where they are not known.
 
-    Success has its own denominator: images on which the attack was not there before it began.
+    Success has its own denominator: images on which the attack had not reached its aim before it began.
     """
     last = protocol.criterion == "last"
-    there = "t" if protocol.targeted else "w"
+    aim = "t" if protocol.targeted else "w"
 
     def robust(row: Row) -> bool:
         return row.robust if number is None else row.record[number] == "r"
@@ -89,7 +89,7 @@ def shares_at(rows: Sequence[Row], protocol: Protocol, number: int | None = None
     def success(row: Row) -> bool:
         if number is None:
             return row.success
-        return row.record[number] == there if last else within(row.first_success, protocol.record[number])
+        return row.record[number] == aim if last else within(row.first_success, protocol.record[number])
 
     def seen(row: Row) -> bool:
         return row.robust_worst_seen if number is None else not within(row.first_wrong, protocol.record[number])
@@ -107,6 +107,6 @@ def within(step: int | None, steps: int) -> bool:
 
 
 def targets_hash(rows: Sequence[Row]) -> dict[str, str]:
-    """Hash of the images' targets; empty where none has one."""
+    """Hash the images' targets; empty where none has one."""
     pairs = [(row.id, row.target) for row in rows if row.target is not None]
     return {"targets": hash_of_pairs(pairs)} if pairs else {}

@@ -1,4 +1,4 @@
-"""Target classes on file: one set for all models of a comparison."""
+"""Target classes in a file: one set for all models of a comparison."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Targets:
     """A target class for each of many images.
 
     Attributes:
-        rows: (id, label, target), by id; no target is its label.
-        num_classes: targets lie below.
-        data, images_sha256, seed: where they come from; the seed is None if they were not drawn.
+        rows: (id, label, target), by id; no target equals its label.
+        num_classes: number of classes; targets are 0 to num_classes - 1.
+        data, images_sha256, seed: origin of the targets; the seed is None if they were not drawn.
 
     Raises:
-        InputError: a target that is its image's label or no class, an id twice.
+        InputError: a target is its image's label or outside the classes, or an id appears twice.
     """
 
     rows: tuple[tuple[int, int, int], ...]
@@ -56,7 +56,7 @@ class Targets:
         """Return targets [N] of these images, on the device of ``labels``.
 
         Raises:
-            InputError: an image that has none, or whose label is not the one that its target was chosen for.
+            InputError: an image has no target, or its target was chosen for another label.
         """
         known, out = self._by_id, []
         for id_, label in zip(ids.tolist(), labels.tolist(), strict=True):
@@ -90,7 +90,7 @@ class Targets:
             "targets_sha256": self.sha256,
             "columns": ["id", "label", "target"],
         }
-        rows = ",\n    ".join(json.dumps(row) for row in self.rows)  # a line each, for eyes and version control
+        rows = ",\n    ".join(json.dumps(row) for row in self.rows)  # one line each, for readers and version control
         head = json.dumps(record, indent=2).removesuffix("\n}")
         write_atomic(Path(path), f'{head},\n  "targets": [\n    {rows}\n  ]\n}}\n'.encode())
 
@@ -116,8 +116,8 @@ def load_targets(path: str | Path) -> Targets:
     """Load targets that ``Targets.save`` wrote.
 
     Raises:
-        InputError: a file that is missing, damaged or of another kind, or targets that were changed after they were
-            saved; without ``targets_sha256`` they may be edited.
+        InputError: the file is missing, damaged or of another kind, or the targets were changed after they were saved;
+            without ``targets_sha256`` they may be edited.
     """
     path = Path(path)
     try:
@@ -137,7 +137,9 @@ def load_targets(path: str | Path) -> Targets:
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} holds no targets as robust-lr saves them: {type(error).__name__}: {error}") from None
+        raise InputError(
+            f"{path} does not hold targets as robust-lr saves them: {type(error).__name__}: {error}"
+        ) from None
     if record.get("targets_sha256", targets.sha256) != targets.sha256:
         raise InputError(f"{path} was changed after it was saved: if that was meant, remove its targets_sha256")
     return targets
@@ -145,5 +147,5 @@ def load_targets(path: str | Path) -> Targets:
 
 def _whole(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**63:
-        raise TypeError(f"{value!r} is no whole number of 64 bits")
+        raise TypeError(f"{value!r} is not a whole number of 64 bits")
     return value

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def short_table(result: Result) -> str:
-    """Model, protocol, and one line per figure with its interval and its denominator."""
+    """Write model, protocol, and one line per figure with its interval and its denominator."""
     figures = named_figures(result)
     counts = {name: f"{share.count} / {share.n}" for name, share in figures.items()}
     name_width, count_width = max(map(len, figures)), max(map(len, ["images", *counts.values()]))
@@ -38,7 +38,7 @@ def short_table(result: Result) -> str:
 
 
 def randomness_in_words(randomness: Mapping[str, Any]) -> str:
-    """One line on the repeated passes of a random model."""
+    """Describe the repeated passes of a random model in one line."""
     low, high = (100 * end for end in randomness["one_pass_interval"])
     return (
         f"the model is random: images count as right if all of {randomness['passes']} passes are; one pass gets "
@@ -47,7 +47,7 @@ def randomness_in_words(randomness: Mapping[str, Any]) -> str:
 
 
 def named_figures(result: Result) -> dict[str, Proportion]:
-    """The accuracies and the success of a result by the words that tables use, without those that are not known."""
+    """Return the accuracies and the success of a result by the names in tables, without those that are not known."""
     among = "was not the target" if result.protocol.get("targeted") else "was right"
     shares = {
         "clean accuracy": result.clean,

@@ -1,4 +1,4 @@
-"""Signs of a broken evaluation, read from its rows: passed or failed, the figures behind it, and what to do."""
+"""Checks of an evaluation's rows for signs of a broken evaluation: pass or fail, the figures, and what to do."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from ..protocols.base import Protocol
 from ..utils.statistics import mcnemar, wilson
 from .ledger import Row
 
-#: share of the images up to which a sign is taken for noise
+#: largest share of the images for which a sign counts as noise
 NOISE = 0.01
 
-#: share of the images whose loss an attack by gradients must raise
+#: smallest share of the images whose loss a gradient attack must raise
 MIN_RISING = 0.95
 
-#: share of the images up to which attacks by queries may add to those by gradients (AutoAttack's flag: 0.2 points)
+#: largest share of the images that attacks by queries may add to those by gradients (AutoAttack's flag: 0.2 points)
 MAX_BLACK_BOX = 0.002
 
-#: two figures of the same images differ where chance explains it less often than this
+#: p-value below which two figures on the same images count as different
 SIGNIFICANT = 1e-3
 
 
 @dataclass(frozen=True)
 class Check:
-    """One sign that was looked for.
+    """The outcome of one check.
 
     Attributes:
-        name: what should hold.
-        passed: whether it does; None where it cannot be seen.
-        found: the figures behind it.
-        advice: what to do where it does not hold.
+        name: the condition that should hold.
+        passed: whether it holds; None if the rows cannot show it.
+        found: the figures behind the outcome.
+        advice: what to do if it does not hold.
     """
 
     name: str
@@ -43,7 +43,7 @@ Finding = tuple[bool | None, str]
 
 
 def validity(rows: Sequence[Row], protocol: Protocol) -> tuple[Check, ...]:
-    """Every check of ``CHECKS``, in its order."""
+    """Run every check of ``CHECKS``, in its order."""
     checks = []
     for name, (look, advice) in CHECKS.items():
         passed, found = look(rows, protocol)
@@ -52,20 +52,22 @@ def validity(rows: Sequence[Row], protocol: Protocol) -> tuple[Check, ...]:
 
 
 def is_noise(count: int, n: int) -> bool:
-    """True if ``count`` of ``n`` can be so many where the true share is at most ``NOISE``, by its 95 % interval."""
+    """Return True if ``count`` of ``n`` is compatible with a true share of at most ``NOISE``, by its 95 % interval."""
     return wilson(count, n)[0] <= NOISE
 
 
 def accuracy_above_chance(rows: Sequence[Row], protocol: Protocol) -> Finding:
-    """A model at chance has no robustness to lose: its weights, labels or normalization are not those it was trained
-    with. It is above chance where the interval of its accuracy is."""
+    """Check that the interval of the clean accuracy is above chance.
+
+    A model at chance has no robustness to lose: its weights, labels or normalization are not those it was trained with.
+    """
     right, classes = sum(row.clean == row.label for row in rows), len({row.label for row in rows})
     words = f"{right} of {len(rows)} clean images are classified correctly, {classes} classes"
     return (None if classes < 2 else wilson(right, len(rows))[0] * classes > 1), words
 
 
 def gradients_not_zero(rows: Sequence[Row], protocol: Protocol) -> Finding:
-    """An attack stands still where the gradient is zero everywhere, whatever the model would do."""
+    """Check that the gradient is not zero everywhere: an attack stands still there, whatever the model would do."""
     moved = [row for row in rows if row.backwards]
     if not moved:
         return None, "the attack took no gradients"
@@ -75,7 +77,7 @@ def gradients_not_zero(rows: Sequence[Row], protocol: Protocol) -> Finding:
 
 
 def loss_rises(rows: Sequence[Row], protocol: Protocol) -> Finding:
-    """The attack raises the loss of the true class; a targeted one does it on the way."""
+    """Check that the attack raises the loss of the true class; a targeted one does it on the way."""
     moved = [row for row in rows if row.backwards and row.distance > 0]
     if not moved:
         return None, "no image was moved by gradients"
@@ -84,7 +86,7 @@ def loss_rises(rows: Sequence[Row], protocol: Protocol) -> Finding:
 
 
 def successes_kept(rows: Sequence[Row], protocol: Protocol) -> Finding:
-    """Images that were misclassified on the way and are right at the last iterate: worst seen is the safer figure."""
+    """Check that few images are misclassified on the way but right at the last iterate; worst seen counts those."""
     if protocol.criterion != "last":
         return None, "images leave the attack at their first success"
     lost = sum(row.robust and row.clean == row.label and not row.robust_worst_seen for row in rows)
@@ -92,7 +94,7 @@ def successes_kept(rows: Sequence[Row], protocol: Protocol) -> Finding:
 
 
 def successes_confirmed(rows: Sequence[Row], protocol: Protocol) -> Finding:
-    """The model itself confirms the successes of its attacked copy (folded, in lower precision) in another pass."""
+    """Check that the model itself confirms the successes of its attacked copy (folded, in lower precision)."""
     if protocol.criterion == "last":
         return None, "no success ends the attack"
     doubted = sum(row.unconfirmed > 0 for row in rows)
@@ -101,7 +103,7 @@ def successes_confirmed(rows: Sequence[Row], protocol: Protocol) -> Finding:
 
 
 def robust_below_clean(rows: Sequence[Row], protocol: Protocol) -> Finding:
-    """An attack lowers accuracy; where it raises it, perturbed images are treated otherwise than clean ones."""
+    """Check that the attack lowers accuracy; if it raises it, the model treats perturbed images in another way."""
     gained = sum(row.robust and row.clean != row.label for row in rows)
     lost = sum(not row.robust and row.clean == row.label for row in rows)
     words = f"{gained} clean mistakes are right after the attack, {lost} correct images wrong"

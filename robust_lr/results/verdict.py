@@ -1,4 +1,4 @@
-"""The verdict on a number: sound, weak or misled, and by how many points it is too high."""
+"""The verdict on a robust accuracy: sound, weak or misled, and by how many points it is too high."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ STRONGER, DOMINATED = "stronger", "dominated"
 
 @dataclass(frozen=True, kw_only=True)
 class Probes:
-    """Findings of the probes on a sample of the images that an evaluation calls robust; kept in its ledger.
+    """Findings of the probes on a sample of the images that an evaluation calls robust, which its ledger keeps.
 
     Attributes:
         sample: ids of the images that were attacked.
-        broken: by id of the broken ones: name of the probe that broke it first, and its kind.
+        broken: for each broken image, by id, the name and the kind of the probe that broke it first.
         ran: names of the probes that ran, in their order.
         failed: names of the probes that the model does not allow.
-        checks: of the model's structure.
-        misleading: names of the failed checks that alone make the number misled.
-        passes: forward and backward passes of one image that all this took.
-        seconds: time that it took.
+        checks: checks of the model's structure.
+        misleading: names of the failed checks, each of which makes the number misled.
+        passes: forward and backward passes of one image that the probes took.
+        seconds: time that the probes took.
     """
 
     sample: tuple[int, ...] = ()
@@ -61,7 +61,7 @@ class Probes:
 
 
 def joined(parts: Sequence[Probes | None]) -> Probes | None:
-    """Probes of all shards of an evaluation together; None unless every shard was probed."""
+    """Join the probes of all shards of an evaluation; None unless every shard was probed."""
     known = [part for part in parts if part is not None]
     if not known or len(known) < len(parts):
         return None
@@ -79,7 +79,7 @@ def joined(parts: Sequence[Probes | None]) -> Probes | None:
 
 
 def probes_finding(level: str) -> str:
-    """Name under which a ledger keeps what probes of a level found."""
+    """Return the name under which a ledger keeps the findings of probes of a level."""
     return f"probes, {level}"
 
 
@@ -89,13 +89,13 @@ LEVELS = {"off": 0.0, "default": 1.0, "thorough": 8.0}
 
 @dataclass(frozen=True, kw_only=True)
 class Inflation:
-    """By how much the robust accuracy is too high at least, as shares of all images.
+    """The least amount by which the robust accuracy is too high, as a share of all images.
 
     Attributes:
         value: estimate; ``interval`` is its 95 % interval.
-        probed, broken: robust images that were probed, and how many of them the probes broke.
-        robust, n: images that the evaluation calls robust, of how many.
-        by: how many images each probe broke, in the order of their running.
+        probed, broken: number of robust images that were probed, and of those that the probes broke.
+        robust, n: number of images that the evaluation calls robust, and of all images.
+        by: number of images that each probe broke, in the order in which the probes ran.
     """
 
     value: float
@@ -113,10 +113,10 @@ class Verdict:
 
     Attributes:
         verdict: "sound", "weak" (stronger attacks of the same kind lower it by more than 2 points), "misled" (attacks
-            that a sound gradient attack dominates do, or the model's structure defeats gradients), or None where
-            nothing was looked at.
-        inflation: None where nothing was probed.
-        bound: robust accuracy is at most this, by the estimate.
+            that a sound gradient attack dominates do, or the model's structure defeats gradients), or None if nothing
+            was probed.
+        inflation: None if nothing was probed.
+        bound: estimated upper bound of the robust accuracy.
         reason: one sentence with the figures.
         advice: what to do.
     """
@@ -128,7 +128,7 @@ class Verdict:
     advice: str
 
     def to_json(self) -> dict[str, Any]:
-        """The keys of a result's JSON; inflation in points."""
+        """Return the keys of a result's JSON; inflation is in points."""
         inflation = None
         if self.inflation is not None:
             inflation = {
@@ -145,7 +145,7 @@ class Verdict:
         }
 
     def __str__(self) -> str:
-        """One line for a table."""
+        """Write one line for a table."""
         if self.verdict is None:
             return f"no verdict: {self.reason}"
         words = f"{self.verdict}: {self.reason}"
@@ -164,7 +164,7 @@ NOTHING = Verdict(
 
 
 def share_interval(k: int, m: int, population: int) -> tuple[float, float]:
-    """95 % interval of the share in a population from which ``m`` were drawn without replacement, ``k`` of them so.
+    """Return the 95 % interval of a share in a population, given ``k`` of ``m`` drawn without replacement.
 
     Wilson's interval with the finite population correction; exact where all were drawn.
     """
@@ -176,7 +176,7 @@ def share_interval(k: int, m: int, population: int) -> tuple[float, float]:
 
 
 def inflation_of(rows: Sequence[Row], sample: Collection[int], broken: Sequence[tuple[str, str]]) -> Inflation | None:
-    """Inflation of the robust accuracy of ``rows`` by what broke images of the sample; None without a sample."""
+    """Estimate the inflation of a robust accuracy from the broken images of a sample; None without a sample."""
     robust, n, m, k = sum(row.robust for row in rows), len(rows), len(sample), len(broken)
     if not rows or not m:
         return None
@@ -191,7 +191,7 @@ def inflation_of(rows: Sequence[Row], sample: Collection[int], broken: Sequence[
 
 
 def verdict_of(rows: Sequence[Row], probes: Probes | None) -> Verdict:
-    """The verdict by what probes found; the intervals decide."""
+    """Decide the verdict from the findings of the probes and their intervals."""
     if probes is None:
         return NOTHING
     robust = sum(row.robust for row in rows)

@@ -1,4 +1,4 @@
-"""Estimate what a suite would run and its time at most: passes counted, and one pass timed here."""
+"""Estimate what a suite would run, and its longest time: passes are counted, and one is timed on this machine."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from ..training.run import prepare
 from ..utils.contexts import device_of
 from .job import SuiteJob
 
-#: images of the passes that are timed, and how often
+#: images of a timed pass, and number of repetitions
 IMAGES, REPEATS = 32, 3
 
-#: steps of an attack of a library that does not say how many it makes
+#: assumed steps of a library's attack whose options do not say how many it makes
 LIBRARY_STEPS = 50
 
 
@@ -37,9 +37,9 @@ class Line:
     """One attack with one seed, or the training of one network.
 
     Attributes:
-        done, images: how many images are finished, of how many; steps of training for a network.
-        forwards, backwards: passes of an image at most.
-        seconds: for the images that are left, at most.
+        done, images: numbers of finished images and of all images, which are training images for a network.
+        forwards, backwards: the most passes that an image needs.
+        seconds: the most time that the remaining images take.
     """
 
     model: str
@@ -53,8 +53,8 @@ class Line:
     seconds: float
 
 
-def passes(attack: Protocol | Sweep, classes: int) -> tuple[int, int]:
-    """Forward and backward passes that an image needs at most; images that are decided leave earlier."""
+def count_passes(attack: Protocol | Sweep, classes: int) -> tuple[int, int]:
+    """Count the forward and backward passes that an image needs at most; images that are decided leave earlier."""
     parts: list[Protocol] = []
     for part in attack.parts if isinstance(attack, Sweep) else (attack,):
         parts += part.attacks()
@@ -73,7 +73,7 @@ def passes(attack: Protocol | Sweep, classes: int) -> tuple[int, int]:
 
 
 def seconds_per_pass(model: nn.Module, data: Dataset) -> tuple[float, float]:
-    """Seconds of a forward pass of one image, and of a forward and backward pass, timed on a few."""
+    """Time a few images; return the seconds per image of a forward pass, and of a forward and backward pass."""
     count = min(IMAGES, len(data))
     x = data.batch(torch.arange(count))[0].to(device_of(model))
 
@@ -94,21 +94,21 @@ def seconds_per_pass(model: nn.Module, data: Dataset) -> tuple[float, float]:
 
 
 def estimate(job: SuiteJob) -> Iterator[Line]:
-    """Everything that a job would do; a network that is still to be trained is timed as it is built."""
+    """Yield a line for everything that a job would do; a network still to be trained is timed with initial weights."""
     ready = None
     if job.spec.is_trained:
         config = job.train_config()
         ready = prepare(config)
     for name in job.suite.data:
-        data = job.images(name)
+        data = job.load_images(name)
         trained = not job.spec.is_trained or (job.train_folder() / WEIGHTS).is_file()
         model = job.load(data) if trained or ready is None else build_model(**ready.spec)
         forward, both = seconds_per_pass(model, data)
         if ready is not None and name == next(iter(job.suite.data)):
-            yield training(job, both, len(ready.train), finished=trained)
+            yield training_line(job.model, job.train_config(), both, len(ready.train), finished=trained)
         for cell in job.cells(name):
-            forwards, backwards = passes(cell.attack, data.num_classes)
-            total = count(cell, job, data)
+            forwards, backwards = count_passes(cell.attack, data.num_classes)
+            total = count_images(cell, job, data)
             done = count_finished(cell, job, total)
             cost = max(forwards - backwards, 0) * forward + backwards * both
             yield Line(
@@ -124,13 +124,8 @@ def estimate(job: SuiteJob) -> Iterator[Line]:
             )
 
 
-def training(job: SuiteJob, both: float, images: int, *, finished: bool) -> Line:
-    """The training of a network of the suite."""
-    return training_line(job.model, job.train_config(), both, images, finished=finished)
-
-
 def training_line(model: str, config: Config, both: float, images: int, *, finished: bool) -> Line:
-    """The training of a network: an attack on each image in each epoch, and a step that costs as much as two passes."""
+    """Return the line for a training run: an attack on each image in each epoch, and a step as costly as two passes."""
     passes = config.train.epochs * (config.attack.steps + 2)
     return Line(
         model=model,
@@ -146,15 +141,15 @@ def training_line(model: str, config: Config, both: float, images: int, *, finis
 
 
 def estimate_table(job: Job) -> Iterator[Line]:
-    """Everything that a network of one of the paper's tables needs."""
+    """Yield a line for everything that a network of one of the paper's tables needs."""
     ready = prepare(job.config)
     forward, both = seconds_per_pass(build_model(**ready.spec), ready.test)
     trained = (job.folder / WEIGHTS).is_file()
     yield training_line(job.name, job.config, both, len(ready.train), finished=trained)
     for attack in job.attacks:
         test = spread(ready.test, attack.limit) if attack.limit else ready.test
-        forwards, backwards = passes(attack.protocol, test.num_classes)
-        done = min(len(test), rows(job.evaluation(attack)))
+        forwards, backwards = count_passes(attack.protocol, test.num_classes)
+        done = min(len(test), count_rows(job.evaluation(attack)))
         yield Line(
             model=job.name,
             data=job.config.data.name,
@@ -168,8 +163,8 @@ def estimate_table(job: Job) -> Iterator[Line]:
         )
 
 
-def count(cell: Cell, job: SuiteJob, data: Dataset) -> int:
-    """Images of a cell, those of a shard where the job is one."""
+def count_images(cell: Cell, job: SuiteJob, data: Dataset) -> int:
+    """Count the images of a cell, or those of the job's shard."""
     first = 0 if isinstance(cell.attack, Sweep) else cell.attack.first
     n = min(first, len(data)) if first else len(data)
     index, shards = job.shard or (1, 1)
@@ -177,15 +172,15 @@ def count(cell: Cell, job: SuiteJob, data: Dataset) -> int:
 
 
 def count_finished(cell: Cell, job: SuiteJob, total: int) -> int:
-    """Images of a cell that are done; of a sweep, on average over its parts."""
+    """Count the finished images of a cell; for a sweep, the average over its parts."""
     folder = cell.folder
     if folder is None:
         return 0
     places = [folder if job.shard is None else shard_folder(folder, job.shard)]
     if isinstance(cell.attack, Sweep):
         places = [places[0] / part.name for part in cell.attack.parts]
-    return min(total, sum(rows(place) for place in places) // len(places))
+    return min(total, sum(count_rows(place) for place in places) // len(places))
 
 
-def rows(folder: Path) -> int:
+def count_rows(folder: Path) -> int:
     return len(read_ledger(folder)[1]) if (folder / LEDGER).is_file() else 0

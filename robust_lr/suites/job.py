@@ -30,8 +30,8 @@ class SuiteJob:
     """One model of a suite, for all of its seeds, or for one where a network is trained anew for each.
 
     Attributes:
-        model: its name in the suite.
-        seeds: of the suite, or the one that the network is trained with.
+        model: name of the model in the suite.
+        seeds: all seeds of the suite, or the one that the network is trained with.
         out: folder of the suite.
         shard, batch_size, workers, fresh: as in ``evaluate``.
         device: "auto", "cpu", "cuda", ...
@@ -59,14 +59,14 @@ class SuiteJob:
         return pick_device(self.device).type == "cpu"
 
     def check(self) -> None:
-        """InputError for weights or images that are not there, before any work."""
+        """Raise an InputError for weights or images that are not there, before any work."""
         for name in self.suite.data:
-            self.images(name)
+            self.load_images(name)
         if not self.spec.is_trained and not self.spec.source:
             weights_file(self.spec.checkpoint or None)
 
-    def images(self, name: str) -> Dataset:
-        return images(self.suite.data[name])
+    def load_images(self, name: str) -> Dataset:
+        return load_images(self.suite.data[name])
 
     def keeps_images_of(self, attack: Attack) -> bool:
         """Tell whether the images of this attack are kept; those of sweeps never are."""
@@ -79,7 +79,7 @@ class SuiteJob:
         return load(self.spec.config, [*self.spec.set, f"seed={self.seeds[0]}"])
 
     def cells(self, data: str) -> list[Cell]:
-        """Every attack with every seed on one data set."""
+        """Return a cell for every attack with every seed on one data set."""
         return [
             Cell(attack, seed, self.out / data / self.model / f"seed-{seed}", self.keeps_images_of(attack))
             for seed in self.seeds
@@ -87,7 +87,7 @@ class SuiteJob:
         ]
 
     def load(self, data: Dataset) -> nn.Module:
-        """The model on its device; a trained one must be trained by now."""
+        """Load the model on its device; a network of the suite must have been trained already."""
         checkpoint = self.train_folder() if self.spec.is_trained else self.spec.checkpoint or None
         if not self.spec.source:
             return load_model(checkpoint).to(pick_device(self.device))
@@ -103,7 +103,7 @@ class SuiteJob:
         ).to(pick_device(self.device))
 
     def prepare(self, model: nn.Module, data: Dataset) -> Prepared:
-        """Check, hash and guard once what all cells on these images share."""
+        """Check, hash and guard what all cells on these images share, once."""
         parts: list[Protocol] = []
         for attack in self.suite.attacks:
             parts += attack.parts if isinstance(attack, Sweep) else (attack,)
@@ -121,40 +121,40 @@ class SuiteJob:
         )
 
     def run(self, number: int, tell: Callable[[Event], None]) -> None:
-        """Do everything that is not done yet; an interrupted job goes on where it was."""
+        """Do everything that is not done yet; an interrupted job continues where it stopped."""
         if self.spec.is_trained:
             folder = self.train_folder()
             for step in train_run(self.train_config(), folder, resume=(folder / CONFIG).exists()):
                 tell(Event(number, "train", step.step, step.steps, step))
         for name in self.suite.data:
-            data = self.images(name)
+            data = self.load_images(name)
             ready = self.prepare(self.load(data), data)
             cells = self.cells(name)
 
-            def told(cell: Cell, name: str = name) -> Callable[[int, int], None]:
+            def progress_of(cell: Cell, name: str = name) -> Callable[[int, int], None]:
                 label = f"{cell.attack.name} on {name}"
                 return lambda done, total: tell(Event(number, "attack", done, total, label))
 
-            for cell, found in run_cells(ready, cells, resume=True, fresh=self.fresh, progress=told):
-                tell(Event(number, "result", detail=(name, cell.seed, cell.attack.name, summary(found))))
+            for cell, found in run_cells(ready, cells, resume=True, fresh=self.fresh, progress=progress_of):
+                tell(Event(number, "result", detail=(name, cell.seed, cell.attack.name, summarize(found))))
 
 
-def images(spec: DataSpec) -> Dataset:
-    """The test images of a suite."""
+def load_images(spec: DataSpec) -> Dataset:
+    """Load the test images of a suite."""
     data = data_room.load(spec.name, "test", spec.root or None)
     return spread(data, spec.limit) if spec.limit else data
 
 
-def summary(found: Any) -> str:
-    """A result, or a curve, in a line; no rows are sent from process to process."""
+def summarize(found: Any) -> str:
+    """Summarize a result or a curve in one line, which is sent between processes in place of its rows."""
     if hasattr(found, "robust"):
         return f"clean {found.clean}, robust {found.robust}"
     _, last = found.points[-1]
     return f"worst seen {last['robust_accuracy_worst_seen']} at the last of {len(found.points)} points"
 
 
-def jobs(suite: Suite, out: Path, **options: Any) -> list[SuiteJob]:
-    """The jobs of a suite: one per model, or per model and seed where it is trained."""
+def make_jobs(suite: Suite, out: Path, **options: Any) -> list[SuiteJob]:
+    """Make the jobs of a suite: one per model, or per model and seed where the suite trains it."""
     todo = []
     for name, spec in suite.models.items():
         groups = [(seed,) for seed in suite.seeds] if spec.is_trained else [suite.seeds]

@@ -11,14 +11,14 @@ from ..config.training import load
 from ..protocols import SWEEPS, Sweep
 from ..protocols.base import Protocol, distance
 from ..protocols.files import named
-from ..protocols.files import protocol as changed
+from ..protocols.files import protocol as read_protocol
 from ..utils.checks import at_least, make
 from ..utils.errors import InputError
 from ..utils.toml import read_toml
 
 SHIPPED = Path(__file__).parent / "shipped"
 
-#: folders of a suite beside those of its data sets: networks that it trains, and matrices of transfer
+#: folders of a suite beside those of its data sets: networks that it trains, and transfer matrices
 MODELS, TRANSFER = "models", "transfer"
 RESERVED = (MODELS, TRANSFER)
 
@@ -62,15 +62,15 @@ class DataSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """Everything that is to be evaluated.
+    """Models, data sets, attacks and seeds that are evaluated in every combination.
 
     Attributes:
-        name: of the suite, and of its folder below ``runs``.
-        models, data: by the names that results and folders get.
+        name: name of the suite and of its folder below ``runs``.
+        models, data: models and data sets, by the names that results and folders get.
         attacks: protocols and sweeps.
-        seeds: of starts and targets, and of training where a model is trained.
-        precision: of the attacks, see ``evaluate``.
-        allow: guards that are not to be asked.
+        seeds: seeds of starts and targets, and of training where a model is trained.
+        precision: arithmetic of the attacks, see ``evaluate``.
+        allow: guards that may complain without stopping the evaluation.
         images: keep the adversarial images of protocols, and judge those of each model by every other: transfer.
         tables: configs of the paper's tables, which are trained and evaluated as `robust-lr table` does.
     """
@@ -109,7 +109,7 @@ class Suite:
 
 
 def table_number(config: str) -> int:
-    """The number of a table of the paper, which its config has in its name."""
+    """Return the number of a table of the paper, which its config has in its name."""
     digits = "".join(filter(str.isdigit, Path(config).stem))
     if digits not in tuple("3456789"):
         raise InputError(f"tables: {config!r} has none of the numbers 3 to 9 in its name, e.g. table9")
@@ -117,12 +117,12 @@ def table_number(config: str) -> int:
 
 
 def shipped() -> dict[str, Path]:
-    """The suites that ship with the package, by name."""
+    """Return the suites that ship with the package, by name."""
     return {file.stem: file for file in sorted(SHIPPED.glob("*.toml"))}
 
 
 def find(name: str | Path) -> Path:
-    """The TOML file of a suite, by path or, for those that ship, by name."""
+    """Find the TOML file of a suite, by path or, for those that ship, by name."""
     path = Path(name)
     if path.is_file():
         return path
@@ -141,14 +141,14 @@ def read(
     seeds: Sequence[int] | None = None,
     eps: str | float | None = None,
 ) -> Suite:
-    """A suite from its file, with the changes that a caller makes.
+    """Read a suite from its file and apply the changes that a caller makes.
 
     Args:
         checkpoints: run folders or weights files by model name, in place of the suite's models.
         data, root: in place of the suite's data sets.
         limit: images of each data set, evenly spaced; 0 for all.
         seeds: in place of the suite's.
-        eps: of every protocol; sweeps by eps keep theirs.
+        eps: radius of every protocol; sweeps by eps keep theirs.
 
     Raises:
         InputError: no such file, unknown key, value of the wrong type, unknown protocol, or a name given twice.
@@ -160,12 +160,12 @@ def read(
         if key not in known:
             raise InputError(f"{path}: unknown key {key!r}: choose from {', '.join(known)}")
     try:
-        return suite_of(table, path.stem, checkpoints, data, root, limit, seeds, eps)
+        return build_suite(table, path.stem, checkpoints, data, root, limit, seeds, eps)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
 
-def suite_of(
+def build_suite(
     table: Mapping[str, Any],
     stem: str,
     checkpoints: Mapping[str, str] | None,
@@ -175,13 +175,13 @@ def suite_of(
     seeds: Sequence[int] | None,
     eps: str | float | None,
 ) -> Suite:
-    """The record behind a suite's TOML."""
+    """Build the record of a suite from its TOML."""
     most = table.get("limit", 0) if limit is None else limit
     if not isinstance(most, int):
         raise InputError(f"limit = {most!r}: a whole number is needed")
     at_least(0, limit=most)
     ball = table.get("eps") if eps is None else eps
-    models = {name: model_spec(name, value) for name, value in tables_of(table, "models").items()}
+    models = {name: read_model(name, value) for name, value in tables_of(table, "models").items()}
     sets = {name: make(DataSpec, value, f"data.{name}") for name, value in tables_of(table, "data").items()}
     if checkpoints:
         models = {name: ModelSpec(checkpoint=path) for name, path in checkpoints.items()}
@@ -204,7 +204,7 @@ def suite_of(
                 name: replace(spec, name=spec.name or name, limit=most if limit is not None else spec.limit or most)
                 for name, spec in sets.items()
             },
-            attacks=tuple(attack(entry, ball) for entry in entries),
+            attacks=tuple(read_attack(entry, ball) for entry in entries),
             seeds=tuple(table.get("seeds", (0,)) if seeds is None else seeds),
             tables=tuple(table.get("tables", ())),
         ),
@@ -212,15 +212,15 @@ def suite_of(
 
 
 def tables_of(table: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """The tables below ``key``, by name."""
+    """Return the tables below ``key``, by name."""
     found = table.get(key, {})
     if not isinstance(found, Mapping) or not all(isinstance(value, Mapping) for value in found.values()):
         raise InputError(f"{key}: write a table [{key}.NAME] for each")
     return dict(found)
 
 
-def model_spec(name: str, table: Mapping[str, Any]) -> ModelSpec:
-    """One model's table; InputError where it says more than one thing."""
+def read_model(name: str, table: Mapping[str, Any]) -> ModelSpec:
+    """Read one model's table; InputError if it names more than one kind of model."""
     options = table.get("options", {})
     spec = make(ModelSpec, {key: value for key, value in table.items() if key != "options"}, f"models.{name}")
     given = [key for key in ("checkpoint", "source", "config") if getattr(spec, key)]
@@ -237,8 +237,8 @@ def model_spec(name: str, table: Mapping[str, Any]) -> ModelSpec:
     return replace(spec, options=dict(options))
 
 
-def attack(entry: Any, eps: str | float | None) -> Attack:
-    """A protocol or a sweep from its name, its file, or a table with a ``protocol`` and changes."""
+def read_attack(entry: Any, eps: str | float | None) -> Attack:
+    """Read a protocol or a sweep from its name, its file, or a table with a ``protocol`` and changes."""
     if isinstance(entry, str) and entry in SWEEPS:
         sweep = SWEEPS[entry]
         if eps is None or sweep.axis == "eps":
@@ -247,7 +247,7 @@ def attack(entry: Any, eps: str | float | None) -> Attack:
         return replace(sweep, parts=tuple(part.at(ball) for part in sweep.parts))
     if not isinstance(entry, str | Mapping):
         raise InputError(f"protocols: {entry!r} is neither a name nor a table")
-    found = named(entry) if isinstance(entry, str) else changed(dict(entry))
+    found = named(entry) if isinstance(entry, str) else read_protocol(dict(entry))
     own = isinstance(entry, Mapping) and "eps" in entry
     if eps is None or own or not found.eps:
         return found

@@ -1,4 +1,4 @@
-"""Matrices of transfer of a suite: the images made for each of its models, judged by every other."""
+"""Transfer matrices of a suite: every model judges the images that were made for each of the others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FILE = "transfer.json"
 
 
 def write_matrices(jobs: Sequence[SuiteJob]) -> Iterator[Path]:
-    """Write one matrix for each protocol, data set and seed that all models of a suite are done with.
+    """Write a matrix for each protocol, data set and seed for which all models of a suite are finished.
 
     Nothing is attacked again, and a matrix that is newer than its evaluations is left as it is. With ``images`` off,
     or with a single model, there are none.
@@ -41,14 +41,14 @@ def write_matrices(jobs: Sequence[SuiteJob]) -> Iterator[Path]:
                 if not all((run / RESULT).is_file() and (run / IMAGES).is_dir() for run in runs):
                     continue
                 if not is_current(file, names, runs):
-                    models = models or {job.model: job.load(job.images(data)) for job in members}
+                    models = models or {job.model: job.load(job.load_images(data)) for job in members}
                     file.parent.mkdir(parents=True, exist_ok=True)
                     write_json(file, transfer(runs, models).to_dict())
                 yield file
 
 
 def is_current(file: Path, names: Sequence[str], runs: Sequence[Path]) -> bool:
-    """Tell whether a matrix is of these models and newer than each of their evaluations."""
+    """Tell whether a matrix has these models and is newer than each of their evaluations."""
     if not file.is_file():
         return False
     written = file.stat().st_mtime_ns

@@ -1,1 +1,1 @@
-"""The ground that every other room stands on: errors, random streams, checks, files, statistics, devices."""
+"""Basics that every other room uses: errors, random streams, checks, files, statistics, devices."""

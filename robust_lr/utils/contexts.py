@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Device of the parameters, else the CPU."""
+    """Return the device of the parameters, or the CPU for a model without any."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
@@ -29,7 +29,7 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
     ]
     try:
         for parameter, _, _ in flags:
-            parameter.grad = None  # so that nothing can add to it or clear it
+            parameter.grad = None  # so that nothing adds to the caller's gradient or clears it
         yield model.eval().requires_grad_(False)
     finally:
         for module, training in modes:
@@ -39,7 +39,7 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
             parameter.grad = gradient
         for module, name, buffer, value in buffers:
             module._buffers[name] = buffer
-            # writing would invalidate what the caller still has to differentiate
+            # an in-place write would invalidate a graph that the caller still has to differentiate
             if not buffer.is_meta and not torch.equal(buffer, value):
                 with torch.no_grad():
                     buffer.copy_(value)

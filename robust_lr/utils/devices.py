@@ -15,7 +15,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" is CUDA where there is one; InputError for a device that is not there."""
+    """Return the device of that name, where "auto" is CUDA if there is one; InputError if it is not available."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -29,7 +29,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def torchrun_shard(environment: Mapping[str, str] = os.environ) -> tuple[int, int] | None:
-    """One shard for each process that torchrun started, None without it."""
+    """Return the shard (index, count) of this process under torchrun, or None without it."""
     world = environment.get("WORLD_SIZE", "1")
     rank = environment.get("RANK", "0")
     if not (world.isdecimal() and rank.isdecimal() and int(rank) < int(world)):
@@ -48,8 +48,8 @@ def under_torchrun() -> bool:
 def device_of_process(name: str) -> str:
     """Return the device ``name``, or among several GPUs the one that torchrun gives to this process.
 
-    The rule is one process a GPU, in training as in attacks. The GPU becomes the current one before any is used;
-    otherwise every process would take memory of the first.
+    There is one process per GPU, in training as in attacks. The GPU is made the current one before any is used;
+    otherwise every process would take memory on the first.
 
     Raises:
         InputError: more processes than GPUs, or one GPU for several processes.

@@ -1,4 +1,4 @@
-"""Errors that are told to the user in one line, without a traceback.
+"""Errors that the user sees in one line, without a traceback.
 
 A message names parameters of the Python API in backticks, like `out`; the command line shows its own options for them.
 """

@@ -16,7 +16,7 @@ def check_writable(**files: Path | None) -> None:
     """Refuse files that could not be written, before the work that would fill them.
 
     Args:
-        files: path by the name of the parameter; None is skipped.
+        files: paths by the names of their parameters; None is skipped.
 
     Raises:
         InputError: the path is a folder, or its folder cannot be written or made.
@@ -30,7 +30,7 @@ def check_writable(**files: Path | None) -> None:
 
 
 def check_writable_folder(**folders: Path | None) -> None:
-    """Refuse folders that could not be made or written to; as ``check_writable``."""
+    """Refuse folders that could not be made or written to, as ``check_writable`` does for files."""
     for name, folder in folders.items():
         if folder is None:
             continue
@@ -56,7 +56,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     """Write to a temporary file beside ``path``, fsync it, and rename it. The mode is the old file's, else the umask's.
 
     Raises:
-        OSError: names ``path``.
+        OSError: the write failed; the error names ``path``.
     """
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     try:
@@ -70,7 +70,7 @@ def write_atomic(path: Path, content: bytes) -> None:
             os.chmod(temporary, path.stat().st_mode & 0o777)
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno is not None:  # else the message stands alone
+        if error.errno is not None:  # without a number, str(error) shows no file name
             error.filename = str(path)
         raise
     finally:

@@ -1,4 +1,4 @@
-"""The C library's heap: memory that one pass has freed is there for the next."""
+"""Settings of the C library's heap, which keep the memory that one pass has freed for the next."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 import sys
 from contextlib import suppress
 
-#: of mallopt(3)
+#: parameters of mallopt(3)
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 #: the most that glibc takes, and more than any process has
@@ -17,7 +17,7 @@ def keep_freed_memory() -> None:
     """Do not give freed memory back to the system before the process ends.
 
     glibc returns large tensors at once, and every pass of a small network then spends a tenth of its time on page
-    faults. It is for processes of our own: there is no way back.
+    faults. Only worker processes call this, because it cannot be undone.
     """
     if sys.platform != "linux":
         return

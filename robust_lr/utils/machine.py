@@ -8,17 +8,17 @@ from .errors import InputError
 
 #: processes or threads beyond this many for each core only take memory and time from each other
 MAX_PER_CORE = 4
-#: always allowed, so that tests and small machines can oversubscribe a little
+#: as many processes are always allowed, so that tests and small machines can oversubscribe a little
 MIN_MAX_PROCESSES = 8
 
 
 def cores() -> int:
-    """Processors that this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory() -> int:
-    """Bytes of memory that the machine has, or that the control group of this process allows."""
+    """Return the bytes of memory that the machine has, or that the control group of this process allows."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
@@ -36,7 +36,7 @@ def check_processes(**counts: int) -> None:
     """Refuse more processes than the machine can run.
 
     Raises:
-        InputError: names the count and the most that is allowed.
+        InputError: a count is too large; the message names it and the most that is allowed.
     """
     for name, count in counts.items():
         if not 0 <= count <= max_processes():
@@ -55,10 +55,10 @@ def check_threads(threads: int) -> None:
 
 
 def check_batch(name: str, images: int, values: int) -> None:
-    """Refuse a batch of ``images`` with so many float32 ``values`` each that would not fit half of the memory.
+    """Refuse a batch of ``images``, each of ``values`` float32 numbers, that would not fit half of the memory.
 
     Raises:
-        InputError: names the parameter and the largest batch that is allowed.
+        InputError: the batch is too large; the message names the parameter and the largest batch.
     """
     most = max(1, memory() // 2 // (4 * max(values, 1)))
     if images > most:

@@ -1,4 +1,4 @@
-"""Pictures drawn by matplotlib, which is optional: checked before the work, written whole or not at all."""
+"""Pictures drawn by matplotlib, which is optional: they are checked before the work and written atomically."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_picture(name: str, file: Path) -> None:
 
 
 def empty_figure(width: float, height: float) -> Figure:
-    """A figure of so many inches.
+    """Make a figure with this width and height in inches.
 
     Raises:
         InputError: matplotlib is not installed.

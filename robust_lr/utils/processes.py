@@ -1,4 +1,4 @@
-"""Data parallelism on a CPU: forked processes of one thread each take items from one queue and send what they find.
+"""Data parallelism on a CPU: forked processes of one thread each take items from one queue and send their results.
 
 Small networks gain little from a second thread inside an operation, and almost twice the speed from a second process.
 A fork shares the memory of the parent: nothing is copied or pickled on the way in, so any model works, and a process
@@ -34,15 +34,15 @@ from .machine import check_processes, max_processes
 Item = TypeVar("Item")
 Found = TypeVar("Found")
 
-#: bytes of a number in the queue, and of a block that a pipe takes in full or not at all
+#: bytes of a number in the queue, and of a block that a pipe accepts in full or not at all
 _NUMBER, _BLOCK = array("I").itemsize, 4096
 
 
 def can_fork() -> bool:
     """Return True if work may be divided among forked processes here.
 
-    Not beside a GPU, whose driver does not survive a fork; not in a process that is one of several already; and not in
-    a thread other than the main one, because the others may hold locks.
+    A fork is unsafe beside a GPU, whose driver does not survive it, in a process that is one of several already, and
+    outside the main thread, because other threads may hold locks.
     """
     return (
         sys.platform == "linux"
@@ -54,7 +54,7 @@ def can_fork() -> bool:
 
 
 def process_count(processes: int | None) -> int:
-    """``processes``, checked; by default one for each thread that PyTorch would use. 0 where forks are unsafe.
+    """Return how many processes to use: ``processes``, by default one per PyTorch thread, and 0 where forks are unsafe.
 
     Raises:
         InputError: more than the machine can run.
@@ -79,12 +79,12 @@ def parallel(
 ) -> Generator[Found]:
     """Yield what ``work`` yields for ``items``, in any order, from at most ``processes`` processes of one thread each.
 
-    Every process calls ``work`` once, with an iterator that takes the next item of a common queue. One process, or one
-    item, is worked on right here. The processes end with this one, and with this iterator.
+    Every process calls ``work`` once, with an iterator that takes the next item of a common queue. With one process or
+    one item, this process does the work. The others end with this process, and with this iterator.
 
     Args:
-        processes: 0 works right here, too, in as many threads as PyTorch uses.
-        work: may use anything that exists when the iterator starts; what it changes stays in its process.
+        processes: with 0, this process does the work in as many threads as PyTorch uses.
+        work: may use anything that exists when the iterator starts; its changes stay in its process.
 
     Raises:
         RunError: a process was killed.
@@ -106,7 +106,7 @@ def parallel(
             ours, theirs = context.Pipe(duplex=False)
             process: BaseProcess = context.Process(target=_run, args=(work, items, queue, theirs, number))
             running[ours] = process
-            with warnings.catch_warnings():  # Python warns of other threads: progress bars have one, which is not used
+            with warnings.catch_warnings():  # Python warns about other threads; the one of progress bars does no harm
                 warnings.simplefilter("ignore", DeprecationWarning)
                 process.start()
             theirs.close()
@@ -163,7 +163,7 @@ class _Queue:
                 return ready
 
     def read(self, items: Sequence[Item]) -> Iterator[Item]:
-        """The items whose numbers this process gets, until there are none left."""
+        """Yield the items whose numbers this process takes from the queue, until there are none left."""
         while number := os.read(self.source, _NUMBER):
             yield items[array("I", number)[0]]
 
@@ -180,19 +180,19 @@ def _run(
     connection: Connection[Any, Any],
     number: int,
 ) -> None:
-    """Body of a forked process: send ("found", value) for each value, then ("end", None) or ("error", exception)."""
+    """Work in a forked process: send ("found", value) for each value, then ("end", None) or ("error", exception)."""
     if queue.sink >= 0:
-        os.close(queue.sink)  # or the queue would never end
+        os.close(queue.sink)  # while a writing end is open, readers wait for more
         queue.sink = -1
     _become_worker()
-    torch.manual_seed(torch.initial_seed() + number)  # a random model shall not draw the same numbers in each process
+    torch.manual_seed(torch.initial_seed() + number)  # a random model must not draw the same numbers in every process
     try:
         for found in work(queue.read(items)):
             _send(connection, "found", found)
         _send(connection, "end", None)
     except BaseException as error:
         with suppress(OSError):
-            _send(connection, "error", _portable(error))
+            _send(connection, "error", _make_picklable(error))
 
 
 def _become_worker() -> None:
@@ -202,7 +202,7 @@ def _become_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group
     threading.Thread(target=_end_with_parent, daemon=True).start()
     keep_freed_memory()
-    gc.freeze()  # what the parent had needs no look of the collector
+    gc.freeze()  # the garbage collector can skip the parent's objects
     torch.set_num_threads(1)
 
 
@@ -230,8 +230,8 @@ def _receive(connection: Connection[Any, Any], process: BaseProcess) -> tuple[st
     raise RunError(f"a worker process {cause}{hint}; what was finished is kept, run it again to go on")
 
 
-def _portable(error: BaseException) -> BaseException:
-    """``error`` itself if it survives pickling, with the worker's traceback as a note; else its text."""
+def _make_picklable(error: BaseException) -> BaseException:
+    """Return ``error`` with the worker's traceback as a note if it can be pickled, or else a RunError with its text."""
     if not isinstance(error, InputError | RunError):
         error.add_note(f"in a worker process:\n{traceback.format_exc()}")
     try:

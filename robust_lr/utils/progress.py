@@ -1,4 +1,4 @@
-"""A line on stderr that says how far an evaluation is, for scripts and notebooks; the command line has its own bars."""
+"""Progress of an evaluation as a line on stderr, for scripts and notebooks; the command line has its own bars."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import time
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-#: between two states of the line
+#: seconds between two updates of the line
 INTERVAL = 0.5
 
 
 class ProgressLine:
-    """Call it with (done, total): it rewrites one line, and ends it when all is done."""
+    """A line that each call with (done, total) rewrites, and that ends when everything is done."""
 
     def __init__(self, name: str, file: TextIO | None = None):
         self.name, self.file = name, file or sys.stderr

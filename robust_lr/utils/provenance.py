@@ -17,7 +17,7 @@ DISTRIBUTION = "robust-lr"
 
 
 def versions() -> dict[str, str]:
-    """Versions of the software that numbers depend on."""
+    """Return the versions of the software that numbers depend on."""
     return {
         DISTRIBUTION: metadata.version(DISTRIBUTION),
         "torch": torch.__version__,
@@ -27,14 +27,14 @@ def versions() -> dict[str, str]:
 
 
 def origin() -> dict[str, str | None]:
-    """When and by what a result was made: date (UTC), command, and the commit where the package is in a checkout."""
+    """Return the origin of a result: date (UTC), command, and the commit where the package is in a checkout."""
     command = shlex.join([Path(sys.argv[0]).name or "python", *sys.argv[1:]])
     return {"date": datetime.now(UTC).isoformat(timespec="seconds"), "command": command, "commit": _commit()}
 
 
 @cache
 def _commit() -> str | None:
-    """Hash of the commit that the package is checked out at, with "-dirty" where files have changed since."""
+    """Return the hash of the commit that is checked out, with "-dirty" where files have changed since."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

@@ -25,7 +25,7 @@ from torch import Tensor
 LEVEL = 0.95
 #: share of the rest's variance that counts as known; with 0 the intervals of 3 runs cover 97 %, with 1 they cover 93 %
 KNOWN = 0.25
-#: probability with which the sizes of ``runs_needed`` and ``images_needed`` decide
+#: probability of a decision with as many runs or images as ``runs_needed`` and ``images_needed`` return
 POWER = 0.8
 MAX_RUNS = 1000
 MAX_IMAGES = 1_000_000
@@ -50,10 +50,10 @@ class Estimate:
     Attributes:
         value: the mean.
         interval: 95 %; infinite where one run says nothing of others.
-        p: two-sided, that the true mean is 0.
+        p: two-sided p-value of the hypothesis that the true mean is 0.
         per_run: the mean of each run, over the images.
         images: their number.
-        components: of the variance; None for a single run.
+        components: variance components; None for a single run.
     """
 
     value: float
@@ -97,7 +97,7 @@ def mean_over_runs(values: Tensor) -> Estimate:
 
 
 def half_width(found: Components, runs: int, images: int, level: float) -> float:
-    """Half the interval of a mean over so many runs and images."""
+    """Return half the width of the interval of a mean over this many runs and images."""
     share = (1 + level) / 2
     between = max(0.0, found.runs + (1 - KNOWN) * found.rest / images) / runs
     within = max(0.0, found.images) / images + KNOWN * found.rest / (runs * images)
@@ -105,7 +105,7 @@ def half_width(found: Components, runs: int, images: int, level: float) -> float
 
 
 def p_value(value: float, found: Components, runs: int, images: int) -> float:
-    """The p-value that belongs to the intervals: 1 minus the level at which one ends at 0."""
+    """Return the p-value that belongs to the intervals: 1 minus the level at which one ends at 0."""
     low, high = 0.0, 1.0  # levels; the interval grows with the level
     for _ in range(60):
         middle = (low + high) / 2
@@ -134,7 +134,7 @@ def images_needed(estimate: Estimate, *, tests: int = 1) -> int | None:
 
 
 def decides(estimate: Estimate, runs: int, images: int, tests: int) -> bool:
-    """Check whether so many runs and images have the power to find a difference as large as the estimate."""
+    """Tell whether this many runs and images have the power to find a difference as large as the estimate."""
     found = estimate.components
     if found is None:
         return False
@@ -144,7 +144,7 @@ def decides(estimate: Estimate, runs: int, images: int, tests: int) -> bool:
 
 
 def smallest(enough: Callable[[int], bool], low: int, high: int) -> int | None:
-    """Find the least number between ``low`` and ``high`` that is enough, where more is always enough, too."""
+    """Find the smallest number from ``low`` to ``high`` that is enough; every larger number must be enough, too."""
     if not enough(high):
         return None
     while low < high:
@@ -154,14 +154,14 @@ def smallest(enough: Callable[[int], bool], low: int, high: int) -> int | None:
 
 
 def student(freedom: int, share: float) -> float:
-    """Quantile of Student's t."""
+    """Return a quantile of Student's t distribution."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, share))
 
 
 def normal(share: float) -> float:
-    """Quantile of the standard normal distribution."""
+    """Return a quantile of the standard normal distribution."""
     from scipy.special import ndtri
 
     return float(ndtri(share))

@@ -24,7 +24,7 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """Ten rounds of Philox 4x32. All words are int64 tensors with values in [0, 2^32) that broadcast."""
+    """Apply ten rounds of Philox 4x32. All words are int64 tensors with values in [0, 2^32) that broadcast."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -54,13 +54,13 @@ def words(seed: int, stream: int, ids: Tensor, n: int, draw: int | Tensor = 0) -
 
 
 def uniform(seed: int, stream: int, ids: Tensor, shape: Sequence[int], draw: int | Tensor = 0) -> Tensor:
-    """Uniform numbers in [0, 1), [len(ids), *shape] float32, exact multiples of 2^-24."""
+    """Draw uniform numbers in [0, 1), [len(ids), *shape] float32, exact multiples of 2^-24."""
     bits = words(seed, stream, ids, prod(shape), draw) >> 8
     return (bits.to(torch.float32) * 2.0**-24).view(len(ids), *shape)
 
 
 def normal(seed: int, stream: int, ids: Tensor, shape: Sequence[int], draw: int | Tensor = 0) -> Tensor:
-    """Normal numbers, [len(ids), *shape] float32 (Box and Muller 1958); rounding depends on the device."""
+    """Draw normal numbers, [len(ids), *shape] float32 (Box and Muller 1958); rounding depends on the device."""
     n = prod(shape)
     bits = words(seed, stream, ids, 2 * n, draw) >> 8
     radius = (-2 * ((bits[:, :n] + 1).to(torch.float64) * 2.0**-24).log()).sqrt()
@@ -69,5 +69,5 @@ def normal(seed: int, stream: int, ids: Tensor, shape: Sequence[int], draw: int 
 
 
 def integers(seed: int, stream: int, ids: Tensor, high: int, draw: int | Tensor = 0) -> Tensor:
-    """One integer in [0, high) for each id, [len(ids)] int64; the bias is below high / 2^32."""
+    """Draw one integer in [0, high) for each id, [len(ids)] int64; the bias is below high / 2^32."""
     return (words(seed, stream, ids, 1, draw)[:, 0] * high) >> 32

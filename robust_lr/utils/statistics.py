@@ -8,10 +8,10 @@ from math import sqrt
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided p-value of McNemar's exact test, that both are equally often right, from the pairs which disagree.
+    """Return the two-sided p-value of McNemar's exact test, from the numbers of pairs that disagree.
 
-    Under that hypothesis each of them is a fair coin (McNemar 1947; exact form: Fagerland et al. 2013, BMC Medical
-    Research Methodology 13:91). In whole numbers, so there is no rounding, however small the value.
+    If both are right equally often, each such pair is the toss of a fair coin (McNemar 1947; exact form: Fagerland et
+    al. 2013, BMC Medical Research Methodology 13:91). Sums of whole numbers keep small values exact.
     """
     n, k = only_first + only_second, min(only_first, only_second)
     ways, term = 1, 1
@@ -22,10 +22,10 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def difference(both: int, only_first: int, only_second: int, neither: int) -> tuple[float, float, float]:
-    """First proportion minus second, and its 95 % interval: Newcombe 1998 (Statistics in Medicine 17:2635), method 10.
+    """Return the first proportion minus the second and its 95 % interval by method 10 of Newcombe 1998.
 
-    The Wilson intervals of both proportions are joined by squaring and adding, with the correlation of the pairs,
-    which is corrected for continuity. (0, -1, 1) when nothing was observed.
+    The method (Statistics in Medicine 17:2635) joins the Wilson intervals of both proportions by squaring and adding,
+    with the correlation of the pairs, which is corrected for continuity. Returns (0, -1, 1) when nothing was observed.
     """
     n = both + only_first + only_second + neither
     if n == 0:
@@ -39,14 +39,14 @@ def difference(both: int, only_first: int, only_second: int, neither: int) -> tu
         covariance = max(covariance - n / 2, 0.0)
     phi = covariance / sqrt(margins) if margins else 0.0
 
-    def joined(a: float, b: float) -> float:
+    def join_margins(a: float, b: float) -> float:
         return sqrt(max(a * a - 2 * phi * a * b + b * b, 0.0))
 
-    return p - q, p - q - joined(p - p_low, q_high - q), p - q + joined(p_high - p, q - q_low)
+    return p - q, p - q - join_margins(p - p_low, q_high - q), p - q + join_margins(p_high - p, q - q_low)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted so that the chance of any false rejection stays below the level (Holm 1979)."""
+    """Adjust p-values so that the chance of any false rejection stays below the level (Holm 1979)."""
     adjusted, worst = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[index]))
@@ -67,7 +67,7 @@ Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 
 
 def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson's score interval for a proportion, by default 95 %; (0, 1) when nothing was observed."""
+    """Return Wilson's score interval for a proportion, by default 95 %; (0, 1) when nothing was observed."""
     if n == 0:
         return 0.0, 1.0
     p, zz = successes / n, z * z

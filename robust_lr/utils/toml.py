@@ -1,4 +1,4 @@
-"""Reading TOML, and writing values as TOML."""
+"""Read TOML, and write values as TOML."""
 
 from __future__ import annotations
 
@@ -22,4 +22,4 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def to_literal(value: Any) -> str:
     """Write a value as TOML, which spells numbers, strings, booleans and lists as JSON does."""
-    return json.dumps(value, ensure_ascii=False)  # JSON's pairs of escapes for rare characters are no TOML
+    return json.dumps(value, ensure_ascii=False)  # TOML does not allow JSON's surrogate pairs

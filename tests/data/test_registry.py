@@ -320,7 +320,7 @@ def test_npz_that_is_none(tmp_path):
     ):
         path = tmp_path / "wrong.npz"
         path.write_bytes(wrong)
-        with pytest.raises(InputError, match=rf"{path} is no npz file or damaged"):
+        with pytest.raises(InputError, match=rf"{path} is damaged or not an npz file"):
             data.load(f"npz:{path}")
     middle = content.index(b"images.npy") + 100  # within the compressed pixels
     path.write_bytes(content[:middle] + bytes(100) + content[middle + 100 :])
@@ -512,8 +512,8 @@ def test_idx_files_are_those_that_torchvision_reads(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"\0\0", "is no IDX file"),
-        (bytes([0, 0, 13, 3]) + bytes(12), "is no IDX file"),
+        (b"\0\0", "is not an IDX file"),
+        (bytes([0, 0, 13, 3]) + bytes(12), "is not an IDX file"),
         (bytes([0, 0, 8, 3]) + np.array([1, 28, 28], ">i4").tobytes() + bytes(9), "damaged: 9 bytes"),
     ],
 )

@@ -55,5 +55,5 @@ def test_lists_that_do_not_fit_are_named(folder, tmp_path, text, words):
         find_listed(folder, file)
     with pytest.raises(InputError, match="cannot be read"):
         find_listed(folder, tmp_path / "gone.txt")
-    with pytest.raises(InputError, match="no folder of image files"):
+    with pytest.raises(InputError, match="not a folder of image files"):
         find_listed(rlr.data.load("fashion-mnist-mini", "test"), file)

@@ -108,8 +108,8 @@ def test_what_is_no_shard_is_named(tmp_path):
         write(tmp_path / "bad.tar", samples(range(3)), "w:gz" if content else "w")
         whole = (tmp_path / "bad.tar").read_bytes()
         (tmp_path / "bad.tar").write_bytes(content or whole[:2560])
-        with pytest.raises(InputError, match=r"bad.tar is no uncompressed tar file, or a truncated one"):
+        with pytest.raises(InputError, match=r"bad.tar is truncated or not an uncompressed tar file"):
             data.load(f"tar:{tmp_path}", "train")
     write(tmp_path / "bad.tar", samples(range(3)), "w:gz")
-    with pytest.raises(InputError, match=r"bad.tar is no uncompressed tar file"):
+    with pytest.raises(InputError, match=r"bad.tar is truncated or not an uncompressed tar file"):
         data.load(f"tar:{tmp_path}", "train")

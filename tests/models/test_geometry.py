@@ -4,7 +4,7 @@ from torch import nn
 
 from robust_lr.models.build import build_model
 from robust_lr.models.cost import profile
-from robust_lr.models.geometry import inside, layers, warnings
+from robust_lr.models.geometry import count_inside, layers, warnings
 
 
 def described(name, side, **options):
@@ -23,7 +23,7 @@ def test_taps_are_counted_as_a_convolution_of_ones_does(size, window, stride, di
     padding = window // 2
     ones = torch.ones(1, 1, size)
     expected = nn.functional.conv1d(ones, torch.ones(1, 1, window), None, stride, padding * dilation, dilation)
-    assert inside(size, expected.shape[2], window, stride, padding, dilation) == expected.flatten().tolist()
+    assert count_inside(size, expected.shape[2], window, stride, padding, dilation) == expected.flatten().tolist()
 
 
 def test_layers_have_the_cost_of_the_profile():

@@ -11,7 +11,7 @@ import robust_lr as rlr
 from robust_lr.evaluation import session as prepared
 from robust_lr.evaluation.guards import GUARDS
 from robust_lr.models.layers.basic import Normalize
-from robust_lr.models.traced_folding import norms, trace_and_fold
+from robust_lr.models.traced_folding import count_norms, trace_and_fold
 from robust_lr.protocols.pgd import PGD
 from robust_lr.results.ledger import read
 
@@ -49,7 +49,7 @@ def test_every_batch_norm_is_folded_and_the_network_left_as_it_was(sample):
     model = network()
     before = copy.deepcopy(model.state_dict())
     folded = trace_and_fold(model, sample)
-    assert (norms(model), norms(folded)) == (3, 0)
+    assert (count_norms(model), count_norms(folded)) == (3, 0)
     assert not folded.training
     assert not any(parameter.requires_grad for parameter in folded.parameters())
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
@@ -71,7 +71,7 @@ def test_evaluations_use_it_and_judge_by_the_model_itself(tmp_path, monkeypatch)
     ):
         monkeypatch.setattr(prepared, "attackable", attacked)
         rlr.evaluate(model, data, protocol, out=tmp_path / folder, allow=tuple(GUARDS))
-    assert norms(used[0]) == 0
+    assert count_norms(used[0]) == 0
     folded, whole = (read(tmp_path / folder / "ledger.sqlite") for folder in ("folded", "whole"))
     assert sum(row.robust != other.robust for row, other in zip(folded, whole, strict=True)) <= 1
     assert [row.clean_loss for row in folded] == [row.clean_loss for row in whole]

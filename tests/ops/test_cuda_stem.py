@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from robust_lr.ops import library
 from robust_lr.ops import stem_relation as stem
-from robust_lr.ops.stem_relation import composed, stem_relation
+from robust_lr.ops.stem_relation import compose_stem, stem_relation
 
 Operator = Callable[..., Tensor]
 
@@ -120,7 +120,7 @@ def test_only_wanted_gradients(operator: Operator, m: int) -> None:
 def test_nan_propagates(operator: Operator, m: int) -> None:
     image, *weights = make(n=2, c=20, h=9, w=10, m=m, dtype=torch.float32)
     image[1, 0, 4, 5] = float("nan")
-    found, wanted = (results(f, [image, *weights], 2, channels_per_group=m) for f in (operator, composed))
+    found, wanted = (results(f, [image, *weights], 2, channels_per_group=m) for f in (operator, compose_stem))
     assert wanted[0].isnan().any()
     for a, b in zip(found, wanted, strict=True):
         assert torch.equal(a.isnan(), b.isnan())
@@ -129,7 +129,7 @@ def test_nan_propagates(operator: Operator, m: int) -> None:
 @pytest.mark.parametrize("size", [5, 11])
 def test_without_a_prior(operator: Operator, size: int) -> None:
     image, *weights, _ = make(dtype=torch.float32)
-    found, wanted = (f(image, *weights, None, kernel_size=size, stride=2) for f in (operator, composed))
+    found, wanted = (f(image, *weights, None, kernel_size=size, stride=2) for f in (operator, compose_stem))
     torch.testing.assert_close(found, wanted)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robust_lr import build_model
 from robust_lr.models.folding import fold
 from robust_lr.ops import library
-from robust_lr.ops.stem_relation import composed, covers, stem_relation
+from robust_lr.ops.stem_relation import compose_stem, covers, stem_relation
 
 needs_kernels = pytest.mark.skipif(not library.load(), reason="no compiled kernels")
 TOLERANCE = {torch.float32: (1e-6, 5e-6), torch.float64: (1e-13, 1e-12)}
@@ -49,8 +49,8 @@ def assert_matches_oracle(
 ) -> None:
     tolerance, gradient_tolerance = tolerances[tensors[0].dtype]
     y, *gradients = results(operator, tensors, stride, **options)
-    wanted, *wanted_gradients = results(composed, [t.double() for t in tensors], stride, **options)
-    _, *plain_gradients = results(composed, tensors, stride, **options)
+    wanted, *wanted_gradients = results(compose_stem, [t.double() for t in tensors], stride, **options)
+    _, *plain_gradients = results(compose_stem, tensors, stride, **options)
     assert relative_error(y, wanted) <= tolerance
     # Differences that may cancel, down to nothing: measure them by the whole, and by what rounding does step by step.
     scale = max(float(g.norm()) for g in wanted_gradients)
@@ -136,7 +136,7 @@ def test_only_wanted_gradients() -> None:
 def test_nan_propagates() -> None:
     image, *weights = make(n=2, c=20, h=9, w=10, dtype=torch.float32)
     image[1, 0, 4, 5] = float("nan")
-    found, wanted = (results(operator, [image, *weights], 2) for operator in (stem_relation, composed))
+    found, wanted = (results(operator, [image, *weights], 2) for operator in (stem_relation, compose_stem))
     assert wanted[0].isnan().any()
     for a, b in zip(found, wanted, strict=True):
         assert torch.equal(a.isnan(), b.isnan())
@@ -148,7 +148,7 @@ def test_without_a_prior() -> None:
     assert torch.autograd.gradcheck(
         lambda *t: stem_relation(*t, None, kernel_size=5, stride=2), [t.requires_grad_() for t in (image, *weights)]
     )
-    wanted = composed(image, *weights, None, kernel_size=5, stride=2)
+    wanted = compose_stem(image, *weights, None, kernel_size=5, stride=2)
     torch.testing.assert_close(stem_relation(image, *weights, None, kernel_size=5, stride=2), wanted)
 
 

@@ -66,7 +66,7 @@ def test_shards_in_any_order_are_the_whole_to_the_bit(shards, data, model, tmp_p
         ("12", r"missing: shard 3/3; all 3 are needed"),
         ("3", "missing: shard 1/3, 2/3"),
         ("1223", "shard 2/3 is there twice"),
-        (["1", "2", "3", "whole"], "whole is no shard but a whole evaluation"),
+        (["1", "2", "3", "whole"], "whole is not a shard but a whole evaluation"),
         ([], "nothing to merge"),
     ],
 )

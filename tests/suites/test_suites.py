@@ -16,8 +16,8 @@ from robust_lr.reports.record import build
 from robust_lr.results.curve import CURVE, read_curve
 from robust_lr.results.ledger import read as read_rows
 from robust_lr.results.stored import LEDGER, RESULT, read_evaluation
-from robust_lr.suites.estimate import estimate, estimate_table, passes
-from robust_lr.suites.job import jobs
+from robust_lr.suites.estimate import count_passes, estimate, estimate_table
+from robust_lr.suites.job import make_jobs
 from robust_lr.suites.spec import Suite, read, shipped
 from robust_lr.suites.transfer import write_matrices
 
@@ -76,7 +76,7 @@ def all_rows(folder):
 
 def run_all(suite, out, workers=1, **options):
     """Results that were reported, in this process or in others."""
-    todo, events = jobs(suite, out, device="cpu", **options), []
+    todo, events = make_jobs(suite, out, device="cpu", **options), []
     if workers > 1:
         events = [event for _, event in run(todo, workers=workers)]
     else:
@@ -192,7 +192,7 @@ def test_guards_and_hashes_are_asked_once_for_a_model_and_its_images(here, monke
     monkeypatch.setattr(session, "weights_hash", lambda model: calls.append("hash") or "0")
     guard = session.guard
     monkeypatch.setattr(session, "guard", lambda *a, **k: calls.append("guard") or guard(*a, **k))
-    for number, job in enumerate(jobs(read("suite.toml"), here / "out", device="cpu")):
+    for number, job in enumerate(make_jobs(read("suite.toml"), here / "out", device="cpu")):
         job.run(number, lambda event: None)
     assert sorted(calls) == ["guard", "guard", "hash", "hash"]
 
@@ -211,10 +211,10 @@ def test_the_last_shard_joins_all_of_them(here):
         f'{text}[models.net]\nsource = "nets.py:make"\n[data.small]\nname = "npz:small.npz"'
     )
     suite = read("suite.toml", limit=9)
-    for job in jobs(suite, here / "whole", device="cpu"):
+    for job in make_jobs(suite, here / "whole", device="cpu"):
         job.run(0, lambda event: None)
     for index in (2, 1):
-        for job in jobs(suite, here / "parts", device="cpu", shard=(index, 2)):
+        for job in make_jobs(suite, here / "parts", device="cpu", shard=(index, 2)):
             job.run(0, lambda event: None)
     whole = all_rows(here / "whole")
     joined = {folder: rows for folder, rows in all_rows(here / "parts").items() if "shard" not in str(folder)}
@@ -227,7 +227,7 @@ def test_the_last_shard_joins_all_of_them(here):
 def test_kept_images_give_a_matrix_of_transfer_for_each_protocol_and_seed(here, monkeypatch):
     (here / "suite.toml").write_text(SUITE.format(more="").replace("seeds =", "images = true\nseeds ="))
     suite, out = read("suite.toml"), here / "out"
-    todo = jobs(suite, out, device="cpu")
+    todo = make_jobs(suite, out, device="cpu")
     assert list(write_matrices(todo)) == []
     run_all(suite, out)
     files = list(write_matrices(todo))
@@ -256,7 +256,7 @@ def test_no_images_are_kept_unless_a_suite_asks_for_them(here):
     suite = read("suite.toml")
     run_all(suite, here / "out")
     assert not list((here / "out").rglob("*.safetensors"))
-    assert list(write_matrices(jobs(suite, here / "out", device="cpu"))) == []
+    assert list(write_matrices(make_jobs(suite, here / "out", device="cpu"))) == []
 
 
 @pytest.mark.slow
@@ -268,7 +268,7 @@ def test_a_network_with_a_config_is_trained_for_each_seed(here):
     text += f'[models.net]\nconfig = "net.toml"\nset = {[value for value in values if not value.startswith("seed")]}\n'
     (here / "suite.toml").write_text(text)
     suite = read("suite.toml")
-    todo = jobs(suite, here / "out", device="cpu")
+    todo = make_jobs(suite, here / "out", device="cpu")
     assert [job.name for job in todo] == ["net, seed 0", "net, seed 1"]
     lines = [line for job in todo for line in estimate(job)]
     assert [line.attack for line in lines] == ["training, 1 epochs", "lrnet-untargeted"] * 2
@@ -293,7 +293,7 @@ def test_an_image_needs_at_most_the_passes_that_are_estimated(here):
     net = rlr.load_source("nets.py:make")
     for name in ("lrnet-targeted", "madry-cifar10", "square"):
         protocol = rlr.protocols.get(name).with_values(**({"queries": 20} if name == "square" else {}))
-        forwards, backwards = passes(protocol, data.num_classes)
+        forwards, backwards = count_passes(protocol, data.num_classes)
         for row in rlr.evaluate(net, data, protocol).rows:
             assert row.forwards <= forwards
             assert row.backwards <= backwards
@@ -301,7 +301,7 @@ def test_an_image_needs_at_most_the_passes_that_are_estimated(here):
 
 def test_an_estimate_counts_what_is_done(here):
     suite = read("suite.toml", seeds=[0])
-    todo = jobs(suite, here / "out", device="cpu")
+    todo = make_jobs(suite, here / "out", device="cpu")
     before = [line for job in todo for line in estimate(job)]
     assert [(line.model, line.attack, line.done, line.images) for line in before] == [
         (model, attack, 0, 24) for model in ("plain", "scaled") for attack in ("pgd", "targeted")

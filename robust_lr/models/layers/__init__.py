@@ -1,1 +1,1 @@
-"""Layers that the networks are built from."""
+"""Layers of which the networks consist."""

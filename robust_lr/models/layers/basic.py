@@ -1,4 +1,4 @@
-"""Layers and constants that networks of every kind share: normalization, pointwise convolutions."""
+"""Layers and constants that all networks share: normalization and pointwise convolutions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Normalize(nn.Module):
-    """Pixels in [0, 1] -> (x - mean) / std, per channel, in channels-last layout, the fastest for what follows.
+    """Normalize pixels in [0, 1] to (x - mean) / std per channel, in the channels-last layout of the next layers.
 
     It is the first layer of every network, so that attacks always work in pixel space and eps means what it says.
     The values are buffers and travel with the weights.
@@ -38,14 +38,14 @@ class Normalize(nn.Module):
         if x.ndim != 4 or x.shape[1] != len(self.mean):
             raise InputError(f"images of shape {tuple(x.shape)}: the model takes [N, {len(self.mean)}, H, W]")
         x = (x - self.mean) / self.std
-        if x.shape[1] == 1:  # one channel fits either layout; these strides say which
+        if x.shape[1] == 1:  # one channel fits both layouts, so set the strides of channels-last
             n, _, height, width = x.shape
             return x.reshape(n, height, width, 1).permute(0, 3, 1, 2)
         return x.contiguous(memory_format=torch.channels_last)
 
 
 class Pointwise2d(nn.Conv2d):
-    """A 1x1 convolution without bias that on a CPU takes every ``stride``-th pixel first.
+    """A 1x1 convolution without bias, which on a CPU first selects every ``stride``-th pixel.
 
     This computes the same function as a strided convolution, whose weight gradient writes past its workspace on x86
     CPUs where a channels-last image has fewer than 16 channels (AVX-512) or 8 (AVX2): a crash or a hang in oneDNN, seen
@@ -71,7 +71,7 @@ def check_kernel_size(kernel_size: int) -> None:
 Statistics = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of each channel, pixels in [0, 1]
 
 
-#: what networks of others expect of their input; CIFAR-10's are the statistics of its 50,000 training images
+#: input statistics of other people's networks; CIFAR-10's are those of its 50,000 training images
 PRESETS: dict[str, Statistics | None] = {
     "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),

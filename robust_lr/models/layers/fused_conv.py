@@ -46,7 +46,7 @@ class FusedConv2d(nn.Conv2d):
         return F.relu(y, inplace=True) if self.relu else y
 
     def forked(self, input: Tensor) -> tuple[Tensor, Tensor]:
-        """The result for ``input``, and ``input`` for the other path of a block.
+        """Return the result for ``input``, and ``input`` for the other path of a block.
 
         The gradients of both paths are summed in the pass that makes the first.
         """
@@ -92,7 +92,7 @@ class FusedConv2d(nn.Conv2d):
         return input.bfloat16() if self.lowered else input
 
     def plainly(self, input: Tensor) -> Tensor:
-        """The convolution alone, by PyTorch."""
+        """Apply the convolution alone, by PyTorch."""
         return super().forward(input.to(self.weight.dtype)).to(input.dtype) if self.lowered else super().forward(input)
 
     def has_kernel(self, input: Tensor) -> bool:
@@ -110,7 +110,7 @@ class FusedConv2d(nn.Conv2d):
         return self.out_channels, self.kernel_size[0], self.stride[0], int(self.padding[0])
 
     def packed(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """The weights as the kernels of the convolution and of its gradient read them; made anew where they changed."""
+        """Return the weights packed for the kernels of the convolution and of its gradient, anew if they changed."""
         state = weight.data_ptr(), weight._version, weight.dtype, self.lowered
         if self.__dict__.get("_packed_state") != state:
             rows, pack = weight.detach().contiguous(), torch.ops.robust_lr.pack_convolution.default
@@ -153,7 +153,7 @@ class _Fused(torch.autograd.Function):
         bias: Tensor | None, outputs: int, size: int, stride: int, padding: int, relu: bool, mask_result: bool,
         mask_input: bool, fork: bool,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """The convolution, and with ``fork`` its input again, which else carries no gradient."""
+        """Return the convolution, and with ``fork`` its input again, which else carries no gradient."""
         given, x = x, x.contiguous(memory_format=torch.channels_last)
         if shortcut is not None:
             shortcut = shortcut.contiguous(memory_format=torch.channels_last)
@@ -178,7 +178,7 @@ class _Fused(torch.autograd.Function):
             dy = torch.ops.aten.threshold_backward.default(dy, y, 0)
         dx = None
         if ctx.needs_input_grad[0]:
-            if torch.is_grad_enabled():  # someone wants gradients of gradients
+            if torch.is_grad_enabled():  # a caller wants gradients of gradients
                 dx = conv2d_input(ctx.shape, weight.to(dy.dtype), dy, *ctx.window[1:])  # type: ignore[no-untyped-call]
                 dx = dx if dgiven is None else dx + dgiven
                 dx = dx if x is None else dx * (x > 0)

@@ -44,12 +44,12 @@ class GeometricPrior(nn.Module):
         return self.of(self.offsets).reshape(-1, self.kernel_size, self.kernel_size)
 
     def at(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Values [groups, R, S] for relative positions in [-1, 1], vertical [R] and horizontal [S]."""
+        """Return values [groups, R, S] for relative positions in [-1, 1], vertical [R] and horizontal [S]."""
         return self.of(pairs(rows, columns).to(self.offsets.dtype)).reshape(-1, len(rows), len(columns))
 
     def of(self, offsets: Tensor) -> Tensor:
-        """Values [groups, n] for relative positions [n, 2]."""
-        # fp32 whatever autocast says: 49 values that are added to logits, and cost nothing
+        """Return values [groups, n] for relative positions [n, 2]."""
+        # fp32 even under autocast: these are 49 values that are added to logits, and cost nothing
         kind = offsets.device.type
         with nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False):
             values: Tensor = self.value(torch.relu(self.hidden(offsets)))
@@ -67,13 +67,13 @@ class TablePrior(nn.Module):
         return self.values
 
     def at(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Values [groups, R, S] for relative positions in [-1, 1]: the table, interpolated (ours)."""
+        """Interpolate the table to values [groups, R, S] for relative positions in [-1, 1] (ours)."""
         grid = pairs(rows, columns).flip(-1).view(1, len(rows), len(columns), 2)  # grid_sample wants (x, y)
         return F.grid_sample(self.values[None], grid.to(self.values.dtype), align_corners=True)[0]
 
 
 class NoPrior(nn.Module):
-    """The ablation NG: content alone decides."""
+    """The ablation NG without a prior: content alone decides."""
 
     def __init__(self, groups: int, kernel_size: int):
         super().__init__()
@@ -106,5 +106,5 @@ PRIORS: dict[str, type[GeometricPrior | TablePrior | NoPrior]] = {
 
 
 def pairs(rows: Tensor, columns: Tensor) -> Tensor:
-    """All (row, column), row by row: [R * S, 2]."""
+    """Return all (row, column), row by row: [R * S, 2]."""
     return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).view(-1, 2)

@@ -1,4 +1,4 @@
-"""The convolution of the image that an attack goes through: it has a kernel for the gradient by the image."""
+"""The first convolution of an attacked network, which has a kernel for the gradient by the image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.grad import conv2d_input
 
 from .fused_conv import covers
 
-#: what the kernel is compiled for
+#: channels and kernel sizes that the kernel is compiled for
 CHANNELS, KERNEL_SIZES = (1, 3), (3, 7)
 
 
@@ -52,7 +52,7 @@ class _ImageConvolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
-        if torch.is_grad_enabled():  # someone wants gradients of gradients
+        if torch.is_grad_enabled():  # a caller wants gradients of gradients
             dimage = conv2d_input(ctx.size, weight, dy, *ctx.numbers)  # type: ignore[no-untyped-call]
         else:
             dimage = torch.ops.robust_lr.image_gradient.default(

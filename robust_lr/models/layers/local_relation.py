@@ -1,4 +1,4 @@
-"""Layers: pixel normalization, and local relation in a window or over the full image (paper section 4)."""
+"""Layers of local relation, in a window or over the full image (paper section 4)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...utils.errors import InputError
 from .basic import Pointwise2d, check_kernel_size
 from .geometric_prior import FULL_TABLE, PRIORS, Prior
 
-#: m, or one group of all channels
+#: m channels that share weights, or one group of all channels
 Sharing = int | Literal["all"]
 
 
@@ -40,7 +40,7 @@ class LocalRelation2d(nn.Module):
         query_dim: d, values per group in query and key; d > 1 is meant for ``composability="product"`` (Table 4).
         composability: Phi: "squared_difference", "absolute_difference" or "product" (equations 3 to 5).
         normalization: "softmax" or "none" (Table 6).
-        border: "mask" leaves positions outside the image out; "zero" lets zero padding take part.
+        border: "mask" leaves out positions outside the image; "zero" lets zero padding take part.
         prior: the geometric prior, a "network", a learnt "table" (G*) or "none" (NG), see ``priors`` (Table 3).
 
     Raises:
@@ -91,7 +91,7 @@ class LocalRelation2d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The start named in the class's docstring; networks call it again after their own general initialization."""
+        """Initialize as the class's docstring says; networks call this again after their own general initialization."""
         for layer in (self.query, self.key):
             nn.init.normal_(layer.weight, std=layer.in_channels**-0.5)
 

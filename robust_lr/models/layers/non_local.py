@@ -19,8 +19,8 @@ class NonLocal2d(nn.Module):
 
     Args:
         in_channels: C.
-        out_channels: of the last transform.
-        stride: of the queries.
+        out_channels: channels of the last transform.
+        stride: stride of the queries.
         key_stride: how many times coarser than the input the grid of the keys is, on each side.
 
     Raises:
@@ -41,7 +41,7 @@ class NonLocal2d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The start named in the class's docstring; networks call it again after their own general initialization."""
+        """Initialize as the class's docstring says; networks call this again after their own general initialization."""
         for layer in (self.theta, self.phi):
             nn.init.normal_(layer.weight, std=layer.in_channels**-0.5)
 
@@ -51,14 +51,14 @@ class NonLocal2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         pooled = F.avg_pool2d(x, self.key_stride, ceil_mode=True) if self.key_stride > 1 else x
         theta = self.theta(x)
-        query, key, value = map(one_head, (theta, self.phi(pooled), self.g(pooled)))
+        query, key, value = map(to_one_head, (theta, self.phi(pooled), self.g(pooled)))
         y = F.scaled_dot_product_attention(query, key, value)[:, 0]
         out: Tensor = self.transform(y.transpose(1, 2).reshape(theta.shape))
         return out
 
 
-def one_head(x: Tensor) -> Tensor:
-    """[N, C, H, W] -> [N, 1, H*W, C], as PyTorch's fused kernels want it, which never hold the weights in memory."""
+def to_one_head(x: Tensor) -> Tensor:
+    """Reshape [N, C, H, W] to [N, 1, H*W, C] for PyTorch's fused kernels, which never hold all weights in memory."""
     return x.flatten(2).transpose(1, 2)[:, None].contiguous()
 
 

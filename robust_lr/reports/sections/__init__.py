@@ -33,5 +33,5 @@ SECTIONS: tuple[Callable[[Report], Section | None], ...] = (
 
 
 def sections(report: Report) -> list[Section]:
-    """Every section that has something to show."""
+    """Make every section that has something to show."""
     return [section for make in SECTIONS if (section := make(report)) is not None]

@@ -10,7 +10,7 @@ from ..record import Group, Report
 
 
 def cascades(report: Report) -> Section | None:
-    """For each cascade, how many images every part broke."""
+    """Show how many images every part of each cascade broke."""
     blocks: list[Block] = []
     for number, group in enumerate(report.groups, start=1):
         if "parts" in group.protocol:
@@ -88,7 +88,7 @@ def cascade(group: Group, number: int) -> list[Block]:
 
 
 def cost(report: Report) -> Section | None:
-    """Passes and seconds of every evaluation."""
+    """Show the passes and seconds of every evaluation."""
     rows = []
     for found in report.evaluations:
         record, n = found.record, len(found.evaluation.rows)

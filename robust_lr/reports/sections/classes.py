@@ -16,7 +16,7 @@ MAX_CLASSES, MAX_PAIRS = 20, 8
 
 
 def classes(report: Report) -> Section | None:
-    """Robust accuracy by class and the most frequent confusions, for each attack."""
+    """Show robust accuracy by class and the most frequent confusions, for each attack."""
     blocks: list[Block] = []
     shown: set[tuple[str, str]] = set()
     for number, group in enumerate(report.groups, start=1):
@@ -92,7 +92,7 @@ def by_class(group: Group, number: int) -> list[Block]:
 
 
 def shares(rows: Sequence[Row]) -> dict[int, Proportion]:
-    """Robust accuracy by true class."""
+    """Count robust accuracy by true class."""
     total, right = Counter(row.label for row in rows), Counter(row.label for row in rows if row.robust)
     return {label: Proportion(right[label], count) for label, count in total.items()}
 
@@ -106,7 +106,7 @@ def extremes(line: Series, drawn: Sequence[int]) -> str:
 
 
 def confusions(group: Group, number: int) -> Table:
-    """The pairs of classes that are confused most often under attack."""
+    """Show the pairs of classes that are confused most often under attack."""
     rows = []
     for model, found in group.members.items():
         images = found.evaluation.rows

@@ -27,7 +27,7 @@ LEVEL = 0.05
 
 
 def comparison(report: Report) -> Section | None:
-    """Differences of robust accuracy, attack by attack."""
+    """Show differences of robust accuracy, attack by attack."""
     groups = [group for group in report.groups if group.pairs and attacks(group)]
     if not groups:
         return None
@@ -68,12 +68,12 @@ def finding(pair: Pair) -> str:
 
 
 def p_value(p: float) -> str:
-    """A p-value, or that none is given because a figure is misled."""
+    """Format a p-value, or say that none is given because a figure is misled."""
     return "withheld" if isnan(p) else f"{p:.2g}"
 
 
 def table(groups: Sequence[Group], number: int) -> Table:
-    """Every pair under every attack on one set of images."""
+    """Show every pair under every attack on one set of images."""
     rows = []
     for group, pair in ((each, pair) for each in groups for pair in each.of("robust")):
         low, high = pair.interval
@@ -116,7 +116,7 @@ def table(groups: Sequence[Group], number: int) -> Table:
 
 
 def forest(group: Group, number: int) -> Plot:
-    """Differences with their intervals beside a line at zero."""
+    """Plot differences with their intervals beside a line at zero."""
     found = group.of("robust")
     points = [
         Point(pair.difference, float(at), *pair.interval, f"{pair.first} minus {pair.second}")

@@ -31,7 +31,7 @@ Key = tuple[str, str, str, int]
 
 
 def curves(report: Report) -> Section | None:
-    """Every curve that the ledgers hold."""
+    """Show every curve that the ledgers hold."""
     blocks: list[Block] = []
     for number, ((axis, name, data, seed), members) in enumerate(trajectories(report).items(), start=1):
         blocks += curve(axis, f"{name} on {data}, seed {seed}", members, number)
@@ -56,7 +56,7 @@ def curves(report: Report) -> Section | None:
 
 
 def trajectories(report: Report) -> dict[Key, dict[str, tuple[Points, Found]]]:
-    """Points of sweeps and of recorded steps, by (axis, name, images, seed) and model."""
+    """Return the points of sweeps and of recorded steps, by (axis, name, images, seed) and model."""
     out: dict[Key, dict[str, tuple[Points, Found]]] = {}
     for folder, members in report.sweeps.items():
         record = report.collection.curves[folder]
@@ -71,7 +71,7 @@ def trajectories(report: Report) -> dict[Key, dict[str, tuple[Points, Found]]]:
 
 
 def curve(axis: str, title: str, members: Mapping[str, tuple[Points, Found]], number: int) -> list[Block]:
-    """A plot for each figure that differs, and one table of all figures."""
+    """Make a plot for each figure that differs, and one table of all figures."""
     place, label, axis_label = AXES[axis]
     figures = [key for key in FIGURES if all(key in point for points, _ in members.values() for point in points)]
     if LAST in figures and not any(
@@ -152,7 +152,7 @@ def curve_table(axis: str, title: str, members: Mapping[str, tuple[Points, Found
 
 
 def survival(group: Group, number: int) -> list[Block]:
-    """Share of images that are still right, by step; none where steps are not those of one trajectory."""
+    """Plot the share of images that are still right, by step; nothing if steps are not those of one trajectory."""
     steps = int(group.protocol.get("steps", 0))
     leaves_early = group.protocol.get("targeted") and group.protocol.get("criterion") == "worst"
     if steps < 2 or "parts" in group.protocol or leaves_early or not group.protocol.get("step_size"):
@@ -185,12 +185,12 @@ def survival(group: Group, number: int) -> list[Block]:
 
 
 def first_mistake(row: Row) -> int | None:
-    """The step at which an image was first misclassified, 0 where it was so when clean."""
+    """Return the step at which an image was first misclassified, 0 where it was so when clean."""
     return 0 if row.clean != row.label else row.first_wrong
 
 
 def shown_steps(fallen: Sequence[int], steps: int) -> list[int]:
-    """The steps at which an image falls, the first and the last; at most 200."""
+    """Select the steps at which an image falls, the first and the last; at most 200."""
     changes = sorted({0, steps, *(step for step in fallen if step <= steps)})
     if len(changes) <= 200:
         return changes
@@ -198,14 +198,14 @@ def shown_steps(fallen: Sequence[int], steps: int) -> list[int]:
 
 
 def round_steps(steps: int) -> list[int]:
-    """About five ticks from 0 to ``steps``."""
+    """Return about five round values from 0 to ``steps``."""
     size = 10 ** max(0, len(str(steps // 5)) - 1)
     gap = next(size * factor for factor in (1, 2, 5, 10) if steps / (size * factor) <= 6)
     return list(range(0, steps + 1, gap))
 
 
 def margins(group: Group, number: int) -> list[Block]:
-    """Distribution of the smallest margin that the attack found."""
+    """Plot the distribution of the smallest margin that the attack found."""
     series = []
     for model, found in group.members.items():
         values = sorted(row.margin for row in found.evaluation.rows)

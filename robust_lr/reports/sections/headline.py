@@ -18,7 +18,7 @@ CRITERIA = {"last": "last iterate", "worst": "worst seen"}
 
 
 def headline(report: Report) -> Section | None:
-    """One table per set of images: a row for each model, a column for each protocol."""
+    """Make one table per set of images: a row for each model, a column for each protocol."""
     if not report.groups:
         return None
     labels = list(dict.fromkeys(group.data for group in report.groups))
@@ -33,7 +33,7 @@ def headline(report: Report) -> Section | None:
 
 
 def notices(report: Report) -> list[Block]:
-    """Notices that a reader must see before any figure."""
+    """Return the notices that a reader must see before any figure."""
     out: list[Block] = []
     for folder, done, total in report.collection.unfinished:
         out.append(Notice(text=f"{folder} is left out: {done:,} of {total:,} images are done.", tone="bad"))
@@ -53,7 +53,7 @@ def notices(report: Report) -> list[Block]:
 
 
 def table(report: Report, data: str, number: int) -> Table:
-    """Models by protocols on one set of images."""
+    """Show models by protocols on one set of images."""
     groups = [group for group in report.groups if group.data == data]
     names = list(dict.fromkeys(group.name for group in groups if attacks(group)))
     models = list(dict.fromkeys(model for group in groups for model in group.members))
@@ -79,7 +79,7 @@ def table(report: Report, data: str, number: int) -> Table:
 
 
 def count_images(groups: Sequence[Group]) -> str:
-    """The number of images, or the numbers where protocols differ."""
+    """Write the number of images, or the numbers where protocols differ."""
     return " or ".join(f"{n:,}" for n in sorted({group.n for group in groups}))
 
 
@@ -89,13 +89,13 @@ def attacks(group: Group) -> bool:
 
 
 def heading(group: Group) -> str:
-    """The ball and the criterion of a protocol."""
+    """Describe the ball and the criterion of a protocol."""
     parts = ball(group.protocol), CRITERIA.get(str(group.protocol.get("criterion")), "")
     return ", ".join(part for part in parts if part)
 
 
 def figure(groups: Sequence[Group], model: str, protocol: str | None) -> Cell:
-    """A model's accuracy under a protocol, or on clean images; its mean and deviation where seeds differ."""
+    """Show a model's accuracy under a protocol, or on clean images; its mean and deviation where seeds differ."""
     name = "clean" if protocol is None else "robust"
     among = [group for group in groups if model in group.members and protocol in (None, group.name)]
     if not among:
@@ -132,7 +132,7 @@ def with_verdicts(cell: Cell, among: Sequence[Found]) -> Cell:
 
 
 def details(report: Report) -> Section | None:
-    """One row per evaluation with every accuracy, success and what to think of it."""
+    """Show one row per evaluation with every accuracy, success and the verdict."""
     if not report.groups:
         return None
     rows = []

@@ -35,7 +35,7 @@ FOLDER, TRANSFER = "images", "transfer.json"
 
 
 def images(report: Report) -> Section | None:
-    """Galleries and transfer matrices."""
+    """Show galleries and transfer matrices."""
     blocks: list[Block] = []
     for group in report.groups:
         for model, found in group.members.items():
@@ -57,7 +57,7 @@ def images(report: Report) -> Section | None:
 
 
 def gallery(group: Group, model: str, found: Found) -> Gallery:
-    """A few images that the attack broke, evenly spaced, or that withstood it where it broke none."""
+    """Show a few images that the attack broke, evenly spaced, or that withstood it where it broke none."""
     rows = found.evaluation.rows
     broken = [row for row in rows if row.clean == row.label and not row.robust] or list(rows)
     chosen = [broken[at * len(broken) // MAX_EXAMPLES] for at in range(MAX_EXAMPLES)]
@@ -88,7 +88,7 @@ def words(row: Row) -> str:
 
 
 def read_adversarial(folder: Path, ids: set[int]) -> dict[int, Tensor]:
-    """Adversarial images [C, H, W] by id, as the evaluation kept them; InputError for a damaged file."""
+    """Read adversarial images [C, H, W] by id, as the evaluation kept them; InputError for a damaged file."""
     out: dict[int, Tensor] = {}
     for file in sorted((folder / FOLDER).glob("*.safetensors")):
         try:
@@ -103,7 +103,7 @@ def read_adversarial(folder: Path, ids: set[int]) -> dict[int, Tensor]:
 
 
 def read_originals(name: str, rows: Sequence[Row]) -> dict[int, Tensor]:
-    """Clean images by id, of a data set that can be found by its name alone and whose pixels are those of the rows."""
+    """Read clean images by id from a data set that its name alone finds, if the pixels are those of the rows."""
     try:
         data: Dataset = data_room.load(name, "test")
     except (InputError, OSError):
@@ -121,7 +121,7 @@ def read_originals(name: str, rows: Sequence[Row]) -> dict[int, Tensor]:
 
 
 def pictures(row: Row, clean: Tensor | None, adversarial: Tensor, eps: float) -> list[Picture]:
-    """Clean image, perturbation and adversarial image; the last alone where the first is not known."""
+    """Make pictures of clean image, perturbation and adversarial image; the last alone if the first is not known."""
     shown = Picture(png=png(adversarial), alt=f"image {row.id} under attack, predicted {row.adversarial}")
     if clean is None:
         return [shown]
@@ -134,7 +134,7 @@ def pictures(row: Row, clean: Tensor | None, adversarial: Tensor, eps: float) ->
 
 
 def png(image: Tensor) -> str:
-    """A PNG in base 64 of pixels [C, H, W] in [0, 1]."""
+    """Encode pixels [C, H, W] in [0, 1] as a PNG in base 64."""
     levels = (image * 255).round().to(torch.uint8)
     array = levels[0].numpy() if len(levels) == 1 else levels[:3].permute(1, 2, 0).numpy()
     picture = Image.fromarray(array)
@@ -145,7 +145,7 @@ def png(image: Tensor) -> str:
 
 
 def transfer(file: Path, number: int) -> list[Block]:
-    """The matrix of a transfer between models, as a table and as a plot."""
+    """Show the matrix of a transfer between models, as a table and as a plot."""
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         names = [str(name) for name in record["models"]]

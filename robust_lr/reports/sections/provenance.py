@@ -13,7 +13,7 @@ from ..record import Report
 
 
 def provenance(report: Report) -> Section:
-    """Commands to copy, protocols that do not ship, versions and hashes."""
+    """Show commands to copy, protocols that do not ship, versions and hashes."""
     commands = list(dict.fromkeys(command(found, report) for found in report.evaluations))
     blocks: list[Block] = [Listing(title="Commands", text="\n".join(commands))]
     blocks += [Listing(title=f"{name}.toml", text=text) for name, text in custom_protocols(report).items()]
@@ -28,7 +28,7 @@ def provenance(report: Report) -> Section:
 
 
 def command(found: Found, report: Report) -> str:
-    """The command that made an evaluation: as it was kept, or else from the values in its result."""
+    """Return the command that made an evaluation, as recorded, or else from the values in its result."""
     if found.record.get("command"):
         return str(found.record["command"])
     if found.sweep is not None:
@@ -50,7 +50,7 @@ def is_custom(found: Found) -> bool:
 
 
 def custom_protocols(report: Report) -> dict[str, str]:
-    """Protocols that do not ship, as TOML, by name."""
+    """Return the protocols that do not ship, as TOML, by name."""
     out: dict[str, str] = {}
     for found in report.evaluations:
         if found.sweep is None and is_custom(found):
@@ -62,7 +62,7 @@ def custom_protocols(report: Report) -> dict[str, str]:
 
 
 def hashes(report: Report) -> Table:
-    """Weights, images and targets of every evaluation."""
+    """Show the hashes of weights, images and targets of every evaluation."""
     rows = [
         [
             text_cell(report.labels[found.number]),
@@ -86,7 +86,7 @@ def hashes(report: Report) -> Table:
 
 
 def versions(report: Report) -> Table:
-    """Software and commit of the evaluations, one row for each set that differs."""
+    """Show software and commit of the evaluations, one row for each set that differs."""
     found = list(
         dict.fromkeys(
             (*each.record["versions"].items(), ("commit", each.record.get("commit") or "-"))

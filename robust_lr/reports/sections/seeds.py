@@ -18,7 +18,7 @@ FIGURES = {"clean": "clean", "robust": "robust", "worst-seen": "worst seen", "su
 
 
 def seeds(report: Report) -> Section | None:
-    """One row for each model and protocol that was evaluated with more than one seed."""
+    """Show one row for each model and protocol that was evaluated with more than one seed."""
     cells: dict[tuple[str, str, str], list[Found]] = {}
     for group in report.groups:
         for model, found in group.members.items():
@@ -77,7 +77,7 @@ def differences(several: Mapping[tuple[str, str, str], Sequence[Found]]) -> list
 
 
 def compare_training_runs(members: Mapping[str, Sequence[Found]]) -> list[Difference]:
-    """Differences of robust accuracy between networks with the same seeds; none where runs cannot be compared."""
+    """Compare the robust accuracy of networks with the same seeds; empty if their runs cannot be compared."""
     if len(members) < 2 or len({tuple(each.seed for each in found) for found in members.values()}) > 1:
         return []
     try:

@@ -24,7 +24,7 @@ class Verdict:
 
 
 def verdict(record: Mapping[str, Any]) -> Verdict:
-    """The verdict of a result in words; without one, what its checks amount to."""
+    """Return the verdict of a result in words; without one, what its checks amount to."""
     failed = [check["name"] for check in record.get("validity", ()) if check["passed"] is False]
     said = record.get("verdict")
     if isinstance(said, str):
@@ -38,7 +38,7 @@ def verdict(record: Mapping[str, Any]) -> Verdict:
 
 
 def points(inflation: Any) -> str:
-    """By how many points a robust accuracy is too high at least, nothing where that was not measured."""
+    """Write by how many points a robust accuracy is too high at least; empty if that was not measured."""
     if not isinstance(inflation, Mapping) or "value" not in inflation:
         return ""
     low, high = inflation.get("interval", (inflation["value"], inflation["value"]))
@@ -46,7 +46,7 @@ def points(inflation: Any) -> str:
 
 
 def validity(report: Report) -> Section | None:
-    """Verdicts and checks of every evaluation."""
+    """Show verdicts and checks of every evaluation."""
     names = list(
         dict.fromkeys(check["name"] for found in report.evaluations for check in found.record.get("validity", ()))
     )
@@ -63,7 +63,7 @@ def validity(report: Report) -> Section | None:
 
 
 def verdicts(report: Report) -> Table:
-    """One row per evaluation: the verdict, and what failed in words."""
+    """Show one row per evaluation: the verdict, and what failed in words."""
     probed = any(found.record.get("verdict") for found in report.evaluations)
     rows = []
     for found in report.evaluations:
@@ -92,7 +92,7 @@ def verdicts(report: Report) -> Table:
 
 
 def reasons(record: Mapping[str, Any]) -> str:
-    """Why the verdict is what it is, which checks failed, and what to do about it."""
+    """Explain the verdict: its reason, which checks failed, and what to do about it."""
     keys = ("verdict_reason", "verdict_advice") if record.get("verdict") else ()
     said = [str(record[key]) for key in keys if record.get(key)]
     for check in record.get("validity", ()):
@@ -113,7 +113,7 @@ def bound(record: Mapping[str, Any]) -> Cell:
 
 
 def checks(report: Report, names: Sequence[str]) -> Table:
-    """One row per evaluation, one column per check."""
+    """Show one row per evaluation, one column per check."""
     rows = []
     for found in report.evaluations:
         looked = {check["name"]: check for check in found.record.get("validity", ())}
@@ -135,7 +135,7 @@ def checks(report: Report, names: Sequence[str]) -> Table:
 
 
 def mark(check: Mapping[str, Any] | None) -> Cell:
-    """Pass or fail, and what was found."""
+    """Show pass or fail, and what was found."""
     if check is None:
         return text_cell("-", tone="muted")
     text, tone = MARKS[check["passed"]]
