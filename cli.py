@@ -1,4 +1,4 @@
-"""The command line: options in, tables and files out. No mathematics lives here."""
+"""The command line: it reads options and writes tables and files. It computes nothing itself."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ COMMANDS = {
 
 
 class Commands(click.Group):
-    """Turns errors into one line and an exit code: 1 failed, 2 wrong input, 128 + n for signal n."""
+    """A group that turns errors into one line and an exit code: 1 failed, 2 wrong input, 128 + n for signal n."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a command when it is called, so that the others cost nothing."""
+        """Import a command when it is called, so that the others cost no time."""
         if cmd_name not in COMMANDS:
             return None
         module, function, _ = COMMANDS[cmd_name]
@@ -63,7 +63,7 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Name the nearest command where there is none of that name."""
+        """Suggest the nearest command for a name that does not exist."""
         if args and not args[0].startswith("-"):
             try:
                 check_name("command", args[0], COMMANDS)
@@ -76,11 +76,11 @@ class Commands(click.Group):
             formatter.write_dl([(name, summary) for name, (_, _, summary) in sorted(COMMANDS.items())])
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
-        """Run a command and exit; errors in the words of the command line are one line, too."""
+        """Run a command and exit; wrong options and arguments are also told in one line."""
         reset_console()
         try:
             return self.run_and_exit(args, standalone_mode, extra)
-        finally:  # options such as --quiet change it while they are parsed
+        finally:  # because options such as --quiet change it while they are parsed
             reset_console()
 
     def run_and_exit(self, args: tuple[Any, ...], standalone_mode: bool, extra: dict[str, Any]) -> Any:
@@ -107,15 +107,15 @@ class Commands(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except (InputError, RunError) as error:
-            fail(with_options(str(error), self, ctx), error.exit_code)
+            fail(insert_options(str(error), self, ctx), error.exit_code)
         except OSError as error:
             fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
         except KeyboardInterrupt:
-            fail("stopped by SIGINT; what was finished is kept, the same command goes on", 130)
-        except Exception as error:  # whatever it is, users get a line rather than our source code
+            fail("stopped by SIGINT; finished work is kept, and the same command resumes it", 130)
+        except Exception as error:  # of any kind: users get one line rather than our source code
             if os.environ.get("ROBUST_LR_TRACEBACK"):
                 raise
-            fail(unexpected(error), 1)
+            fail(describe_unexpected(error), 1)
 
 
 def add_common_options(command: click.Command) -> None:
@@ -127,24 +127,24 @@ def add_common_options(command: click.Command) -> None:
             each.params.append(quiet_option())
 
 
-def unexpected(error: Exception) -> str:
-    """Describe an error that nobody foresaw in one line."""
+def describe_unexpected(error: Exception) -> str:
+    """Describe an unforeseen error in one line."""
     reason = str(error).strip().partition("\n")[0][:300]
     if isinstance(error, MemoryError) or "out of memory" in reason or "can't allocate memory" in reason:
         return f"not enough memory ({reason or 'MemoryError'}): use smaller batches, or fewer processes"
     return (
         f"unexpected {type(error).__name__}{': ' * bool(reason)}{reason}; ROBUST_LR_TRACEBACK=1 shows where it came "
-        "from, please report it"
+        "from; please report it"
     )
 
 
 def reset_console() -> None:
-    """Print everything, to stdout; the console is not imported for that."""
+    """Let the console print everything to stdout again, if a command has imported it."""
     if terminal := sys.modules.get(f"{__package__}.commands.terminal"):
         terminal.console.quiet = terminal.console.stderr = False
 
 
-def with_options(message: str, group: click.Group, ctx: click.Context) -> str:
+def insert_options(message: str, group: click.Group, ctx: click.Context) -> str:
     """Replace the parameters that ``message`` names in backticks by the options of the called command."""
     command = group.get_command(ctx, ctx.invoked_subcommand or "")
     commands = [*command.commands.values()] if isinstance(command, click.Group) else [command] if command else []
@@ -157,7 +157,7 @@ def with_options(message: str, group: click.Group, ctx: click.Context) -> str:
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Print one line on stderr, wrapped only where it is read on a terminal, and exit."""
+    """Print one line on stderr, wrapped only on a terminal, and exit."""
     line = f"robust-lr: {' '.join(message.split())}"
     if sys.stderr.isatty():
         line = textwrap.fill(line, shutil.get_terminal_size().columns, break_long_words=False, break_on_hyphens=False)

@@ -1,4 +1,4 @@
-"""``robust-lr adv-train``: one network, one run folder; under torchrun, one of its processes."""
+"""``robust-lr adv-train``: train one network into one run folder; under torchrun, as one of its processes."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def configure_resumed_run(config: str | None, overrides: tuple[str, ...], out: P
     """Return the config and the folder of a run to resume: the folder is the argument, or the default of a new run.
 
     Raises:
-        InputError: the folder holds no run.
+        InputError: the folder does not hold a run.
     """
     from ..config.training import from_dict, load, set_values
     from ..training.run_folder import CONFIG
@@ -117,7 +117,7 @@ def configure_resumed_run(config: str | None, overrides: tuple[str, ...], out: P
 
 
 def describe(settings: Config, folder: Path, resume: bool) -> None:
-    """Say what a run would do."""
+    """Print what a run would do."""
     from ..config.training import to_toml
     from ..training.run import prepare
 

@@ -1,4 +1,4 @@
-"""``robust-lr attack``: one model, one protocol, a table and a result."""
+"""``robust-lr attack``: evaluate one model under one protocol, print a table and write the result."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ _PATH = click.Path(path_type=Path)
     "--allow",
     multiple=True,
     metavar="GUARD",
-    help="Go on although this guard complains, e.g. probabilities; may be repeated.",
+    help="Continue although this guard complains, e.g. probabilities; may be repeated.",
     shell_complete=complete("guards"),
 )
 @of_guards(
@@ -117,7 +117,7 @@ _PATH = click.Path(path_type=Path)
 @of_work("--save-images", is_flag=True, help="Keep the adversarial images, for `robust-lr score` and `transfer`.")
 @json_option(of_work)
 @of_work("--figure", type=_PATH, help="Picture of a curve: .png, .pdf or .svg; needs matplotlib.")
-@of_work("--fresh", is_flag=True, help="Evaluate anew, even if the folder holds an evaluation.")
+@of_work("--fresh", is_flag=True, help="Start afresh, even if the folder holds an evaluation.")
 @of_work("--dry-run", is_flag=True, help="Check everything and say what would run; attack and write nothing.")
 @of_work(
     "--shard",
@@ -183,7 +183,7 @@ def attack(
 ) -> None:
     """Attack a trained network on the test images. Prints a table and writes result.json.
 
-    An interrupted evaluation goes on where it was when the same command runs again.
+    Run the same command again to resume an interrupted evaluation.
     """
     from .. import protocols
     from ..config.training import set_values
@@ -210,7 +210,7 @@ def attack(
     if thorough and not probed:
         raise InputError("--thorough and --no-check contradict each other: give one of them")
     if strict and not probed:
-        raise InputError("--strict needs a verdict: leave --no-check out")
+        raise InputError("--strict needs a verdict: leave out --no-check")
     if until_sound and (not probed or shard_text is not None or all_targets or surrogate_source is not None):
         raise InputError(
             "--until-sound needs a verdict on all images: leave --no-check, --shard, --all-targets and --surrogate out"
@@ -258,7 +258,7 @@ def attack(
     if launched is not None and until_sound:
         raise InputError("--until-sound: torchrun divides the images, run it without")
     if launched is not None and shard_text is not None:
-        raise InputError("--shard: torchrun divides the images already, leave it out")
+        raise InputError("--shard: torchrun already divides the images; leave it out")
     shard = launched or (None if shard_text is None else parse_shard(shard_text))
     use_threads(threads)
     given = None if targets_file is None else load_targets(targets_file)
@@ -273,7 +273,7 @@ def attack(
         describe(choice, settings, folder, finished=(folder / file).exists() and not fresh)
         return
     if launched is not None:
-        (whole / file).unlink(missing_ok=True)  # until all processes have finished
+        (whole / file).unlink(missing_ok=True)  # the result reappears when all processes have finished
     work: dict[str, Any] = {
         "seed": seed,
         "shard": shard,
@@ -295,14 +295,14 @@ def attack(
     }
     if all_targets and not isinstance(settings, protocols.Sweep):
         del work["shard"], work["targets"]
-        with warnings_said(), progress_bars() as bars:
+        with print_warnings(), progress_bars() as bars:
             watch = Watch(bars, f"{settings.name}, all targets")
             matrix = attack_all_targets(choice.model, choice.data, settings, **work, progress=watch.progress)
         console.print(report.matrix_table(matrix))
         say(f"written to {folder / file}")
         report.write_evaluation(json_file, folder / file)
         return
-    with warnings_said(), progress_bars(shown=launched is None or launched[0] == 1) as bars:
+    with print_warnings(), progress_bars(shown=launched is None or launched[0] == 1) as bars:
         if isinstance(settings, protocols.Sweep):
             curve = sweep(choice.model, choice.data, settings, **work, progress=Watch(bars, choice.name).progress)
         else:
@@ -342,7 +342,7 @@ def attack(
 
 
 @contextmanager
-def warnings_said() -> Iterator[None]:
+def print_warnings() -> Iterator[None]:
     """Print each warning in one line, without the place in the code."""
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
@@ -384,7 +384,7 @@ class Rungs:
 
 
 class Watch:
-    """Moves the progress bar of an evaluation, and counts the robust accuracy so far."""
+    """A progress bar of an evaluation with the robust accuracy so far."""
 
     def __init__(self, bars: Bars, name: str):
         self.bars, self.task = bars, bars.add(f"attacking {name}", unit="images")
@@ -431,7 +431,7 @@ def custom_attack(source: str, table: dict[str, Any]) -> Protocol:
 
 
 def describe(choice: Choice, settings: Protocol | Sweep, folder: Path, *, finished: bool) -> None:
-    """Say what an evaluation would do."""
+    """Print what an evaluation would do."""
     say(f"model      {choice.name} on {next(choice.model.parameters()).device}")
     say(f"images     {count_of(len(choice.data), 'image')} of {choice.data.name}")
     say(f"protocol   {settings.name}: {settings}")

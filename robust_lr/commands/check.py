@@ -1,4 +1,4 @@
-"""``robust-lr check``: signs that an evaluation cannot be trusted, before it is run on all images."""
+"""``robust-lr check``: look for signs that an evaluation cannot be trusted, before it runs on all images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .terminal import GroupedCommand, console, option_in_group, processes_option
 
 of_attack, of_guards, of_work = map(option_in_group, ("Attack", "Guards", "Work"))
 
-#: images of a check where --limit says nothing
+#: number of images without --limit
 SAMPLE = 64
 
 
@@ -22,7 +22,7 @@ SAMPLE = 64
 @of_attack("--protocol", default="lrnet-untargeted", show_default=True, help="Name or TOML file of the attack.")
 @of_attack("--seed", type=int, default=0, show_default=True, help="Seed of random starts.", metavar="N")
 @model_and_images
-@of_guards("--allow", multiple=True, metavar="GUARD", help="Go on although this guard complains; may be repeated.")
+@of_guards("--allow", multiple=True, metavar="GUARD", help="Continue although this guard complains; may be repeated.")
 @of_guards("--binarize", is_flag=True, help="Run the binarization test as well.")
 @threads_option(of_work)
 @processes_option(of_work)
@@ -36,7 +36,7 @@ def check(
     processes: int | None,
     **where: Any,
 ) -> None:
-    """Look for signs of a broken evaluation on a sample of images, thoroughly.
+    """Look thoroughly for signs of a broken evaluation on a sample of images.
 
     The sample is evaluated and probed eight times as long as by default, which gives a verdict: sound, weak or misled.
     The six indicators of attack failure (Pintor et al. 2022) follow and, with --binarize, the binarization test

@@ -1,4 +1,4 @@
-"""``robust-lr compare``: evaluations of several models, image by image."""
+"""``robust-lr compare``: compare evaluations of several models image by image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..results.compare import Comparison
     from ..results.compare_groups import Difference, GroupComparison
 
-#: joins the runs of a group into one value, which no path can hold
+#: separator that joins the runs of a group into one value; no path can contain it
 _JOINT = "\0"
 
 
@@ -66,7 +66,7 @@ def compare(
 
     RUNS are folders that `robust-lr attack` wrote. Each pair gets the difference of accuracies with a 95 % interval
     (Newcombe 1998, method 10) and the p-value of McNemar's exact test, corrected for the number of pairs (Holm 1979).
-    They hold for the networks that were trained, whose images are a sample.
+    Interval and p-value are for the networks that were trained; only the images count as a sample.
 
     With --group RUN... --group RUN... kinds of networks are compared by several training runs of each, one for each
     seed and in the same order. Intervals and p-values then cover training runs as well as images.
@@ -93,7 +93,7 @@ def compare(
         console.print(pair_table(comparison, figure))
         misled = [name for name, verdict in comparison.verdicts.items() if verdict == "misled"]
     if misled and not allow and figure != "clean":
-        say(f"no p-value for {', '.join(misled)}: its robust accuracy is misled, see its result (--allow misled)")
+        say(f"no p-value for {', '.join(misled)}: its robust accuracy is misled (--allow misled)")
     if json_file is not None:
         write_record(json_file, comparison.to_dict())
 

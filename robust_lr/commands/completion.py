@@ -1,4 +1,4 @@
-"""``robust-lr completion``, and the names that shells complete options with."""
+"""``robust-lr completion``: shell completion of commands, options and names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 def complete(kind: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
-    """Complete with the names of ``kind`` in the catalog."""
+    """Return a function that completes a word with the names of ``kind`` in the catalog."""
 
     def matches(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
         names = catalog()[kind]
@@ -34,5 +34,5 @@ def completion(shell: str) -> None:
     """
     main = click.get_current_context().find_root().command
     kind = get_completion_class(shell)
-    assert kind is not None  # click knows the shells of the choice
+    assert kind is not None  # click supports all of SHELLS
     click.echo(kind(main, {}, "robust-lr", "_ROBUST_LR_COMPLETE").source())

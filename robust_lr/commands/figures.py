@@ -1,4 +1,4 @@
-"""``robust-lr figure``: the paper's Figures 4 and 5 of a network of the user's."""
+"""``robust-lr figure``: draw the paper's Figures 4 and 5 for the user's network."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CHECKPOINT = click.option(
 
 @click.group()
 def figure() -> None:
-    """Draw what an LR-Net has learnt. Needs matplotlib: pip install matplotlib."""
+    """Draw geometric priors or composability of an LR-Net. Needs matplotlib: pip install matplotlib."""
 
 
 @figure.command()
@@ -47,7 +47,7 @@ def priors(checkpoint: Path | None, out: Path) -> None:
 @click.option("--size", type=int, help="Resize the short side to N pixels and crop the center.", metavar="N")
 @click.option("--pixel", metavar="ROW,COLUMN", help="Pixel whose window is drawn.  [default: the middle]")
 @click.option(
-    "--group", type=int, help="Group of channels in every stage.  [default: whose keys vary most]", metavar="N"
+    "--group", type=int, help="Group of channels in every stage.  [default: the one whose keys vary most]", metavar="N"
 )
 @click.option(
     "--out", type=_PATH, default=Path("composability.png"), show_default=True, help="Picture: .png, .pdf or .svg."
@@ -73,10 +73,10 @@ def composability(
 
 
 def check_size(checkpoint: Path | None, size: tuple[int, int]) -> None:
-    """Refuse an image of another size than the network was trained on, where its data set is here to tell.
+    """Refuse an image of another size than the network was trained on, if its data set is available.
 
     Raises:
-        InputError: names both sizes.
+        InputError: the sizes differ; the message names both.
     """
     from .. import data
     from ..models.checkpoint import checkpoint_record

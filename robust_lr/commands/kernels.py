@@ -1,4 +1,4 @@
-"""``robust-lr build`` and ``robust-lr doctor``: the compiled kernels."""
+"""``robust-lr build`` and ``robust-lr doctor``: compile the kernels, and show how they are compiled."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from .terminal import say
 
 @click.command()
 @click.option(
-    "--cuda/--no-cuda", default=None, help="Also the CUDA kernels, or not.  [default: where they can be built]"
+    "--cuda/--no-cuda",
+    default=None,
+    help="Build the CUDA kernels as well, or leave them out.  [default: build them if possible]",
 )
 @click.option(
     "--arch", metavar="LIST", help='Compute capabilities to build for, e.g. "8.0 9.0", where no GPU is present.'
 )
 def build(cuda: bool | None, arch: str | None) -> None:
-    """Compile the kernels now instead of at their first use.
+    """Compile the kernels now instead of at first use.
 
-    Where there is no GPU, as on the login node of a cluster, name with --arch the kinds that jobs will run on: each
-    gets a library, which is found there if the cache, the compilers and PyTorch are the same.
+    On a machine without a GPU, such as the login node of a cluster, use --arch to name the GPUs that jobs will run on.
+    Each gets a library, which jobs find there if the cache, the compilers and PyTorch are the same.
     """
     from ..ops import build as extension
     from ..ops import library, nvcc
@@ -26,7 +28,7 @@ def build(cuda: bool | None, arch: str | None) -> None:
 
     if arch is not None and cuda is False:
         raise InputError(
-            "--arch says what to build the CUDA kernels for, and --no-cuda not to build them; leave one out"
+            "--arch names GPUs to build the CUDA kernels for, --no-cuda leaves them out; give one of the two"
         )
     named = nvcc.capabilities(arch, "--arch") if arch is not None else []
     nvcc.check_compilable(named)

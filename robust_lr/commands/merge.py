@@ -1,4 +1,4 @@
-"""``robust-lr merge``: shards of an evaluation become one."""
+"""``robust-lr merge``: join the shards of an evaluation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .terminal import console, say
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the whole.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the joined evaluation.")
 def merge(runs: tuple[Path, ...], out: Path) -> None:
     """Join the shards of an evaluation or a sweep. RUNS are the folders that `robust-lr attack --shard i/n` wrote.
 

@@ -17,7 +17,7 @@ _PATHS, _WORDS = ("checkpoint", "weights"), ("source", "preset", "mean", "std")
 
 
 def write_model_record(folder: Path, where: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-    """Write the options that chose the model; paths in full."""
+    """Write the options that chose the model, with absolute paths."""
     from ..utils.files import write_json
 
     paths = {name: None if where[name] is None else str(where[name].resolve()) for name in _PATHS}
@@ -25,7 +25,7 @@ def write_model_record(folder: Path, where: Mapping[str, Any], options: Mapping[
 
 
 def load_recorded_model(folder: Path, classes: int, channels: int) -> nn.Module:
-    """Load the model that was attacked in ``folder``; InputError for one that only code of the user's can make."""
+    """Load the model that was attacked in ``folder``; InputError for one that only the user's code can make."""
     from ..models.checkpoint import load_model
     from ..models.external import LIBRARIES, load_source
     from .options import normalization
@@ -35,7 +35,7 @@ def load_recorded_model(folder: Path, classes: int, channels: int) -> nn.Module:
         source, checkpoint, weights = record["source"], record["checkpoint"], record["weights"]
         preset, mean, std, options = record["preset"], record["mean"], record["std"], record["options"]
     except FileNotFoundError:
-        raise InputError(f"{folder} does not say how its model is loaded ({MODEL}): use `robust-lr score`") from None
+        raise InputError(f"{folder} has no record of how to load its model ({MODEL}): use `robust-lr score`") from None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / MODEL} is damaged ({error}): use `robust-lr score`") from None
     if source is None:

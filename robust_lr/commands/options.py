@@ -1,4 +1,4 @@
-"""Options for the model and the images, which several commands share."""
+"""Options that choose the model and the images, which several commands share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 of_model, of_data = option_in_group("Model"), option_in_group("Images")
 _PATH = click.Path(path_type=Path)
 
-#: pixels; larger images are no test images of a classifier
+#: pixels of a side; a classifier's test images are not larger
 MAX_SIDE = 4096
 
 _OPTIONS = (
@@ -57,7 +57,7 @@ _OPTIONS = (
 
 
 def model_and_images(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give ``command`` the options, whose values it hands to ``choose``."""
+    """Give ``command`` the options for a model and images, whose values it hands to ``choose``."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -72,7 +72,7 @@ def model_alone(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """A model on its device, test images, the model's name for results, and the folder for what is found."""
+    """A model on its device, test images, the model's name in results, and the folder for results."""
 
     model: nn.Module
     data: Dataset
@@ -97,7 +97,7 @@ def choose(
     device: str,
     options: Mapping[str, Any],
 ) -> Choice:
-    """Resolve the options together; InputError where they contradict each other or name what is not there."""
+    """Load the model and the images that the options name; InputError if options conflict or name something missing."""
     from .. import data as data_room
     from ..data.dataset import spread
     from ..data.selection import find_listed
@@ -171,7 +171,7 @@ def test_images(name: str, root: Path | None, resize: int | None, crop: int | No
 
 
 def checkpoint_name(checkpoint: Path | None) -> str:
-    """Name of a checkpoint in results: a run's weights go by the name of the run."""
+    """Return the name of a checkpoint in results; a run's weights get the name of the run."""
     from ..models.checkpoint import WEIGHTS
 
     if checkpoint is None:
@@ -182,7 +182,7 @@ def checkpoint_name(checkpoint: Path | None) -> str:
 
 
 def normalization(preset: str | None, mean: str | None, std: str | None) -> str | Statistics | None:
-    """Resolve --preset, --mean and --std together."""
+    """Return the normalization that --preset, or --mean and --std, name."""
     if (mean is None) != (std is None):
         raise InputError("--mean and --std belong together: give both")
     if mean is None or std is None:

@@ -1,4 +1,4 @@
-"""``robust-lr plan``: how long a run will take."""
+"""``robust-lr plan``: estimate how long a run will take."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import click
 from .terminal import say, set_option, use_threads
 
 
-def span(hours: float) -> str:
+def format_hours(hours: float) -> str:
     """Format a time in the unit that people would use for it."""
     if hours >= 48:
         return f"{hours / 24:,.1f} days"
@@ -34,9 +34,9 @@ def span(hours: float) -> str:
 )
 @click.option("--steps", type=int, default=3, show_default=True, help="Steps that are measured.", metavar="N")
 def plan(config: str, overrides: tuple[str, ...], processes: int, images: int, steps: int) -> None:
-    """Estimate how long a training run, or a whole table, would take. A few steps of CONFIG are measured here.
+    """Estimate how long a training run, or a whole table, would take, from a few steps of CONFIG on this machine.
 
-    Images are random, so the data need not be here. Run it on a machine with one of the GPUs that you will use. The
+    Images are random, so the data need not be present. Run it on a machine with one of the GPUs that you will use. The
     config of a table, such as table9 or table9/gpu, is planned row by row, with its training runs and attacks.
     """
     from .. import config as config_room
@@ -57,7 +57,7 @@ def plan(config: str, overrides: tuple[str, ...], processes: int, images: int, s
     )
     say(
         f"planned: {found.epochs} epochs of {found.epoch_images:,} images on {found.processes} such "
-        f"device{'s' if found.processes > 1 else ''}: {span(found.hours)}"
+        f"device{'s' if found.processes > 1 else ''}: {format_hours(found.hours)}"
     )
     say("assumed:")
     for line in found.assumptions():
@@ -65,7 +65,7 @@ def plan(config: str, overrides: tuple[str, ...], processes: int, images: int, s
 
 
 def plan_rows(config: str, overrides: tuple[str, ...], *, processes: int, images: int, steps: int) -> None:
-    """Measure every network of a table and print what follows."""
+    """Measure every network of a table and print the estimate."""
     from ..paper.plan import plan_table, total_hours
     from ..paper.tables import read
 
@@ -74,9 +74,12 @@ def plan_rows(config: str, overrides: tuple[str, ...], *, processes: int, images
     for each in plans:
         say(
             f"{each.label}, {each.regime}: {each.training.images_per_second:.3g} images/s, {each.runs} training "
-            f"run{'s' if each.runs > 1 else ''} of {span(each.training.hours)}, attacks at most {span(each.evaluation)}"
+            f"run{'s' if each.runs > 1 else ''} of {format_hours(each.training.hours)}, attacks at most "
+            f"{format_hours(each.evaluation)}"
         )
-    say(f"planned: {span(total_hours(plans))} in all on {plans[0].training.device}, one network after the other")
+    say(
+        f"planned: {format_hours(total_hours(plans))} in all on {plans[0].training.device}, one network after the other"
+    )
     say("assumed:")
     for line in dict.fromkeys(line for each in plans for line in each.training.assumptions()):
         say(f"  {line}")

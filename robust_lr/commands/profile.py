@@ -1,4 +1,4 @@
-"""``robust-lr profile``: what each layer of a network sees and costs at an image size."""
+"""``robust-lr profile``: show what each layer of a network sees and costs at an image size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..models.geometry import Layer
 
-#: pixels of a side, enough for any photograph, and few enough to count their windows
+#: pixels of a side: enough for any photograph, and few enough to count the windows
 MAX_SIDE = 4096
 
 
@@ -38,9 +38,9 @@ def profile(
 ) -> None:
     """Show the map, the window, the size and the cost of each layer of MODEL.
 
-    A window near the border has fewer positions on the map than its size says: "taps" are the mean number that lie on
-    it. A warning names the layers whose windows see the whole map, or that work on a single pixel: there a local
-    relation is not local.
+    A window near the border has fewer positions on the map than its size suggests; "taps" is the mean number that lie
+    on it. A warning names the layers whose windows see the whole map, or that work on a single pixel, because a local
+    relation is not local there.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Progress of long work: bars on a terminal, a line now and then elsewhere. All of it on stderr."""
+"""Progress of long work on stderr: bars on a terminal, elsewhere a line now and then."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from rich.text import Text
 from .terminal import console as stdout
 from .terminal import duration
 
-#: between lines, when the output is not a terminal
-QUIET_SECONDS = 30.0
-#: a terminal narrower than this shows no bar, so that the figures have room
-BAR_COLUMNS = 90
+#: seconds between lines if the output is not a terminal
+SECONDS_BETWEEN_LINES = 30.0
+#: a terminal that is narrower shows no bar, so that the figures have room
+MIN_WIDTH_FOR_BAR = 90
 
 
 class StateColumn(ProgressColumn):
@@ -37,14 +37,14 @@ class Bars:
         self.console = console
         columns: list[ProgressColumn] = [
             TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold", min_width=16)),
-            *[BarColumn(bar_width=24)] * (console.width >= BAR_COLUMNS),
+            *[BarColumn(bar_width=24)] * (console.width >= MIN_WIDTH_FOR_BAR),
             StateColumn(table_column=Column(no_wrap=True)),
         ]
         self.shown = Progress(
             *columns,
             console=console,
             disable=not console.is_terminal,
-            # a training step takes long: estimate from the last minutes, not the last seconds
+            # a training step takes long, so estimate from the last minutes
             speed_estimate_period=180,
         )
         self.printed = time.monotonic()
@@ -62,10 +62,10 @@ class Bars:
         visible: bool = True,
         found: str | None = None,
     ) -> None:
-        """Move a task on; ``found`` is what its results are so far, e.g. "robust 41.2 %"."""
+        """Advance a task; ``found`` describes its results so far, e.g. "robust 41.2 %"."""
         fields: dict[str, Any] = {} if found is None else {"found": found}
         self.shown.update(task, completed=completed, total=total, description=description, visible=visible, **fields)
-        if not self.console.is_terminal and time.monotonic() - self.printed > QUIET_SECONDS:
+        if not self.console.is_terminal and time.monotonic() - self.printed > SECONDS_BETWEEN_LINES:
             state = self.shown.tasks[task]
             self.say(f"{state.description}: {state_words(state)}")
 
@@ -88,7 +88,7 @@ def state_words(task: Task) -> str:
 
 
 def raise_on_interrupt() -> None:
-    """Let Ctrl-C raise KeyboardInterrupt again, where ``__main__`` has made it end the process at once."""
+    """Let Ctrl-C raise KeyboardInterrupt again if ``__main__`` has made it end the process at once."""
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -97,7 +97,7 @@ def raise_on_interrupt() -> None:
 def progress_bars(shown: bool = True) -> Iterator[Bars]:
     """Show bars on stderr, which are gone when the work is done; none after ``--quiet``.
 
-    From here on Ctrl-C raises KeyboardInterrupt, so that what was finished is saved.
+    From here on Ctrl-C raises KeyboardInterrupt, so that finished work is saved.
     """
     raise_on_interrupt()
     bars = Bars(Console(stderr=True, quiet=not shown or stdout.quiet))

@@ -1,4 +1,4 @@
-"""``robust-lr list`` and ``robust-lr protocol``: the names that exist, and the values that a protocol fixes."""
+"""``robust-lr list`` and ``robust-lr protocol``: show the names that exist, and the values that a protocol fixes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def print_names(names: Mapping[str, str], indent: str) -> None:
 
 @click.command()
 @click.argument("name", shell_complete=complete("protocols"))
-@click.option("--toml", is_flag=True, help="As TOML, to be edited and given to `robust-lr attack --protocol FILE`.")
+@click.option("--toml", is_flag=True, help="Print TOML to edit and use with `robust-lr attack --protocol FILE`.")
 def protocol(name: str, toml: bool) -> None:
     """Show every value of the protocol NAME, and where they come from.
 
@@ -75,7 +75,7 @@ def protocol(name: str, toml: bool) -> None:
         for title, table in tables(values):
             console.print(value_table(title, table))
     elif name in SWEEPS:
-        raise InputError(f"{name!r} is a sweep over several protocols, which no single file holds: leave --toml out")
+        raise InputError(f"{name!r} is a sweep over several protocols, which no single file holds: leave out --toml")
     else:
         head = "# Edit, and attack with: robust-lr attack --protocol FILE.toml\n"
         click.echo(to_toml(named(name), head), nl=False)

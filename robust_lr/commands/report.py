@@ -1,4 +1,4 @@
-"""Tables for the terminal, and curves as pictures."""
+"""Show results as tables in the terminal, and draw curves as pictures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..utils.pictures import empty_figure, save_picture
 from ..utils.statistics import interval, value
 from .terminal import write_record
 
-#: eps in levels, or steps, up to which an axis is linear
+#: largest value, eps in levels or steps, of an axis that is linear
 LINEAR_TO = 20
 TICKS = {
     "eps": (0, 1, 2, 4, 8, 16, 32, 64, 128, 255),

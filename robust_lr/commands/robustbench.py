@@ -1,4 +1,4 @@
-"""``robust-lr robustbench``: an evaluation as an entry of RobustBench's leaderboard."""
+"""``robust-lr robustbench``: write an evaluation as an entry of RobustBench's leaderboard."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .terminal import console, say
 @click.option("--architecture", default="", help="Network, e.g. ResNet-50.  [default: the evaluation's name]")
 @click.option("--dataset", default="", help="cifar10, cifar100 or imagenet.  [default: the evaluation's]")
 @click.option("--additional-data", is_flag=True, help="The network was trained with more than the data set.")
-@click.option("--forward-passes", type=click.IntRange(1), default=1, show_default=True, help="Of one prediction.")
+@click.option("--forward-passes", type=click.IntRange(1), default=1, show_default=True, help="Passes per prediction.")
 @click.option("--reported", help="Robust accuracy that the paper states, in percent.  [default: the one found here]")
 @click.option(
     "--allow", type=click.Choice(["misled"]), help="Write the entry although the verdict on its number is misled."

@@ -1,4 +1,4 @@
-"""``robust-lr rows``: the rows of finished evaluations for other programs."""
+"""``robust-lr rows``: export the rows of finished evaluations for other programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``robust-lr score`` and ``robust-lr transfer``: saved adversarial images judged by other models."""
+"""``robust-lr score`` and ``robust-lr transfer``: judge saved adversarial images by other models."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ of_work = option_in_group("Work and output")
 def score(run: Path, device: str, threads: int | None, json_file: Path | None, **where: Any) -> None:
     """Judge saved adversarial images by any model, without attacking again.
 
-    RUN is a folder that `robust-lr attack --save-images` wrote. By default the shipped network judges the images; the
-    network that they were made for gives its own verdicts again.
+    RUN is a folder that `robust-lr attack --save-images` wrote. By default the shipped network judges the images. The
+    network that they were made for reproduces its own verdicts.
     """
     from ..evaluation.score import score as judge
     from ..results.stored import read_evaluation
@@ -43,15 +43,15 @@ def score(run: Path, device: str, threads: int | None, json_file: Path | None, *
 
     check_writable(json_file=json_file)
     use_threads(threads)
-    read_evaluation(run)  # before a model is loaded
-    model, name = chosen_model(run, **where)
+    read_evaluation(run)  # fails before a model is loaded
+    model, name = load_chosen_model(run, **where)
     found = judge(run, model.to(pick_device(device)), name=name)
     console.print(score_table(found))
     if json_file is not None:
         write_record(json_file, found.to_dict())
 
 
-def chosen_model(run: Path, **where: Any) -> tuple[nn.Module, str]:
+def load_chosen_model(run: Path, **where: Any) -> tuple[nn.Module, str]:
     """Load the model that the options name, for images of ``run``."""
     from ..models.checkpoint import load_model
     from ..models.external import load_source, source_name

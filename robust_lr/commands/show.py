@@ -1,4 +1,4 @@
-"""``robust-lr show``: finished evaluations in the terminal, without a model or images."""
+"""``robust-lr show``: show finished evaluations in the terminal, without a model or images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 def show(run: Path) -> None:
-    """Show what an evaluation found: accuracies, curve, checks and verdict.
+    """Show the accuracies, curve, checks and verdict of an evaluation.
 
     RUN is a folder that `robust-lr attack` or `robust-lr suite` wrote. One that holds several evaluations is shown as
     a table of models and protocols.

@@ -1,4 +1,4 @@
-"""``robust-lr suite``: models x data sets x attacks x seeds from one file, and a report of all of them."""
+"""``robust-lr suite``: run models x data sets x attacks x seeds from one file, and report all of them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--data", "data_name", metavar="NAME", help="Data set, instead of the suite's.")
 @click.option("--root", type=_PATH, help="Folder of a data set that does not ship.")
-@click.option("--limit", type=int, metavar="N", help="Only so many test images of each data set; 0 for all.")
+@click.option("--limit", type=int, metavar="N", help="Number of test images of each data set; 0 for all.")
 @click.option("--seeds", "seeds_text", metavar="N,N,...", help="Seeds, instead of the suite's, e.g. 0,1,2.")
 @click.option("--eps", metavar="EPS", help="Size of the ball of every protocol, e.g. 4/255.")
 @click.option("--out", type=_PATH, help="Folder of the suite.  [default: runs/NAME]")
@@ -48,7 +48,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--batch-size", type=int, default=64, show_default=True, metavar="N", help="Images loaded at a time.")
 @click.option("--workers", type=int, default=0, show_default=True, metavar="N", help="Processes that load images.")
-@click.option("--fresh", is_flag=True, help="Evaluate anew what the folder already holds.")
+@click.option("--fresh", is_flag=True, help="Repeat the evaluations that the folder already holds.")
 @click.option("--dry-run", is_flag=True, help="List what would run and estimate the time; run and write nothing.")
 def suite(
     name: str,
@@ -70,8 +70,8 @@ def suite(
     """Run a suite of evaluations and write a report of it.
 
     SUITE is a TOML file, or one that ships: quick (minutes), standard (what a paper's main table needs) or paper (the
-    tables of Hu et al. 2019). What is finished in the folder is not done again; an interrupted suite goes on where it
-    was when the same command runs again.
+    tables of Hu et al. 2019). Finished work in the folder is not repeated, so the same command resumes an interrupted
+    suite.
     """
     from ..results.shards import parse_shard
     from ..suites.job import make_jobs
@@ -86,7 +86,7 @@ def suite(
     check_processes(jobs=jobs, workers=workers)
     launched = torchrun_shard()
     if launched is not None and (shard_text is not None or jobs > 1):
-        raise InputError("--shard and --jobs: torchrun divides the images already, leave them out")
+        raise InputError("--shard and --jobs: torchrun already divides the images; leave them out")
     shard = launched or (None if shard_text is None else parse_shard(shard_text))
     named = {checkpoint_name(path): str(path) for path in checkpoints}
     if len(named) < len(checkpoints):
@@ -112,7 +112,7 @@ def suite(
         f"{key}={value}" for key, value in {"data.name": data_name, "data.root": root}.items() if value is not None
     )
     if launched is not None and chosen.tables:
-        raise InputError("torchrun: tables train several networks side by side already, run the suite without it")
+        raise InputError("torchrun: tables already train several networks side by side; run the suite without it")
     if dry_run:
         describe(todo, chosen, folder, changes, limit, jobs)
         return
@@ -136,7 +136,7 @@ def numbers(text: str) -> tuple[int, ...]:
 def describe(
     todo: Sequence[SuiteJob], chosen: Suite, folder: Path, changes: tuple[str, ...], limit: int | None, jobs: int
 ) -> None:
-    """List everything that would run, with the time that it takes at most."""
+    """List everything that would run, with an upper bound of its time."""
     from ..paper.tables import jobs as jobs_of_table
     from ..paper.tables import read
     from ..suites.estimate import estimate, estimate_table
@@ -186,7 +186,7 @@ def run(todo: Sequence[SuiteJob], workers: int, *, first: bool) -> None:
             for number, job in enumerate(todo):
                 job.run(number, tell)
             return
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that workers are told to save
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that workers save their work
         for _, event in run_in_processes(todo, workers=workers):
             tell(event)
 
@@ -229,7 +229,7 @@ def run_tables(chosen: Suite, folder: Path, changes: tuple[str, ...], limit: int
 
 
 def judge_transfer(todo: Sequence[SuiteJob]) -> None:
-    """Write how the images made for each model fool the others, where the suite keeps images."""
+    """Write the transfer matrices of a suite that keeps images."""
     from ..suites.transfer import write_matrices
 
     for file in write_matrices(todo):
@@ -237,7 +237,7 @@ def judge_transfer(todo: Sequence[SuiteJob]) -> None:
 
 
 def finish(folder: Path, title: str) -> None:
-    """Print the main table and write the report beside the runs, where there are evaluations to report."""
+    """Print the main table and write the report beside the runs, if there are evaluations to report."""
     from ..reports.html import html
     from ..reports.record import build
     from ..reports.sections.headline import headline
@@ -254,7 +254,7 @@ def finish(folder: Path, title: str) -> None:
     say(f"{count_of(len(report.evaluations), 'evaluation')} in {folder}")
     try:
         page = html(report)
-    except InputError as error:  # jinja2 is not there
+    except InputError as error:  # jinja2 is not installed
         say(f"no report: {error}")
         return
     write_atomic(folder / "report.html", page.encode())

@@ -1,4 +1,4 @@
-"""``robust-lr table N`` and ``robust-lr table9``: the paper's tables, its figures beside ours."""
+"""``robust-lr table N`` and ``robust-lr table9``: reproduce the paper's tables, with its figures beside ours."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PATH = click.Path(path_type=Path)
 _OPTIONS = (
     set_option("model.width=0.5 or adversarial.train.epochs=8"),
     click.option("--seeds", type=int, help="Training runs of each network.  [default: as in the config]", metavar="N"),
-    click.option("--limit", type=int, help="Only so many test images.  [default: as in the config]", metavar="N"),
+    click.option("--limit", type=int, help="Number of test images.  [default: as in the config]", metavar="N"),
     click.option("--out", type=_PATH, help="Folder of the runs.  [default: runs/tableN]"),
     json_option(help="File for the results; `-` is stdout.  [default: tableN.json]"),
     click.option(
@@ -59,7 +59,8 @@ def table(
 ) -> None:
     """Train the rows of a table of the paper and print its figures beside ours.
 
-    What is finished in the folder is not done again; an interrupted table goes on where it was. Table 2 has only sizes.
+    Finished work in the folder is not repeated, so the same command resumes an interrupted table. Table 2 has only
+    sizes.
     """
     chosen = {"data.name": data_name, "data.root": root}
     changes = [f"{key}={value}" for key, value in chosen.items() if value is not None]
@@ -84,7 +85,7 @@ SCALES = {"minutes": "table9", "hour": "table9/hour", "gpu": "table9/gpu", "imag
 def table9(scale: str, config: str | None, overrides: tuple[str, ...], out: Path | None, **options: Any) -> None:
     """Train, attack and print the paper's Table 9: ResNet-26, ResNet-50 and LR-Net-26, with its claims tested.
 
-    What is finished in the folder is not done again; an interrupted table goes on where it was.
+    Finished work in the folder is not repeated, so the same command resumes an interrupted table.
     """
     folder = out or Path("runs/table9" if scale == "minutes" else f"runs/table9-{scale}")
     show(9, config or SCALES[scale], overrides, count_only=False, out=folder, **options)
@@ -103,7 +104,7 @@ def show(
     jobs: int | None,
     dry_run: bool,
 ) -> None:
-    """Read, run and print a table, and write its JSON: static columns only where ``--json`` asks for them."""
+    """Read, run and print a table, and write its JSON; that of static columns only with ``--json``."""
     from ..paper import tables as room
     from ..paper.claims import judge, read_outcomes
     from ..paper.report import architectures, claims, counts, render, stronger_attacks
@@ -129,7 +130,7 @@ def show(
     if dry_run:
         describe(room.jobs(rows, folder))
         return
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that workers are told to save
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that workers save their work
     began = time.monotonic()
     todo = room.jobs(rows, folder)
     with progress_bars() as bars:
@@ -150,7 +151,7 @@ def show(
 
 
 def describe(todo: Sequence[Job]) -> None:
-    """List the jobs of a table once they are checked."""
+    """Check the jobs of a table and list them."""
     from ..paper import jobs
     from ..training.run_folder import CONFIG
 
@@ -162,7 +163,7 @@ def describe(todo: Sequence[Job]) -> None:
 
 
 def run_all(todo: list[Job], workers: int, bars: Bars) -> dict[tuple[str, str, int, str], Result | Accuracy]:
-    """Run jobs under progress bars and return what they found, by (label, regime, seed, attack)."""
+    """Run jobs under progress bars and return their results by (label, regime, seed, attack)."""
     from ..paper import jobs
     from ..paper.report import one_line
 

@@ -1,4 +1,4 @@
-"""Output of the command line: lines and tables on stdout, options in groups, options that every command has."""
+"""Output of the command line: lines and tables on stdout, grouped options, and options that commands share."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from ..utils.errors import InputError
 
 #: a column of text may be folded down to this width; a column of numbers never is
 MIN_TEXT_WIDTH = 12
-#: on a narrow terminal the first column may be folded down to this
+#: on a narrow terminal, the first column may be folded down to this width
 MIN_WIDTH = 4
-#: columns of a pipe or a file: no table is wider
+#: width of a pipe or a file in columns; no table is wider
 WIDE = 10_000
 
-#: stands for stdout where a command takes a file
+#: name for stdout in place of a file
 STDOUT = Path("-")
 
 
 class Console(rich.console.Console):
-    """Prints tables so that no cell is cut: folded text, then several tables below each other, never an ellipsis.
+    """A console that cuts no cell of a table: it folds text, and then splits the table into several below each other.
 
     Output that goes to a pipe or a file is as wide as its content.
     """
@@ -98,12 +98,12 @@ def _text_width(cell: Any) -> int:
 
 
 def say(line: str) -> None:
-    """Print a line as it is: unbroken, and with its brackets."""
+    """Print a line unchanged, without wrapping and markup."""
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_json(record: Any) -> None:
-    """Write ``record`` to stdout, where it is the only output: the rest has gone to stderr, see ``json_option``."""
+    """Write ``record`` to stdout as the only output there; ``json_option`` has sent the rest to stderr."""
     import json
 
     click.echo(json.dumps(record, indent=2, allow_nan=False))
@@ -130,7 +130,7 @@ def count_of(number: int, noun: str) -> str:
 
 
 def hush_console() -> None:
-    """Print nothing but errors, without progress, until the end of the command, see cli.py."""
+    """Print only errors, and no progress, until the end of the command; see cli.py."""
     console.quiet = True
 
 
@@ -157,7 +157,7 @@ def json_option(option: Callable[..., Any] = click.option, **changes: Any) -> Ca
 
     def redirect(ctx: click.Context, parameter: click.Parameter, file: Path | None) -> Path | None:
         if file == STDOUT:
-            console.stderr = True  # until the end of the command, see cli.py
+            console.stderr = True  # until the end of the command; see cli.py
         return file
 
     help_text = "Write every figure to this file as JSON; `-` is stdout, and tables then go to stderr."
@@ -195,7 +195,7 @@ def processes_option(option: Callable[..., Any] = click.option) -> Callable[...,
 
 
 def use_threads(threads: int | None) -> None:
-    """Set the CPU threads of one operation; 0 or None leaves PyTorch's choice.
+    """Set the number of CPU threads of an operation; 0 or None leaves PyTorch's choice.
 
     Two threads can be slower than one for small networks.
     """
@@ -210,7 +210,7 @@ def use_threads(threads: int | None) -> None:
 
 
 def once_each(ctx: click.Context, parameter: click.Parameter, overrides: tuple[str, ...]) -> tuple[str, ...]:
-    """Refuse a key that is set twice: nobody means both values."""
+    """Refuse a key that is set twice."""
     keys = [override.partition("=")[0].strip() for override in overrides]
     for key in keys:
         if keys.count(key) > 1:
@@ -234,7 +234,7 @@ class GroupedOption(click.Option):
 
 
 class GroupedCommand(click.Command):
-    """A command whose help lists its options under headings, in the order in which these appear."""
+    """A command whose help lists its options under headings, in order of first appearance."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}

@@ -1,4 +1,4 @@
-"""``robust-lr watch``: follow a run from another terminal."""
+"""``robust-lr watch``: follow a training run from another terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .terminal import console, duration, say
 if TYPE_CHECKING:
     from ..training.watch import Follower, Latest
 
-#: epochs that the table shows
+#: number of epochs in the table
 SHOWN = 12
 
 
@@ -32,9 +32,9 @@ SHOWN = 12
     "--interval", type=click.FloatRange(0.05, 86_400), help="Seconds between updates.  [default: 1; 30 in a file]"
 )
 def watch(run: Path, once: bool, interval: float | None) -> None:
-    """Look at a training run from another terminal, until it is finished or stopped.
+    """Follow a training run from another terminal until it is finished or stopped.
 
-    RUN is its folder. Where the output is no terminal, each update is a line.
+    RUN is its folder. If the output is not a terminal, each update is a line.
     """
     from ..training.watch import Follower
 

@@ -1,4 +1,4 @@
-"""``robust-lr report``: finished evaluations as one page, and as tables and figures for a paper."""
+"""``robust-lr report``: write finished evaluations as one page, and as tables and figures for a paper."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def report(
     for kind, folder in (("png", png), ("pdf", pdf)):
         if folder is not None:
             contents |= {folder / f"{name}.{kind}": content for name, content in pictures(record, kind).items()}
-    for path, content in contents.items():  # everything is made before anything is written
+    for path, content in contents.items():  # only after all contents have been made
         write_atomic(path, content)
     for path in [*filter(None, chosen.values()), *filter(None, (png, pdf))]:
         say(f"written to {path}")

@@ -13,7 +13,7 @@ class Cell:
     """One figure or word of a table.
 
     Attributes:
-        text: as every format shows it, figures in their final rounding.
+        text: the text that every format shows, with figures in their final rounding.
         detail: a smaller second line, such as an interval.
         sort: key for sorting; by default the text.
         share: the counts behind a percentage.
@@ -33,7 +33,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A heading with a smaller second line; figures are set to the right."""
+    """A heading with a smaller second line; columns of figures are aligned to the right."""
 
     heading: str
     detail: str = ""
@@ -42,7 +42,7 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table with a caption and a note that names the denominator; a folded one is shown on demand."""
+    """A table with a caption and a note that names the denominator; a folded table is shown on demand."""
 
     key: str
     title: str
@@ -54,7 +54,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Point:
-    """A value with its interval, and the words that a reader gets on pointing at it."""
+    """A value with its interval, and the words that appear when a reader points at it."""
 
     x: float
     y: float
@@ -65,7 +65,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one model."""
+    """The points of one model."""
 
     name: str
     points: Sequence[Point]
@@ -78,9 +78,9 @@ class Plot:
     Attributes:
         kind: a key of ``svg.KINDS``: "lines" with a mark at each point, "smooth" without, "steps", "dots", "forest",
             "bars" or "heat".
-        summary: the alternative text: what is drawn, and what it shows.
+        summary: alternative text that says what is drawn and what it shows.
         ticks: (position, label) on the axis of x; for "forest" and "dots", the label of each row.
-        percent: y (for "forest", x) is a share, drawn from 0 to 100 %.
+        percent: whether y (for "forest", x) is a share, drawn from 0 to 100 %.
     """
 
     key: str
@@ -120,7 +120,7 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One row of the gallery: clean image, perturbation and adversarial image, and what the model says."""
+    """One row of the gallery: clean image, perturbation, adversarial image, and the model's predictions."""
 
     pictures: Sequence[Picture]
     words: str

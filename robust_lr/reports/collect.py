@@ -1,4 +1,4 @@
-"""Find finished evaluations and sweeps in folders, and check that their figures are those of their rows."""
+"""Find finished evaluations and sweeps in folders, and check that their figures agree with their rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..utils.statistics import Proportion
 
 _SHARD = re.compile(r"shard-\d+-of-\d+")
 
-#: JSON key of a result -> the figure that its rows give
+#: JSON key of a result -> name of the figure that is counted from its rows
 _CHECKED = {
     "clean_accuracy": "clean",
     "robust_accuracy": "robust",
@@ -33,7 +33,7 @@ class Found:
 
     Attributes:
         number: its place in the report.
-        root: the folder that was given, at or above its own.
+        root: the given folder in which it was found.
         sweep: folder of the sweep that it is a part of, None if it stands alone.
         shares: "clean", "robust", "worst-seen" and "success", counted from the rows.
     """
@@ -72,7 +72,7 @@ class Collection:
     Attributes:
         evaluations: in the order given, then by path.
         curves: JSON of each sweep's curve, by its folder.
-        unfinished: (folder, images done, images in all) of evaluations that are still to be completed.
+        unfinished: (folder, images done, images in all) of evaluations that are not complete.
     """
 
     evaluations: tuple[Found, ...]
@@ -84,15 +84,14 @@ def collect(runs: Sequence[str | Path]) -> Collection:
     """Read every evaluation at or below ``runs``, which are left untouched.
 
     Raises:
-        InputError: a folder that holds no finished evaluation, or an evaluation whose figures are not those of its
-            rows.
+        InputError: a folder holds no finished evaluation, or the figures of an evaluation differ from its rows.
     """
     folders: dict[Path, tuple[Path, Path | None]] = {}
     curves: dict[Path, Mapping[str, Any]] = {}
     for run in map(Path, runs):
         below = sorted({file.parent for file in evaluations_below(run)})
         if not below:
-            read_ledger(run)  # names what is missing
+            read_ledger(run)  # raises an error that names what is missing
         sweeps = sorted({file.parent for file in run.rglob(CURVE) if not in_shard(file.parent, run)})
         curves |= {sweep: read_curve(sweep) for sweep in sweeps}
         for folder in below:
@@ -106,7 +105,7 @@ def collect(runs: Sequence[str | Path]) -> Collection:
             continue
         evaluation = read_evaluation(folder)
         shares = count_figures(evaluation)
-        agree(evaluation, shares)
+        check_figures(evaluation, shares)
         found.append(Found(number=len(found), root=root, evaluation=evaluation, sweep=sweep, shares=shares))
     if not found:
         folder, done, total = unfinished[0]
@@ -133,7 +132,7 @@ def in_shard(folder: Path, run: Path) -> Path | None:
 
 
 def only_shards(whole: Path) -> bool:
-    """Tell whether ``whole`` has shards that nobody has joined."""
+    """Tell whether ``whole`` holds only shards that have not been joined."""
     return not any(in_shard(file.parent, whole) is None for file in whole.rglob(LEDGER))
 
 
@@ -157,8 +156,8 @@ def protocol_view(values: Mapping[str, Any]) -> SimpleNamespace:
     return SimpleNamespace(**{**defaults, **values})
 
 
-def agree(evaluation: Evaluation, shares: Mapping[str, Proportion]) -> None:
-    """Raise an InputError unless the result says what the rows say."""
+def check_figures(evaluation: Evaluation, shares: Mapping[str, Proportion]) -> None:
+    """Raise an InputError unless the figures of the result are those of its rows."""
     for key, name in _CHECKED.items():
         said, value = evaluation.record.get(key), shares[name].value
         if said != value:

@@ -1,4 +1,4 @@
-"""The report as one HTML page that makes no request: style, script, pictures and rows are inside it."""
+"""Render the report as one HTML page that makes no request: style, script, pictures and rows are inside it."""
 
 from __future__ import annotations
 

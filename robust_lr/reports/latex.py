@@ -1,4 +1,4 @@
-"""The main tables for a paper: LaTeX with booktabs, significant winners in bold, protocol and n in the caption."""
+"""Render the main tables for a paper: LaTeX with booktabs, bold winners, protocol and n in the caption."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def stack_heading(heading: str, detail: str) -> str:
 
 def cell(found: Cell) -> str:
     text = f"\\textbf{{{escape(found.text)}}}" if found.strong else escape(found.text)
-    # in braces: a bracket after a line's end would be taken for its length
+    # in braces, because LaTeX would take a bracket after a line's end for a length
     return f"{text} {{\\scriptsize {escape(found.detail)}}}" if found.detail else text
 
 

@@ -1,4 +1,4 @@
-"""The report's plots as PNG or PDF, sized for a column of a paper, by matplotlib."""
+"""Draw the report's plots with matplotlib as PNG or PDF, sized for a column of a paper."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def picture(plot: Plot, kind: str) -> bytes:
     return file.getvalue()
 
 
-#: nothing that changes from run to run
+#: removes metadata that changes from run to run
 METADATA: dict[str, dict[str, None]] = {
     "png": {"Software": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},

@@ -1,4 +1,4 @@
-"""Record of a report: evaluations grouped by images, protocol and seed, and compared in pairs within a group."""
+"""Build a report's record: group evaluations by images, protocol and seed, and compare the pairs of a group."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Group:
 
     Attributes:
         data: label of the images.
-        protocol: its printed values.
-        seed: of starts and targets.
+        protocol: the protocol's values.
+        seed: seed of starts and targets.
         members: evaluations by the label of their model.
         pairs: every pair of members in every figure, in the order given.
-        apart: why members with the same protocol name are in another group, None if there is none.
+        apart: the reason why evaluations under the same protocol name are in another group; None if there are none.
     """
 
     data: str
@@ -53,12 +53,12 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Evaluations and how they belong together.
+    """Evaluations and their groups.
 
     Attributes:
-        groups: of evaluations that stand alone, in the order in which they were found.
+        groups: groups of evaluations that are not parts of sweeps, in the order in which they were found.
         sweeps: parts of sweeps, by the folder of the sweep.
-        labels: of the model of each evaluation, by number.
+        labels: label of the model of each evaluation, by number.
     """
 
     title: str
@@ -170,7 +170,7 @@ def describe(protocol: Mapping[str, Any]) -> str:
     """Describe a protocol in words, with the values that matter."""
     try:
         return str(from_values(protocol))
-    except InputError:  # an attack of the user's
+    except InputError:  # the user's own attack
         return f"{protocol['name']}, {ball(protocol)}".rstrip(", ")
 
 

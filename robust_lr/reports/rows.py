@@ -1,4 +1,4 @@
-"""Rows of the evaluations for the page, as compact JSON: what a figure counted can be looked at one by one."""
+"""Rows of the evaluations for the page as compact JSON, so that readers can see what a figure counts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .record import Report
 #: characters of all rows together; a page stays below 5 MB
 MAX_CHARACTERS = 1_500_000
 
-#: columns of the page, in its order
+#: columns in the page's order
 COLUMNS = (
     "id",
     "label",
@@ -36,7 +36,7 @@ def payload(report: Report) -> str:
         rows = json.dumps(columns(found), ensure_ascii=False, separators=(",", ":"))
         used += len(rows)
         parts.append(f'{{"about":{about},"rows":{rows if used <= MAX_CHARACTERS else "null"}}}')
-    # no "</script>" may end the element that holds this
+    # so that no "</script>" in a name ends the element that holds this
     return ("[" + ",\n".join(parts) + "]").replace("<", "\\u003c")
 
 

@@ -1,4 +1,4 @@
-"""Plots as SVG: no script, colors of the page's theme, alternative text, and the value of each mark in words."""
+"""Draw plots as SVG without script, with the page's colors, alternative text, and each mark's value in words."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .blocks import Plot, Point, Series
 WIDTH, HEIGHT = 460.0, 280.0
 LEFT, RIGHT, TOP, BOTTOM = 58.0, 14.0, 12.0, 46.0
 
-#: how series differ beside their color: dashes of lines, and shapes of marks
+#: dashes that tell the lines of series apart, besides colors and the shapes of marks
 DASHES = ("", "6 3", "2 3", "8 3 2 3", "4 2 1 2 1 2", "10 4", "1 2", "6 2 2 2")
 #: number of colors of the page's theme, ``--s0`` and so on
 COLORS = 8

@@ -1,4 +1,4 @@
-"""Every figure of a report as one tidy CSV: a line for each accuracy and each paired difference."""
+"""Write every figure of a report as one tidy CSV: a line for each accuracy and each paired difference."""
 
 from __future__ import annotations
 

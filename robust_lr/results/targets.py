@@ -137,9 +137,7 @@ def load_targets(path: str | Path) -> Targets:
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path} does not hold targets as robust-lr saves them: {type(error).__name__}: {error}"
-        ) from None
+        raise InputError(f"{path} holds no targets as robust-lr saves them: {type(error).__name__}: {error}") from None
     if record.get("targets_sha256", targets.sha256) != targets.sha256:
         raise InputError(f"{path} was changed after it was saved: if that was meant, remove its targets_sha256")
     return targets

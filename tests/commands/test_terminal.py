@@ -17,7 +17,7 @@ from rich.table import Table
 
 from robust_lr.cli import main
 from robust_lr.commands import progress, terminal
-from robust_lr.commands.plan import span
+from robust_lr.commands.plan import format_hours
 from robust_lr.models.build import build_model
 from robust_lr.models.checkpoint import save_weights
 
@@ -99,7 +99,7 @@ def test_durations_are_in_the_units_people_use(seconds, words):
 def test_counts_and_plans_are_in_the_units_people_use():
     assert terminal.count_of(1, "thread") == "1 thread"
     assert terminal.count_of(1000, "image") == "1,000 images"
-    assert (span(0.5), span(3), span(72)) == ("30.0 minutes", "3.0 hours", "3.0 days")
+    assert (format_hours(0.5), format_hours(3), format_hours(72)) == ("30.0 minutes", "3.0 hours", "3.0 days")
 
 
 # Progress
@@ -124,7 +124,7 @@ def test_the_progress_line_says_eta_rate_and_robust_accuracy(width):
 
 
 def test_a_pipe_gets_a_line_now_and_then(monkeypatch, capsys):
-    monkeypatch.setattr(progress, "QUIET_SECONDS", -1.0)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1.0)
     with progress.progress_bars() as bars:
         task = bars.add("attacking x", total=10, unit="images")
         bars.update(task, 5, found="robust 50.0 %")
@@ -132,7 +132,7 @@ def test_a_pipe_gets_a_line_now_and_then(monkeypatch, capsys):
 
 
 def test_robust_accuracy_so_far_counts_resumed_rows(place, monkeypatch):
-    monkeypatch.setattr(progress, "QUIET_SECONDS", -1.0)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1.0)
     assert invoke(*ATTACK, "--out", "out").exit_code == 0
     again = invoke(*ATTACK, "--out", "out")
     robust = json.loads((place / "out" / "result.json").read_text())["robust_accuracy"]

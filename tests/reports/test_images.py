@@ -97,7 +97,7 @@ def test_transfer_is_a_table_and_a_plot(tmp_path):
     assert plot.kind == "heat"
     assert "made for a, judged by b: 50.0" in html(build([tmp_path]))
     (tmp_path / "transfer.json").write_text("{}")
-    with pytest.raises(rlr.InputError, match="holds no matrix of transfer"):
+    with pytest.raises(rlr.InputError, match="holds no transfer matrix"):
         html(build([tmp_path]))
 
 

@@ -1,4 +1,4 @@
-"""The sections of a report, one file an idea, in the order in which they appear."""
+"""The sections of a report, in the order in which they appear."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .provenance import provenance
 from .seeds import seeds
 from .validity import validity
 
-#: each returns None where a report has nothing to say about it
+#: functions that make a section, or return None if there is nothing to show
 SECTIONS: tuple[Callable[[Report], Section | None], ...] = (
     headline,
     comparison,

@@ -1,4 +1,4 @@
-"""Attacks: which part of a cascade broke how many images, and what it cost."""
+"""Sections about attacks: the images that each part of a cascade broke, and the cost."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def cost(report: Report) -> Section | None:
     return Section(
         key="cost",
         title="Cost",
-        text="Passes of the model that were really made, image by image, padding left out; seconds of the attack "
+        text="Passes of the model that were actually computed, image by image, without padding; seconds of the attack "
         "without loading.",
         blocks=[
             Table(

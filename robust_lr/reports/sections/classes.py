@@ -1,4 +1,4 @@
-"""Robust accuracy by class, and the most frequent confusions."""
+"""The section on robust accuracy by class and the most frequent confusions."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from ...results.ledger import Row
 from ...utils.statistics import Proportion
 from ..blocks import Block, Cell, Column, Plot, Point, Section, Series, Table, count_cell, share_cell, text_cell
 from ..record import Group, Report
-from .headline import attacks
+from .headline import is_attack
 
-#: classes of a plot and pairs of a table, the most fragile ones
+#: largest number of classes in a plot, the least robust ones, and of pairs in a table
 MAX_CLASSES, MAX_PAIRS = 20, 8
 
 
@@ -20,7 +20,7 @@ def classes(report: Report) -> Section | None:
     blocks: list[Block] = []
     shown: set[tuple[str, str]] = set()
     for number, group in enumerate(report.groups, start=1):
-        if attacks(group) and (group.data, group.name) not in shown:
+        if is_attack(group) and (group.data, group.name) not in shown:
             shown.add((group.data, group.name))
             blocks += [*by_class(group, number), confusions(group, number)]
     if not blocks:

@@ -1,4 +1,4 @@
-"""Paired comparisons: is one model more robust than another?"""
+"""The section on paired comparisons of the models' robust accuracy."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from ..blocks import (
     text_cell,
 )
 from ..record import Group, Report
-from .headline import attacks, count_images
+from .headline import count_images, is_attack
 
 LEVEL = 0.05
 
 
 def comparison(report: Report) -> Section | None:
     """Show differences of robust accuracy, attack by attack."""
-    groups = [group for group in report.groups if group.pairs and attacks(group)]
+    groups = [group for group in report.groups if group.pairs and is_attack(group)]
     if not groups:
         return None
     labels = list(dict.fromkeys(group.data for group in groups))
@@ -42,7 +42,7 @@ def comparison(report: Report) -> Section | None:
         text="Robust accuracy of the first model minus that of the second on the same images, starts and targets, in "
         "points, with Newcombe's 95 % interval for paired proportions (1998, method 10). p-values are those of "
         "McNemar's exact test, two-sided, corrected for the pairs of a protocol and seed (Holm 1979); they are "
-        "withheld where the verdict on a figure is that it is misled.",
+        "withheld if the verdict on a figure is misled.",
         blocks=blocks,
     )
 

@@ -1,4 +1,4 @@
-"""Robust accuracy by eps and by steps, survival along the attack, and margins."""
+"""The section on curves: robust accuracy by eps and by steps, survival along the attack, and margins."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ...utils.statistics import Proportion
 from ..blocks import Block, Cell, Column, Plot, Point, Section, Series, Table, share_cell, text_cell
 from ..collect import Found
 from ..record import Group, Report
-from .headline import attacks
+from .headline import is_attack
 
 SEEN, LAST = "robust_accuracy_worst_seen", "robust_accuracy_last"
 FIGURES = {SEEN: "worst seen", LAST: "last iterate"}
 
-#: quantiles of a distribution that are drawn
+#: number of quantiles that are drawn of a distribution
 QUANTILES = 60
 
-#: name of an axis -> position of a value on it, its label, and the name of the axis
+#: kind of axis -> functions that place and label a value, and the axis label
 AXES: dict[str, tuple[Callable[[float], float], Callable[[float], str], str]] = {
     "eps": (lambda eps: log2(1 + 255 * eps), lambda eps: f"{255 * eps:.4g}", "eps in 1/255, logarithmic"),
     "steps": (lambda steps: log10(max(steps, 1)), lambda steps: f"{steps:g}", "steps, logarithmic"),
@@ -37,7 +37,7 @@ def curves(report: Report) -> Section | None:
         blocks += curve(axis, f"{name} on {data}, seed {seed}", members, number)
     shown: set[tuple[str, str]] = set()
     for number, group in enumerate(report.groups, start=1):
-        if not attacks(group) or (group.data, group.name) in shown:
+        if not is_attack(group) or (group.data, group.name) in shown:
             continue
         shown.add((group.data, group.name))
         blocks += survival(group, number)

@@ -1,4 +1,4 @@
-"""The main table, models by protocols, and every figure behind it."""
+"""The section with the main table, models by protocols, and the one with every figure behind it."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def notices(report: Report) -> list[Block]:
 def table(report: Report, data: str, number: int) -> Table:
     """Show models by protocols on one set of images."""
     groups = [group for group in report.groups if group.data == data]
-    names = list(dict.fromkeys(group.name for group in groups if attacks(group)))
+    names = list(dict.fromkeys(group.name for group in groups if is_attack(group)))
     models = list(dict.fromkeys(model for group in groups for model in group.members))
     first = next(iter(groups[0].members.values()))
     words = {group.name: heading(group) for group in groups}
     seeds = sorted({group.seed for group in groups})
     n = count_images(groups)
     note = f"Denominator: {n} images. Precision of the attacks: {first.record['precision']}. " + "; ".join(
-        dict.fromkeys(f"{group.name}: {group.words}" for group in groups if attacks(group))
+        dict.fromkeys(f"{group.name}: {group.words}" for group in groups if is_attack(group))
     )
     if len(seeds) > 1:
         note += f". Mean and standard deviation over {len(seeds)} seeds where there are several"
@@ -83,8 +83,8 @@ def count_images(groups: Sequence[Group]) -> str:
     return " or ".join(f"{n:,}" for n in sorted({group.n for group in groups}))
 
 
-def attacks(group: Group) -> bool:
-    """Tell an attack from the evaluation of clean images."""
+def is_attack(group: Group) -> bool:
+    """Tell whether the group's protocol attacks, rather than evaluates clean images."""
     return bool(group.protocol.get("steps", 1)) and bool(group.protocol.get("eps", 1))
 
 

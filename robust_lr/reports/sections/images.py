@@ -1,4 +1,4 @@
-"""Images under attack, where an evaluation kept them, and how they transfer to other models."""
+"""The section with images under attack that evaluations kept, and their transfer to other models."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from ...utils.statistics import Proportion
 from ..blocks import Block, Cell, Column, Example, Gallery, Picture, Plot, Point, Section, Series, Table, share_cell
 from ..collect import Found
 from ..record import Group, Report
-from .headline import attacks
+from .headline import is_attack
 
-#: examples of each evaluation, and evaluations of a page
+#: largest number of examples of an evaluation, and of evaluations on a page
 MAX_EXAMPLES, MAX_GALLERIES = 4, 6
 
-#: pixels of the longer side of a picture; larger ones are made smaller
+#: pixels of the longer side of a picture; larger ones are shrunk
 MAX_SIDE = 96
 
 FOLDER, TRANSFER = "images", "transfer.json"
@@ -39,7 +39,7 @@ def images(report: Report) -> Section | None:
     blocks: list[Block] = []
     for group in report.groups:
         for model, found in group.members.items():
-            if attacks(group) and (found.folder / FOLDER).is_dir() and len(blocks) < MAX_GALLERIES:
+            if is_attack(group) and (found.folder / FOLDER).is_dir() and len(blocks) < MAX_GALLERIES:
                 blocks.append(gallery(group, model, found))
     files = dict.fromkeys(file for found in report.evaluations for file in found.root.rglob(TRANSFER))
     for number, file in enumerate(files, start=1):
@@ -151,7 +151,7 @@ def transfer(file: Path, number: int) -> list[Block]:
         names = [str(name) for name in record["models"]]
         shares = [[accuracy(score) for score in line] for line in record["scores"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} holds no matrix of transfer: {error}") from None
+        raise InputError(f"{file} holds no transfer matrix: {error}") from None
     title = f"Transfer, {file.parent.as_posix()}"
     n = shares[0][0].n
     table = Table(

@@ -1,4 +1,4 @@
-"""Everything that is needed to repeat the evaluations: commands, protocols, versions, hashes."""
+"""The section with everything needed to repeat the evaluations: commands, protocols, versions, hashes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def command(found: Found, report: Report) -> str:
 
 
 def is_custom(found: Found) -> bool:
-    """Tell whether the protocol's values are other than those of the preset with its name."""
+    """Tell whether the protocol's values differ from the preset of its name."""
     preset = PROTOCOLS.get(str(found.protocol["name"]))
     return preset is None or preset.values() != found.protocol
 
@@ -56,7 +56,7 @@ def custom_protocols(report: Report) -> dict[str, str]:
         if found.sweep is None and is_custom(found):
             try:
                 out.setdefault(str(found.protocol["name"]), to_toml(from_values(found.protocol)).strip())
-            except InputError:  # an attack of the user's
+            except InputError:  # the user's own attack
                 continue
     return out
 

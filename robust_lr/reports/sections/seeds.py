@@ -1,4 +1,4 @@
-"""Several seeds of the same evaluation: mean and standard deviation, and differences over training runs."""
+"""The section on several seeds of an evaluation: mean, standard deviation, and differences over training runs."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def compare_training_runs(members: Mapping[str, Sequence[Found]]) -> list[Differ
         return []
     try:
         found = compare_runs({name: [each.evaluation for each in runs] for name, runs in members.items()})
-    except InputError:  # other protocols or images under one name, which the paired differences remark on
+    except InputError:  # protocols or images differ under one name, which the paired differences report
         return []
     return found.of("robust")
 
@@ -110,7 +110,7 @@ def row(data: str, protocol: str, difference: Difference) -> list[Cell]:
 
 
 def kind(found: Sequence[Found]) -> str:
-    """Tell whether the seeds are of networks trained anew or only of the attack."""
+    """Tell whether the seeds are those of separately trained networks or only those of the attack."""
     weights = {each.record["weights_sha256"] for each in found}
     return TRAINING if len(weights) == len(found) else "the attack"
 

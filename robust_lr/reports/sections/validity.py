@@ -1,4 +1,4 @@
-"""Evidence against a figure: the checks of each evaluation, and a verdict in words."""
+"""The section on validity: the checks of each evaluation, and its verdict in words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from ..blocks import Block, Cell, Column, Section, Table, count_cell, text_cell
 from ..record import Report
 
-#: the verdict that speaks for a figure
+#: the verdict that supports a figure
 SOUND = "sound"
 
 MARKS = {True: ("pass", "good"), False: ("fail", "bad"), None: ("not seen", "muted")}
@@ -24,7 +24,7 @@ class Verdict:
 
 
 def verdict(record: Mapping[str, Any]) -> Verdict:
-    """Return the verdict of a result in words; without one, what its checks amount to."""
+    """Describe the verdict of a result; without one, the outcome of its checks."""
     failed = [check["name"] for check in record.get("validity", ()) if check["passed"] is False]
     said = record.get("verdict")
     if isinstance(said, str):
@@ -56,7 +56,7 @@ def validity(report: Report) -> Section | None:
     return Section(
         key="validity",
         title="Validity",
-        text="Signs of a broken evaluation that were looked for in the rows of each evaluation. A failed check means "
+        text="Checks for signs of a broken evaluation in the rows of each evaluation. A failed check means "
         "that the attack may be too weak, so that robust accuracy is an overestimate.",
         blocks=blocks,
     )
