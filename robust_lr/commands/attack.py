@@ -332,7 +332,7 @@ def attack(
         report.curve_picture(curve, figure)
     verdicts = [result.verdict for result in curve.results]
     if until_sound:
-        verdicts = [go_on(choice, curve.results[0], folder, budget, work)]
+        verdicts = [strengthen_evaluation(choice, curve.results[0], folder, budget, work)]
     report.write_evaluation(json_file, folder / file)
     seconds = sum(result.seconds for result in curve.results)
     say(f"{seconds:.1f} s on {curve.results[0].device}; written to {folder / file}")
@@ -350,7 +350,9 @@ def print_warnings() -> Iterator[None]:
         yield
 
 
-def go_on(choice: Choice, first: Result, folder: Path, budget: int | None, work: dict[str, Any]) -> str | None:
+def strengthen_evaluation(
+    choice: Choice, first: Result, folder: Path, budget: int | None, work: dict[str, Any]
+) -> str | None:
     """Strengthen the attack of an evaluation until its number stops moving; return the verdict on it."""
     from ..evaluation.strengthen import DEFAULT_BUDGET, strengthen
     from .until_sound import show_ladder
@@ -371,7 +373,7 @@ def go_on(choice: Choice, first: Result, folder: Path, budget: int | None, work:
 
 
 class Rungs:
-    """Moves a progress bar for each attack of a ladder."""
+    """Progress bars, one for each attack of a ladder."""
 
     def __init__(self, bars: Bars):
         self.bars = bars
@@ -400,7 +402,7 @@ class Watch:
 
 
 def load_surrogate(source: str, choice: Choice) -> nn.Module:
-    """The network of --surrogate on the device of the model, with a ``name``."""
+    """Load the network of --surrogate, with a ``name``, on the device of the model."""
     from ..models.checkpoint import load_model
     from ..models.external import load_source, source_name
     from ..utils.contexts import device_of

@@ -56,7 +56,7 @@ def result_table(result: Result, protocol: Protocol) -> RichTable:
 
 
 def matrix_table(matrix: TargetMatrix) -> RichTable:
-    """One row a class, one column a target: success in %."""
+    """Show success in %, one row per class and one column per target."""
     title = Text(f"{matrix.model} on {matrix.data}: success in %, by class (rows) and target (columns)")
     robust, hit = matrix.robust, matrix.any_reached
     caption = (

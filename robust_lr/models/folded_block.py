@@ -1,7 +1,7 @@
-"""Residual blocks of networks that are attacked: their ReLUs, sums and gradients in as few passes and calls as can be.
+"""Residual blocks of networks that are attacked, which need few passes and calls for ReLUs, sums and gradients.
 
-A block of layers with kernels is one node of the graph: small networks would spend a fifth of their time in Python
-otherwise. Each layer then has ``run``, which returns what its gradient needs as well, and ``pull_back``.
+A block of layers with kernels is one node of the graph, because small networks would otherwise spend a fifth of their
+time in Python. Each layer has ``run``, which also returns what its gradient needs, and ``pull_back``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class FoldedRelation2d(LocalRelation2d):
         self.prior, self.transform = layer.prior, layer.transform
         if self.stride == 1:
             outputs = layer.query.out_channels + layer.key.out_channels
-            self.both = remade(layer.query, FusedConv2d, out_channels=outputs, bias=False)
+            self.both = make_like(layer.query, FusedConv2d, out_channels=outputs, bias=False)
         else:
             self.query, self.key = layer.query, layer.key
 
@@ -53,7 +53,7 @@ class FoldedRelation2d(LocalRelation2d):
 
     @functools.cached_property
     def keys(self) -> FusedConv2d:
-        """The convolution that makes keys, where it is one of its own."""
+        """The convolution that makes the keys, if it is separate."""
         return submodule(self, "key", FusedConv2d)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class FoldedRelation2d(LocalRelation2d):
         return RelationOptions(**self.options).numbers()
 
     def run(self, x: Tensor) -> tuple[Tensor, Saved]:
-        """The result without a graph, and what ``pull_back`` needs besides the input."""
+        """Return the result without a graph, and what ``pull_back`` needs besides the input."""
         q, k = self.entry.run(x), None
         if self.stride == 1:
             halves = q.chunk(2, dim=1)
@@ -85,7 +85,7 @@ class FoldedRelation2d(LocalRelation2d):
         return self.exit.run(y), [q, k, geo, y, stats]
 
     def pull_back(self, dy: Tensor, x: Tensor, saved: Saved) -> Tensor:
-        """The gradient by the input ``x``."""
+        """Return the gradient by the input ``x``."""
         q, k, geo, y, stats = saved
         assert y is not None
         dy = self.exit.pull_back(dy, y)
@@ -131,7 +131,7 @@ class FoldedBlock(nn.Module):
         return self.layer_by_layer(x)
 
     def layer_by_layer(self, x: Tensor) -> Tensor:
-        """The result, with a node of the graph for every layer."""
+        """Return the result with a node of the graph for every layer."""
         entry, *inner = (getattr(self, name) for name in self.inner)
         y, shortcut = entry.forked(x) if isinstance(entry, FusedConv2d) else (entry(x), x)
         if self.downsample is not None:
@@ -144,7 +144,7 @@ class FoldedBlock(nn.Module):
 
     @functools.cached_property
     def is_one_node(self) -> bool:
-        """True if there are kernels for all layers of the block."""
+        """Tell whether there are kernels for all layers of the block."""
         path: list[nn.Module] = [self.get_submodule(name) for name in (*self.inner, self.last)]
         if self.downsample is not None:
             path.append(self.downsample[0])
@@ -164,16 +164,16 @@ class FoldedBlock(nn.Module):
 
     @functools.cached_property
     def side(self) -> FusedConv2d | None:
-        """The convolution of the shortcut, where it has one."""
+        """The convolution of the shortcut, if it has one."""
         return None if self.downsample is None else submodule(self.downsample, "0", FusedConv2d)
 
     @functools.cached_property
     def path(self) -> list[FusedConv2d | FoldedRelation2d]:
-        """The layers of the block but the last, in their order."""
+        """The layers of the block except the last, in order."""
         return [self.get_submodule(name) for name in self.inner]  # type: ignore[misc]
 
     def run(self, x: Tensor) -> tuple[Tensor, list[Saved]]:
-        """The result without a graph, and for each layer its input and what else its gradient needs."""
+        """Return the result without a graph, and for each layer its input and what else its gradient needs."""
         shortcut = x if self.side is None else self.side.run(x)
         saved: list[Saved] = []
         y = x
@@ -189,7 +189,7 @@ class FoldedBlock(nn.Module):
         return self.exit.run(y, shortcut), saved
 
     def pull_back(self, dy: Tensor, out: Tensor, saved: list[Saved]) -> Tensor:
-        """The gradient by the input, given that by the result ``out``."""
+        """Return the gradient by the input from the gradient by the result ``out``."""
         last = self.exit
         *inner, (before,) = saved
         assert before is not None
@@ -222,8 +222,8 @@ class _Block(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         out, *tensors = ctx.saved_tensors
         block: FoldedBlock = ctx.block
-        if torch.is_grad_enabled():  # someone wants gradients of gradients
-            x = tensors[0].view_as(tensors[0])  # keep out the path to what made it
+        if torch.is_grad_enabled():  # a caller wants gradients of gradients
+            x = tensors[0].view_as(tensors[0])  # a view cuts the path to the operation that made it
             return torch.autograd.grad(block.layer_by_layer(x), x, dy, create_graph=True)[0], None
         saved = [[tensors.pop(0) for _ in range(size)] for size in ctx.sizes]
         with torch._C._AutoDispatchBelowAutograd():
@@ -236,8 +236,8 @@ def join_masks(before: nn.Module | None, after: nn.Module) -> None:
         before.premasked = after.rectified = True
 
 
-def remade(conv: nn.Conv2d, kind: type[Conv], **changes: Any) -> Conv:
-    """A convolution of the same sizes but for ``changes``, whose weights are still to be loaded."""
+def make_like(conv: nn.Conv2d, kind: type[Conv], **changes: Any) -> Conv:
+    """Make a convolution of the same sizes but for ``changes``, whose weights are still to be loaded."""
     names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
     sizes = {name: getattr(conv, name) for name in names}
     made = kind(**sizes | changes, device="meta")  # draws no random numbers
@@ -249,7 +249,7 @@ def remade(conv: nn.Conv2d, kind: type[Conv], **changes: Any) -> Conv:
 
 
 def submodule(model: nn.Module, name: str, kind: type[Kind]) -> Kind:
-    """The submodule of that name, which must be a ``kind``."""
+    """Return the submodule of that name, which must be a ``kind``."""
     module = model.get_submodule(name)
     if not isinstance(module, kind):
         raise TypeError(f"{name} is a {type(module).__name__}, not a {kind.__name__}")

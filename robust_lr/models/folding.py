@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from .folded_block import FoldedBlock, FoldedRelation2d, join_masks, remade, submodule
+from .folded_block import FoldedBlock, FoldedRelation2d, join_masks, make_like, submodule
 from .layers.fused_conv import FusedConv2d, has_bfloat16
 from .layers.geometric_prior import FixedPrior, NoPrior
 from .layers.image_conv import ImageConv2d, takes
@@ -25,15 +25,14 @@ def fold(model: ResNet) -> ResNet:
     """Return a frozen copy of ``model`` in eval mode that computes the same logits with fewer operations.
 
     Attacks run on it, because they need neither parameter gradients nor separate batch norms. Logits differ only by
-    rounding.
-    While ``model`` trains, ``folded.load_state_dict(folded_state(model))`` brings the copy up to date.
+    rounding. While ``model`` trains, ``folded.load_state_dict(folded_state(model))`` brings the copy up to date.
     """
     folded = copy.deepcopy(model)
     norms = dict(foldable(model))
     for name, conv in model.named_modules():
         if isinstance(conv, nn.Conv2d):
             kind: type[nn.Conv2d] = ImageConv2d if name == model.stem_names[0] and takes(conv) else FusedConv2d
-            folded.set_submodule(name, remade(conv, kind, bias=name in norms or conv.bias is not None))
+            folded.set_submodule(name, make_like(conv, kind, bias=name in norms or conv.bias is not None))
     for name in norms.values():
         folded.set_submodule(name, nn.Identity())
     if takes_pixels(model):

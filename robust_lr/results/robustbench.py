@@ -57,7 +57,7 @@ def model_info(evaluation: Evaluation, **about: Any) -> dict[str, Any]:
 
 
 def footnote(record: Mapping[str, Any]) -> str:
-    """The verdict on the robust accuracy, which the leaderboard shows below its table."""
+    """Write the verdict on the robust accuracy, which the leaderboard shows below its table."""
     words = f"robust-lr: {record['verdict']}, {record['verdict_reason']}"
     if record["verdict"] == SOUND or record.get("bound") is None:
         return words

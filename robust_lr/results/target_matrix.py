@@ -36,7 +36,7 @@ class TargetMatrix:
     passes: int
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form."""
+        """Return the JSON form."""
         return {
             "schema": 1,
             "model": self.model,

@@ -111,7 +111,7 @@ def robust_below_clean(rows: Sequence[Row], protocol: Protocol) -> Finding:
 
 
 def black_box_adds_little(rows: Sequence[Row], protocol: Protocol) -> Finding:
-    """Square breaks few images after the attacks by gradients of a cascade (AutoAttack's own flag)."""
+    """Check that Square breaks few images after a cascade's gradient attacks (AutoAttack's own flag)."""
     parts = protocol.attacks()
     boxes = {part.name for number, part in enumerate(parts) if number and not part.follows_gradients}
     if not boxes or not parts[0].follows_gradients:

@@ -64,7 +64,7 @@ class FusedConv2d(nn.Conv2d):
         return y, x
 
     def run(self, input: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        """The result for a channels-last input that there is a kernel for, without a graph."""
+        """Return the result for a channels-last input that has a kernel, without a graph."""
         own = self._parameters  # attributes of a module take long to find
         packed = self.packed(cast(Tensor, own["weight"]))[0]
         y: Tensor = torch.ops.robust_lr.convolution.default(
@@ -73,14 +73,14 @@ class FusedConv2d(nn.Conv2d):
         return y
 
     def masked(self, gradient: Tensor, result: Tensor) -> Tensor:
-        """The gradient by what the ReLU takes, where that is not left to the layer behind."""
+        """Return the gradient by the input of the ReLU, unless the next layer takes it."""
         if not self.relu or self.premasked:
             return gradient
         masked: Tensor = torch.ops.aten.threshold_backward.default(gradient, result, 0)
         return masked
 
     def pull_back(self, gradient: Tensor, input: Tensor, given: Tensor | None = None) -> Tensor:
-        """The gradient by the input, plus one that is ``given`` by another path; see ``rectified``."""
+        """Return the gradient by the input, plus the one ``given`` by another path; see ``rectified``."""
         mask = input if self.rectified else None
         packed = self.packed(cast(Tensor, self._parameters["weight"]))[1]
         dx: Tensor = torch.ops.robust_lr.convolution_gradient.default(
