@@ -22,6 +22,7 @@ from local_relation import Run, measure
 from torch import Tensor, nn
 
 from robust_lr import build_model
+from robust_lr.models.folded_block import FoldedBlock
 from robust_lr.models.folding import fold
 from robust_lr.models.layers.fused_conv import FusedConv2d
 from robust_lr.models.layers.image_conv import ImageConv2d
@@ -52,7 +53,13 @@ def layers(network: ResNet, image: Tensor) -> dict[str, tuple[nn.Conv2d, Tensor]
             module.register_forward_pre_hook(partial(note, name))
             if isinstance(module, FusedConv2d):  # folded layers also call this, past the hooks
                 module.forked = partial(noted, name, module, module.forked)  # type: ignore[method-assign]
+    for module in network.modules():
+        if isinstance(module, FoldedBlock):
+            module.__dict__["is_one_node"] = False  # layer by layer, so that each is seen
     network(image)
+    for module in network.modules():
+        if isinstance(module, FoldedBlock):
+            del module.__dict__["is_one_node"]
     for module, _ in found.values():
         vars(module).pop("forked", None)
     return found

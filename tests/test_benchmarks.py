@@ -59,7 +59,7 @@ def test_lrnet_training(tmp_path: Path) -> None:
     done = run("lrnet_training.py", "--out", str(tmp_path / "out.json"), *options)
     assert done.returncode == 0, done.stderr
     networks = json.loads((tmp_path / "out.json").read_text())["networks"]
-    assert set(networks) == {"lrnet26 clip small", "lrnet26 no-prior-decay small"}
+    assert set(networks) == {"lrnet26 clip steep small", "lrnet26 no-prior-decay steep small"}
     for row in networks.values():
         assert row["hypothesis"]
         assert row["over_seeds"]["clean"]["mean"] == row["runs"][0]["clean"]

@@ -19,6 +19,9 @@ from .sections import ComputeConfig, DataConfig, OutputConfig, TrainConfig, Vali
 __all__ = ["ComputeConfig", "Config", "DataConfig", "OutputConfig", "TrainConfig", "ValidationConfig", "at_least"]
 
 
+#: values of [model] that every network has; they stay if another network is set, the others are of one kind of layer
+SHARED_OPTIONS = ("name", "width", "stem", "mean", "std")
+
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -98,8 +101,20 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
         raise InputError(
             f"{path} has no [model]: a config of a training run names its network, e.g. [model] with name = 'lrnet26'"
         )
+    named = table.get("model", {}).get("name") if isinstance(table.get("model"), dict) else None
+    before = dict(table.get("model", {})) if named else {}
     set_values(table, overrides)
+    if named and isinstance(table["model"], dict) and table["model"].get("name") != named:
+        leave_out_options(table["model"], before, overrides)
     return from_dict(table)
+
+
+def leave_out_options(model: dict[str, Any], before: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Take out of [model] what belongs to the network that the file names, where ``overrides`` name another one."""
+    given = {override.partition("=")[0].strip().removeprefix("model.") for override in overrides}
+    for key in before:
+        if key not in SHARED_OPTIONS and key not in given:
+            model.pop(key, None)
 
 
 def set_values(

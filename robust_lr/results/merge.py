@@ -166,9 +166,9 @@ def same(shards: Sequence[Evaluation]) -> None:
 
 
 def agreement(records: Sequence[dict[str, Any]]) -> Proportion | None:
-    """Return how often verdicts at a lower precision agree with those of fp32, over the samples of all shards."""
-    parts = [
-        (record.get("precision_agreement"), record["denominators"].get("precision_agreement")) for record in records
-    ]
-    known = [(value, n) for value, n in parts if value is not None and n is not None]
-    return Proportion(sum(round(value * n) for value, n in known), sum(n for _, n in known)) if known else None
+    """Return how often verdicts at a lower precision agree with those of fp32, on the sample that all shards share."""
+    for record in records:
+        value, n = record.get("precision_agreement"), record["denominators"].get("precision_agreement")
+        if value is not None and n is not None:
+            return Proportion(round(value * n), n)
+    return None

@@ -112,12 +112,12 @@ def test_unknown_keys_are_named_with_the_nearest_one(override, words):
 
 KEYS = {
     "a whole number": "seed data.workers data.limit attack.steps attack.restarts train.epochs train.batch_size "
-    "train.threads train.lr_images validation.images validation.every compute.micro_batch output.keep",
-    "a number": "attack.momentum train.lr train.warmup_epochs train.momentum train.weight_decay train.beta "
+    "attack.eot attack.smoothing train.threads train.lr_images validation.images validation.every compute.micro_batch output.keep",
+    "a number": "attack.momentum attack.diversity train.lr train.warmup_epochs train.momentum train.weight_decay train.beta "
     "train.mix train.clean_start train.label_smoothing train.eps_warmup_epochs train.ema validation.max_drop",
     "a string": "data.name data.root data.augment attack.norm attack.loss attack.label attack.start attack.target "
     "attack.criterion attack.name attack.source train.device "
-    "data.unreadable train.loss validation.protocol compute.precision compute.attack_precision compute.compile",
+    "data.unreadable train.loss train.schedule validation.protocol compute.precision compute.attack_precision compute.compile",
     "true or false": "attack.targeted compute.sync_batchnorm output.tensorboard",
     "a list": "attack.record train.milestones",
 }
@@ -244,3 +244,13 @@ def test_a_named_protocol_stays_itself_until_a_value_changes():
 def test_configs_are_frozen():
     with pytest.raises(AttributeError):
         load().seed = 1
+
+
+def test_another_network_keeps_the_shared_options_alone(tmp_path):
+    file = tmp_path / "net.toml"
+    file.write_text('[model]\nname = "lrnet26"\nwidth = 0.125\nkernel_size = 5\nchannels_per_group = 1\n')
+    assert load(file, ["model.name=resnet26"]).model == {"name": "resnet26", "width": 0.125}
+    given = load(file, ["model.name=resnet26", "model.kernel_size=3"]).model
+    assert given == {"name": "resnet26", "width": 0.125, "kernel_size": 3}
+    same = load(file, ["model.name=lrnet26"]).model
+    assert same == {"name": "lrnet26", "width": 0.125, "kernel_size": 5, "channels_per_group": 1}
