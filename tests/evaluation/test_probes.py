@@ -10,10 +10,10 @@ from zoo import BROKEN, networks
 
 import robust_lr as rlr
 from robust_lr.evaluation import probes
+from robust_lr.evaluation.fitted_surrogate import fitted_surrogate, surrogate_probes
 from robust_lr.evaluation.probe_attacks import Ball, Victims
 from robust_lr.evaluation.probe_groups import Group, Subject
 from robust_lr.evaluation.structure import STRUCTURE, Specimen, structure
-from robust_lr.evaluation.fitted_surrogate import fitted_surrogate, surrogate_probes
 from robust_lr.protocols.pgd import PGD
 from robust_lr.results.ledger import Row
 from robust_lr.utils import processes
