@@ -280,7 +280,7 @@ def evaluated(
         data=data.name,
         seed=bench.seed,
         shard=about["shard"],
-        batch_invariant=bench.fixed and bench.is_keyed and protocol.is_keyed_by_image,
+        batch_invariant=bench.fixed and bench.places and bench.is_keyed and protocol.is_keyed_by_image,
         hashes=ready.hashes,
         device=device_name(device),
         precision=ready.precision,

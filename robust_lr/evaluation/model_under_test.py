@@ -34,6 +34,7 @@ class Bench:
         precision: context of the passes of ``attacked``.
         keep_images: rows carry the images that their verdicts are judged on, as the column "finished".
         sizes: numbers of rows, increasing, with which ``attacked`` gives the same bits as with ``rows``.
+        places: whether ``model`` gives an image the same bits in every place of a pass, as far as was seen.
         surrogate: name and hash of the network that ``attacked`` is where it is another one; predictions on the way say
             nothing then.
         cycles: ``cycle_end.ON`` if attacks end early where iterates come back, else why they do not.
@@ -48,6 +49,7 @@ class Bench:
     patience: int
     precision: Callable[[], AbstractContextManager[object]]
     sizes: tuple[int, ...] = ()
+    places: bool = True
     cycles: str = "off: not wanted"
     keep_images: bool = False
     surrogate: Mapping[str, str] | None = None
@@ -133,6 +135,15 @@ def equal_sizes(model: Model, x: Tensor, labels: Tensor) -> tuple[int, ...]:
         if same and torch.equal(some_logits.flip(0), logits[:n]) and torch.equal(slopes.flip(0), gradient[:n]):
             found.append(n)
     return tuple(found)
+
+
+def gives_places_equal_bits(model: Model, x: Tensor) -> bool:
+    """Return True if the logits of ``x`` are the same to the bit one place on in the batch.
+
+    Libraries' products of few rows may take them in blocks, and the last block sums in another order.
+    """
+    with torch.no_grad():
+        return torch.equal(model(x.roll(1, 0)), model(x).roll(1, 0))
 
 
 class InFloat32(nn.Module):

@@ -32,7 +32,16 @@ from ..utils.processes import one_thread, process_count
 from ..utils.rng import GUARD, uniform
 from .cycle_end import detection, is_repeatable
 from .guards import FEW, SAMPLE, guard
-from .model_under_test import Bench, InFloat32, copied, equal_sizes, failures_named, in_float32, taken_out
+from .model_under_test import (
+    Bench,
+    InFloat32,
+    copied,
+    equal_sizes,
+    failures_named,
+    gives_places_equal_bits,
+    in_float32,
+    taken_out,
+)
 from .precision import check_precision
 from .randomness import VERDICT_PASSES, averages_draws, check_verdict_passes, examine, random_bench
 from .surrogate import attackable_surrogate, check_transfer, described
@@ -192,6 +201,10 @@ def prepare(
         if max(queries) >= MIN_QUERIES and compute_batch and device.type == "cpu" and processes and draws is None:
             with one_thread():
                 sizes = equal_sizes(attacked, images[full], labels[full])
+        places = True  # with more rows no library was seen to take some of them in another way
+        if compute_batch and compute_batch < MIN_COMPUTE_BATCH and draws is None:
+            with one_thread() if processes else nullcontext():
+                places = gives_places_equal_bits(judge, images[full])
         bench = Bench(
             model=judge,
             attacked=attacked,
@@ -202,6 +215,7 @@ def prepare(
             patience=1 if device.type == "cpu" else PATIENCE,
             precision=nullcontext,
             sizes=sizes,
+            places=places,
             surrogate=None if surrogate is None else described(surrogate),
             cycles=detection(
                 protocols,

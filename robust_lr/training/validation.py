@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from ..protocols.pgd import PGD
 from ..protocols.presets import get_pgd
 from ..utils.contexts import device_of, fp32, frozen
 from ..utils.errors import RunError
+from ..utils.processes import parallel, process_count
 from ..utils.statistics import Proportion
 from .distributed import Group
 
@@ -42,12 +44,14 @@ def top_k(
     attack: PGD | None = None,
     *,
     seed: int = 0,
-    batch_size: int = 200,
+    batch_size: int = 100,
     workers: int = 0,
     skip: bool = False,
     group: Group | None = None,
 ) -> list[Proportion]:
     """For each k, the share of images whose label is among the k largest logits; in eval mode and fp32.
+
+    On a CPU, images are divided among as many processes as PyTorch has threads.
 
     Args:
         model: pixels in [0, 1] -> logits; its mode and flags are afterwards as before.
@@ -60,20 +64,23 @@ def top_k(
         RunError: none can, or a worker died.
     """
     group, device = group or Group(), device_of(model)
+    processes = process_count(None) if device.type == "cpu" else 0
     order = torch.split(group.share(torch.arange(len(data))), batch_size)
 
-    def counted() -> Tensor:
-        counts = torch.zeros(1 + len(ks), dtype=torch.int64, device=device)
-        attacked = model if attack is None else attackable(model)
-        for x, y, ids in batches(data, order, workers=workers, skip=skip, device=device):
+    def count(some: Iterator[Tensor]) -> Iterator[Tensor]:
+        for x, y, ids in batches(data, some, workers=-(-workers // max(1, processes)), skip=skip, device=device):
             if attack is not None:
                 goals = attack.goals(attacked, x, y, ids, data.num_classes, seed=seed)
                 x = attack.perturb(attacked, x, y, goals, ids, seed=seed, end_at_cycles=True)
             hits = model(x).topk(max(ks)).indices == y[:, None]
-            counts += torch.stack([y.new_tensor(len(y)), *(hits[:, :k].sum() for k in ks)])
-        return counts
+            yield torch.stack([y.new_tensor(len(y)), *(hits[:, :k].sum() for k in ks)])
+
+    def counted() -> Tensor:
+        with closing(parallel(count, order, processes)) as parts:
+            return sum(parts, torch.zeros(1 + len(ks), dtype=torch.int64, device=device))
 
     with frozen(model), fp32(device), torch.no_grad():
+        attacked = model if attack is None else attackable(model)
         seen, *right = group.sum(group.run_on_all(counted)).tolist()
     if not seen:
         raise group.error_of_rank(RunError(f"{data.name}: none of the {len(data)} images can be read"))

@@ -418,3 +418,22 @@ def test_a_library_attack_cannot_break_the_caller_s_generator(data, model):
 def test_options_that_a_class_does_not_have_are_named(data, model):
     with pytest.raises(InputError, match="stepz"):
         rlr.evaluate(model, data.take(3), Library(attack="PGD", eps=EPS, options={"stepz": 1}), **QUICK)
+
+
+@pytest.mark.parametrize(("rows", "shift"), [(4, 0.0), (4, 1e-3)])
+def test_batch_invariance_is_claimed_only_where_places_of_a_batch_are_equal(rows, shift):
+    """The shift stands for a library that sums the last rows of a batch in another order."""
+
+    class Placed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)))
+
+        def forward(self, x):
+            return x.mean((2, 3)) @ self.weight.T + shift * (torch.arange(len(x)) == len(x) - 1)[:, None]
+
+    images = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    data = rlr.data.from_arrays(images, torch.arange(12) % 4, num_classes=4)
+    attack = rlr.protocols.PGD(eps=0.1, step_size=0.05, steps=2)
+    result = rlr.evaluate(Placed(), data, attack, compute_batch=rows, check="off", allow=tuple(GUARDS))
+    assert result.batch_invariant == (shift == 0)
