@@ -111,8 +111,8 @@ def test_unknown_keys_are_named_with_the_nearest_one(override, words):
 
 
 KEYS = {
-    "a whole number": "seed data.workers data.limit attack.steps attack.restarts train.epochs train.batch_size attack.eot "
-    "attack.smoothing train.threads train.lr_images validation.images validation.every "
+    "a whole number": "seed data.workers data.limit attack.steps attack.restarts train.epochs train.batch_size "
+    "attack.eot attack.smoothing train.threads train.lr_images validation.images validation.every "
     "compute.micro_batch output.keep",
     "a number": "attack.momentum attack.diversity train.lr train.warmup_epochs train.momentum train.weight_decay "
     "train.beta train.mix train.clean_start train.label_smoothing train.eps_warmup_epochs train.ema "
