@@ -7,7 +7,7 @@ nvcc compiles the kernels for sm_90, nvdisasm takes them apart, and a program th
 lengths of a kernel's loops times how often they run, which `trips` knows from the launch, plus what lies outside of
 loops. A warp that issues them all takes one slot each; an H100 has 132 multiprocessors x 4 slots x 1.755 GHz.
 
-So the times are those of a GPU whose every slot is taken: a lower bound that says where instructions go. Memory,
+So the times are those of a GPU whose every slot is taken: they say where instructions go. Memory,
 latencies and bank conflicts are not in it. Beside them stand the time of the exponentials (a warp's takes 8 cycles of
 its quarter's unit) and the floor of memory at 3.35 TB/s.
 """
@@ -79,38 +79,46 @@ class Launch:
 KERNELS = ("forward_strips", "backward_queries", "backward_keys", "project", "image_gradient", "weights_gradient")
 
 
-def trips(launch: Launch, loop: Counter[str], nested: int) -> float:
+def trips(launch: Launch, loop: Counter[str]) -> float:
     """How often a warp goes through a loop, which is recognized by the instructions in it.
 
-    `nested` counts the loops before it within the same outer loop. What never happens here (other memory layouts and
-    alignments, outputs that must be computed again) happens 0 times.
+    What never happens here (other layouts and alignments, stems of other images, outputs that must be computed again)
+    happens 0 times.
     """
-    if launch.name == "project":
-        return 1 if loop["LDG"] else launch.channels / 4  # unrolled by 4
-    if launch.name == "image_gradient":
-        return 1 if loop["STS"] else launch.channels if loop["FFMA"] else 0
-    if launch.name == "weights_gradient":
-        if loop["BAR"]:
+    if launch.groups:
+        return strip_trips(launch, loop)
+    usual = {"project": 44, "image_gradient": 56, "weights_gradient": 44}[launch.name]  # for a stem of three inputs
+    if loop["BAR"]:
+        if launch.name == "weights_gradient":
             return launch.pixels / math.ceil(launch.pixels / 2048) / 128
-        if loop["FFMA"]:
-            return 32
+        return float(loop["FFMA"] != usual + 4 * (1 + (launch.name == "image_gradient")))
+    if loop["FFMA"]:
+        return float(loop["FFMA"] == usual) * (32 if launch.name == "weights_gradient" else launch.channels)
+    if launch.name == "weights_gradient":  # sums over warps
         return 13 * 64 / launch.threads if loop["STG"] and loop["LDS"] else float(loop["LDS"] == 4)
-    return strip_trips(launch, loop, nested)
+    return 1
 
 
-def strip_trips(launch: Launch, loop: Counter[str], nested: int) -> float:
+def strip_trips(launch: Launch, loop: Counter[str]) -> float:
     groups, threads, taps = launch.groups, launch.threads, 49
-    wide = launch.channels % 8 == 0  # channels move in units of 16 bytes, else of 8
-    if loop["LDGSTS"]:
-        return launch.passes * float(wide == bool(loop["LDGSTS.E.BYPASS.128"]))
-    if loop["LDG.E.U16"] >= 8 or loop["FMNMX"] >= 7 or (loop["MUFU.EX2"] and loop["STG"]):
+    if loop["FMNMX"] >= 7 or (loop["MUFU.EX2"] and loop["STG"]):
         return 0
     if loop["MUFU.EX2"]:
-        return taps_of(launch) if loop["MUFU.EX2"] >= 10 else 0
+        return columns_of(launch) * share_of_rows(launch) if loop["MUFU.EX2"] >= 10 else 0
+    if loop["STS"] >= 4 and loop["LDG"] >= 4 and loop["FFMA"] != 32:  # the tile, two places at once
+        if launch.layer == "stem" and launch.name != "backward_keys":
+            usual = loop["FFMA"] == 48
+        else:
+            usual = bool(loop["LDG.E.128" if launch.channels % 8 == 0 else "LDG.E.64"])
+        return math.ceil(launch.passes / 2) if usual else 0
+    if loop["FFMA"] == 32 and loop["STG"]:  # the gradient of the image
+        return 3 if not launch.dgeo and loop["SHFL"] else 0
+    if loop["FFMA"] == 32:  # the gradient of the transform
+        return 4 if launch.dgeo and loop["SHFL"] else 0
+    if loop["SHFL"] == 4:
+        return math.log2(groups)
     if loop["SHFL"]:
-        return shuffles(launch, loop, nested)
-    if loop["FFMA"] > 60 or loop["LDG"] == 4:  # values of the stem; one value of each group
-        return math.ceil(launch.passes / 4)
+        return math.log2(32 / (groups * (launch.stride if loop["SHFL"] == 7 else 1))) if launch.dgeo else 0
     if loop["LDG"] == 1 and loop["STS"] == 1:  # the prior
         return taps * groups / threads
     if loop["STS"]:  # zeros for the gradient of the prior
@@ -120,30 +128,22 @@ def strip_trips(launch: Launch, loop: Counter[str], nested: int) -> float:
     return float(loop["LDS"] == 4)
 
 
-def shuffles(launch: Launch, loop: Counter[str], nested: int) -> float:
-    """The gradient of the stem's values goes to image and transform; each loop of shuffles adds up lanes."""
-    if loop["STG"]:
-        return 4  # inputs and the bias
-    if launch.layer != "stem" or nested < 7:
-        return math.log2(32 / (launch.groups * launch.stride)) if launch.dgeo else 0
-    if nested < 15:
-        return math.log2(32 / launch.groups) if launch.dgeo else 0
-    return 0 if launch.dgeo else math.log2(launch.groups)
+def columns_of(launch: Launch) -> int:
+    """Columns of a window that a thread goes through."""
+    return 4 if launch.name == "backward_keys" and launch.stride == 2 else 7
 
 
-def taps_of(launch: Launch) -> float:
-    """Columns of the window, less the share of rows that are skipped as they lie outside the image."""
+def share_of_rows(launch: Launch) -> float:
+    """Share of the rows of a strip's windows that are not skipped: those above, or below, where all are outside."""
     strip, stride = launch.strip, launch.stride
     if launch.name == "backward_keys":
-        image, other, columns = launch.height, launch.out_height, 7 if stride == 1 else 4
-        rows = (strip - 1 + 3) // stride + 3 // stride + 1
-        first = [i * strip // stride - 3 // stride for i in range(math.ceil(image / strip))]
+        image, above, rows = launch.height, 3 // stride, (strip - 1 + 3) // stride + 3 // stride + 1
+        own = (strip - 1) // stride + 1
     else:
-        image, other, columns = launch.out_height, launch.height, 7
-        rows = (strip - 1) * stride + 7
-        first = [i * strip * stride - 3 for i in range(math.ceil(image / strip))]
-    inside = sum(0 <= top + row < other for top in first for row in range(rows))
-    return columns * inside / (len(first) * rows)
+        image, above, rows, own = launch.out_height, 3, (strip - 1) * stride + 7, (strip - 1) * stride + 1
+    strips = math.ceil(image / strip)
+    below = rows - above - own
+    return (strips * rows - above - below) / (strips * rows)
 
 
 def features(code: Code, blocks: object) -> Counter[str]:
@@ -157,43 +157,47 @@ def features(code: Code, blocks: object) -> Counter[str]:
     return found
 
 
-def unused(code: Code, launch: Launch, outside: set[int]) -> set[int]:
-    """Blocks outside of loops for the other alignments, and those that only lead to them or only follow them."""
+def unused(code: Code, launch: Launch, used: set[int]) -> set[int]:
+    """Blocks that are for other alignments, other stems or other passes, with all that leads to nothing else.
+
+    Such a block is known by its instructions. It stands for the largest part of the code that is reached through one
+    block and has none of the `used` ones.
+    """
     wide = launch.channels % 8 == 0
     other = {"STG.E.U16", "STG.E.64", "LDG.E.64"} if wide else {"STG.E.U16", "STG.E.128", "LDG.E.128"}
-    found = set()
-    for number in outside:
-        names = Counter(map(operation, code.block(number)))
-        if launch.groups and (other & set(names) or names["LDG.E.U16"] >= 3):
-            found.add(number)
-    changed = True
-    while changed:
-        more = {
-            number
-            for number in outside - found
-            for around in (code.successors[number], code.predecessors[number])
-            if around and found.issuperset(around)
-        }
-        found |= more
-        changed = bool(more)
+    usual = {"STG.E.128", "LDG.E.128"} if wide else {"STG.E.64", "LDG.E.64"}
+    for number in code.reachable:
+        names = code.count([number])
+        if usual & set(names) or names["EXIT"] or names["MUFU.EX2"] or (launch.layer == "stem" and names["FFMA"] == 24):
+            used = used | {number}
+    found: set[int] = set()
+    for number in sorted(code.reachable - used):
+        names = code.count([number])
+        if launch.groups:
+            foreign = bool(other & set(names)) or names["LDG.E.U16"] >= 3
+            foreign |= launch.layer == "stem" and launch.name == "backward_keys" and names["FFMA"] == 32
+            foreign |= not launch.dgeo and bool(names["SHFL.BFLY"] >= 7 or (names["STS"] == 7 and names["LDS"] == 7))
+        else:
+            foreign = bool({"STG.E.U16", "STG.E.64", "LDG.E.64"} & set(names)) or names["FFMA"] in (48, 64)
+        if foreign and number not in found:
+            regions = [code.dominated(above) for above in code.dominators[number]]
+            found |= max((region for region in regions if not region & used), key=len, default={number})
     return found
 
 
 def issued(code: Code, launch: Launch) -> Counter[str]:
     """The instructions that a warp issues, by operation."""
     often = dict.fromkeys(code.reachable, 1.0)
-    outside = code.reachable - set().union(*(loop.blocks for loop in code.loops))
-    for number in unused(code, launch, outside):
-        often[number] = 0
-    nested = 0
+    used: set[int] = set()
     for loop in code.loops:
         found = features(code, loop.blocks)
-        if found[""] < 6:  # wraps around the end of a row
-            continue
-        times = trips(launch, found, nested)
-        nested += bool(found["SHFL"]) and not found["STG"] and not found["MUFU"]
+        times = trips(launch, found) if found[""] >= 6 else 1
         for number in loop.blocks:
             often[number] *= times
+        if times > 0:
+            used.add(loop.head)
+    for number in unused(code, launch, {head for head in used if often[head] > 0}):
+        often[number] = 0
     total: Counter[str] = Counter()
     for number, times in often.items():
         for text in code.block(number):
@@ -217,7 +221,8 @@ def memory_floor(layer: str, channels: int, stride: int, batch: int) -> dict[str
 def ratios(totals: dict[str, float]) -> dict[str, float]:
     """LR-Net-26 / ResNet-26, where the rest of LR-Net-26 takes 1.45 ms forward and all of ResNet-26 1.67 ms.
 
-    These two are estimates from memory traffic, and not counted here; a training step is three times as much.
+    These two are assumptions, inferred from an earlier estimate of the ratios: nothing here counts or measures them. So
+    are three times as much for a training step, and as much again as the forward pass for the gradient of an attack.
     """
     rest, other = 1.45, 1.67
     return {

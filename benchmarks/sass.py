@@ -90,7 +90,7 @@ class Code:
         return found
 
     def _loops(self) -> list[Loop]:
-        dominators = self._dominators()
+        self.dominators = dominators = self._dominators()
         heads: dict[int, set[int]] = {}
         for number in self.reachable:
             for head in self.successors[number]:
@@ -102,6 +102,10 @@ class Code:
                             body.add(block)
                             waiting += self.predecessors[block]
         return [Loop(head, frozenset(blocks)) for head, blocks in sorted(heads.items())]
+
+    def dominated(self, number: int) -> set[int]:
+        """The blocks that are reached through this one only."""
+        return {other for other in self.reachable if number in self.dominators[other]}
 
     def count(self, blocks: object) -> Counter[str]:
         return Counter(operation(text) for number in blocks for text in self.block(number))

@@ -50,7 +50,7 @@ def compile_shim(compiler: str, folder: Path, library: Path) -> None:
     flags = ["-O1", "-std=c++20", "-fPIC", "-fno-strict-aliasing", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
     flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{SHIM}", f"-I{torch_folder / 'include'}"]
     cpp = [path for path in SOURCES.rglob("*.cpp") if path.name != "bindings.cpp"]
-    sources = [*sorted(SOURCES.rglob("*.cu")), *sorted(cpp), SHIM / "shim.cpp"]
+    sources = [*sorted(SOURCES.rglob("*.cu")), *sorted(cpp), SHIM / "shim.cpp", SHIM / "bindings.cpp"]
     objects = [str(folder / f"{source.parent.name}_{source.name}.o") for source in sources]
     run_all([
         [compiler, *flags, "-x", "c++", "-c", str(source), "-o", made]

@@ -28,7 +28,7 @@ log = logging.getLogger("robust_lr")
 Capability = tuple[int, int]
 
 FLAGS = ("-O3", "-std=c++20")
-OLDEST = (8, 0)  # the kernels copy asynchronously, which came with Ampere
+OLDEST = (8, 0)  # the kernels have instructions that came with Ampere
 
 #: names of GPU generations that TORCH_CUDA_ARCH_LIST may hold, as in torch.utils.cpp_extension
 GENERATIONS = {

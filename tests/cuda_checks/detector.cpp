@@ -3,8 +3,7 @@
 // The kernels are compiled with `-fsanitize=thread`, which calls a function before every access to memory, and linked
 // with the functions below instead of the sanitizer's own. One logical thread stands for each CUDA thread. Two accesses
 // of different threads to one byte, one of them a write, race unless they are of one block with a barrier in between;
-// shuffles order nothing. So a race on an executed path is found whatever order the threads run in. An asynchronous
-// copy may arrive at any time until its thread waits for it.
+// shuffles order nothing. So a race on an executed path is found whatever order the threads run in.
 //
 // DETECTOR_SKIP names a barrier, FILE:LINE, to leave out: the detector is tested by its finding each one's absence.
 #include "detector.h"
@@ -36,7 +35,6 @@ using Address = std::uintptr_t;
 struct Byte {
   bool allowed : 1 = true, initialized : 1 = false;
   bool several_readers : 1 = false, several_blocks : 1 = false;
-  bool copied : 1 = false;                                               // an asynchronous copy to here is under way
   std::int16_t writer = 0, reader = 0, write_epoch = 0, read_epoch = 0;  // the latest
   std::int32_t write_block = -1, read_block = -1;
 };
@@ -72,12 +70,11 @@ Region* region_of(Address address) {
   return address < start + region->memory.size() ? region : nullptr;
 }
 
-enum class Kind { read, write, copy };
+enum class Kind { read, write };
 
 void touch(Byte& b, Kind kind, const char* where) {
   if (!b.allowed) fail(std::string("access out of bounds in ") + where);
   const bool reads = kind == Kind::read;
-  if (b.copied) fail(std::string("access to the destination of an unfinished copy in ") + where);
   if (reads && !b.initialized) fail(std::string("read of uninitialized ") + where);
   const bool after_write = b.writer != 0 && b.writer != thread + 1;
   if (b.writer != 0 && (b.write_block != block || (after_write && b.write_epoch == epoch)))
@@ -94,8 +91,7 @@ void touch(Byte& b, Kind kind, const char* where) {
     b.reader = thread + 1, b.read_block = block, b.read_epoch = epoch;
   } else {
     b.writer = thread + 1, b.write_block = block, b.write_epoch = epoch;
-    if (kind == Kind::write) b.initialized = true;
-    if (kind == Kind::copy) b.copied = true;
+    b.initialized = true;
   }
 }
 
@@ -122,12 +118,6 @@ void access(const void* memory, std::size_t size, Kind kind) {
 // Fibers, as in the shim.
 enum class State { ready, at_barrier, at_shuffle, ended };
 
-struct Copy {
-  void* to;
-  const void* from;
-  std::size_t size;
-};
-
 struct Fiber {
   ucontext_t context;
   std::vector<char> stack = std::vector<char>(1 << 17);
@@ -135,7 +125,6 @@ struct Fiber {
   std::string site;  // of the barrier that it waits at
   float offered, received;
   int lanes;
-  std::vector<Copy> copies;
 };
 
 std::vector<std::unique_ptr<Fiber>> fibers;
@@ -217,6 +206,12 @@ bool is_initialized(const void* memory, std::size_t size) {
   return true;
 }
 
+void watch(const void* memory, std::size_t size, bool writes) {
+  access(memory, size, writes ? Kind::write : Kind::read);
+}
+
+void set_watching(bool value) { watching = value; }
+
 void free_all() { regions.clear(); }
 
 void print_barriers() {
@@ -250,28 +245,9 @@ float shuffle_xor(float value, int lanes) {
   return current->received;
 }
 
-void copy_later(void* to, const void* from, std::size_t size) {
-  if (reinterpret_cast<std::uintptr_t>(to) % size || reinterpret_cast<std::uintptr_t>(from) % size)
-    fail("a copy that is not aligned");
-  access(from, size, Kind::read);
-  access(to, size, Kind::copy);
-  running = false;
-  current->copies.push_back({to, from, size});
-  running = true;
-}
-
-void finish_copies() {
-  running = false;
-  for (const Copy& copy : current->copies) {
-    std::memcpy(copy.to, copy.from, copy.size);
-    each_byte(reinterpret_cast<std::uintptr_t>(copy.to), copy.size,
-              [](Byte& b, const char*) { b.copied = false, b.initialized = true, b.write_epoch = epoch; });
-  }
-  current->copies.clear();
-  running = true;
-}
-
 void log_launch(const void*) {}
+void allow_shared_memory(const void*, int) {}
+bool can_launch(const void*, std::size_t, const void*) { return true; }
 
 void run(dim3 grid, dim3 threads, std::size_t bytes, const std::function<void()>& kernel) {
   if (bytes > robust_lr::cuda::kSharedMemory) fail("more shared memory than a block can have");
@@ -302,8 +278,6 @@ void run(dim3 grid, dim3 threads, std::size_t bytes, const std::function<void()>
         swapcontext(&scheduler, &current->context);
       }
     } while (release(count));
-    for (int t = 0; t < count; ++t)
-      if (!fibers[t]->copies.empty()) fail("a copy that no thread waits for");
   }
 }
 

@@ -18,6 +18,12 @@ void initialize(void* memory, std::size_t size);
 // Returns true if a kernel or the host has written these bytes.
 bool is_initialized(const void* memory, std::size_t size);
 
+// Checks an access of a kernel whose memory is not watched by itself.
+void watch(const void* memory, std::size_t size, bool writes);
+
+// Whether kernels watch their memory: else all bytes count as written.
+void set_watching(bool watching);
+
 void free_all();
 
 // Prints the names of all barriers that were reached.

@@ -5,12 +5,14 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <memory>
 #include <vector>
 
 #include "../../csrc/cuda/operators.h"
 #include "../../csrc/schema.h"
 #include "cuda_runtime.h"
+#include "device.h"
 
 namespace robust_lr::cuda {
 constexpr std::size_t kSharedMemory = 96 << 10;
@@ -23,12 +25,6 @@ namespace {
 using robust_lr::cuda::kSharedMemory;
 using robust_lr::cuda::shared_memory;
 
-struct Copy {
-  void* to;
-  const void* from;
-  std::size_t size;
-};
-
 enum class State { ready, at_barrier, at_shuffle, ended };
 
 struct Fiber {
@@ -37,7 +33,6 @@ struct Fiber {
   State state;
   float offered, received;
   int lanes;
-  std::vector<Copy> copies;
 };
 
 std::vector<std::unique_ptr<Fiber>> fibers;
@@ -45,6 +40,8 @@ ucontext_t scheduler;
 Fiber* current;
 bool turned;  // whether blocks and threads run in the opposite order
 const std::function<void()>* body;
+
+std::map<const void*, std::size_t> allowed;  // shared memory that kernels asked for
 
 void enter() {
   (*body)();
@@ -98,17 +95,6 @@ float shuffle_xor(float value, int lanes) {
   return current->received;
 }
 
-void copy_later(void* to, const void* from, std::size_t size) {
-  if (reinterpret_cast<std::uintptr_t>(to) % size || reinterpret_cast<std::uintptr_t>(from) % size)
-    fail("a copy that is not aligned");
-  current->copies.push_back({to, from, size});
-}
-
-void finish_copies() {
-  for (const Copy& copy : current->copies) std::memcpy(copy.to, copy.from, copy.size);
-  current->copies.clear();
-}
-
 void log_launch(const void* kernel) {
   const char* const path = std::getenv("CUDA_SHIM_LOG");
   if (path == nullptr) return;
@@ -118,6 +104,16 @@ void log_launch(const void* kernel) {
   if (file == nullptr) fail("CUDA_SHIM_LOG cannot be written");
   std::fprintf(file, "%s\n", found.dli_sname);
   std::fclose(file);
+}
+
+// As the driver: a kernel has 48 KiB of shared memory, or what was asked for. It must run on the current stream of the
+// device that is current then (bindings.cpp).
+void allow_shared_memory(const void* kernel, int bytes) { allowed[kernel] = bytes; }
+
+bool can_launch(const void* kernel, std::size_t shared_bytes, const void* stream) {
+  const auto found = allowed.find(kernel);
+  const std::size_t most = found == allowed.end() ? 48 << 10 : found->second;
+  return shared_bytes <= most && stream == current_stream;
 }
 
 void turn_order(bool opposite) { turned = opposite; }
@@ -217,6 +213,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stem_backward(Tensor dy, Tens
 
 }  // namespace
 }  // namespace robust_lr::cuda
+
+// The same through bindings.cpp.
+STABLE_TORCH_LIBRARY(robust_lr_bindings, m) {
+  m.def(robust_lr::kForwardSchema);
+  m.def(robust_lr::kBackwardSchema);
+  m.def(robust_lr::kStemForwardSchema);
+  m.def(robust_lr::kStemBackwardSchema);
+}
 
 STABLE_TORCH_LIBRARY(robust_lr_shim, m) {
   m.def(robust_lr::kForwardSchema);

@@ -200,6 +200,35 @@ def test_strided_views_need_no_copy(operator: Operator, channels_last: bool) -> 
         assert torch.equal(a, b)
 
 
+@pytest.mark.usefixtures("shim")
+@pytest.mark.parametrize("stride", [1, 2])
+def test_bindings_launch_on_the_current_stream_of_a_guarded_device(stride: int) -> None:
+    """The stand-in for the driver refuses other streams, and more shared memory than was asked for."""
+    inputs = make(2, 64, 28, 30, size=7, stride=stride, dtype=torch.float32, channels_last=True)
+    dy = torch.randn_like(inputs.q.new_empty(2, 64, *inputs.q.shape[2:]))
+    options = (7, stride, 8, 0, True, True)
+    results = []
+    for operators in (torch.ops.robust_lr_bindings, torch.ops.robust_lr_shim):
+        y, stats = operators.local_relation(*inputs, *options)
+        results.append([y, *operators.local_relation_backward(dy, *inputs, y, stats, *options, True)])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.usefixtures("shim")
+def test_rows_that_lie_far_apart_are_left_to_the_general_kernels(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Their distance does not fit into the strip kernels' 32 bits; the result is the same."""
+    inputs = make(1, 8, 3, 3, size=7, dtype=torch.float32)
+    far = torch.empty_strided(inputs.x.shape, (1, 9, 2**23, 1))
+    far.copy_(inputs.x)
+    monkeypatch.setenv("CUDA_SHIM_LOG", str(tmp_path / "log"))
+    y = run_on_shim(far, *inputs[1:])
+    assert "forward_general" in (tmp_path / "log").read_text()
+    torch.testing.assert_close(y, reference.local_relation(*inputs))
+
+
 @pytest.mark.parametrize("composability", COMPOSABILITY)
 def test_far_apart_queries_and_keys(operator: Operator, composability: str) -> None:
     """Exact logits of thousands, where exponentials without care would all be zero, or infinite."""

@@ -30,6 +30,13 @@ struct Image {
   int bytes;  // how many may be moved at once from any group's first channel on: 16, 8, or one element's
 };
 
+// Returns true if the pixels that a block works on, hardly more than a hundred rows, are within 2 GiB of each other.
+template <class T>
+bool are_close(const Image<T>& image) {
+  constexpr Index kFarthest = Index(1) << 24;
+  return image.row * Index(sizeof(T)) <= kFarthest && image.column * Index(sizeof(T)) <= kFarthest;
+}
+
 // The gradient of the stem's values, [N, C, H, W]: it goes on to the image and the transform that they
 // are made from. Null where nothing is wanted.
 template <class A>
@@ -86,6 +93,26 @@ struct BackwardArguments {
 struct Parts {
   Index pixels, groups;
 };
+
+// The values of the stem are made from an image with rows of its own width.
+template <class A>
+bool are_close(const Stem<A>&) {
+  return true;
+}
+template <class A>
+bool are_close(const StemGradient<A>&) {
+  return true;
+}
+
+template <class T, class X>
+bool are_close(const ForwardArguments<T, X>& a) {
+  return are_close(a.x) && are_close(a.q) && are_close(a.k) && are_close(a.y);
+}
+template <class T, class X>
+bool are_close(const BackwardArguments<T, X>& a) {
+  return are_close(a.dy) && are_close(a.x) && are_close(a.q) && are_close(a.k) && are_close(a.y) && are_close(a.dx) &&
+         are_close(a.dq) && are_close(a.dk);
+}
 
 // Defined in a file for each type.
 template <class T, class X>

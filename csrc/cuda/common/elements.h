@@ -37,6 +37,13 @@ __device__ A exponential(A v, A excess = 0) {
   return power_of_two(v * A(kLog2e) - excess);
 }
 
+// exp(v) / 2^(less + rest). The product is not rounded: what is rounded of `less`, which may be as large as v, is the
+// same for all of a window's weights, and their sum makes up for it.
+__device__ inline float exponential_less(float v, float less) { return power_of_two(fmaf(v, float(kLog2e), -less)); }
+__device__ inline float exponential_less(float v, float less, float rest) {
+  return power_of_two(fmaf(v, float(kLog2e), -less) - rest);
+}
+
 // Always summed in this order, so that equal vectors have equal products.
 __device__ inline float dot(const float (&a)[kChannels], const float (&b)[kChannels]) {
   float sum = 0;
@@ -44,6 +51,65 @@ __device__ inline float dot(const float (&a)[kChannels], const float (&b)[kChann
   for (int c = 0; c < kChannels; ++c) sum += a[c] * b[c];
   return sum;
 }
+
+// The channels of a group, from memory's type.
+template <class T>
+__device__ void widen_channels(const T (&from)[kChannels], WideOf<T> (&to)[kChannels]) {
+#pragma unroll
+  for (int c = 0; c < kChannels; ++c) to[c] = widen(from[c]);
+}
+// A bfloat16 is the upper half of a float: an instruction each, two to a word.
+__device__ inline void widen_channels(const BFloat16 (&from)[kChannels], float (&to)[kChannels]) {
+  unsigned words[kChannels / 2];
+  memcpy(words, from, sizeof words);
+#pragma unroll
+  for (int i = 0; i < kChannels / 2; ++i) {
+    const unsigned low = words[i] << 16, high = words[i] & 0xffff0000u;
+    memcpy(&to[2 * i], &low, sizeof low), memcpy(&to[2 * i + 1], &high, sizeof high);
+  }
+}
+
+// Keeps NaN, as PyTorch's does; and so do gradients, which are zero where a value is zero.
+__device__ inline double relu(double z) { return z < 0 ? 0. : z; }
+__device__ inline float relu(float z) {
+#ifdef __CUDA_ARCH__
+  float result;
+  asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(result) : "f"(z));
+  return result;
+#else
+  return z < 0 ? 0.f : z;
+#endif
+}
+
+// Channels of a group in another type.
+template <class T>
+__device__ void convert_channels(const T (&from)[kChannels], T (&to)[kChannels]) {
+#pragma unroll
+  for (int c = 0; c < kChannels; ++c) to[c] = from[c];
+}
+template <class T>
+__device__ void convert_channels(const T (&from)[kChannels], WideOf<T> (&to)[kChannels])
+  requires(!std::is_same_v<T, WideOf<T>>)
+{
+  widen_channels(from, to);
+}
+
+// relu of the channels of a group, in memory's type.
+template <class T>
+__device__ void narrow_relu(const float (&from)[kChannels], T (&to)[kChannels]) {
+#pragma unroll
+  for (int c = 0; c < kChannels; ++c) narrow(relu(from[c]), &to[c]);
+}
+#ifdef __CUDA_ARCH__
+__device__ inline void narrow_relu(const float (&from)[kChannels], BFloat16 (&to)[kChannels]) {
+#pragma unroll
+  for (int c = 0; c < kChannels; c += 2) {
+    unsigned pair;
+    asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(from[c + 1]), "f"(from[c]));
+    memcpy(&to[c], &pair, sizeof pair);
+  }
+}
+#endif
 
 // 8 channels in memory, in pieces of 16 bytes.
 template <class T>

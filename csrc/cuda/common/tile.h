@@ -3,22 +3,29 @@
 // Tiles make one of all memory layouts: what computes reads shared memory, always in the same order.
 #pragma once
 
-#include <cuda_pipeline_primitives.h>
-
 #include "elements.h"
 
 namespace robust_lr::cuda {
 
 extern __shared__ float4 shared_memory[];
 
-// The pixels of an image that a block works on, which may reach outside the image: there a tile holds zeros.
+// The pixels of an image that a block works on, which may reach outside the image: there a tile holds zeros, or what
+// lets a pixel take no part.
+//
+// Columns that are `Stride` apart are neighbors in memory, as neighboring threads read them: no two of a warp's threads
+// then meet in one bank of shared memory.
+template <int Stride>
 struct Tile {
+  static_assert(Stride == 1 || Stride == 2);
   int n, row, column;  // image, and the first pixel
   int rows, columns;
   int group, groups;  // the first group, and how many: a power of two
 
   __host__ __device__ int size() const { return rows * columns * groups; }
-  __device__ int at(int r, int c, int g) const { return (r * columns + c) * groups + g; }
+  __device__ int at(int r, int c, int g) const {
+    if (Stride == 2) c = (c & 1) * ((columns + 1) >> 1) + (c >> 1);
+    return (r * columns + c) * groups + g;
+  }
 };
 
 __device__ inline int present_channels(const Problem& p, int group) {
@@ -41,109 +48,154 @@ __device__ auto value_at(const Image<T>& x, const Problem&, int n, int channel, 
   return widen(*address(x, n, channel, row, column));
 }
 
-// Calls load(row, column, group) for every place of the tile, InFlight of them before their store(place, value), so
-// that a thread waits for several at a time.
-template <int InFlight, class Load, class Store>
-__device__ void each_place(const Tile& tile, Load load, Store store) {
-  const int g = threadIdx.x % tile.groups, step = blockDim.x / tile.groups, pixels = tile.rows * tile.columns;
-  int pixel = threadIdx.x / tile.groups;
-  int row = pixel / tile.columns, column = pixel % tile.columns;
-  while (pixel < pixels) {
-    decltype(load(0, 0, 0)) values[InFlight];
+// The same near a pixel, whose address is `first`: the distance in bytes fits into 32 bits (are_close in arguments.h).
+template <class T>
+__device__ T* pixel_at(const Image<T>& image, T* first, int rows, int columns) {
+  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+  const int bytes = rows * (int(image.row) * int(sizeof(T))) + columns * (int(image.column) * int(sizeof(T)));
+  return reinterpret_cast<T*>(reinterpret_cast<Byte*>(first) + bytes);
+}
+
+__device__ inline bool is_inside(int row, int column, int height, int width) {
+  return unsigned(row) < unsigned(height) && unsigned(column) < unsigned(width);
+}
+
+// Keeps a value in its register, where the compiler would rather compute it again in every round of a loop.
+__device__ inline void keep(int& value) {
+#ifdef __CUDA_ARCH__
+  asm("" : "+r"(value));
+#endif
+}
+
+// Calls load(row, column) for every place of the tile that is of this thread's group, InFlight of them before their
+// store(place, value), so that a thread waits for several at a time. Rows and columns are the tile's.
+template <int InFlight, int Stride, class Load, class Store>
+__device__ void each_place(const Tile<Stride>& tile, Load load, Store store) {
+  const int g = threadIdx.x % tile.groups, pixel = threadIdx.x / tile.groups, step = blockDim.x / tile.groups;
+  int row_step = step / tile.columns, column_step = step % tile.columns, place_step = step * tile.groups;
+  int row = pixel / tile.columns, column = pixel % tile.columns, place = threadIdx.x;
+  keep(row_step), keep(column_step), keep(place_step);
+  while (row < tile.rows) {
+    decltype(load(0, 0)) values[InFlight];
     int places[InFlight];
+    bool loaded[InFlight];
 #pragma unroll
     for (int i = 0; i < InFlight; ++i) {
-      places[i] = pixel < pixels ? pixel * tile.groups + g : -1;
-      if (pixel < pixels) values[i] = load(tile.row + row, tile.column + column, tile.group + g);
-      pixel += step;
-      for (column += step; column >= tile.columns; column -= tile.columns) ++row;
+      if (Stride > 1) place = tile.at(row, column, g);
+      places[i] = place, loaded[i] = row < tile.rows;
+      if (loaded[i]) values[i] = load(row, column);
+      place += place_step, row += row_step, column += column_step;
+      if (column >= tile.columns) column -= tile.columns, ++row;
     }
 #pragma unroll
     for (int i = 0; i < InFlight; ++i)
-      if (places[i] >= 0) store(places[i], values[i]);
+      if (loaded[i]) store(places[i], values[i]);
   }
 }
 
-// One value of each group, as float: [row][column][group].
-template <class T>
-__device__ void load_scalars(const Tile& tile, const Image<T>& image, int groups, int height, int width, float* to) {
-  each_place<4>(
-      tile,
-      [&](int row, int column, int group) {
-        const bool inside = group < groups && row >= 0 && row < height && column >= 0 && column < width;
-        return inside ? widen(*address(image, tile.n, group, row, column)) : 0.f;
-      },
-      [&](int place, float value) { to[place] = value; });
+// The group that a thread loads.
+template <int Stride>
+__device__ int group_to_load(const Tile<Stride>& tile) {
+  return tile.group + threadIdx.x % tile.groups;
 }
 
-// All channels of each group: [piece][row][column][group]. Done after `finish_loading`.
+// The channels of a group at one pixel, as they are in memory.
 template <class T>
-__device__ void load_vectors(const Tile& tile, const Image<const T>& image, const Problem& p, int height, int width,
-                             Piece<T>* to) {
-  auto with_bytes = [&](auto copy) {
-    each_place<1>(
-        tile,
-        [&](int row, int column, int group) {
-          const bool inside = row >= 0 && row < height && column >= 0 && column < width;
-          const int present = inside ? present_channels(p, group) : 0;
-          const T* from = address(image, tile.n, group * int(p.shared), row, column);
-          const int place = tile.at(row - tile.row, column - tile.column, group - tile.group);
+struct alignas(16) Channels {
+  T elements[kChannels];
+};
+
+// The channels of this thread's group, near the tile's first pixel; they move in units of type Unit.
+template <class T, class Unit>
+struct ChannelsInMemory {
+  using Raw = Channels<T>;
+  Image<const T> image;
+  const T* first;
+  int present;
+
+  __device__ void read(int row, int column, Raw& to) const {
+    constexpr int kUnit = sizeof(Unit) / sizeof(T);
+    const T* const from = pixel_at(image, first, row, column);
 #pragma unroll
-          for (int i = 0; i < Piece<T>::kCount; ++i)
-            copy(from, i * Piece<T>::kElements, present, to[i * tile.size() + place].elements);
-          return 0;
-        },
-        [](int, int) {});
-  };
-  auto in_units = [&](auto unit) {  // of several elements, without a way through registers
-    constexpr int kUnit = sizeof(unit) / sizeof(T);
-    with_bytes([](const T* from, int channel, int present, T* elements) {
-#pragma unroll
-      for (int e = 0; e < Piece<T>::kElements; e += kUnit) {
-        if (channel + e < present) {
-          __pipeline_memcpy_async(elements + e, from + channel + e, sizeof unit);
-        } else {
-          *reinterpret_cast<decltype(unit)*>(elements + e) = {};
-        }
+    for (int c = 0; c < kChannels; c += kUnit) {
+      if (kUnit < kChannels && c >= present) continue;
+      if (kUnit == 1) {
+        to.elements[c] = from[c * image.channel];
+      } else {
+        *reinterpret_cast<Unit*>(to.elements + c) = *reinterpret_cast<const Unit*>(from + c);
       }
-    });
-  };
-  if (image.bytes == 16) return in_units(float4());
-  if (image.bytes == 8) return in_units(float2());
-  with_bytes([&](const T* from, int channel, int present, T* elements) {
-    Piece<T> piece;
+    }
+  }
+  __device__ const Channels<T>& finish(const Raw& raw) const { return raw; }
+};
+
+// Calls f with what reads the channels of this thread's group.
+template <class T, int Stride, class F>
+__device__ void with_channels(const Tile<Stride>& tile, const Image<const T>& image, const Problem& p, F f) {
+  const int group = group_to_load(tile), present = present_channels(p, group);
+  const T* const first = address(image, tile.n, group * int(p.shared), tile.row, tile.column);
+  if (image.bytes == 16) return f(ChannelsInMemory<T, float4>{image, first, present});
+  if (image.bytes == 8) return f(ChannelsInMemory<T, float2>{image, first, present});
+  f(ChannelsInMemory<T, T>{image, first, present});
+}
+
+// Loads the channels of each group to [piece][row][column][group], and what `scalars` says to [row][column][group].
+// Pixels outside the image have zeros, and what scalars.outside() says.
+template <class T, int Stride, class X, class Scalars, class E, class Scalar>
+__device__ void load_tile(const Tile<Stride>& tile, const X& x, const Problem& p, Index rows, Index columns,
+                          const Scalars& scalars, Piece<E>* to, Scalar* scalars_to) {
+  const bool present = group_to_load(tile) < int(p.groups);
+  int height = present ? int(rows) : 0, width = int(columns);
+  const int size = tile.size();
+  keep(height);
+  with_channels<T>(tile, x, p, [&](const auto& channels) {
+    struct Loaded {
+      typename std::remove_cvref_t<decltype(channels)>::Raw raw;
+      Scalar scalar;
+      bool inside;
+    };
+    each_place<2>(
+        tile,
+        [&](int row, int column) {
+          Loaded loaded{};
+          loaded.scalar = scalars.outside();
+          loaded.inside = is_inside(tile.row + row, tile.column + column, height, width);
+          if (loaded.inside) {
+            channels.read(row, column, loaded.raw);
+            loaded.scalar = scalars.inside(row, column);
+          } else if (scalars.pads()) {
+            loaded.scalar = scalars.padded(tile.row + row, tile.column + column);
+          }
+          return loaded;
+        },
+        [&](int place, const Loaded& loaded) {
+          Channels<E> found{};
+          if (loaded.inside) convert_channels(channels.finish(loaded.raw).elements, found.elements);
 #pragma unroll
-    for (int e = 0; e < Piece<T>::kElements; ++e)
-      piece.elements[e] = channel + e < present ? from[(channel + e) * image.channel] : T(0.f);
-    *reinterpret_cast<float4*>(elements) = *reinterpret_cast<float4*>(piece.elements);
+          for (int i = 0; i < Piece<E>::kCount; ++i)
+            reinterpret_cast<float4*>(to)[i * size + place] = reinterpret_cast<const float4*>(found.elements)[i];
+          scalars_to[place] = loaded.scalar;
+        });
   });
 }
 
-__device__ inline void finish_loading() {
-  __pipeline_commit();
-  __pipeline_wait_prior(0);
-  __syncthreads();
-}
-
 // The prior of the tile's groups: [tap][group]; zeros where there is none.
-__device__ inline void load_prior(const Tile& tile, const float* geo, const Problem& p, float* to) {
-  const int taps = int(p.kernel * p.kernel);
-  for (int i = threadIdx.x; i < taps * tile.groups; i += blockDim.x) {
-    const int group = tile.group + i % tile.groups;
-    to[i] = geo != nullptr && group < p.groups ? geo[group * taps + i / tile.groups] : 0.f;
-  }
+template <int Stride>
+__device__ void load_prior(const Tile<Stride>& tile, const float* geo, const Problem& p, float* to) {
+  const int taps = int(p.kernel * p.kernel), group = group_to_load(tile);
+  const bool present = geo != nullptr && group < p.groups;
+  for (int tap = threadIdx.x / tile.groups; tap < taps; tap += blockDim.x / tile.groups)
+    to[tap * tile.groups + threadIdx.x % tile.groups] = present ? geo[group * taps + tap] : 0.f;
 }
 
 // The channels at one place of a tile.
 template <class T>
 __device__ void read_channels(const Piece<T>* tile, int size, int place, float (&to)[kChannels]) {
+  alignas(16) T elements[kChannels];
 #pragma unroll
-  for (int i = 0; i < Piece<T>::kCount; ++i) {
-    alignas(16) T elements[Piece<T>::kElements];
-    *reinterpret_cast<float4*>(elements) = reinterpret_cast<const float4*>(tile)[i * size + place];
-#pragma unroll
-    for (int e = 0; e < Piece<T>::kElements; ++e) to[i * Piece<T>::kElements + e] = widen(elements[e]);
-  }
+  for (int i = 0; i < Piece<T>::kCount; ++i)
+    reinterpret_cast<float4*>(elements)[i] = reinterpret_cast<const float4*>(tile)[i * size + place];
+  widen_channels(elements, to);
 }
 
 // The channels of a group at one pixel, from and to global memory; those past `present` are zero, or not written.
@@ -165,8 +217,7 @@ __device__ void read_channels(const I& image, const T* from, int present, WideOf
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) elements[c] = c < present ? from[c * image.channel] : T(0.f);
   }
-#pragma unroll
-  for (int c = 0; c < kChannels; ++c) to[c] = widen(elements[c]);
+  widen_channels(elements, to);
 }
 
 // The channels of a group at the pixels of a strip, zeros where `inside(s)` is false.
@@ -174,9 +225,9 @@ template <class T, int S, class Inside>
 __device__ void read_strip(const Image<const T>& image, const Problem& p, int n, int group, int first, int column,
                            Inside inside, float (&to)[S][kChannels]) {
   const int present = present_channels(p, group);
+  const T* const pixel = address(image, n, group * int(p.shared), first, column);
 #pragma unroll
-  for (int s = 0; s < S; ++s)
-    read_channels(image, address(image, n, group * int(p.shared), first + s, column), inside(s) ? present : 0, to[s]);
+  for (int s = 0; s < S; ++s) read_channels(image, pixel_at(image, pixel, s, 0), inside(s) ? present : 0, to[s]);
 }
 
 template <class T>

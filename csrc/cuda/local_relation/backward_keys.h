@@ -11,22 +11,55 @@ namespace robust_lr::cuda {
 
 constexpr int kKeyStrip = 4;
 
-// Shared memory of a block: its query pixels, and each warp's part of the gradients that are sums.
-template <class T, class X>
+// What every key in a query's window needs of it, beside dy; lse to base 2.
+struct alignas(16) Query {
+  float q, lse, excess, mean;
+};
+
+// Shared memory of a block: its query pixels, which are few enough to widen them, and each warp's part of the gradients
+// that are sums.
+template <class X>
 struct QueryMemory {
-  Piece<T>* dy;
-  float *queries, *lse, *excess, *mean, *prior, *dprior, *dvalues;
+  Piece<float>* dy;
+  Query* queries;
+  float *prior, *dprior, *dvalues;
 
   __device__ QueryMemory(int size, int entries) {
-    dy = reinterpret_cast<Piece<T>*>(shared_memory);
-    queries = reinterpret_cast<float*>(dy + Piece<T>::kCount * size);
-    lse = queries + size, excess = lse + size, mean = excess + size;
-    prior = mean + size, dprior = prior + entries, dvalues = dprior + kWarps * entries;
+    dy = reinterpret_cast<Piece<float>*>(shared_memory);
+    queries = reinterpret_cast<Query*>(dy + Piece<float>::kCount * size);
+    prior = reinterpret_cast<float*>(queries + size), dprior = prior + entries, dvalues = dprior + kWarps * entries;
   }
-  static size_t bytes(const Tile& tile, int taps) {
+  static size_t bytes(const Tile<1>& tile, int taps) {
     const int sums = taps + kWarps * (taps + kDelivered<X>);  // of a group
-    return tile.size() * (sizeof(T) * kChannels + 4 * sizeof(float)) + sums * tile.groups * sizeof(float);
+    return tile.size() * (sizeof(float) * kChannels + sizeof(Query)) + sums * tile.groups * sizeof(float);
   }
+};
+
+// The queries of a thread's group, near the tile's first pixel. None of those outside the image has a key.
+template <class O, class Arguments>
+struct Queries {
+  const Arguments& a;
+  decltype(a.q.data) first;
+  Index statistics;
+  int width;
+
+  __device__ Queries(const Tile<1>& tile, const Arguments& a) : a(a), width(int(a.p.out_width)) {
+    const int group = group_to_load(tile);
+    first = address(a.q, tile.n, group, tile.row, tile.column);
+    statistics = ((tile.n * a.p.groups + group) * a.p.out_height + tile.row) * width + tile.column;
+  }
+  __device__ Query inside(int row, int column) const {
+    Query query{widen(*pixel_at(a.q, first, row, column)), 0, 0, 0};
+    if (O::kSoftmax) {
+      const int at = row * width + column;
+      query.lse = (a.lse + statistics)[at] * float(kLog2e), query.excess = (a.excess + statistics)[at];
+      query.mean = (a.mean + statistics)[at];
+    }
+    return query;
+  }
+  __device__ Query outside() const { return {O::kBeyond, 0, 0, 0}; }
+  __device__ bool pads() const { return false; }
+  __device__ Query padded(int, int) const { return outside(); }
 };
 
 // Rows and columns before the image that threads stand for: a whole strip, so that strips start where QueryWindow asks.
@@ -42,25 +75,17 @@ __global__ void __launch_bounds__(kThreads, kResident) backward_keys(BackwardArg
   const int height = int(p.height), width = int(p.width), groups = int(p.groups), pad = int(p.padding);
   const int out_height = int(p.out_height), out_width = int(p.out_width), lead = key_lead(p);
   const Place place(b);
-  const Tile tile = Window::tile(b, place, lead);
+  const Tile<1> tile = Window::tile(b, place, lead);
   const int entries = K * K * b.groups;
-  const QueryMemory<T, X> memory(tile.size(), entries);
-  load_vectors(tile, a.dy, p, out_height, out_width, memory.dy);
-  load_scalars(tile, a.q, groups, out_height, out_width, memory.queries);
-  if (O::kSoftmax) {
-    auto load = [&](const float* statistics, float* to) {
-      const Index plane = p.out_height * p.out_width;
-      const Image<const float> image{statistics, groups * plane, plane, out_width, 1};
-      load_scalars(tile, image, groups, out_height, out_width, to);
-    };
-    load(a.lse, memory.lse), load(a.excess, memory.excess), load(a.mean, memory.mean);
-  }
+  const QueryMemory<X> memory(tile.size(), entries);
+  load_tile<T>(tile, a.dy, p, out_height, out_width, Queries<O, BackwardArguments<T, X>>(tile, a), memory.dy,
+               memory.queries);
   load_prior(tile, a.geo, p, memory.prior);
   float* const dprior = memory.dprior + threadIdx.x / 32 * entries;
   if (a.dgeo != nullptr) {
     for (int i = threadIdx.x % 32; i < entries; i += 32) dprior[i] = 0;
   }
-  finish_loading();
+  __syncthreads();
 
   const int first = place.strip * S - lead, column = place.column - lead;
   const bool active = place.inside && place.group < groups && column >= -pad && column < width + pad;
@@ -68,9 +93,10 @@ __global__ void __launch_bounds__(kThreads, kResident) backward_keys(BackwardArg
   auto takes_part = [&](int s) { return first + s >= -pad && first + s < height + pad; };
   float x[S][kChannels], dx[S][kChannels], k[S], dk[S];
   read_strip<T>(a.x, p, place.n, place.group, first, column, inside, x);
+  const auto* const keys = address(a.k, place.n, place.group, first, column);
 #pragma unroll
   for (int s = 0; s < S; ++s) {
-    k[s] = inside(s) ? widen(*address(a.k, place.n, place.group, first + s, column)) : 0.f;
+    k[s] = inside(s) ? widen(*pixel_at(a.k, keys, s, 0)) : takes_part(s) ? 0.f : -O::kBeyond;
     dk[s] = 0;
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) dx[s][c] = 0;
@@ -79,23 +105,21 @@ __global__ void __launch_bounds__(kThreads, kResident) backward_keys(BackwardArg
   // The columns of the queries that hold this key meet it at every `stride`th tap, from the last on.
   const int last_tap = K - 1 - (place.c + O::kRadius) % O::kStride;
   int query_column = Window::kBefore + (place.c + O::kRadius - last_tap) / O::kStride;  // in the tile
+  const int first_row = place.s * S / O::kStride;                                       // in the tile
+  const int row_step = tile.columns * tile.groups;
   for (int j = last_tap; j > last_tap - K; j -= O::kStride, ++query_column) {
     float dpriors[K];
 #pragma unroll
     for (int i = 0; i < K; ++i) dpriors[i] = 0;
-    if (active && j >= 0 && tile.column + query_column >= 0 && tile.column + query_column < out_width) {
+    const int image_column = tile.column + query_column;
+    if (active && j >= 0 && (!O::kLeavesOut || (image_column >= 0 && image_column < out_width))) {
       float priors[K];
 #pragma unroll
       for (int i = 0; i < K; ++i) priors[i] = memory.prior[(i * K + j) * b.groups + place.g];
-      const int first_row = place.s * S / O::kStride;  // in the tile
-      int at = tile.at(first_row, query_column, place.g);
-#pragma unroll
-      for (int i = 0; i < Window::kRows; ++i, at += tile.columns * tile.groups) {
-        const int row = tile.row + first_row + i;
-        if (row < 0 || row >= out_height) continue;
-        const float q = memory.queries[at];
-        float lse = 0, excess = 0, mean = 0;
-        if (O::kSoftmax) lse = memory.lse[at], excess = memory.excess[at], mean = memory.mean[at];
+      const int start = tile.at(first_row, query_column, place.g);
+      each_query_row<O, S>(tile.row + first_row, out_height, [&](int i) {
+        const int at = start + i * row_step;
+        const Query query = memory.queries[at];
         float dy[kChannels];
         read_channels(memory.dy, tile.size(), at, dy);
 #pragma unroll
@@ -103,21 +127,23 @@ __global__ void __launch_bounds__(kThreads, kResident) backward_keys(BackwardArg
           const int tap = Window::tap(s, i);
           if (tap < 0 || tap >= K) continue;
           float dlogit = dot(dy, x[s]);
-          float weight = O::Phi::add(priors[tap] - lse, q, k[s]);
-          if (O::kSoftmax) weight = exponential(weight, excess), dlogit = weight * (dlogit - mean);
+          float weight = O::Phi::add(priors[tap], query.q, k[s]);
+          if (O::kSoftmax) {
+            weight = exponential_less(weight, query.lse, query.excess);
+            dlogit = weight * (dlogit - query.mean);
+          }
 #pragma unroll
           for (int c = 0; c < kChannels; ++c) dx[s][c] += weight * dy[c];
-          dk[s] += dlogit * O::Phi::key_slope(q, k[s]);
-          if (takes_part(s)) dpriors[tap] += dlogit;
+          dk[s] += dlogit * O::Phi::key_slope(query.q, k[s]);
+          if (!O::kLeavesOut || takes_part(s)) dpriors[tap] += dlogit;
         }
-      }
+      });
     }
     if (a.dgeo != nullptr) {
       // Lanes that are a multiple of groups * stride apart have the same group and tap. The first of them adds up.
+      for (int lanes = 16; lanes >= b.groups * O::kStride; lanes /= 2) {
 #pragma unroll
-      for (int i = 0; i < K; ++i) {
-        for (int lanes = 16; lanes >= b.groups * O::kStride; lanes /= 2)
-          dpriors[i] += __shfl_xor_sync(0xffffffff, dpriors[i], lanes);
+        for (int i = 0; i < K; ++i) dpriors[i] += __shfl_xor_sync(0xffffffff, dpriors[i], lanes);
       }
       if (int(threadIdx.x % 32) < b.groups * O::kStride && j >= 0) {
 #pragma unroll
@@ -126,9 +152,10 @@ __global__ void __launch_bounds__(kThreads, kResident) backward_keys(BackwardArg
     }
   }
 
+  auto* const dkeys = address(a.dk, place.n, place.group, first, column);
 #pragma unroll
   for (int s = 0; s < S; ++s) {
-    if (inside(s)) narrow(O::Phi::kKeyFactor * dk[s], address(a.dk, place.n, place.group, first + s, column));
+    if (inside(s)) narrow(O::Phi::kKeyFactor * dk[s], pixel_at(a.dk, dkeys, s, 0));
   }
   deliver(a.dx, a.x, p, b, place, first, column, inside, x, dx, memory.dvalues);
   if (a.dgeo != nullptr) {

@@ -13,18 +13,20 @@
 
 namespace robust_lr::cuda {
 
-constexpr int kQueryStrip = 4;
+// Seven where registers suffice.
+template <class O>
+constexpr int kQueryStrip = O::kStride == 1 && !std::is_same_v<typename O::Phi, AbsoluteDifference> ? 7 : 4;
 
 template <class T, class X, class O>
 __global__ void __launch_bounds__(kThreads, kResident) backward_queries(BackwardArguments<T, X> a, Blocking b) {
-  constexpr int S = kQueryStrip, K = O::kSize;
+  constexpr int S = kQueryStrip<O>, K = O::kSize;
   using Window = KeyWindow<O, S>;
   const Problem& p = a.p;
   const int height = int(p.height), width = int(p.width), groups = int(p.groups), pad = int(p.padding);
   const Place place(b);
-  const Tile tile = Window::tile(b, place);
-  const KeyMemory<T> memory(tile.size());
-  memory.load(tile, a);
+  const auto tile = Window::tile(b, place);
+  const KeyMemory<InTile<T, O>> memory(tile.size());
+  memory.load(O(), tile, a);
 
   const int first = place.strip * S, column = place.column;
   const int rows = min(S, int(p.out_height) - first);  // of the strip, in the image
@@ -32,36 +34,38 @@ __global__ void __launch_bounds__(kThreads, kResident) backward_queries(Backward
 
   const int present = present_channels(p, place.group);
   const Index pixel = ((place.n * p.groups + place.group) * p.out_height + first) * p.out_width + column;
-  float dy[S][kChannels], q[S], lse[S];
+  const int channel = place.group * int(p.shared), out_width = int(p.out_width);
+  const auto* const queries = address(a.q, place.n, place.group, first, column);
+  const T* const gradients = address(a.dy, place.n, channel, first, column);
+  const T* const results = address(a.y, place.n, channel, first, column);
+  float dy[S][kChannels], q[S], lse[S];  // lse to base 2
   // With softmax products are measured from `about`. Sums over the window:
   float about[S], products[S], sloped_products[S], weights[S], slopes[S];
 #pragma unroll
   for (int s = 0; s < S; ++s) {
     const bool inside = s < rows;
-    q[s] = inside ? widen(*address(a.q, place.n, place.group, first + s, column)) : 0.f;
-    lse[s] = O::kSoftmax && inside ? a.lse[pixel + s * p.out_width] : 0.f;
-    const int channel = place.group * int(p.shared);
-    read_channels(a.dy, address(a.dy, place.n, channel, first + s, column), inside ? present : 0, dy[s]);
+    q[s] = inside ? widen(*pixel_at(a.q, queries, s, 0)) : 0.f;
+    lse[s] = O::kSoftmax && inside ? a.lse[pixel + s * out_width] * float(kLog2e) : 0.f;
+    read_channels(a.dy, pixel_at(a.dy, gradients, s, 0), inside ? present : 0, dy[s]);
     about[s] = 0;
     if (O::kSoftmax) {
       float y[kChannels];
-      read_channels(a.y, address(a.y, place.n, channel, first + s, column), inside ? present : 0, y);
+      read_channels(a.y, pixel_at(a.y, results, s, 0), inside ? present : 0, y);
       about[s] = dot(dy[s], y);
     }
     products[s] = sloped_products[s] = weights[s] = slopes[s] = 0;
   }
 
+  const int row_step = tile.columns * tile.groups;
   for (int j = 0; j < K; ++j) {
     const int key_column = column * O::kStride + j - O::kRadius;
-    if (key_column < -pad || key_column >= width + pad) continue;
+    if (O::kLeavesOut && (key_column < -pad || key_column >= width + pad)) continue;
     float priors[K];
 #pragma unroll
     for (int i = 0; i < K; ++i) priors[i] = memory.prior[(i * K + j) * tile.groups + place.g];
-    int at = tile.at(place.s * S * O::kStride, place.c * O::kStride + j, place.g);
-#pragma unroll
-    for (int i = 0; i < Window::kRows; ++i, at += tile.columns * tile.groups) {
-      const int key_row = first * O::kStride + i - O::kRadius;
-      if (key_row < -pad || key_row >= height + pad) continue;
+    const int start = tile.at(place.s * S * O::kStride, place.c * O::kStride + j, place.g);
+    each_key_row<O, S>(first * O::kStride, pad, height, [&](int i) {
+      const int at = start + i * row_step;
       const float key = memory.keys[at];
       float x[kChannels];
       read_channels(memory.x, tile.size(), at, x);
@@ -72,7 +76,7 @@ __global__ void __launch_bounds__(kThreads, kResident) backward_queries(Backward
         float product = dot(dy[s], x) - about[s];
         const float slope = O::Phi::query_slope(q[s], key);
         if constexpr (O::kSoftmax) {
-          const float weight = exponential(O::Phi::add(priors[tap] - lse[s], q[s], key));
+          const float weight = exponential_less(O::Phi::add(priors[tap], q[s], key), lse[s]);
           product *= weight;
           weights[s] += weight;
           slopes[s] += weight * slope;
@@ -80,20 +84,21 @@ __global__ void __launch_bounds__(kThreads, kResident) backward_queries(Backward
         }
         sloped_products[s] += product * slope;
       }
-    }
+    });
   }
 
+  auto* const dqueries = address(a.dq, place.n, place.group, first, column);
 #pragma unroll
   for (int s = 0; s < S; ++s) {
     if (s >= rows) continue;
     float dq = sloped_products[s];
     if (O::kSoftmax) {
       const float mean = products[s] / weights[s];
-      a.mean[pixel + s * p.out_width] = about[s] + mean;
-      a.excess[pixel + s * p.out_width] = log2f(weights[s]);
+      a.mean[pixel + s * out_width] = about[s] + mean;
+      a.excess[pixel + s * out_width] = log2f(weights[s]);
       dq = (dq - mean * slopes[s]) / weights[s];
     }
-    narrow(O::Phi::kQueryFactor * dq, address(a.dq, place.n, place.group, first + s, column));
+    narrow(O::Phi::kQueryFactor * dq, pixel_at(a.dq, dqueries, s, 0));
   }
 }
 

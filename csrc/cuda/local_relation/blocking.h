@@ -8,53 +8,90 @@
 
 namespace robust_lr::cuda {
 
-// Number of groups of a pixel that neighboring threads work on, at first: they should be neighbors in memory.
+inline int threads(const Blocking& b) { return int(ceil_div(b.groups * b.columns * b.strips, 32) * 32); }
+
+// Number of groups of a pixel that a block works on, at least: they should be neighbors in memory.
 template <class T>
-int neighbors(const Image<T>& x) {
-  return x.channel == 1 ? 4 : 1;
+int least_groups(const Image<T>& x) {
+  return x.channel == 1 ? 2 : 1;
 }
 template <class A>
-int neighbors(const Stem<A>&) {
+int least_groups(const Stem<A>&) {
+  return 1;
+}
+template <class T>
+int least_groups(const BackwardArguments<T>& a) {
+  return least_groups(a.x);
+}
+template <class T, class A>
+int least_groups(const BackwardArguments<T, Stem<A>>&) {
   return 8;  // all of the paper's stem, as the gradient of the image is a sum over groups
 }
 
-// Divides an image of `rows` x `columns` pixels into blocks of strips. `bytes` tells the shared memory that a blocking
-// takes. Nothing here changes a result, only its speed.
-template <class Bytes>
-Blocking divide(const Problem& p, Index rows, Index columns, int strip, int groups, Bytes bytes) {
-  Blocking b{};
-  b.groups = groups;
+// Instructions of a warp, by benchmarks/cuda_count.py: for a place of the tile that its threads load, and for all else.
+struct Costs {
+  int place, rest;
+};
+
+// Divides an image of `rows` x `columns` pixels into blocks of strips, so that they take the fewest instructions.
+// `bytes` tells the shared memory that a blocking takes, `pixels` the size of its tile. Nothing here changes a result,
+// only its speed.
+template <class Bytes, class Pixels>
+Blocking divide(const Problem& p, Index rows, Index columns, int strip, int least_groups, Costs costs, Bytes bytes,
+                Pixels pixels) {
   auto whole = [&](Index columns) { return int(ceil_div(columns, p.stride) * p.stride); };  // strips.h counts on it
-  b.columns = whole(ceil_div(columns, ceil_div(columns, groups > 1 ? 16 : 64)));
-  const int strips = int(ceil_div(rows, strip));  // of a column
-  b.strips = std::max(1, std::min(strips, kThreads / (b.groups * b.columns)));
+  const int strips = int(ceil_div(rows, strip));                                            // of a column
+  Blocking best{};
+  Index least = INT64_MAX;
+  auto consider = [&](int groups, int width, int height) {
+    Blocking b{};
+    b.groups = groups, b.columns = width;
+    b.group_blocks = int(ceil_div(p.groups, groups)), b.column_blocks = int(ceil_div(columns, width));
+    b.strip_blocks = int(ceil_div(strips, height)), b.strips = int(ceil_div(strips, b.strip_blocks));
+    if (threads(b) > kThreads || bytes(b) > kMaxSharedMemory) return;
+    const Index passes = ceil_div(pixels(b), threads(b) / groups);
+    Index cost = Index(b.blocks()) * threads(b) * (costs.rest + passes * costs.place);
+    if (threads(b) < kThreads) cost += cost / 4;  // fewer warps to hide latencies
+    if (cost < least) least = cost, best = b;
+  };
   const int most_groups = 32 / int(p.stride);  // lanes that have the same group and tap must be in one warp
-  auto threads = [&] { return b.groups * b.columns * b.strips; };
-  while (2 * threads() <= kThreads && 2 * b.groups <= most_groups && b.groups < p.groups) b.groups *= 2;
-  while (threads() > kThreads || bytes(b) > kMaxSharedMemory) {
-    if (b.groups > 2) {
-      b.groups /= 2;
-    } else if (b.strips > 1) {
-      b.strips = (b.strips + 1) / 2;
-    } else if (b.columns > 8) {
-      b.columns = whole(b.columns / 2);
-    } else {
-      b.groups = 1;
-      break;
+  for (int groups = most_groups; groups >= 1; groups /= 2) {
+    if (groups >= 2 * p.groups || (groups < least_groups && 2 * groups <= p.groups && best.groups > 0)) continue;
+    for (int wanted = 4; wanted <= kThreads; wanted += wanted < 16 ? 2 : 16) {
+      const int width = whole(ceil_div(columns, ceil_div(columns, wanted)));
+      for (int height = std::max(1, kThreads / (groups * width)); height >= 1; height /= 2)
+        consider(groups, width, height);
     }
   }
-  b.group_blocks = int(ceil_div(p.groups, b.groups));
-  b.column_blocks = int(ceil_div(columns, b.columns));
-  b.strip_blocks = int(ceil_div(strips, b.strips));
-  return b;
+  return best;
 }
 
-inline int threads(const Blocking& b) { return int(ceil_div(b.groups * b.columns * b.strips, 32) * 32); }
+template <class T, class O, int Strip>
+size_t key_bytes(const Blocking& b) {
+  return KeyMemory<InTile<T, O>>::bytes(KeyWindow<O, Strip>::tile(b), O::kSize * O::kSize);
+}
 
-// Calls f with the Options that strip kernels are compiled for and returns true; false where they do not cover `p`.
-template <class F>
-bool with_options(const Problem& p, F f) {
-  if (p.components != 1 || p.shared > kChannels) return false;
+// The division of the query pixels.
+template <class T, class O, int Strip>
+Blocking divide_queries(const Problem& p, int least_groups, Costs costs) {
+  auto pixels = [](const Blocking& b) {
+    const auto tile = KeyWindow<O, Strip>::tile(b);
+    return tile.rows * tile.columns;
+  };
+  return divide(p, p.out_height, p.out_width, Strip, least_groups, costs, key_bytes<T, O, Strip>, pixels);
+}
+
+template <class X>
+constexpr bool is_stem = false;
+template <class A>
+constexpr bool is_stem<Stem<A>> = true;
+
+// Calls f with the Options that strip kernels are compiled for and returns true; false where they do not cover the
+// call.
+template <class Arguments, class F>
+bool with_options(const Arguments& a, F f) {
+  const Problem& p = a.p;
+  if (!are_close(a) || p.components != 1 || p.shared > kChannels) return false;
   auto with_stride = [&](auto phi, auto softmax, auto size) {
     using Phi = decltype(phi);
     if (p.stride == 1) return f(Options<Phi, softmax, size, 1>()), true;

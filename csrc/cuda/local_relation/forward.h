@@ -13,8 +13,9 @@ constexpr int kForwardStrip = O::kStride == 1 ? 7 : 4;
 
 // One output again, with the exact maximum of its logits, where the bound let all weights underflow.
 template <class T, class X, class O>
-__device__ void redo_output(const ForwardArguments<T, X>& a, const Tile& tile, const KeyMemory<T>& memory, int g,
-                            float q, int row, int column, float (&sum)[kChannels], float* lse) {
+__device__ void redo_output(const ForwardArguments<T, X>& a, const Tile<O::kStride>& tile,
+                            const KeyMemory<InTile<T, O>>& memory, int g, float q, int row, int column,
+                            float (&sum)[kChannels], float* lse) {
   const int pad = int(a.p.padding), height = int(a.p.height), width = int(a.p.width);
   auto each_logit = [&](auto f) {
     for (int i = 0; i < O::kSize; ++i) {
@@ -53,9 +54,9 @@ __global__ void __launch_bounds__(kThreads, kResident) forward_strips(ForwardArg
   const Problem& p = a.p;
   const int height = int(p.height), width = int(p.width), groups = int(p.groups), pad = int(p.padding);
   const Place place(b);
-  const Tile tile = Window::tile(b, place);
-  const KeyMemory<T> memory(tile.size());
-  memory.load(tile, a);
+  const auto tile = Window::tile(b, place);
+  const KeyMemory<InTile<T, O>> memory(tile.size());
+  memory.load(O(), tile, a);
 
   const int first = place.strip * S, column = place.column;
   const int rows = min(S, int(p.out_height) - first);  // of the strip, in the image
@@ -63,24 +64,22 @@ __global__ void __launch_bounds__(kThreads, kResident) forward_strips(ForwardArg
 
   float q[S], shift[S], total[S], sum[S][kChannels];
   const float* const prior = memory.prior + place.g;
+  const auto* const queries = address(a.q, place.n, place.group, first, column);
 #pragma unroll
   for (int s = 0; s < S; ++s) {
-    q[s] = s < rows ? widen(*address(a.q, place.n, place.group, first + s, column)) : 0.f;
+    q[s] = s < rows ? widen(*pixel_at(a.q, queries, s, 0)) : 0.f;
     shift[s] = 0, total[s] = 0;
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) sum[s][c] = 0;
   }
 
   // Calls f(place of a key pixel in the tile, tap of the strip's first pixel) for a strip's keys in one column.
+  const int row_step = tile.columns * tile.groups;
   auto each_row = [&](int j, auto f) {
     const int key_column = column * O::kStride + j - O::kRadius;
-    if (key_column < -pad || key_column >= width + pad) return;
-    int at = tile.at(place.s * S * O::kStride, place.c * O::kStride + j, place.g);
-#pragma unroll
-    for (int i = 0; i < Window::kRows; ++i, at += tile.columns * tile.groups) {
-      const int key_row = first * O::kStride + i - O::kRadius;
-      if (key_row >= -pad && key_row < height + pad) f(at, i);
-    }
+    if (O::kLeavesOut && (key_column < -pad || key_column >= width + pad)) return;
+    const int at = tile.at(place.s * S * O::kStride, place.c * O::kStride + j, place.g);
+    each_key_row<O, S>(first * O::kStride, pad, height, [&](int i) { f(at + i * row_step, i); });
   };
 
   if constexpr (O::kSoftmax) {
@@ -109,7 +108,10 @@ __global__ void __launch_bounds__(kThreads, kResident) forward_strips(ForwardArg
   for (int j = 0; j < K; ++j) {
     float priors[K];
 #pragma unroll
-    for (int i = 0; i < K; ++i) priors[i] = prior[(i * K + j) * tile.groups];
+    for (int i = 0; i < K; ++i) {
+      priors[i] = prior[(i * K + j) * tile.groups];
+      if (O::kSoftmax && O::Phi::kBounded) priors[i] -= shift[0];  // the same for all
+    }
     each_row(j, [&](int at, int i) {
       const float key = memory.keys[at];
       float x[kChannels];
@@ -118,7 +120,7 @@ __global__ void __launch_bounds__(kThreads, kResident) forward_strips(ForwardArg
       for (int s = 0; s < S; ++s) {
         const int tap = i - s * O::kStride;
         if (tap < 0 || tap >= K) continue;
-        float weight = O::Phi::add(O::kSoftmax ? priors[tap] - shift[s] : priors[tap], q[s], key);
+        float weight = O::Phi::add(O::kSoftmax && O::kLeavesOut ? priors[tap] - shift[s] : priors[tap], q[s], key);
         if (O::kSoftmax) weight = exponential(weight), total[s] += weight;
 #pragma unroll
         for (int c = 0; c < kChannels; ++c) sum[s][c] += weight * x[c];
@@ -127,7 +129,8 @@ __global__ void __launch_bounds__(kThreads, kResident) forward_strips(ForwardArg
   }
 
   const int present = present_channels(p, place.group);
-  const Index lse = ((place.n * p.groups + place.group) * p.out_height + first) * p.out_width + column;
+  float* const lse = a.lse + ((place.n * p.groups + place.group) * p.out_height + first) * p.out_width + column;
+  T* const results = address(a.y, place.n, place.group * int(p.shared), first, column);
   unsigned again = 0;
 #pragma unroll
   for (int s = 0; s < S; ++s) {
@@ -137,16 +140,16 @@ __global__ void __launch_bounds__(kThreads, kResident) forward_strips(ForwardArg
       const float scale = 1 / total[s];
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) sum[s][c] *= scale;
-      a.lse[lse + s * p.out_width] = shift[s] + logf(total[s]);
+      lse[s * int(p.out_width)] = shift[s] + logf(total[s]);
     }
-    write_channels(a.y, address(a.y, place.n, place.group * int(p.shared), first + s, column), present, sum[s]);
+    write_channels(a.y, pixel_at(a.y, results, s, 0), present, sum[s]);
   }
   if (O::kSoftmax && O::Phi::kBounded) {
     for (int s = 0; again != 0; ++s, again >>= 1) {
       if (!(again & 1)) continue;
-      const float query = widen(*address(a.q, place.n, place.group, first + s, column));
-      redo_output<T, X, O>(a, tile, memory, place.g, query, first + s, column, sum[0], &a.lse[lse + s * p.out_width]);
-      write_channels(a.y, address(a.y, place.n, place.group * int(p.shared), first + s, column), present, sum[0]);
+      const float query = widen(*pixel_at(a.q, queries, s, 0));
+      redo_output<T, X, O>(a, tile, memory, place.g, query, first + s, column, sum[0], &lse[s * int(p.out_width)]);
+      write_channels(a.y, pixel_at(a.y, results, s, 0), present, sum[0]);
     }
   }
 }

@@ -16,20 +16,26 @@ struct KeyBlocking {
 
   explicit KeyBlocking(const BackwardArguments<T, X>& a) {
     auto needed = [](const Blocking& b) {
-      return QueryMemory<T, X>::bytes(QueryWindow<O, kKeyStrip>::tile(b), O::kSize * O::kSize);
+      return QueryMemory<X>::bytes(QueryWindow<O, kKeyStrip>::tile(b), O::kSize * O::kSize);
+    };
+    auto pixels = [](const Blocking& b) {
+      const auto tile = QueryWindow<O, kKeyStrip>::tile(b);
+      return tile.rows * tile.columns;
     };
     const Index around = key_lead(a.p) + a.p.padding;
-    b = divide(a.p, a.p.height + around, a.p.width + around, kKeyStrip, neighbors(a.x), needed);
+    b = divide(a.p, a.p.height + around, a.p.width + around, kKeyStrip, least_groups(a),
+               {70, O::kStride == 1 ? 6500 : 2600}, needed, pixels);
     bytes = needed(b);
   }
 };
 
 template <class T, class X, class O>
 void launch_backward_strips(const BackwardArguments<T, X>& a, O, Stream stream) {
-  using Window = KeyWindow<O, kQueryStrip>;
-  auto bytes = [](const Blocking& b) { return KeyMemory<T>::bytes(Window::tile(b), O::kSize * O::kSize); };
-  const Blocking queries = divide(a.p, a.p.out_height, a.p.out_width, kQueryStrip, neighbors(a.x), bytes);
-  launch(backward_queries<T, X, O>, a.p.batch * queries.blocks(), threads(queries), bytes(queries), stream, a, queries);
+  constexpr int strip = kQueryStrip<O>;
+  const Blocking queries =
+      divide_queries<T, O, strip>(a.p, least_groups(a.x), {is_stem<X> ? 90 : 60, O::kStride == 1 ? 8500 : 6500});
+  launch(backward_queries<T, X, O>, a.p.batch * queries.blocks(), threads(queries), key_bytes<T, O, strip>(queries),
+         stream, a, queries);
   const KeyBlocking<T, X, O> keys(a);
   launch(backward_keys<T, X, O>, a.p.batch * keys.b.blocks(), threads(keys.b), keys.bytes, stream, a, keys.b);
 }
@@ -54,7 +60,7 @@ template <class T, class X>
 Parts parts_of(const BackwardArguments<T, X>& a) {
   Parts parts{a.p.batch, 0};
   if constexpr (!std::is_same_v<T, double>) {
-    with_options(a.p, [&](auto options) {
+    with_options(a, [&](auto options) {
       const Blocking b = KeyBlocking<T, X, decltype(options)>(a).b;
       parts = {a.p.batch * b.column_blocks * b.strip_blocks, b.group_blocks};
     });
@@ -66,7 +72,7 @@ template <class T, class X>
 void run_backward(const BackwardArguments<T, X>& a, Stream stream) {
   bool done = false;
   if constexpr (!std::is_same_v<T, double>)
-    done = with_options(a.p, [&](auto options) { launch_backward_strips(a, options, stream); });
+    done = with_options(a, [&](auto options) { launch_backward_strips(a, options, stream); });
   if (!done) launch_backward_general(a, stream);
   if (a.dgeo != nullptr) run_sum(a.dgeo_partial, parts_of(a).pixels, a.p.groups * a.p.taps(), a.dgeo, stream);
 }

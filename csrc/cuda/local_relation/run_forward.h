@@ -10,18 +10,15 @@ namespace robust_lr::cuda {
 template <class T, class X, class O>
 void launch_forward_strips(const ForwardArguments<T, X>& a, O, Stream stream) {
   constexpr int strip = kForwardStrip<O>;
-  auto bytes = [&](const Blocking& b) {
-    return KeyMemory<T>::bytes(KeyWindow<O, strip>::tile(b), O::kSize * O::kSize);
-  };
-  const Blocking b = divide(a.p, a.p.out_height, a.p.out_width, strip, neighbors(a.x), bytes);
-  launch(forward_strips<T, X, O>, a.p.batch * b.blocks(), threads(b), bytes(b), stream, a, b);
+  const Blocking b = divide_queries<T, O, strip>(a.p, least_groups(a.x), {is_stem<X> ? 90 : 60, 5500});
+  launch(forward_strips<T, X, O>, a.p.batch * b.blocks(), threads(b), key_bytes<T, O, strip>(b), stream, a, b);
 }
 
 template <class T, class X>
 void run_forward(const ForwardArguments<T, X>& a, Stream stream) {
   const Problem& p = a.p;
   if constexpr (!std::is_same_v<T, double>) {
-    if (with_options(p, [&](auto options) { launch_forward_strips(a, options, stream); })) return;
+    if (with_options(a, [&](auto options) { launch_forward_strips(a, options, stream); })) return;
   }
   const Index items = p.batch * p.groups * parts(p.shared) * p.out_height * p.out_width;
   launch(forward_general<T, X>, ceil_div(items, kGeneralThreads), kGeneralThreads, 0, stream, a);

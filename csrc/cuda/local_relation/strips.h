@@ -13,13 +13,26 @@ constexpr int kThreads = 128;  // in a block, at most
 constexpr int kWarps = kThreads / 32;
 constexpr int kResident = 3;  // blocks at once on a multiprocessor, at least: leaves 168 registers to a thread
 
+// A key, or a query, that is this far from all others has a weight of zero, without a way to compute it of its own:
+// what tiles hold outside the image. Its square is finite, so that gradients, products of weights, are zero and not
+// NaN.
+constexpr float kNowhere = 1e19f;
+
 // Compile-time options of a strip kernel.
 template <class Phi_, bool Softmax, int Size, int Stride>
 struct Options {
   using Phi = Phi_;
   static constexpr bool kSoftmax = Softmax;
   static constexpr int kSize = Size, kRadius = Size / 2, kStride = Stride;
+  // Where no distance makes a weight zero, what lies outside the image is left out, by branches.
+  static constexpr bool kLeavesOut = !(Softmax && Phi::kBounded);
+  static constexpr float kBeyond = kLeavesOut ? 0 : kNowhere;
 };
+
+// The type of the channels in a tile: float saves a thread to widen them for each strip, and there is room for it where
+// tiles are small.
+template <class T, class O>
+using InTile = std::conditional_t<O::kStride == 1, float, T>;
 
 // The division of an image into blocks.
 struct Blocking {
@@ -55,6 +68,8 @@ template <class O, int Strip>
 struct KeyWindow {
   static constexpr int kRows = (Strip - 1) * O::kStride + O::kSize;  // in the windows of one strip
 
+  using Tile = cuda::Tile<O::kStride>;
+
   __host__ __device__ static Tile tile(const Blocking& b) {
     Tile tile{};
     tile.rows = (b.strips * Strip - 1) * O::kStride + O::kSize;
@@ -71,27 +86,68 @@ struct KeyWindow {
   }
 };
 
+template <int From, int To>
+struct Range {
+  static constexpr int kFrom = From, kTo = To;
+};
+
+// Calls f(row) for the rows in the windows of a strip, which starts at row `first` of the image: all of them, but for
+// those above it, or below it, where none of these is in the image.
+template <class O, int Strip, class F>
+__device__ void each_key_row(int first, int pad, int height, F f) {
+  constexpr int kRows = KeyWindow<O, Strip>::kRows, kBelow = kRows - O::kRadius;
+  auto rows = [&](auto range) {
+#pragma unroll
+    for (int i = range.kFrom; i < range.kTo; ++i) {
+      const int row = first + i - O::kRadius;
+      if (O::kLeavesOut && (row < -pad || row >= height + pad)) continue;
+      f(i);
+    }
+  };
+  if (first - 1 >= -pad) rows(Range<0, O::kRadius>());
+  rows(Range<O::kRadius, kBelow>());
+  if (first + kBelow - O::kRadius < height + pad) rows(Range<kBelow, kRows>());
+}
+
+// The keys of a thread's group, near the tile's first pixel. Those of the first `pad` rows and columns outside the
+// image are zero.
+template <class O, class Arguments>
+struct Keys {
+  const Arguments& a;
+  decltype(a.k.data) first;
+
+  __device__ Keys(const Tile<O::kStride>& tile, const Arguments& a)
+      : a(a), first(address(a.k, tile.n, group_to_load(tile), tile.row, tile.column)) {}
+  __device__ float inside(int row, int column) const { return widen(*pixel_at(a.k, first, row, column)); }
+  __device__ float outside() const { return O::kBeyond; }
+  __device__ bool pads() const { return a.p.padding > 0; }
+  __device__ float padded(int row, int column) const {
+    const int pad = int(a.p.padding), height = int(a.p.height) + 2 * pad, width = int(a.p.width) + 2 * pad;
+    return is_inside(row + pad, column + pad, height, width) ? 0.f : O::kBeyond;
+  }
+};
+
 // Shared memory of a block: its key pixels.
-template <class T>
+template <class E>
 struct KeyMemory {
-  Piece<T>* x;
+  Piece<E>* x;
   float *keys, *prior;
 
   __device__ explicit KeyMemory(int size) {
-    x = reinterpret_cast<Piece<T>*>(shared_memory);
-    keys = reinterpret_cast<float*>(x + Piece<T>::kCount * size);
+    x = reinterpret_cast<Piece<E>*>(shared_memory);
+    keys = reinterpret_cast<float*>(x + Piece<E>::kCount * size);
     prior = keys + size;
   }
-  static size_t bytes(const Tile& tile, int taps) {
-    return tile.size() * (sizeof(T) * kChannels + sizeof(float)) + taps * tile.groups * sizeof(float);
+  template <int Stride>
+  static size_t bytes(const Tile<Stride>& tile, int taps) {
+    return tile.size() * (sizeof(E) * kChannels + sizeof(float)) + taps * tile.groups * sizeof(float);
   }
-  template <class Arguments>
-  __device__ void load(const Tile& tile, const Arguments& a) const {
-    const int groups = int(a.p.groups), height = int(a.p.height), width = int(a.p.width);
-    load_vectors(tile, a.x, a.p, height, width, x);
-    load_scalars(tile, a.k, groups, height, width, keys);
+  template <class O, class Arguments>
+  __device__ void load(O, const Tile<O::kStride>& tile, const Arguments& a) const {
+    using T = std::remove_cvref_t<decltype(*a.y.data)>;
+    load_tile<T>(tile, a.x, a.p, a.p.height, a.p.width, Keys<O, Arguments>(tile, a), x, keys);
     load_prior(tile, a.geo, a.p, prior);
-    finish_loading();
+    __syncthreads();
   }
 };
 
@@ -102,6 +158,8 @@ struct QueryWindow {
   static_assert(Strip % O::kStride == 0);
   static constexpr int kBefore = O::kRadius / O::kStride;  // queries above a key that hold it
   static constexpr int kRows = (Strip - 1 + O::kRadius) / O::kStride + kBefore + 1;
+
+  using Tile = cuda::Tile<1>;
 
   __host__ __device__ static Tile tile(const Blocking& b) {
     Tile tile{};
@@ -121,5 +179,23 @@ struct QueryWindow {
   // The tap of key `s` of a strip in the window of query `i` of the strip's.
   __device__ static constexpr int tap(int s, int i) { return s - O::kStride * (i - kBefore) + O::kRadius; }
 };
+
+// Calls f(row) for the rows of queries whose windows hold a strip of keys, which start at row `first` of the result:
+// all of them, but for those before it, or after it, where none of these is in the image.
+template <class O, int Strip, class F>
+__device__ void each_query_row(int first, int height, F f) {
+  using Window = QueryWindow<O, Strip>;
+  constexpr int kOwn = Window::kBefore + (Strip - 1) / O::kStride + 1;
+  auto rows = [&](auto range) {
+#pragma unroll
+    for (int i = range.kFrom; i < range.kTo; ++i) {
+      if (O::kLeavesOut && (first + i < 0 || first + i >= height)) continue;
+      f(i);
+    }
+  };
+  if (first + Window::kBefore - 1 >= 0) rows(Range<0, Window::kBefore>());
+  rows(Range<Window::kBefore, kOwn>());
+  if (first + kOwn < height) rows(Range<kOwn, Window::kRows>());
+}
 
 }  // namespace robust_lr::cuda

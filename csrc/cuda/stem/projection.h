@@ -2,12 +2,14 @@
 // image. A thread owns some pixels and goes through all channels.
 #pragma once
 
+#include <utility>
+
 #include "projection_arguments.h"
 #include "stem.h"
 
 namespace robust_lr::cuda {
 
-constexpr int kProjectionThreads = 128, kPixels = 2;
+constexpr int kProjectionThreads = 128, kPixels = 4;
 constexpr int kProjectionResident = 3;  // blocks at once on a multiprocessor, at least
 constexpr int kTable = 64;              // channels in shared memory at a time
 
@@ -73,38 +75,60 @@ struct Spot {
   }
 };
 
-template <class A>
+// Calls g with the kind of the projection: of three inputs, and without values in memory, is what networks have.
+template <class T, class G>
+__device__ void with_kind(const Projection<T>& f, G g) {
+  if (f.x.inputs == 3 && f.dx.data == nullptr) return g(Kind<3, true>());
+  g(Kind<kMaxInputs, false>());
+}
+
+// A value before its ReLU.
+template <int Inputs, class A>
 __device__ A value_of(const Channel<A>& channel, const A (&inputs)[kMaxInputs]) {
   A z = channel.bias;
 #pragma unroll
-  for (int j = 0; j < kMaxInputs; ++j) z += channel.transform[j] * inputs[j];
-  return relu(z);
+  for (int j = 0; j < Inputs; ++j) z += channel.transform[j] * inputs[j];
+  return z;
 }
 
 // The gradient of a value before its ReLU, of 8 rows of the projection and of what is in memory.
 template <class T>
-__device__ WideOf<T> gradient_of(const Channel<WideOf<T>>& channel, WideOf<T> x, const WideOf<T> (&dout)[kChannels],
+__device__ WideOf<T> gradient_of(const Channel<WideOf<T>>& channel, WideOf<T> z, const WideOf<T> (&dout)[kChannels],
                                  WideOf<T> dx) {
 #pragma unroll
   for (int r = 0; r < kChannels; ++r) dx += channel.weights[r] * dout[r];
-  return x <= 0 ? WideOf<T>(0) : dx;
+  return z <= 0 ? WideOf<T>(0) : dx;
 }
+
+template <class T>
+struct Spots {
+  Spot<T> spots[kPixels];
+
+  // Those of a thread: every so many pixels of its block's.
+  __device__ Spots(const Projection<T>& f, int n, int block)
+      : Spots(f, n, block, std::make_index_sequence<kPixels>()) {}
+  template <std::size_t... S>
+  __device__ Spots(const Projection<T>& f, int n, int block, std::index_sequence<S...>)
+      : spots{Spot<T>(f, n, (block * kPixels + int(S)) * kProjectionThreads + int(threadIdx.x))...} {}
+};
 
 template <class T>
 __global__ void __launch_bounds__(kProjectionThreads, kProjectionResident)
     project(Projection<T> f, int pixel_blocks, int row_blocks) {
   using A = WideOf<T>;
-  const int row = blockIdx.x % row_blocks * kChannels, block = blockIdx.x / row_blocks;
-  const int n = block / pixel_blocks, first = block % pixel_blocks * kPixels * kProjectionThreads + threadIdx.x;
-  const Spot<T> spots[kPixels] = {{f, n, first}, {f, n, first + kProjectionThreads}};
+  const int row = blockIdx.x % row_blocks * kChannels, block = blockIdx.x / row_blocks, n = block / pixel_blocks;
+  const Spots<T> own(f, n, block % pixel_blocks);
+  const auto& spots = own.spots;
   A sums[kPixels][kChannels] = {};
-  each_channel(f, row, [&](const Channel<A>& channel, int) {
+  with_kind(f, [&]<int Inputs, bool Full>(Kind<Inputs, Full>) {
+    each_channel(f, row, [&](const Channel<A>& channel, int) {
 #pragma unroll
-    for (int s = 0; s < kPixels; ++s) {
-      const A x = value_of(channel, spots[s].inputs);
+      for (int s = 0; s < kPixels; ++s) {
+        const A x = relu(value_of<Inputs>(channel, spots[s].inputs));
 #pragma unroll
-      for (int r = 0; r < kChannels; ++r) sums[s][r] += channel.weights[r] * x;
-    }
+        for (int r = 0; r < kChannels; ++r) sums[s][r] += channel.weights[r] * x;
+      }
+    });
   });
 #pragma unroll
   for (int s = 0; s < kPixels; ++s) {
@@ -118,31 +142,34 @@ __global__ void __launch_bounds__(kProjectionThreads, kProjectionResident)
     image_gradient(Projection<T> f, int pixel_blocks, const WideOf<T>* parts, int count, WideOf<T>* dimage) {
   using A = WideOf<T>;
   const int n = blockIdx.x / pixel_blocks;
-  const int first = blockIdx.x % pixel_blocks * kPixels * kProjectionThreads + threadIdx.x;
-  const Spot<T> spots[kPixels] = {{f, n, first}, {f, n, first + kProjectionThreads}};
+  const Spots<T> own(f, n, blockIdx.x % pixel_blocks);
+  const auto& spots = own.spots;
   A sums[kPixels][kMaxInputs] = {};
-  for (int row = 0; row < f.rows; row += kChannels) {
-    A dout[kPixels][kChannels];
+  with_kind(f, [&]<int Inputs, bool Full>(Kind<Inputs, Full>) {
+    for (int row = 0; row < f.rows; row += kChannels) {
+      A dout[kPixels][kChannels];
 #pragma unroll
-    for (int s = 0; s < kPixels; ++s) spots[s].read(row, dout[s]);
-    each_channel(f, row, [&](const Channel<A>& channel, int c) {
+      for (int s = 0; s < kPixels; ++s) spots[s].read(row, dout[s]);
+      each_channel(f, row, [&](const Channel<A>& channel, int c) {
 #pragma unroll
-      for (int s = 0; s < kPixels; ++s) {
-        const A x = value_of(channel, spots[s].inputs);
-        const A dz = gradient_of<T>(channel, x, dout[s], row == 0 ? spots[s].dx(c) : A(0));
+        for (int s = 0; s < kPixels; ++s) {
+          const A z = value_of<Inputs>(channel, spots[s].inputs);
+          const A dz = gradient_of<T>(channel, z, dout[s], Full || row > 0 ? A(0) : spots[s].dx(c));
 #pragma unroll
-        for (int j = 0; j < kMaxInputs; ++j) sums[s][j] += channel.transform[j] * dz;
-      }
-    });
-  }
-  const Index size = f.p.batch * f.x.inputs * f.p.height * f.p.width;
+          for (int j = 0; j < Inputs; ++j) sums[s][j] += channel.transform[j] * dz;
+        }
+      });
+    }
+  });
+  const Index plane = f.p.height * f.p.width, size = f.p.batch * f.x.inputs * plane;
 #pragma unroll
   for (int s = 0; s < kPixels; ++s) {
 #pragma unroll
     for (int j = 0; j < kMaxInputs; ++j) {
       if (!spots[s].inside || j >= f.x.inputs) continue;
-      const Index at = spots[s].pixel(j);
+      const Index at = spots[s].pixel(0) + j * plane;
       A sum = 0;
+#pragma unroll 1
       for (int k = 0; k < count; ++k) sum += parts[k * size + at];
       dimage[at] = sum + sums[s][j];
     }

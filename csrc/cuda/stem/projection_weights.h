@@ -48,22 +48,26 @@ __global__ void __launch_bounds__(kProjectionThreads, kProjectionResident)
     for (int j = 0; j < kMaxInputs; ++j) pixel.inputs[j] = spot.inputs[j];
     pixels[threadIdx.x] = pixel;
     __syncthreads();
-    for (int i = warp; i < min(kProjectionThreads, end - first); i += kProjectionThreads / 32) {
-      const Pixel<A> pixel = pixels[i];
+    const int count = min(kProjectionThreads, end - first);
+    with_kind(f, [&]<int Inputs, bool Full>(Kind<Inputs, Full>) {
+      for (int i = warp; i < count; i += kProjectionThreads / 32) {
+        const Pixel<A> pixel = pixels[i];
 #pragma unroll
-      for (int m = 0; m < kOwnChannels; ++m) {
-        const int channel = block_channel + m * 32 + lane;
-        A dx = 0;
-        if (row == 0 && f.dx.data != nullptr && channel < channels)
-          dx = *address(f.dx, n, channel, (first + i) / f.width, (first + i) % f.width);
-        const A x = value_of(own[m], pixel.inputs), dz = gradient_of<T>(own[m], x, pixel.dout, dx);
+        for (int m = 0; m < kOwnChannels; ++m) {
+          const int channel = block_channel + m * 32 + lane;
+          A dx = 0;
+          if (!Full && row == 0 && f.dx.data != nullptr && channel < channels)
+            dx = *address(f.dx, n, channel, (first + i) / f.width, (first + i) % f.width);
+          const A z = value_of<Inputs>(own[m], pixel.inputs), dz = gradient_of<T>(own[m], z, pixel.dout, dx);
+          const A x = relu(z);
 #pragma unroll
-        for (int r = 0; r < kChannels; ++r) dweight[m][r] += pixel.dout[r] * x;
+          for (int r = 0; r < kChannels; ++r) dweight[m][r] += pixel.dout[r] * x;
 #pragma unroll
-        for (int j = 0; j < kMaxInputs; ++j) dinput[m][j] += pixel.inputs[j] * dz;
-        dinput[m][kMaxInputs] += dz;
+          for (int j = 0; j < Inputs; ++j) dinput[m][j] += pixel.inputs[j] * dz;
+          dinput[m][kMaxInputs] += dz;
+        }
       }
-    }
+    });
   }
 
   __syncthreads();

@@ -5,12 +5,6 @@
 
 namespace robust_lr::cuda {
 
-// Keeps NaN, as PyTorch's does; and so do gradients, which are zero where a value is zero.
-template <class A>
-__device__ A relu(A z) {
-  return z < 0 ? A(0) : z;
-}
-
 template <class A>
 __device__ const A* pixel_of(const Stem<A>& x, const Problem& p, int n, int input, int row, int column) {
   return x.image + ((Index(n) * x.inputs + input) * p.height + row) * p.width + column;
@@ -35,79 +29,113 @@ __device__ A value_at(const Stem<A>& x, const Problem& p, int n, int channel, in
   return relu(z);
 }
 
-// The transform of a group, in registers.
-struct GroupTransform {
-  float weights[kMaxInputs][kChannels], bias[kChannels];
-  int inputs, present;
+template <int Inputs, bool Full>
+struct Kind {};
 
-  __device__ GroupTransform(const Stem<float>& x, const Problem& p, int group)
-      : inputs(x.inputs), present(present_channels(p, group)) {
+// The transform of a group, in registers. Where it is `Full` the image has just as many
+// inputs, and every group 8 channels; else there may be fewer.
+template <int Inputs, bool Full>
+struct GroupTransform {
+  float weights[Inputs][kChannels], bias[kChannels];
+  int present;
+
+  __device__ GroupTransform(const Stem<float>& x, const Problem& p, int group) : present(present_channels(p, group)) {
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) {
       const float* const row = row_of(x, group * int(p.shared) + c);
-      bias[c] = c < present ? row[inputs] : 0.f;
+      bias[c] = c < present ? row[x.inputs] : 0.f;
 #pragma unroll
-      for (int j = 0; j < kMaxInputs; ++j) weights[j][c] = c < present && j < inputs ? row[j] : 0.f;
+      for (int j = 0; j < Inputs; ++j) weights[j][c] = c < present && (Full || j < x.inputs) ? row[j] : 0.f;
     }
   }
 
   // The values of a pixel as they are in memory elsewhere.
   template <class T>
-  __device__ void apply(const float (&pixel)[kMaxInputs], T (&to)[kChannels]) const {
+  __device__ void apply(const float (&pixel)[Inputs], T (&to)[kChannels]) const {
+    float z[kChannels];
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) {
-      float z = bias[c];
+      z[c] = bias[c];
 #pragma unroll
-      for (int j = 0; j < kMaxInputs; ++j)
-        if (j < inputs) z += weights[j][c] * pixel[j];
-      narrow(c < present ? relu(z) : 0.f, &to[c]);
+      for (int j = 0; j < Inputs; ++j) z[c] += weights[j][c] * pixel[j];
+    }
+    narrow_relu(z, to);
+    if constexpr (!Full) {
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c)
+        if (c >= present) narrow(0.f, &to[c]);
     }
   }
 };
 
-template <class T>
-__device__ void load_vectors(const Tile& tile, const Stem<float>& x, const Problem& p, int height, int width,
-                             Piece<T>* to) {
-  struct Pixel {
-    float inputs[kMaxInputs];
-    bool inside;
+// The image that the stem's values are made from, near one pixel.
+template <int Inputs, bool Full>
+struct Pixels {
+  const char* planes[Inputs];
+  int inputs, row_bytes;
+
+  __device__ Pixels(const Stem<float>& x, const Problem& p, int n, int row, int column)
+      : inputs(x.inputs), row_bytes(int(p.width) * int(sizeof(float))) {
+#pragma unroll
+    for (int j = 0; j < Inputs; ++j)
+      planes[j] = reinterpret_cast<const char*>(pixel_of(x, p, n, min(j, inputs - 1), row, column));
+  }
+  __device__ void read(int row, int column, float (&to)[Inputs]) const {
+    const int at = row * row_bytes + column * int(sizeof(float));
+#pragma unroll
+    for (int j = 0; j < Inputs; ++j) to[j] = Full || j < inputs ? *reinterpret_cast<const float*>(planes[j] + at) : 0.f;
+  }
+};
+
+// Calls f with the kind of the stem: three inputs and groups of 8 channels are what networks have.
+template <class F>
+__device__ void with_kind(const Stem<float>& x, const Problem& p, F f) {
+  if (x.inputs == 3 && p.shared == kChannels && p.channels % kChannels == 0) return f(Kind<3, true>());
+  f(Kind<kMaxInputs, false>());
+}
+
+// The channels of this thread's group, which are made from the image.
+template <class T, int Inputs, bool Full>
+struct ChannelsOfStem {
+  struct Raw {
+    float inputs[Inputs];
   };
-  const GroupTransform transform(x, p, tile.group + threadIdx.x % tile.groups);
-  each_place<4>(
-      tile,
-      [&](int row, int column, int) {
-        Pixel pixel{};
-        pixel.inside = row >= 0 && row < height && column >= 0 && column < width;
-#pragma unroll
-        for (int j = 0; j < kMaxInputs; ++j)
-          if (pixel.inside && j < x.inputs) pixel.inputs[j] = *pixel_of(x, p, tile.n, j, row, column);
-        return pixel;
-      },
-      [&](int place, const Pixel& pixel) {
-        alignas(16) T elements[kChannels] = {};
-        if (pixel.inside) transform.apply(pixel.inputs, elements);
-#pragma unroll
-        for (int i = 0; i < Piece<T>::kCount; ++i)
-          reinterpret_cast<float4*>(to)[i * tile.size() + place] = reinterpret_cast<const float4*>(elements)[i];
-      });
+  Pixels<Inputs, Full> pixels;
+  GroupTransform<Inputs, Full> transform;
+
+  __device__ void read(int row, int column, Raw& to) const { pixels.read(row, column, to.inputs); }
+  __device__ Channels<T> finish(const Raw& raw) const {
+    Channels<T> channels;
+    transform.apply(raw.inputs, channels.elements);
+    return channels;
+  }
+};
+
+template <class T, int Stride, class F>
+__device__ void with_channels(const Tile<Stride>& tile, const Stem<float>& x, const Problem& p, F f) {
+  with_kind(x, p, [&]<int Inputs, bool Full>(Kind<Inputs, Full>) {
+    f(ChannelsOfStem<T, Inputs, Full>{{x, p, tile.n, tile.row, tile.column}, {x, p, group_to_load(tile)}});
+  });
 }
 
 // The values of the strip of a thread in `T`, zeros where `inside(s)` is false.
 template <class T, int S, class Inside>
 __device__ void read_strip(const Stem<float>& x, const Problem& p, int n, int group, int first, int column,
                            Inside inside, float (&to)[S][kChannels]) {
-  const GroupTransform transform(x, p, group);
+  with_kind(x, p, [&]<int Inputs, bool Full>(Kind<Inputs, Full>) {
+    const GroupTransform<Inputs, Full> transform(x, p, group);
+    const Pixels<Inputs, Full> pixels(x, p, n, first, column);
 #pragma unroll
-  for (int s = 0; s < S; ++s) {
-    float pixel[kMaxInputs] = {};
-    T elements[kChannels];
-#pragma unroll
-    for (int j = 0; j < kMaxInputs; ++j)
-      if (inside(s) && j < x.inputs) pixel[j] = *pixel_of(x, p, n, j, first + s, column);
-    transform.apply(pixel, elements);
-#pragma unroll
-    for (int c = 0; c < kChannels; ++c) to[s][c] = inside(s) ? widen(elements[c]) : 0.f;
-  }
+    for (int s = 0; s < S; ++s) {
+      float pixel[Inputs] = {};
+      T elements[kChannels] = {};
+      if (inside(s)) {
+        pixels.read(s, 0, pixel);
+        transform.apply(pixel, elements);
+      }
+      widen_channels(elements, to[s]);
+    }
+  });
 }
 
 }  // namespace robust_lr::cuda
