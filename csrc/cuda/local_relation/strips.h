@@ -185,7 +185,7 @@ struct QueryWindow {
 template <class O, int Strip, class F>
 __device__ void each_query_row(int first, int height, F f) {
   using Window = QueryWindow<O, Strip>;
-  constexpr int kOwn = Window::kBefore + (Strip - 1) / O::kStride + 1;
+  constexpr int kOwnKeys = Window::kBefore + (Strip - 1) / O::kStride + 1;
   auto rows = [&](auto range) {
 #pragma unroll
     for (int i = range.kFrom; i < range.kTo; ++i) {
@@ -194,8 +194,8 @@ __device__ void each_query_row(int first, int height, F f) {
     }
   };
   if (first + Window::kBefore - 1 >= 0) rows(Range<0, Window::kBefore>());
-  rows(Range<Window::kBefore, kOwn>());
-  if (first + kOwn < height) rows(Range<kOwn, Window::kRows>());
+  rows(Range<Window::kBefore, kOwnKeys>());
+  if (first + kOwnKeys < height) rows(Range<kOwnKeys, Window::kRows>());
 }
 
 }  // namespace robust_lr::cuda
