@@ -121,7 +121,7 @@ def run_ours(program: str, model: Any, data: Any, eps: float, step_size: float, 
 
 #: what overhead is called -> functions of modules that cause it
 CLOCKED = {
-    "guards": ("evaluation.session.guard",),
+    "guards": ("evaluation.session.run_guards",),
     "probes": ("evaluation.harness.probe",),
     "hashes": ("evaluation.session.content_hash", "evaluation.session.weights_hash"),
     "ledger": ("results.ledger.Ledger.__init__", "results.ledger.Ledger.add", "results.ledger.Ledger.rows"),

@@ -1,7 +1,7 @@
-"""The images of an evaluation while it goes on: tensors by name with one row an image, and the ledger rows they become.
+"""The state of the images under evaluation: named tensors with one row per image, which become rows of the ledger.
 
-Every column that outlives one attack is made in ``initial_rows`` and written down by ``ledger_rows``. An attack in
-progress adds columns of its own, which it drops again.
+Every column that outlives one attack is made in ``initial_rows`` and written by ``ledger_rows``. An attack in progress
+adds its own columns and drops them when it ends.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ def split(rows: Rows, mask: Tensor) -> tuple[Rows, Rows]:
     return ({name: c[here] for name, c in rows.items()}, {name: c[there] for name, c in rows.items()})
 
 
-def first(rows: Rows, n: int) -> tuple[Rows, Rows]:
+def split_first(rows: Rows, n: int) -> tuple[Rows, Rows]:
     """Return the first ``n`` rows, and the other rows."""
     return split(rows, torch.arange(size(rows)) < n)
 
 
-def timed(rows: Rows, began: float) -> Rows:
+def add_elapsed_time(rows: Rows, began: float) -> Rows:
     """Add to each row its share of the time since ``began``."""
     return {**rows, "seconds": rows["seconds"] + (time.perf_counter() - began) / size(rows)}
 
@@ -65,18 +65,18 @@ def initial_rows(
     *,
     keep_images: bool = False,
 ) -> Rows:
-    """Every column of images that are not attacked yet.
+    """Make every column for images that have not been attacked yet.
 
-    Under the worst-seen criterion, images that are at the attack's aim already are decided: an untargeted attack need
-    not run on mistakes.
+    Under the worst-seen criterion, images that already are at the attack's aim are decided: an untargeted attack need
+    not run on images that are misclassified anyway.
 
     Args:
-        images: clean images on the CPU, as they are hashed.
+        images: clean images on the CPU, from which the hashes are computed.
         x, ids, labels: the same images on the model's device, with their ids and classes.
-        targets: classes that the attack aims at, None if it aims at none.
-        passes: logits for ``x``, [passes, N, classes]; of a random model several, of which one that is at the
-            attack's aim is enough. Its prediction is that of their mean.
-        keep_images: add the column "finished", the image that the verdict is judged on.
+        targets: classes that the attack aims at; None for an untargeted attack.
+        passes: logits for ``x``, [passes, N, classes]. A random model has several passes: one at the attack's aim is a
+            success, and the prediction is that of their mean.
+        keep_images: add the column "finished", the image that the verdict rests on.
     """
     none = torch.full_like(labels, -1)
     zero = torch.zeros_like(labels)
@@ -102,11 +102,11 @@ def initial_rows(
         # verdicts so far, see ``ledger.Row``
         "decided": reached if protocol.criterion == "worst" else no,  # leaves the attack
         "robust_last": yes,  # right at the last iterate of every restart so far
-        "success": reached & ~aim,  # only a random model's passes differ from its mean
+        "success": reached & ~aim,  # differ only if a random model's passes disagree with their mean
         "first_success": none,
         "first_wrong": torch.where(wrong.any(0), 0, -1),
-        "right_at": yes[:, None].expand(recorded),  # by recorded step: right in every restart so far
-        "reached_at": no[:, None].expand(recorded),  # by recorded step: at the aim in any restart so far
+        "right_at": yes[:, None].expand(recorded),  # per recorded step: right in every restart so far
+        "reached_at": no[:, None].expand(recorded),  # per recorded step: at the aim in any restart so far
         "part": none,  # number of the attack that broke the image
         "unconfirmed": zero,
         # figures on the finished image and on the way
@@ -115,10 +115,10 @@ def initial_rows(
         "adversarial": clean,
         "loss": loss,
         "margin": torch.stack([lead(each, labels) for each in passes]).amin(0),
-        "lead": torch.full_like(loss, torch.inf),  # of the true class on finished images, the smallest of all restarts
+        "lead": torch.full_like(loss, torch.inf),  # of the true class on finished images, smallest over all restarts
         "distance": torch.zeros_like(loss),
         # work
-        "draw": zero,  # restarts that are finished, times targets
+        "draw": zero,  # number of finished draws: restarts times targets
         "steps_skipped": zero,
         "zero_gradients": zero,
         "forwards": torch.full_like(zero, len(passes)),
@@ -128,7 +128,7 @@ def initial_rows(
 
 
 def input_hashes(images: Tensor) -> Tensor:
-    """The first 64 bits of each image's SHA-256, [N] int64."""
+    """Return the first 64 bits of each image's SHA-256, [N] int64."""
     digests = (hashlib.sha256(image.tobytes()).digest()[:8] for image in images.contiguous().numpy())
     return torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in digests])
 

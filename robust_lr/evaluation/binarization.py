@@ -1,8 +1,8 @@
-"""The binarization test (Zimmermann et al. 2022): adversarial examples that must exist, found by the attack or not.
+"""The binarization test (Zimmermann et al. 2022): does the attack find adversarial examples that must exist?
 
-For each image a linear classifier on the model's logits is made that separates points well inside the ball, the image
-among them, from one point at the surface of the ball. That point is an adversarial example of the new two-class model
-by construction, so an attack that can follow the model's gradients must find one.
+For each image, a linear classifier on the model's logits separates points well inside the ball, the image among them,
+from one point at the surface of the ball. That point is, by construction, an adversarial example for the new two-class
+model, so an attack that can follow the model's gradients must find one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..utils.errors import InputError
 from ..utils.rng import PROBE, normal, uniform
 from .model_under_test import in_float32
 
-#: points inside the ball, how far they reach at most, and how far the adversarial one is, as shares of eps
+#: number of points inside the ball, their maximum distance, and the distance of the adversarial point, in units of eps
 INSIDE, REACH, EDGE = 64, 0.5, 1.0
 
 #: share of the tests that a sound attack solves (the paper asks for 95 %)
@@ -33,7 +33,7 @@ MIN_SOLVED = 0.95
 
 @dataclass(frozen=True)
 class Binarized:
-    """Outcome of the binarization test: tests set, tests the attack solved, and tests that random noise solved."""
+    """Outcome of the binarization test: numbers of tests, of tests the attack solved, and of tests noise solved."""
 
     tests: int
     solved: int
@@ -41,14 +41,14 @@ class Binarized:
 
     def check(self) -> Check:
         if self.tests == 0:
-            return Check("binarization test", None, "no test could be set: points in the ball cannot be separated")
+            return Check("binarization test", None, "no test could be built: points in the ball cannot be separated")
         words = f"the attack solves {self.solved} of {self.tests} tests, random noise {self.by_noise}"
         passed = self.solved >= MIN_SOLVED * self.tests
         return Check("binarization test", passed, words, "" if passed else "the attack misses examples that exist")
 
 
 class Separated(nn.Module):
-    """Two logits an image: a linear function of the model's logits, and its negative."""
+    """A two-class model whose logits are a linear function of the model's logits, and its negative."""
 
     def __init__(self, model: nn.Module, weight: Tensor, bias: Tensor):
         super().__init__()
@@ -67,10 +67,10 @@ def binarize(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Binarized:
-    """Set a test for each image of ``data`` and attack it with the protocol's eps, norm, step size and steps.
+    """Build a test for each image of ``data`` and attack it with the protocol's eps, norm, step size and steps.
 
     Raises:
-        InputError: a ball that is empty or of another norm than L-infinity and L2.
+        InputError: an empty ball, or a norm other than L-infinity and L2.
     """
     if protocol.eps == 0 or protocol.norm not in ("linf", "l2"):
         raise InputError(f"protocol {protocol.name!r}: the binarization test needs an L-infinity or L2 ball")
@@ -89,12 +89,12 @@ def binarize(
 
 
 def one_test(model: nn.Module, x: Tensor, id_: Tensor, protocol: Protocol, seed: int) -> tuple[bool, bool] | None:
-    """Test one image: do the attack and random noise solve it? None where the points cannot be separated."""
-    inner = points(x, id_, REACH * protocol.eps, protocol.norm, INSIDE, seed, surface=False)
-    edge = points(x, id_, EDGE * protocol.eps, protocol.norm, 1, seed + 1, surface=True)
+    """Return whether the attack and random noise solve the test of one image; None if no test can be built."""
+    inner = draw_points(x, id_, REACH * protocol.eps, protocol.norm, INSIDE, seed, surface=False)
+    edge = draw_points(x, id_, EDGE * protocol.eps, protocol.norm, 1, seed + 1, surface=True)
     with torch.no_grad():
         inside, outside = model(torch.cat([x, inner])), model(edge)
-    # between the farthest inner point and the outer one, along the direction that tells their means apart
+    # the threshold lies between the farthest inner point and the outer one, along the direction between their means
     weight = outside[0] - inside.mean(0)
     scores, goal = inside @ weight, float(outside[0] @ weight)
     if not goal > float(scores.max()):
@@ -116,12 +116,12 @@ def one_test(model: nn.Module, x: Tensor, id_: Tensor, protocol: Protocol, seed:
         **size,
     )
     with torch.no_grad():
-        noise = points(x, id_, protocol.eps, protocol.norm, INSIDE, seed + 2, surface=True)
+        noise = draw_points(x, id_, protocol.eps, protocol.norm, INSIDE, seed + 2, surface=True)
         return any([*reached, bool(separated(final).argmax(1))]), bool(separated(noise).argmax(1).any())
 
 
-def points(x: Tensor, id_: Tensor, eps: float, norm: str, n: int, seed: int, *, surface: bool) -> Tensor:
-    """``n`` points at random in the ball around one image, or at its surface, in [0, 1]."""
+def draw_points(x: Tensor, id_: Tensor, eps: float, norm: str, n: int, seed: int, *, surface: bool) -> Tensor:
+    """Draw ``n`` random points in the ball around one image, or at its surface, clipped to [0, 1]."""
     ids = id_ * n + torch.arange(n, device=x.device)
     if norm == "linf":
         noise = 2 * uniform(seed, PROBE, ids, x.shape[1:]) - 1

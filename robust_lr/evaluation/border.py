@@ -1,7 +1,7 @@
-"""Verdicts of an attack in lower precision that are near the border: the whole attack is made again in fp32.
+"""Repeat an attack in fp32 for images whose verdict in lower precision is close to the border.
 
-Rounding moves where an attack ends, and verdicts change where the label's logit leads by less than that. How far it
-moves is seen on a sample, which is attacked in both precisions.
+Rounding shifts the point where an attack ends, and a verdict can change if the label's logit leads by less than that
+shift. The shift is measured on a sample that is attacked in both precisions.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ import torch
 from torch import Tensor
 
 from ..protocols.base import Protocol, StepwiseProtocol
-from .batch_state import Rows, first, join, size, split
+from .batch_state import Rows, join, size, split, split_first
 
-#: the border is so many times as wide as what this share of the sample stays below. On seven networks and two
-#: protocols it took in every verdict that changed at last iterates, see benchmarks/bfloat16.py
+#: the border is this multiple of the given quantile of the shifts in the sample. On seven networks and two protocols it
+#: included every verdict that changed at last iterates, see benchmarks/bfloat16.py
 MULTIPLE, SHARE = 5.0, 0.9
 
 
-def width(exact: Rows, lower: Rows, protocol: Protocol) -> float:
-    """Half the width of the border, in logits, from one sample attacked in fp32 and in a lower precision."""
+def border_width(exact: Rows, lower: Rows, protocol: Protocol) -> float:
+    """Return half the width of the border, in logits, from one sample attacked in fp32 and in a lower precision."""
     order, other = exact["id"].argsort(), lower["id"].argsort()
-    moved = (distance(exact, protocol)[order] - distance(lower, protocol)[other]).abs()
+    moved = (distance_from_border(exact, protocol)[order] - distance_from_border(lower, protocol)[other]).abs()
     moved = moved[moved.isfinite() & (exact["first_wrong"][order] != 0)]
     return MULTIPLE * float(moved.quantile(SHARE)) if len(moved) else 0.0
 
 
-def distance(rows: Rows, protocol: Protocol) -> Tensor:
-    """By how much the label's logit leads where the protocol's criterion looks, [N]."""
+def distance_from_border(rows: Rows, protocol: Protocol) -> Tensor:
+    """Return by how much the label's logit leads on the image that the protocol's criterion judges, [N]."""
     return rows["lead"] if protocol.criterion == "last" else rows["margin"]
 
 
 def is_near(rows: Rows, protocol: Protocol, width: float) -> Tensor:
     """Return True where fp32 may give another verdict, [N] bool.
 
-    Under the worst-seen criterion that is no question where an attack succeeds in the first half of its steps: it would
-    soon succeed again.
+    Under the worst-seen criterion, an attack that succeeds in the first half of its steps is not near the border: it
+    would soon succeed again.
     """
-    near = distance(rows, protocol).abs() <= width
+    near = distance_from_border(rows, protocol).abs() <= width
     if protocol.criterion == "last":
         return near
     steps = max(
@@ -51,12 +51,14 @@ def is_near(rows: Rows, protocol: Protocol, width: float) -> Tensor:
 def attack_near_again(
     groups: Iterator[Rows], protocol: Protocol, width: float, rows: int, attack: Callable[[Rows], Iterator[Rows]]
 ) -> Iterator[Rows]:
-    """Pass on what is far from the border, and attack the others again.
+    """Pass on images far from the border, and attack the others again.
 
     Args:
         groups: finished images of an attack in lower precision.
-        rows: images that are attacked at a time.
-        attack: in fp32, from the beginning.
+        protocol: the protocol of the attack.
+        width: half the width of the border, in logits.
+        rows: number of images that are attacked at a time.
+        attack: runs the whole attack in fp32.
     """
     waiting: Rows = {}
     for group in chain(groups, [{}]):
@@ -66,12 +68,12 @@ def attack_near_again(
                 yield far
             waiting = join([waiting, near])
         while size(waiting) >= rows or (waiting and not group):
-            some, waiting = first(waiting, rows)
+            some, waiting = split_first(waiting, rows)
             for done in attack(some):
-                yield with_costs_of(some, done)
+                yield add_costs_of(some, done)
 
 
-def with_costs_of(before: Rows, after: Rows) -> Rows:
+def add_costs_of(before: Rows, after: Rows) -> Rows:
     """Add the passes and seconds that the same images took ``before`` to the rows ``after``."""
     order = before["id"].argsort()
     at = order[torch.searchsorted(before["id"][order], after["id"])]

@@ -13,35 +13,37 @@ from ..attacks.arguments import check_images
 from ..data.dataset import Batch
 from ..protocols.base import Protocol
 from ..results.targets import Targets
-from .batch_state import Rows, initial_rows, timed
+from .batch_state import Rows, add_elapsed_time, initial_rows
 from .model_under_test import Bench
 
 
-def known(
+def classify_clean_images(
     batches: Iterable[Batch], protocol: Protocol, bench: Bench, device: torch.device, targets: Targets | None = None
 ) -> Iterator[Rows]:
-    """Load images, classify them and choose their targets: rows that attacks can begin with."""
-    for images, labels, ids in regrouped(batches, bench.rows if bench.fixed else None):
+    """Load images, classify them and choose their targets; yield rows that are ready to be attacked."""
+    for images, labels, ids in regroup_batches(batches, bench.rows if bench.fixed else None):
         check_images(images, ids)
         began = time.perf_counter()
         x, label, id_ = (column.to(device, non_blocking=True) for column in (images, labels, ids))
-        passes = bench.verdicts(x, id_, torch.zeros_like(id_))
+        passes = bench.verdict_logits(x, id_, torch.zeros_like(id_))
         target = None
         if targets is not None:
             target = targets.of(id_, label)
         elif protocol.targeted:
-            target = protocol.goals(partial(always, passes.mean(0)), x, label, id_, bench.num_classes, seed=bench.seed)
+            target = protocol.goals(
+                partial(return_known_logits, passes.mean(0)), x, label, id_, bench.num_classes, seed=bench.seed
+            )
         rows = initial_rows(images, x, id_, label, target, passes, protocol, keep_images=bench.keep_images)
-        yield timed(rows, began)
+        yield add_elapsed_time(rows, began)
 
 
-def always(value: Tensor, _: Tensor) -> Tensor:
-    """A model that is known to return ``value``."""
+def return_known_logits(value: Tensor, _: Tensor) -> Tensor:
+    """Stand in for a model whose logits are already known."""
     return value
 
 
-def regrouped(batches: Iterable[Batch], rows: int | None) -> Iterator[Batch]:
-    """The same images, ``rows`` at a time (the last ones fewer), so that no pass is padded without need."""
+def regroup_batches(batches: Iterable[Batch], rows: int | None) -> Iterator[Batch]:
+    """Yield the same images ``rows`` at a time (fewer at the end), so that no pass is padded needlessly."""
     if rows is None:
         yield from batches
         return

@@ -1,4 +1,4 @@
-"""Attacks of the user's own on a stream of images: verified, counted, and judged by the model itself."""
+"""Run users' own attacks on a stream of images; verify and count them, and let the model itself judge the results."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from ..attacks.losses import lead
 from ..protocols.custom import Custom
 from ..utils.errors import InputError, RunError
 from ..utils.rng import SEARCH, words
-from .batch_state import Rows, size, timed
-from .library_attacks import Counted, attack_in_batches, shares
-from .model_under_test import Bench, verified
+from .batch_state import Rows, add_elapsed_time, size
+from .library_attacks import Counted, attack_in_batches, split_evenly
+from .model_under_test import Bench, verify_bounds
 
 
 def attack_custom(part: Custom, number: int, source: Iterator[Rows], bench: Bench) -> Iterator[Rows]:
-    """Attack the rows of ``source`` once; those decided already are passed on."""
+    """Attack each undecided row of ``source`` once; rows that are already decided are passed on unchanged."""
     if part.function is None:
-        raise InputError(f"attack {part.entry!r} is known by name alone: give its function to evaluate with it")
+        raise InputError(f"attack {part.entry!r} was read from a record, without its function: give the function")
     rows = bench.rows if part.together else 1
-    return attack_in_batches(source, rows, lambda batch: attacked(part, number, batch, bench))
+    return attack_in_batches(source, rows, lambda batch: attack_batch(part, number, batch, bench))
 
 
-def attacked(part: Custom, number: int, rows: Rows, bench: Bench) -> Rows:
-    """``rows`` after the attack.
+def attack_batch(part: Custom, number: int, rows: Rows, bench: Bench) -> Rows:
+    """Attack one batch and return its rows with the verdicts.
 
     Raises:
-        RunError: the attack failed, returned something that is no image, or left its ball; names the first image.
+        RunError: the attack failed, returned something other than images, or left its ball; names the first image.
     """
     began = time.perf_counter()
     x, labels, ids, n = rows["x"], rows["label"], rows["id"], size(rows)
@@ -47,16 +47,16 @@ def attacked(part: Custom, number: int, rows: Rows, bench: Bench) -> Rows:
             x_adv = part.function(model, x.clone(), labels.clone(), targets)
         except (InputError, RunError):
             raise
-        except Exception as error:  # the user's code may raise anything; no failure may count as robustness
+        except Exception as error:  # users' code may raise anything, and a failure must not count as robustness
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
             raise RunError(f"attack {part.entry} failed on image {int(ids[0])}: {reason}") from error
-    x_adv = checked(part, x, x_adv, ids)
-    distance = verified(x, x_adv, ids, part.eps, part.norm)
+    x_adv = check_attack_result(part, x, x_adv, ids)
+    distance = verify_bounds(x, x_adv, ids, part.eps, part.norm)
     logits = bench.logits(x_adv, ids)
     predictions = logits.argmax(1)
     wrong = predictions != labels
     reached = predictions == rows["target"] if part.targeted else wrong
-    return timed(
+    return add_elapsed_time(
         {
             **rows,
             **({"finished": x_adv} if bench.keep_images else {}),
@@ -69,14 +69,14 @@ def attacked(part: Custom, number: int, rows: Rows, bench: Bench) -> Rows:
             "loss": F.cross_entropy(logits, labels, reduction="none"),
             "distance": torch.maximum(rows["distance"], distance),
             "part": torch.where(reached, number, rows["part"]),
-            "forwards": rows["forwards"] + 1 + shares(model.forwards, n).to(x.device),
-            "backwards": rows["backwards"] + shares(model.backwards, n).to(x.device),
+            "forwards": rows["forwards"] + 1 + split_evenly(model.forwards, n).to(x.device),
+            "backwards": rows["backwards"] + split_evenly(model.backwards, n).to(x.device),
         },
         began,
     )
 
 
-def checked(part: Custom, x: Tensor, x_adv: object, ids: Tensor) -> Tensor:
+def check_attack_result(part: Custom, x: Tensor, x_adv: object, ids: Tensor) -> Tensor:
     """Return the attack's result in the dtype of ``x``; RunError unless it is a batch of finite images like ``x``."""
     if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape or not x_adv.is_floating_point():
         found = f"{tuple(x_adv.shape)} {x_adv.dtype}" if isinstance(x_adv, Tensor) else type(x_adv).__name__

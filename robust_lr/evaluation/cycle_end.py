@@ -1,7 +1,7 @@
-"""Images whose iterates come back are moved forward by whole periods: the same rows of the ledger for fewer passes.
+"""Skip whole periods when the iterates of an image repeat: the ledger gets the same rows for fewer passes.
 
-Nothing is guessed. Every query of a cycle has been seen, so under the worst-seen criterion the verdict is final; under
-the last-iterate criterion the image goes on from the step of the same phase and ends on the very last iterate.
+Nothing is guessed. Every query of a cycle has been seen, so under the worst-seen criterion the verdict is final. Under
+the last-iterate criterion the image continues from the step in the same phase and ends on the true last iterate.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ CYCLE = "cycle."
 
 ON = "on"
 
-#: fewer steps than this end before a cycle is confirmed, and are not followed; it costs three passes to begin
+#: shorter attacks end before a cycle can be confirmed and are not followed; the test of the model costs three passes
 MIN_STEPS = 32
 
 
-def detection(
+def decide_cycle_detection(
     protocols: Sequence[Protocol], wanted: bool, fixed: bool, device: torch.device, repeatable: Callable[[], bool]
 ) -> str:
-    """Return ``ON`` if cycles can be told for sure, else "off: " and the reason, for the result."""
+    """Return ``ON`` if cycles can be detected for certain, else "off: " and the reason, for the result."""
     attacks = [part.stepwise(0) for p in protocols for part in p.attacks() if isinstance(part, StepwiseProtocol)]
     if not any(map(is_memoryless, attacks)):
         return "off: no attack with fixed steps"
@@ -48,8 +48,8 @@ def is_repeatable(model: nn.Module, x: Tensor, labels: Tensor) -> bool:
     """Return True if an image's logits and gradients are the same to the bit in another place and beside other images.
 
     Args:
-        model: what gradients are taken through.
-        x, labels: images [n, C, H, W] of a pass of the size that the attack makes, and their classes.
+        model: the model that gradients are taken through.
+        x, labels: images [n, C, H, W], as many as in a pass of the attack, and their classes.
     """
     half = (len(x) + 1) // 2
     other = torch.cat([(x[half:] + 0.5) % 1, x[:half].flip(0)])  # other images in front, the first half behind
@@ -61,22 +61,22 @@ def is_repeatable(model: nn.Module, x: Tensor, labels: Tensor) -> bool:
 
 
 def begin_columns(attack: Stepwise, state: Rows, step: Tensor) -> Rows:
-    """Columns that follow the iterates of ``attack`` from ``state`` on; none if its moves depend on the step."""
+    """Make the columns that follow the iterates of ``attack`` from ``state``; none if its moves depend on the step."""
     if not is_memoryless(attack):
         return {}
     return {CYCLE + name: column for name, column in cycles.begin(state, step).items()}
 
 
 def skip_periods(part: StepwiseProtocol, attack: Stepwise, rows: Rows, state: Rows) -> Rows:
-    """Follow the iterates one step on, and move images in a cycle forward by as many whole periods as are left.
+    """Follow the iterates by one step, and move images in a cycle forward by all the whole periods that are left.
 
-    Where recorded steps lie between, one more period is computed first: ``is_recorded`` gives each its iterate.
+    If recorded steps lie in between, one more period is computed first: ``is_recorded`` assigns each its iterate.
     """
     columns = {name[len(CYCLE) :]: column for name, column in rows.items() if name.startswith(CYCLE)}
     if not columns:
         return rows
     step = rows["step"]
-    # what grows by the same number in every period: both counts in one number
+    # both counts grow by the same amount in every period; they are packed into one number
     columns = cycles.follow(columns, state, step, (rows["zero_gradients"] << 32) + rows["unconfirmed"])
     rows = {**rows, **{CYCLE + name: column for name, column in columns.items()}}
     period = columns["period"]
@@ -98,9 +98,10 @@ def skip_periods(part: StepwiseProtocol, attack: Stepwise, rows: Rows, state: Ro
 
 
 def is_recorded(rows: Rows, record: Tensor, steps: int) -> Tensor:
-    """Return True if the current iterate is that of each recorded step, [N, R].
+    """Return True where the current iterate is that of a recorded step, [N, R].
 
-    In a cycle it is also that of later steps of its phase, but for the last: that one is judged by itself.
+    In a cycle it is also the iterate of later steps in the same phase, except for the last step, which is judged
+    separately.
     """
     step = rows["step"][:, None]
     now = record == step

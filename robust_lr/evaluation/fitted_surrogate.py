@@ -1,7 +1,7 @@
-"""A small network fitted to a model's predictions: its gradients lead where the model hides its own.
+"""Fit a small network to a model's predictions: its gradients are useful where the model hides its own.
 
-Papernot et al. 2017: the model is asked about images and random ones in the ball around them, a network is fitted to
-its answers, and the model is asked once more where an attack on that network leads.
+As in Papernot et al. 2017, a network is fitted to the model's answers for the images and for random points in the ball
+around them, attacked, and fitted again with the model's answers for the results of that attack.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from ..attacks.stepwise import look
 from ..results.verdict import DOMINATED
 from . import oracles
 from .oracles import Oracle, Queries
-from .probe_attacks import Ball, Probe, Victims, from_clean, from_noise, noise_images, pgd
+from .probe_attacks import Ball, Probe, Victims, from_clean, from_noise, noise_images, pgd_walk
 from .probe_groups import Subject
 
-#: side that larger images are averaged down to, channels of the two convolutions, and side of the last features
+#: side that larger images are downsampled to, channels of the two convolutions, and side of the last feature map
 MAX_SIDE, CHANNELS, FEATURES = 64, (24, 48), 7
 
-#: epochs of each of the two fits, and images of a step
+#: epochs of each of the two fits, and batch size
 EPOCHS, BATCH = 8, 64
 
 #: learning rate
@@ -52,21 +52,21 @@ class SmallNetwork(nn.Module):
 
 
 def fitted_surrogate(subject: Subject, images: Victims, num_classes: int) -> tuple[nn.Module, float]:
-    """Fit a small network to what the model says of ``images`` and of the ball around them; and the passes it took."""
+    """Fit a small network to the model's answers on ``images`` and around them; also return the passes taken."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(subject.seed)
         network = SmallNetwork(images.x.shape[1], num_classes).to(images.x.device)
     shown = [images.x, *noise_images(images, subject.ball, subject.seed, 2)]
-    answers = [wanted(subject, x) for x in shown]
+    answers = [target_probabilities(subject, x) for x in shown]
     fit(network, torch.cat(shown), torch.cat(answers), subject.seed)
-    shown.append(lured(network, images, subject.ball))
-    answers.append(wanted(subject, shown[-1]))
+    shown.append(attack_surrogate(network, images, subject.ball))
+    answers.append(target_probabilities(subject, shown[-1]))
     fit(network, torch.cat(shown), torch.cat(answers), subject.seed)
     return network.eval().requires_grad_(False), float(len(images) * len(shown))
 
 
-def wanted(subject: Subject, x: Tensor) -> Tensor:
-    """Probabilities that the surrogate learns: the model's logits brought to one scale, so that none saturates."""
+def target_probabilities(subject: Subject, x: Tensor) -> Tensor:
+    """Return the probabilities that the surrogate learns: the softmax of standardized logits, which never saturates."""
     logits = torch.cat([oracles.logits_of(subject.fresh(), part) for part in torch.split(x, BATCH)])
     logits = logits.nan_to_num(0, 0, 0).double()
     spread = logits.std(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
@@ -74,7 +74,7 @@ def wanted(subject: Subject, x: Tensor) -> Tensor:
 
 
 def fit(network: nn.Module, x: Tensor, answers: Tensor, seed: int) -> None:
-    """Train by Adam, written out: the import of PyTorch's optimizers would take longer than the training."""
+    """Train with Adam, implemented here because importing PyTorch's optimizers takes longer than the training."""
     order = torch.Generator().manual_seed(seed)
     parameters = list(network.parameters())
     means, squares = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
@@ -92,23 +92,23 @@ def fit(network: nn.Module, x: Tensor, answers: Tensor, seed: int) -> None:
                 p.sub_(RATE * mean / bias[0] / (square / bias[1]).sqrt().add(1e-8))
 
 
-def lured(network: nn.Module, images: Victims, ball: Ball) -> Tensor:
-    """Where an attack on the surrogate leads, with the change of every pixel that uses up the ball."""
+def attack_surrogate(network: nn.Module, images: Victims, ball: Ball) -> Tensor:
+    """Attack the surrogate by PGD in L-infinity, with the change per pixel that uses up the ball."""
     eps = ball.per_pixel(images.x[0].numel())
     return pgd_linf(network, images.x, images.labels, eps=eps, step_size=eps / 3, steps=STEPS)
 
 
 def surrogate_probes(surrogate: nn.Module, ball: Ball) -> list[Probe]:
-    """Attacks on the surrogate whose iterates are shown to the model."""
+    """Return attacks on the surrogate whose iterates are tried on the model."""
     oracle = partial(gradient_of_surrogate, surrogate=surrogate)
     return [
-        Probe("fitted surrogate", DOMINATED, oracle, pgd(ball, 15, 0.15), start, 37 + number)
+        Probe("fitted surrogate", DOMINATED, oracle, pgd_walk(ball, 15, 0.15), start, 37 + number)
         for number, start in enumerate((from_clean, from_noise))
     ]
 
 
 def gradient_of_surrogate(model: nn.Module, surrogate: nn.Module) -> Oracle:
-    """The surrogate's gradient, the model's logits."""
+    """Return an oracle with the surrogate's gradient and the model's logits."""
 
     def ask(q: Queries) -> oracles.Answer:
         _, loss, direction = look(surrogate, q.x, q.labels, q.targets, margin)

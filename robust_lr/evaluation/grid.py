@@ -1,4 +1,4 @@
-"""Models x protocols x seeds on the same images: a loop over the harness."""
+"""Evaluate models x protocols x seeds on the same images: a loop over the harness."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ..results.result import Result
 from ..results.shards import merge_sweep_when_complete, merge_when_complete, shard_folder
 from ..results.targets import Targets
 from ..utils.errors import InputError
-from .harness import evaluated, resolved
+from .harness import evaluate_prepared, resolve_protocol
 from .session import Prepared, prepare
-from .sweep import swept
+from .sweep import sweep_prepared
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,16 @@ def benchmark(
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> BenchmarkResult:
-    """``evaluate`` for each model and protocol, with its arguments; ``out`` gets a folder a pair.
+    """Evaluate each model under each protocol, with the arguments of ``evaluate``; ``out`` gets a folder for each pair.
 
     Raises:
-        InputError: as ``evaluate``; an unknown protocol, or two of one name, before any work is done.
+        InputError: as ``evaluate``; an unknown protocol, or two of the same name, before any work is done.
     """
-    chosen = [resolved(entry, targets) for entry in protocols]
+    chosen = [resolve_protocol(entry, targets) for entry in protocols]
     names = [protocol.name for protocol in chosen]
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"protocol {name!r} is given twice: give custom protocols a name each")
+            raise InputError(f"protocol {name!r} is given twice: give each custom protocol a name of its own")
     results = {}
     for model_name, model in models.items():
         ready = prepare(model, data, chosen, name=model_name, **options)
@@ -82,9 +82,9 @@ class Cell:
 
     Attributes:
         attack: a protocol or a sweep.
-        seed: of starts and targets.
-        above: the folder that gets a folder named after the attack; None writes nothing.
-        images: keep the adversarial images in that folder.
+        seed: seed of starts and targets.
+        above: parent of the folder named after the attack; None writes nothing.
+        images: save the adversarial images in that folder.
     """
 
     attack: Protocol | Sweep
@@ -106,10 +106,10 @@ def run_cells(
     targets: Targets | None = None,
     progress: Callable[[Cell], Callable[[int, int], None]] | None = None,
 ) -> Iterator[tuple[Cell, Result | Curve]]:
-    """Run the cells one after the other on one model and its images, which are checked, hashed and guarded once.
+    """Run the cells one after the other on a model and its images, which have been checked and hashed once.
 
-    A shard of them, where ``ready`` is one, goes to a folder of its own, and the last shard to finish joins them all.
-    ``progress`` is asked for the function that is told of a cell's images.
+    If ``ready`` is a shard, it gets its own folder, and the last shard to finish merges them all. ``progress`` returns,
+    for a cell, the function that is called with the progress of its images.
     """
     for cell in cells:
         seeded = replace(ready, bench=replace(ready.bench, seed=cell.seed))
@@ -124,10 +124,10 @@ def run_cells(
         }
         found: Result | Curve
         if isinstance(cell.attack, Sweep):
-            parts = [resolved(part, targets) for part in cell.attack.parts]
-            found = swept(seeded, cell.attack, parts, **options)
+            parts = [resolve_protocol(part, targets) for part in cell.attack.parts]
+            found = sweep_prepared(seeded, cell.attack, parts, **options)
         else:
-            found = evaluated(seeded, cell.attack, **options)[0]
+            found = evaluate_prepared(seeded, cell.attack, **options)[0]
         if ready.shard is not None and cell.folder is not None:
             join = merge_sweep_when_complete if isinstance(found, Curve) else merge_when_complete
             found = join(cell.folder, ready.shard[1]) or found

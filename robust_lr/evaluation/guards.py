@@ -1,7 +1,7 @@
-"""Guards: what makes a robustness number wrong, looked for on a few images before any time is spent on the others.
+"""Guards look for mistakes that make a robustness number wrong, on a few images, before an evaluation begins.
 
-Each guard is one function from a sample to a complaint or None, and one line in ``GUARDS``. Two mistakes are errors
-everywhere and no guards: pixels outside [0, 1], and an eps above 1 in L-infinity, where 1 already allows any image.
+Each guard is one function from a sample to a complaint or None, and one line in ``GUARDS``. Two mistakes are always
+errors and need no guard: pixels outside [0, 1], and an eps above 1 in L-infinity, where 1 already allows any image.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from ..utils.errors import InputError, RunError
 from ..utils.statistics import mcnemar
 from .model_under_test import check_finite
 
-#: images that guards look at, and how many of them where a guard needs further passes
+#: number of images that guards look at, and number for guards that need further passes
 SAMPLE, FEW = 64, 16
-#: a form of the images is better than the given one if chance explains it less often than this
+#: significance level at which another form of the images counts as better than the given one
 SIGNIFICANT = 1e-3
 
 
@@ -33,13 +33,13 @@ class Sample:
     """Inputs of the guards.
 
     Attributes:
-        model: put into eval mode, its parameters without gradients.
+        model: in eval mode, with parameters that require no gradients.
         x, labels, ids: images [n, C, H, W] in [0, 1], classes and ids [n].
-        num_classes: of the data set.
-        logits: of ``x``, [n, classes], finite.
-        gradients: whether the attack takes any.
-        resolution: relative rounding of the dtype that the model computes its logits in.
-        away: images at random in a ball around ``x``, where an attack may start.
+        num_classes: number of classes of the data set.
+        logits: logits for ``x``, [n, classes], finite.
+        gradients: whether the attack uses gradients.
+        resolution: relative rounding error of the dtype that the model computes its logits in.
+        away: random images in a ball around ``x``, where an attack may start.
         averaged: whether the attack averages gradients over the randomness of the model.
     """
 
@@ -61,7 +61,7 @@ class Sample:
 
     @cached_property
     def scale(self) -> float:
-        """The largest logit, by which differences are judged."""
+        """The largest absolute logit; differences are judged relative to it."""
         return float(self.logits.abs().max())
 
     @cached_property
@@ -70,7 +70,7 @@ class Sample:
 
     @cached_property
     def noise(self) -> tuple[float, str]:
-        """Largest difference of logits between two passes over the same images, and these images."""
+        """Largest difference between the logits of two passes over the same images, and which images these were."""
         for logits, x, words in (
             (self.ask(self.x[:FEW]), self.x[:FEW], "the same images"),
             (self.away_logits, self.away, "the same perturbed images"),
@@ -81,48 +81,48 @@ class Sample:
         return 0.0, ""
 
     @property
-    def random(self) -> bool:
+    def is_random(self) -> bool:
         return self.noise[0] != 0
 
 
-def guard(
+def run_guards(
     model: nn.Module,
     x: Tensor,
     labels: Tensor,
     ids: Tensor,
     *,
     num_classes: int,
-    most: int,
+    max_label: int,
     gradients: bool,
     away: Tensor | None = None,
     resolution: float = 2**-23,
     allow: Collection[str] = (),
     averaged: bool = False,
 ) -> int:
-    """Run every guard but those in ``allow``; returns the number of classes that the model tells apart.
+    """Run every guard except those in ``allow``; return the model's number of classes.
 
     Args:
         model: in eval mode and frozen.
         x, labels, ids: a sample of the images.
-        num_classes, most: of the data set, and its largest label.
-        gradients: whether the attack takes any.
+        num_classes, max_label: number of classes of the data set, and its largest label.
+        gradients: whether the attack uses gradients.
         away: perturbed images that some guards look at as well; by default ``x``.
-        resolution: relative rounding of the dtype that the model computes its logits in.
-        allow: names of ``GUARDS`` that are not to be asked.
+        resolution: relative rounding error of the dtype that the model computes its logits in.
+        allow: names of ``GUARDS`` that are skipped.
         averaged: whether the attack averages gradients over the randomness of the model.
 
     Raises:
-        InputError: the first complaint, something that is no batch of logits, or a model that fails.
+        InputError: the first complaint, an output that is not a batch of logits, or a model that fails.
         RunError: logits that are not finite.
     """
     for name in allow:
         check_name("guard", name, GUARDS)
-    logits = answered(model, x)
+    logits = query_model(model, x)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x) or not logits.is_floating_point():
         what = f"{tuple(logits.shape)} {logits.dtype}" if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(f"the model returns {what} for {len(x)} images: logits [{len(x)}, classes] are needed")
-    if logits.shape[1] <= most:
-        words = f"the model has {logits.shape[1]} classes, but the data set has labels up to {most}"
+    if logits.shape[1] <= max_label:
+        words = f"the model has {logits.shape[1]} classes, but the data set has labels up to {max_label}"
         raise InputError(f"{words}: give images of its classes")
     check_finite(logits, ids)
     sample = Sample(
@@ -143,14 +143,14 @@ def guard(
     return logits.shape[1]
 
 
-def answered(model: nn.Module, x: Tensor) -> object:
-    """Logits of the model for ``x``; InputError in one line where it fails, be it for images of such a shape."""
+def query_model(model: nn.Module, x: Tensor) -> object:
+    """Return what the model returns for ``x``; if it fails, e.g. on images of this shape, raise a short InputError."""
     try:
         with torch.no_grad():
             return model(x)
     except (InputError, RunError):
         raise
-    except Exception as error:  # it may be anybody's code
+    except Exception as error:  # users' code may raise anything
         reason = str(error).partition("\n")[0]
         raise InputError(f"the model fails on images {tuple(x.shape)}: {type(error).__name__}: {reason}") from error
 
@@ -158,25 +158,25 @@ def answered(model: nn.Module, x: Tensor) -> object:
 # The guards
 
 
-def classes(s: Sample) -> str | None:
-    """The model tells apart as many classes as the data set has."""
+def complain_about_classes(s: Sample) -> str | None:
+    """Complain unless the model has as many classes as the data set."""
     found = s.logits.shape[1]
     if found == s.num_classes:
         return None
     return f"the model has {found} classes, the data set {s.num_classes}: are the labels those that it was trained on?"
 
 
-def training(s: Sample) -> str | None:
-    """Modules heed ``eval()``. A model in train mode is put into eval mode, so that is all there is to ask."""
+def complain_about_training_mode(s: Sample) -> str | None:
+    """Complain if a module is in training mode even though ``eval()`` was called on the model."""
     still = [name or type(module).__name__ for name, module in s.model.named_modules() if module.training]
     return f"{still[0]} is still in training mode after model.eval()" if still else None
 
 
-def probabilities(s: Sample) -> str | None:
-    """Logits come before a softmax or a sigmoid, behind which the gradient of the loss vanishes.
+def complain_about_probabilities(s: Sample) -> str | None:
+    """Complain if the model ends in a softmax or a sigmoid, which makes the gradient of the loss vanish.
 
-    Values in [0, 1] alone are no sign: cosines and ReLU features lie there as well. Probabilities add up to 1, and the
-    values of a sigmoid gather at both ends.
+    Values in [0, 1] alone prove nothing: cosines and ReLU features can lie there as well. Probabilities add up to 1,
+    and the values of a sigmoid gather at both ends.
     """
     if s.logits.min() < -1e-6 or s.logits.max() > 1 + 1e-6 or s.logits.amax(0).equal(s.logits.amin(0)):
         return None
@@ -187,9 +187,9 @@ def probabilities(s: Sample) -> str | None:
     return "the model returns values of a sigmoid: return the logits before it" if saturated else None
 
 
-def deterministic(s: Sample) -> str | None:
-    """The same images twice give the same logits, clean or perturbed, unless the attack averages over draws."""
-    if not s.random:
+def complain_about_randomness(s: Sample) -> str | None:
+    """Complain if the same images, clean or perturbed, give different logits twice and the attack does not average."""
+    if not s.is_random:
         return None
     apart, words = s.noise
     if isnan(apart):
@@ -203,10 +203,10 @@ def deterministic(s: Sample) -> str | None:
     )
 
 
-def batch(s: Sample) -> str | None:
-    """An image's logits do not depend on the images beside it, as they do with the statistics of the batch."""
+def complain_about_batch_dependence(s: Sample) -> str | None:
+    """Complain if an image's logits depend on the images beside it, as they do with batch statistics."""
     few = min(FEW, len(s.x) // 2)
-    if few == 0 or s.random:
+    if few == 0 or s.is_random:
         return None
     tolerance = max(1e-3, 4 * s.resolution) * s.scale
     for logits, x, n, words in (
@@ -220,14 +220,15 @@ def batch(s: Sample) -> str | None:
                 for module in s.model.modules()
             )
             hint = ": batch norm lacks running statistics" if untracked else ""
-            return f"the logits of {words} depend on the others of its batch, by {apart:.3g}{hint}"
+            return f"the logits of {words} depend on the other images in its batch, by {apart:.3g}{hint}"
     return None
 
 
-def gradients(s: Sample) -> str | None:
-    """Loss or margin have a finite gradient by the image, and not zero everywhere for half of the images or more.
+def complain_about_gradients(s: Sample) -> str | None:
+    """Complain about gradients that are not finite, or that vanish for half of the images or more.
 
-    Where only the gradient of the loss is zero, its softmax is saturated: the verdict says by how much that matters.
+    A gradient vanishes if those of the loss and of the margin are both zero. If only the gradient of the loss is zero,
+    its softmax is saturated, and the verdict shows how much that matters.
     """
     if not s.gradients:
         return None
@@ -246,12 +247,12 @@ def gradients(s: Sample) -> str | None:
     )
 
 
-def normalization(s: Sample) -> str | None:
-    """The images are normalized once: not twice before the first layer, and no other form is classified better.
+def complain_about_normalization(s: Sample) -> str | None:
+    """Complain if images are normalized twice, or if another form of the images is classified significantly better.
 
-    Other forms are tried where what the first layer receives is not centered and scaled, or accuracy is at chance.
+    Other forms are tried if the input of the first layer is not centered and scaled, or accuracy is at chance.
     """
-    received = first_layer(s)
+    received = capture_first_layer_input(s)
     for words, mean, std in known_statistics(s.x[:FEW]):
         twice = ((s.x[:FEW] - mean) / std - mean) / std
         if received is not None and received.shape == twice.shape and torch.allclose(received, twice, atol=1e-3):
@@ -261,7 +262,7 @@ def normalization(s: Sample) -> str | None:
     if centered and int(right.sum()) * s.num_classes > 2 * len(right):
         return None
     best: tuple[int, str] | None = None
-    for words, x in forms(s.x):
+    for words, x in alternative_forms(s.x):
         better = s.ask(x).argmax(1) == s.labels
         gained, lost = int((better & ~right).sum()), int((right & ~better).sum())
         if gained > lost and mcnemar(gained, lost) < SIGNIFICANT and (best is None or int(better.sum()) > best[0]):
@@ -272,18 +273,18 @@ def normalization(s: Sample) -> str | None:
 
 
 GUARDS: dict[str, Callable[[Sample], str | None]] = {
-    "classes": classes,
-    "training": training,
-    "probabilities": probabilities,
-    "deterministic": deterministic,
-    "batch": batch,
-    "gradients": gradients,
-    "normalization": normalization,
+    "classes": complain_about_classes,
+    "training": complain_about_training_mode,
+    "probabilities": complain_about_probabilities,
+    "deterministic": complain_about_randomness,
+    "batch": complain_about_batch_dependence,
+    "gradients": complain_about_gradients,
+    "normalization": complain_about_normalization,
 }
 
 
-def first_layer(s: Sample) -> Tensor | None:
-    """Capture the input of the first convolution or linear layer that is called, None if there is none."""
+def capture_first_layer_input(s: Sample) -> Tensor | None:
+    """Return the input of the first convolution or linear layer that is called; None if there is none."""
     seen: list[Tensor] = []
 
     def receive(module: nn.Module, arguments: tuple[object, ...]) -> None:
@@ -301,7 +302,7 @@ def first_layer(s: Sample) -> Tensor | None:
 
 
 def known_statistics(x: Tensor) -> list[tuple[str, Tensor, Tensor]]:
-    """Means and standard deviations that networks for such images are trained with, and the options that say so."""
+    """Return common means and standard deviations for such images, each with the options that set them."""
     out = []
     for name, values in {**PRESETS, "0.5": ((0.5,), (0.5,))}.items():
         if values is not None and len(values[0]) in (1, x.shape[1]):
@@ -310,10 +311,10 @@ def known_statistics(x: Tensor) -> list[tuple[str, Tensor, Tensor]]:
     return out
 
 
-def forms(x: Tensor) -> list[tuple[str, Tensor]]:
-    """Other forms of the images that a network may expect: normalized, not normalized twice, or in 0..255.
+def alternative_forms(x: Tensor) -> list[tuple[str, Tensor]]:
+    """Return other forms of the images that a network may expect: normalized, denormalized, or in 0..255.
 
-    The sample's own statistics come last: they show that normalization is missing where no known ones are right.
+    The sample's own statistics come last: they reveal missing normalization when no common statistics are right.
     """
     out = [("with pixels in 0..255: divide by 255 what it takes", 255 * x)]
     for words, mean, std in known_statistics(x):
@@ -322,12 +323,12 @@ def forms(x: Tensor) -> list[tuple[str, Tensor]]:
         )
         out.append((f"if {words} is undone: are they normalized twice?", x * std + mean))
     mean, std = (f(x.transpose(0, 1).flatten(1), 1).view(-1, 1, 1) for f in (torch.mean, torch.std))
-    words = f"their own `mean` {listed(mean)} `std` {listed(std)}"
+    words = f"their own `mean` {format_values(mean)} `std` {format_values(std)}"
     out.append(
         (f"if normalized first, e.g. by {words}: is the normalization of its training missing?", (x - mean) / std)
     )
     return out
 
 
-def listed(values: Tensor) -> str:
+def format_values(values: Tensor) -> str:
     return ",".join(f"{value:.2g}" for value in values.flatten().tolist())

@@ -1,4 +1,4 @@
-"""The harness: model x data x protocol -> Result, one ledger row an image."""
+"""The harness: evaluate a model on data under a protocol; one ledger row per image, and a Result."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ from ..utils.processes import parallel
 from ..utils.progress import ProgressLine
 from ..utils.provenance import device_name, origin, versions
 from ..utils.statistics import Proportion
-from .batch_state import Rows, first, join, ledger_rows, size, timed
+from .batch_state import Rows, add_elapsed_time, join, ledger_rows, size, split_first
 from .border import attack_near_again
-from .clean_pass import known
+from .clean_pass import classify_clean_images
 from .continuous_batching import attack_pool
 from .custom_attacks import attack_custom
 from .guards import SAMPLE
 from .library_attacks import attack_library
 from .model_under_test import Bench
-from .precision import agreed, lowered
+from .precision import count_agreement, lower_precision
 from .probes import probe
 from .randomness import VERDICT_PASSES
 from .session import Prepared, prepare
 
-#: of the ledger's columns
+#: version of the ledger's columns
 SCHEMA = 4
 
 
@@ -83,58 +83,59 @@ def evaluate(
     """Attack ``model`` on every image of ``data`` and count what survives.
 
     Starts are functions of (seed, image id, restart) and targets of (seed, image id): they do not depend on batch size,
-    order or shard. Restarts share their targets, so that they never lower success.
-    With a fixed ``compute_batch`` the arithmetic does not depend on them either, and the result says so.
+    order or shard. All restarts share the same targets, so more restarts never lower the success rate. With a fixed
+    ``compute_batch`` the arithmetic does not depend on batch size, order or shard either, and the result says so.
 
     Args:
         model: pixels [N, C, H, W] in [0, 1] -> logits [N, data.num_classes], on the device to use. It is evaluated in
-            eval mode; mode, flags and gradients are afterwards as before.
-        data: images, labels and ids: a data set of ours, tensors (images, labels), a PyTorch ``Dataset``, ``Subset`` or
-            ``DataLoader``, or rows of Hugging Face ``datasets``; see ``data.adapters.as_dataset``.
+            eval mode; its mode, flags and gradients are restored afterwards.
+        data: images, labels and ids: a data set of this package, tensors (images, labels), a PyTorch ``Dataset``,
+            ``Subset`` or ``DataLoader``, or rows of Hugging Face ``datasets``; see ``data.adapters.as_dataset``.
         protocol: a name of ``protocols.PROTOCOLS``, a PGD, APGD, Square, Library, Custom or Cascade of that module, or
             a callable (model, x, labels, targets) -> x_adv.
-        eps, norm: ball of an attack that is a callable.
-        seed: of starts and targets, 0 to 2^32 - 1.
-        batch_size: images that are loaded at a time.
-        compute_batch: rows of every pass of the model: images that are attacked, and written to the ledger, at a time.
-            The last ones are padded. By default 64 on a CPU, fewer for few images and for images of more than 64 x 64
-            pixels; 0, the default on other devices, pads nothing and takes at most ``batch_size`` rows.
+        eps, norm: the ball of an attack that is given as a callable.
+        seed: seed of starts and targets, 0 to 2^32 - 1.
+        batch_size: number of images that are loaded at a time.
+        compute_batch: number of rows in every pass of the model, that is, of images that are attacked, and written to
+            the ledger, at a time; the last passes are padded. The default on a CPU is 64, fewer for few images and for
+            images of more than 64 x 64 pixels; 0, the default on other devices, pads nothing and takes at most
+            ``batch_size`` rows.
         out: folder for ``ledger.sqlite`` and ``result.json``; by default nothing is written.
-        resume: go on with the evaluation in ``out``; one of another configuration is refused.
-        fresh: begin anew, whatever evaluation is in ``out``.
-        shard: (i, n): only every n-th image, from the i-th on, 1 <= i <= n.
-        targets: of a targeted protocol, instead of those that it would choose.
-        name: of the model, for the result.
-        workers: processes that load images.
-        processes: that attack images on a CPU, each with one thread; at most one for every ``compute_batch`` images. By
-            default one for each thread that PyTorch would use (``torch.get_num_threads()``). Rows do not depend on it.
-            Under torchrun, in daemons, beside a GPU, off Linux, and for attacks of whole batches there is one, which
-            uses PyTorch's threads.
-        precision: of the passes that the attack makes, "fp32", "tf32" (on CUDA) or "bf16". A lower one must first give
-            the verdicts of fp32 for 95 % of a sample of 64 images. Finished images are always judged in fp32, and those
-            near the border, see ``evaluation.border``, are attacked again in it; iterates on the way are judged by the
-            attack's own passes, and so are curves and mistakes that count for worst seen alone.
-        check: how thoroughly the number is probed: "default" (at most a tenth of the passes, or some seconds),
+        resume: continue the evaluation in ``out``; an evaluation with another configuration is refused.
+        fresh: start over, discarding any evaluation in ``out``.
+        shard: (i, n): only every n-th image, starting from the i-th, 1 <= i <= n.
+        targets: targets for a targeted protocol, instead of those that it would choose.
+        name: name of the model in the result.
+        workers: number of processes that load images.
+        processes: number of processes that attack images on a CPU, each with one thread; at most one for every
+            ``compute_batch`` images. The default is one for each thread that PyTorch would use
+            (``torch.get_num_threads()``). Rows do not depend on it. Under torchrun, in daemons, with a GPU, outside
+            Linux, and for attacks on whole batches there is a single process, which uses PyTorch's threads.
+        precision: precision of the attack's passes, "fp32", "tf32" (on CUDA) or "bf16". A lower precision must first
+            agree with the verdicts of fp32 on 95 % of a sample of 64 images. Finished images are always judged in fp32,
+            and those near the border (see ``evaluation.border``) are attacked again in fp32. Earlier iterates are
+            judged by the attack's own passes, and so are curves and mistakes that count only under worst-seen.
+        check: how thoroughly the number is probed: "default" (at most a tenth of the passes, or a few seconds),
             "thorough" (eight times as much) or "off", which leaves the verdict None.
-        allow: names of ``guards.GUARDS`` that are not to be asked.
-        end_at_cycles: stop computing steps of an image once its iterates come back to the bit; rows are the same but
-            for the passes. The result says whether that was possible, and for how many images.
-        verdict_passes: of a random model over each image that is judged, which is robust only if all of them get it
-            right. Such a model needs a protocol whose gradients are averaged over ``eot`` passes.
-        surrogate: another network, on the same device, that gradients are taken through: a transfer attack. Last
+        allow: names of ``guards.GUARDS`` to skip.
+        end_at_cycles: stop computing steps for an image once its iterates repeat exactly; rows are the same except for
+            the passes. The result says whether that was possible, and for how many images.
+        verdict_passes: number of passes of a random model over each judged image, which is robust only if all of them
+            are right. Such a model needs a protocol whose gradients are averaged over ``eot`` passes.
+        surrogate: another network, on the same device, that gradients are taken through (a transfer attack). Last
             iterates are judged by ``model``.
-        images: keep what each verdict was judged on in ``out``, float32 and rounded to 256 levels, for
-            ``score`` and ``transfer``; accuracy after rounding is then in the result as well.
+        images: save the image behind each verdict in ``out``, in float32 and rounded to 256 levels, for ``score`` and
+            ``transfer``; the result then includes the accuracy after rounding.
         progress: called as ``progress(done, total)`` whenever images are done; True prints a line on stderr, for
             scripts and notebooks.
-        on_rows: called with the rows of the ledger as they are written, first with those that were there.
+        on_rows: called with the rows of the ledger as they are written, first with those that it already holds.
 
     Raises:
-        InputError: unknown protocol, images outside [0, 1], a guard's complaint, a used ``out`` folder.
+        InputError: unknown protocol, images outside [0, 1], a guard's complaint, an ``out`` folder already in use.
         RunError: predictions that are not finite, an attack that left the ball or [0, 1], a precision whose verdicts
-            differ too much from those of fp32, or passes that do not fit a GPU's memory.
+            differ too much from those of fp32, or passes that do not fit in a GPU's memory.
     """
-    protocol = resolved(with_ball(protocol, eps, norm, targeted=targets is not None), targets)
+    protocol = resolve_protocol(with_ball(protocol, eps, norm, targeted=targets is not None), targets)
     ready = prepare(
         model,
         data,
@@ -156,7 +157,7 @@ def evaluate(
     if progress is True:
         line = ProgressLine(ready.name)
         progress, on_rows = line, line.add_rows if on_rows is None else on_rows
-    return evaluated(
+    return evaluate_prepared(
         ready,
         protocol,
         out=out,
@@ -169,7 +170,7 @@ def evaluate(
     )[0]
 
 
-def evaluated(
+def evaluate_prepared(
     ready: Prepared,
     protocol: Protocol,
     *,
@@ -181,13 +182,13 @@ def evaluated(
     progress: Callable[[int, int], None] | None = None,
     on_rows: Callable[[Sequence[Row]], None] | None = None,
 ) -> tuple[Result, list[Row]]:
-    """One of the evaluations that ``ready`` is for: its result, and its rows by id; arguments as in ``evaluate``."""
+    """Run one evaluation on a prepared model; return its result, and its rows by id. Arguments as in ``evaluate``."""
     bench, data, device = ready.bench, ready.data, ready.device
-    positions, parts = ready.positions(protocol), protocol.attacks()
-    about = configuration(ready, protocol, targets) | {"saved_images": images}
+    positions, parts = ready.select_positions(protocol), protocol.attacks()
+    about = describe_configuration(ready, protocol, targets) | {"saved_images": images}
     folder = None if out is None else Path(out)
     if images and folder is None:
-        raise InputError("`images` are kept in a folder: give `out` as well")
+        raise InputError("`images` are saved in a folder: give `out` as well")
     if folder is not None and fresh:
         remove(folder / LEDGER)
         remove_images(folder / IMAGES)
@@ -197,7 +198,7 @@ def evaluated(
         todo = positions[[id_ not in done for id_ in data.ids[positions].tolist()]]
         finished = len(done)
         if folder is not None and len(todo):
-            (folder / RESULT).unlink(missing_ok=True)  # it was another evaluation's
+            (folder / RESULT).unlink(missing_ok=True)  # left from another evaluation
         if on_rows is not None and done:
             on_rows(ledger.rows())
         if progress is not None:
@@ -205,12 +206,12 @@ def evaluated(
         agreement, border = None, None
         with frozen(ready.model), frozen(ready.surrogate or nn.Identity()), fp32(device):
             if ready.precision != "fp32":
-                whole = replace(ready, shard=None).positions(protocol)  # shards have the same border
+                whole = replace(ready, shard=None).select_positions(protocol)  # shards have the same border
                 sample = [data.batch(whole[evenly_spaced(len(whole), SAMPLE)])]
-                low = lowered(bench, ready.precision, device)
+                low = lower_precision(bench, ready.precision, device)
                 counted, border = ledger.recall("agreement"), ledger.recall("border")
                 if border is None and (len(todo) or counted is None):
-                    *fresh_count, border = agreed(
+                    *fresh_count, border = count_agreement(
                         bench,
                         ready.precision,
                         low,
@@ -235,7 +236,9 @@ def evaluated(
                 if border is not None:
                     groups = attack_near_again(groups, protocol, border, bench.rows, attack_in_fp32)
                 for group in judge_rounded(groups, bench) if images else groups:
-                    if images and folder is not None:  # first: a row in the ledger has its image on disk
+                    if (
+                        images and folder is not None
+                    ):  # before the ledger, so that each of its rows has an image on disk
                         write_part(folder / IMAGES, *(group[name].cpu() for name in ("id", "label", "finished")))
                     yield [
                         replace(row, seconds=row.seconds / active)
@@ -299,14 +302,16 @@ def evaluated(
     return result, rows
 
 
-#: share of the largest logit by which a model may answer otherwise than when its evaluation began, on other threads
-SAME_BEHAVIOR = 1e-4
+#: share of the largest logit by which a model's logits may have changed since its evaluation began, if the number of
+#: threads or of rows differs
+MAX_CHANGE = 1e-4
 
 
 def check_behavior(ledger: Ledger, ready: Prepared) -> None:
-    """InputError unless the model answers as it did when the evaluation in ``ledger`` began.
+    """Raise InputError unless the model's logits are those from when the evaluation in ``ledger`` began.
 
-    To the bit where passes have a fixed number of rows and threads are as many as then, otherwise but for rounding.
+    They must be equal to the bit if passes have a fixed number of rows and the number of threads is the same, otherwise
+    up to rounding.
     """
     if not ready.bench.is_keyed:
         return  # a model that draws from a generator of its own
@@ -317,7 +322,7 @@ def check_behavior(ledger: Ledger, ready: Prepared) -> None:
     before = torch.tensor(kept["logits"], dtype=now.dtype, device=now.device)
     exact = ready.bench.fixed and threads == kept["threads"]
     apart = float((now - before).abs().max()) if now.shape == before.shape else float("inf")
-    if apart > (0 if exact else SAME_BEHAVIOR * float(before.abs().max())):
+    if apart > (0 if exact else MAX_CHANGE * float(before.abs().max())):
         raise InputError(
             f"{ledger.path} holds another evaluation: the model's logits have changed since it began, by {apart:.3g}; "
             "start afresh (`fresh`), or choose another folder (`out`)"
@@ -326,7 +331,7 @@ def check_behavior(ledger: Ledger, ready: Prepared) -> None:
 
 @contextmanager
 def memory_errors(rows: int) -> Iterator[None]:
-    """Turn a failure to allocate memory into one line; RunError."""
+    """Turn a failure to allocate memory into a RunError of one line."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -335,13 +340,13 @@ def memory_errors(rows: int) -> Iterator[None]:
             raise
         reason = str(error).partition("\n")[0]
         raise RunError(
-            f"passes of {rows} images do not fit: {reason}; rows written before are safe, go on with a smaller "
+            f"passes of {rows} images do not fit: {reason}; rows written before are safe, continue with a smaller "
             "`batch_size`, or with fewer `processes`"
         ) from error
 
 
-def configuration(ready: Prepared, protocol: Protocol, targets: Targets | None) -> dict[str, Any]:
-    """All that the rows depend on; InputError for targets that do not fit."""
+def describe_configuration(ready: Prepared, protocol: Protocol, targets: Targets | None) -> dict[str, Any]:
+    """Return everything that the rows depend on; InputError for targets that do not fit."""
     bench, data = ready.bench, ready.data
     about: dict[str, Any] = {
         "schema": SCHEMA,
@@ -353,7 +358,7 @@ def configuration(ready: Prepared, protocol: Protocol, targets: Targets | None) 
         **{f"version of {key}": value for key, value in versions().items()},
         **{f"protocol.{key}": value for key, value in protocol.values().items() if key != "source"},
         "seed": bench.seed,
-        "images": len(ready.positions(protocol)),
+        "images": len(ready.select_positions(protocol)),
         "shard": None if ready.shard is None else f"{ready.shard[0]}/{ready.shard[1]}",
         "compute_batch": bench.rows if bench.fixed else 0,
         "precision": ready.precision,
@@ -371,37 +376,39 @@ def configuration(ready: Prepared, protocol: Protocol, targets: Targets | None) 
 
 
 def judge_rounded(groups: Iterator[Rows], bench: Bench) -> Iterator[Rows]:
-    """Judge finished images once more, rounded to 256 levels."""
+    """Judge finished images again after rounding them to 256 levels."""
     waiting: Rows = {}
     for group in chain(groups, [{}]):
         waiting = join([waiting, group])
         while size(waiting) >= bench.rows or (waiting and not group):
-            rows, waiting = first(waiting, bench.rows)
+            rows, waiting = split_first(waiting, bench.rows)
             began = time.perf_counter()
-            passes = bench.verdicts(to_unit_range(round_to_levels(rows["finished"])), rows["id"], rows["forwards"])
+            passes = bench.verdict_logits(
+                to_unit_range(round_to_levels(rows["finished"])), rows["id"], rows["forwards"]
+            )
             right = (passes.argmax(2) == rows["label"]).all(0)
-            yield timed({**rows, "robust_rounded": right, "forwards": rows["forwards"] + len(passes)}, began)
+            yield add_elapsed_time({**rows, "robust_rounded": right, "forwards": rows["forwards"] + len(passes)}, began)
 
 
 def attack_all(
     batches: Iterable[Batch], protocol: Protocol, bench: Bench, device: torch.device, targets: Targets | None
 ) -> Iterator[Rows]:
-    """Rows of all images once they are decided, in any order."""
-    decided = known(batches, protocol, bench, device, targets)
+    """Attack all images and yield their rows as they are decided, in any order."""
+    decided = classify_clean_images(batches, protocol, bench, device, targets)
     for number, part in enumerate(protocol.attacks()):
         decided = attack_stream(part, number, decided, bench)
     return decided
 
 
-def resolved(protocol: str | Protocol, targets: Targets | None = None) -> Protocol:
-    """A protocol, by name or itself, that says whether its targets are given; InputError as ``with_targets``."""
+def resolve_protocol(protocol: str | Protocol, targets: Targets | None = None) -> Protocol:
+    """Look up a protocol, by name or as it is, and state whether its targets are given; errors as ``with_targets``."""
     return with_targets(get_protocol(protocol) if isinstance(protocol, str) else protocol, targets)
 
 
 def with_ball(
     protocol: str | Protocol | Attack, eps: float | str | None, norm: str, *, targeted: bool
 ) -> str | Protocol:
-    """A callable as the protocol ``Custom`` in the ball of radius ``eps``; a protocol as it is."""
+    """Turn a callable into the protocol ``Custom`` in the ball of radius ``eps``; return a protocol as it is."""
     if isinstance(protocol, str | Protocol):
         if eps is not None:
             raise InputError("`eps` is for an attack that is a callable: a protocol has its own, see Protocol.at(eps)")
@@ -412,10 +419,10 @@ def with_ball(
 
 
 def with_targets(protocol: Protocol, targets: Targets | None) -> Protocol:
-    """``protocol``, which says that targets are given if they are; InputError where they have no place, or lack."""
+    """Return ``protocol`` with given targets if there are any; InputError if it needs or allows no such targets."""
     if targets is None:
         if protocol.needs_targets:
-            raise InputError("target = 'given': give the `targets` as well")
+            raise InputError("target = 'given': pass the `targets` as well")
         return protocol
     return protocol.with_given_targets()
 

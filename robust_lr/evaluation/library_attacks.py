@@ -1,4 +1,4 @@
-"""Attacks of torchattacks on a stream of images: counted, and judged by the model itself."""
+"""Run attacks of torchattacks on a stream of images; count their passes, and let the model itself judge the results."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from ..attacks.torchattacks_adapter import ball, torchattack
 from ..protocols.torchattacks import Library
 from ..utils.errors import InputError, RunError
 from ..utils.rng import SEARCH, words
-from .batch_state import Rows, first, join, size, split, timed
+from .batch_state import Rows, add_elapsed_time, join, size, split, split_first
 from .model_under_test import Bench
 
 
 def attack_library(part: Library, number: int, source: Iterator[Rows], bench: Bench) -> Iterator[Rows]:
-    """Attack the rows of ``source`` once, as ``continuous_batching.attack_pool`` does."""
+    """Attack each undecided row of ``source`` once; rows that are already decided are passed on unchanged."""
     rows = bench.rows if part.together else 1
-    return attack_in_batches(source, rows, lambda batch: attacked(part, number, batch, bench))
+    return attack_in_batches(source, rows, lambda batch: attack_batch(part, number, batch, bench))
 
 
 def attack_in_batches(source: Iterator[Rows], rows: int, attack: Callable[[Rows], Rows]) -> Iterator[Rows]:
-    """Apply ``attack`` to the undecided rows of ``source``, ``rows`` at a time; decided rows are passed on."""
+    """Apply ``attack`` to the undecided rows of ``source``, ``rows`` at a time; pass decided rows on unchanged."""
     waiting: Rows = {}
     for group in source:
         began, mask = time.perf_counter(), group["decided"].cpu()
-        done, todo = split(timed(group, began), mask)
+        done, todo = split(add_elapsed_time(group, began), mask)
         if done:
             yield done
         waiting = join([waiting, todo])
         while size(waiting) >= rows:
-            batch, waiting = first(waiting, rows)
+            batch, waiting = split_first(waiting, rows)
             yield attack(batch)
     if waiting:
         yield attack(waiting)
 
 
-def attacked(part: Library, number: int, rows: Rows, bench: Bench) -> Rows:
-    """``rows`` after the attack; a success is an image within eps that the model misclassifies.
+def attack_batch(part: Library, number: int, rows: Rows, bench: Bench) -> Rows:
+    """Attack one batch and return its rows with the verdicts; a success is a misclassified image within eps.
 
     Raises:
         InputError: the class has no such option.
-        RunError: the attack failed, or returned something that is no image; names the first of its images.
+        RunError: the attack failed, or returned something other than images; names the first image.
     """
     began = time.perf_counter()
     x, labels, n = rows["x"], rows["label"], size(rows)
@@ -56,17 +56,17 @@ def attacked(part: Library, number: int, rows: Rows, bench: Bench) -> Rows:
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []), bench.precision():
         torch.manual_seed(seed)
         try:
-            x_adv = torchattack(part.attack, model, x, labels, **options(part, bench, seed))
+            x_adv = torchattack(part.attack, model, x, labels, **options_of_class(part, bench, seed))
         except (InputError, RunError):
             raise
-        except Exception as error:  # whatever a library raises: an attack that fails must not count as robustness
+        except Exception as error:  # a library may raise anything, and a failure must not count as robustness
             raise RunError(f"torchattacks' {part.attack} failed on image {int(rows['id'][0])}: {error}") from error
-    # an attack for the smallest distance may end outside the ball
+    # a minimum-norm attack may end outside the ball
     distance, near = within(x, x_adv, part.eps, part.norm)
     x_adv = torch.where(near.view(-1, 1, 1, 1), x_adv, x)
     logits = bench.logits(x_adv, rows["id"])
     reached = logits.argmax(1) != labels
-    return timed(
+    return add_elapsed_time(
         {
             **rows,
             **({"finished": x_adv} if bench.keep_images else {}),
@@ -79,15 +79,15 @@ def attacked(part: Library, number: int, rows: Rows, bench: Bench) -> Rows:
             "loss": F.cross_entropy(logits, labels, reduction="none"),
             "distance": torch.maximum(rows["distance"], torch.where(near, distance, 0)),
             "part": torch.where(reached, number, rows["part"]),
-            "forwards": rows["forwards"] + 1 + shares(model.forwards, n).to(x.device),
-            "backwards": rows["backwards"] + shares(model.backwards, n).to(x.device),
+            "forwards": rows["forwards"] + 1 + split_evenly(model.forwards, n).to(x.device),
+            "backwards": rows["backwards"] + split_evenly(model.backwards, n).to(x.device),
         },
         began,
     )
 
 
-def options(part: Library, bench: Bench, seed: int) -> dict[str, Any]:
-    """Values of the class: the ball, no more classes than the model has, and a seed where the class sets one."""
+def options_of_class(part: Library, bench: Bench, seed: int) -> dict[str, Any]:
+    """Return the options of the class: the ball, no more classes than the model has, and a seed if it takes one."""
     values = {**part.options, **ball(part.attack, part.eps, part.norm)}
     if part.attack in COUNTING or "n_classes" in values:
         values["n_classes"] = min(values.get("n_classes", 10), bench.num_classes)
@@ -101,13 +101,13 @@ COUNTING = ("APGDT", "FAB", "AutoAttack")
 SEEDED = ("APGD", "APGDT", "FAB", "Square", "AutoAttack")
 
 
-def shares(total: int, n: int) -> Tensor:
-    """``total`` in ``n`` whole parts that differ by one at most."""
+def split_evenly(total: int, n: int) -> Tensor:
+    """Split ``total`` into ``n`` integers that differ by at most one."""
     return total // n + (torch.arange(n) < total % n).long()
 
 
 class Counted(nn.Module):
-    """The attacked model, its images counted, its passes padded to a fixed number of rows if ``fixed``."""
+    """The attacked model with counters for its images; if ``fixed``, passes are padded to a fixed number of rows."""
 
     def __init__(self, bench: Bench, *, fixed: bool):
         super().__init__()
@@ -118,7 +118,7 @@ class Counted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.forwards += len(x)
         parts = torch.split(x, self.bench.rows) if self.fixed else [x]
-        logits = torch.cat([self.inner(self.bench.padded(p) if self.fixed else p)[: len(p)] for p in parts])
+        logits = torch.cat([self.inner(self.bench.pad(p) if self.fixed else p)[: len(p)] for p in parts])
         if logits.requires_grad:
             logits.register_hook(self.count)  # type: ignore[no-untyped-call]
         return logits

@@ -1,4 +1,4 @@
-"""The model under test: the one that judges, the one that gradients go through, and passes of fixed size."""
+"""The model under test: the model that judges, the model that gradients are taken through, and the size of passes."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ class Bench:
     """One model under evaluation.
 
     Args:
-        model: pixels [N, C, H, W] in [0, 1] -> logits [N, num_classes]; verdicts come from it.
-        attacked: computes the same function; gradients come from it.
-        rows: the most rows of a pass.
-        fixed: every pass has just so many, padded if need be. Where a library rounds differently for another batch
-            shape, this makes an image's arithmetic independent of the images beside it.
-        patience: steps between looks at which images are decided; on a GPU each look makes the host wait.
-        precision: context of the passes of ``attacked``.
-        keep_images: rows carry the images that their verdicts are judged on, as the column "finished".
+        model: pixels [N, C, H, W] in [0, 1] -> logits [N, num_classes]; gives the verdicts.
+        attacked: computes the same function; gives the gradients.
+        rows: maximum number of rows in a pass.
+        fixed: every pass has exactly ``rows`` rows, padded if necessary. Libraries may round differently for another
+            batch shape, so this makes an image's arithmetic independent of the images beside it.
+        patience: steps between checks of which images are decided; on a GPU each check makes the host wait.
+        precision: context manager for the passes of ``attacked``.
+        keep_images: keep the images that verdicts rest on, as the column "finished".
         sizes: numbers of rows, increasing, with which ``attacked`` gives the same bits as with ``rows``.
-        places: whether ``model`` gives an image the same bits in every place of a pass, as far as was seen.
-        surrogate: name and hash of the network that ``attacked`` is where it is another one; predictions on the way say
-            nothing then.
-        cycles: ``cycle_end.ON`` if attacks end early where iterates come back, else why they do not.
+        places: whether ``model`` gave an image the same bits in every place of a pass when this was tested.
+        surrogate: name and hash of the network that ``attacked`` is, if it is another one than ``model``; its
+            predictions during the attack are then ignored.
+        cycles: ``cycle_end.ON`` if attacks end early once iterates repeat, else the reason why not.
     """
 
     model: Model
@@ -56,57 +56,54 @@ class Bench:
 
     @property
     def is_keyed(self) -> bool:
-        """True if what the model answers is a function of the image and, where it is random, of seed and id."""
+        """True if logits depend on nothing but the image and, for a random model, seed and id."""
         return True
 
     @property
     def randomness(self) -> dict[str, Any] | None:
-        """How a random model draws and is judged, for the result; None for a deterministic one."""
+        """Description of how a random model draws and is judged, for the result; None for a deterministic model."""
         return None
 
-    def passes(self, part: StepwiseProtocol) -> tuple[int, int]:
-        """Forward and backward passes that one query of ``part`` takes."""
+    def passes_per_query(self, part: StepwiseProtocol) -> tuple[int, int]:
+        """Return the numbers of forward and backward passes that one query of ``part`` takes."""
         return part.passes(self.num_classes)
 
     def rows_for(self, n: int) -> int:
-        """Rows of a pass of ``attacked`` that shows it ``n`` images."""
+        """Return the number of rows that a pass of ``attacked`` with ``n`` images is padded to."""
         return next((size for size in self.sizes if size >= n), self.rows)
 
-    def verdicts(self, x: Tensor, ids: Tensor, moments: Tensor) -> Tensor:
-        """Logits that a verdict on ``x`` rests on, [passes, N, num_classes]; errors as ``logits``.
+    def verdict_logits(self, x: Tensor, ids: Tensor, moments: Tensor) -> Tensor:
+        """Return the logits that a verdict on ``x`` rests on, [passes, N, num_classes]; errors as ``logits``.
 
-        ``moments`` [N] differ for each look at an image; they key what a random model draws.
+        ``moments`` [N] differ between queries of the same image and key the draws of a random model.
         """
         return self.logits(x, ids)[None]
 
-    def look(
+    def query_with_gradient(
         self, part: StepwiseProtocol, query: Tensor, rows: Mapping[str, Tensor], targets: Tensor | None, gradient: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, objective and its gradient at ``query``, as ``stepwise.look``, through the attacked model."""
+        """Return logits, objective and its gradient at ``query``, computed through the attacked model."""
         return part.look(self.attacked, query, rows, targets, gradient, seed=self.seed)
 
     def logits(self, x: Tensor, ids: Tensor) -> Tensor:
-        """Logits of the model that judges, [N, num_classes], for at most ``rows`` images; checked for shape and NaN.
+        """Return the logits of the judging model, [N, num_classes], for at most ``rows`` images, after checking them.
 
         Raises:
-            InputError: logits of another shape.
+            InputError: logits of the wrong shape.
             RunError: logits that are not finite; names the image.
         """
-        with torch.no_grad(), self.failures_named(x, ids):
-            logits = self.model(self.padded(x))[: len(x)]
+        with torch.no_grad(), self.name_failing_image(x, ids):
+            logits = self.model(self.pad(x))[: len(x)]
         check_logits(logits, len(x), self.num_classes)
         check_finite(logits, ids)
         return logits
 
-    def failures_named(self, x: Tensor, ids: Tensor) -> AbstractContextManager[None]:
-        """See ``failures_named``; images are looked at in passes of the usual number of rows."""
-        return failures_named(lambda image: self.model(self.padded(image)), x, ids)
+    def name_failing_image(self, x: Tensor, ids: Tensor) -> AbstractContextManager[None]:
+        """See the function of the same name; each image is tried in a pass of the usual number of rows."""
+        return name_failing_image(lambda image: self.model(self.pad(image)), x, ids)
 
-    def padded(self, column: Tensor, rows: int | None = None) -> Tensor:
-        """``column`` with its first row repeated behind it until it has ``rows`` rows, where passes are fixed.
-
-        Without ``rows``, it is those of every pass.
-        """
+    def pad(self, column: Tensor, rows: int | None = None) -> Tensor:
+        """Pad ``column`` with copies of its first row to ``rows`` (default ``self.rows``) if their size is fixed."""
         missing = (self.rows if rows is None else rows) - len(column) if self.fixed else 0
         return torch.cat([column, column[:1].expand(missing, *column.shape[1:])]) if missing > 0 else column
 
@@ -116,9 +113,9 @@ SIZES = (4, 8, 16, 32)
 
 
 def equal_sizes(model: Model, x: Tensor, labels: Tensor) -> tuple[int, ...]:
-    """The numbers of rows of ``SIZES`` with which a pass gives an image the bits that it has among all of ``x``.
+    """Return the numbers of rows in ``SIZES`` with which a pass gives the same bits as a pass over all of ``x``.
 
-    Logits with and without a gradient, and the gradient, are compared, in other places of the batch. Libraries choose
+    Logits with and without gradients, and the gradients, are compared in other places of the batch. Libraries choose
     the order of their sums by the shape alone, so what holds for these images holds for others.
     """
     with torch.no_grad():
@@ -140,18 +137,18 @@ def equal_sizes(model: Model, x: Tensor, labels: Tensor) -> tuple[int, ...]:
 def gives_places_equal_bits(model: Model, x: Tensor) -> bool:
     """Return True if the logits of ``x`` are the same to the bit one place on in the batch.
 
-    Libraries' products of few rows may take them in blocks, and the last block sums in another order.
+    Matrix products of few rows may process them in blocks, and the last block may sum in another order.
     """
     with torch.no_grad():
         return torch.equal(model(x.roll(1, 0)), model(x).roll(1, 0))
 
 
 class InFloat32(nn.Module):
-    """A model of another floating dtype: images reach it in the dtype that it takes, logits leave it in float32.
+    """Wrap a model of another floating dtype: convert images to the dtype that it takes, and its logits to float32.
 
     Args:
         model: pixels -> logits.
-        takes: dtype of its images.
+        takes: dtype of the images that the model takes.
     """
 
     def __init__(self, model: nn.Module, takes: torch.dtype):
@@ -163,19 +160,19 @@ class InFloat32(nn.Module):
         return logits.float() if isinstance(logits, Tensor) and logits.is_floating_point() else logits
 
 
-def copied(model: nn.Module) -> nn.Module | None:
-    """A copy that has seen what ``model`` has, and sees no more; None where there can be none."""
+def copy_if_possible(model: nn.Module) -> nn.Module | None:
+    """Copy the model with its present state; None if it cannot be copied."""
     try:
         return copy.deepcopy(model)
-    except Exception:  # anybody's code: generators, locks, modules of C
+    except Exception:  # users' models may hold generators, locks or C extensions
         return None
 
 
-def taken_out(model: nn.Module, x: Tensor) -> tuple[nn.Module, str]:
-    """``model``, wrapped if its logits come inside something else; and where they are, see ``outputs.logits_of``.
+def unwrap_logits(model: nn.Module, x: Tensor) -> tuple[nn.Module, str]:
+    """Wrap ``model`` if it returns its logits inside another object; also return where they are in it.
 
     Raises:
-        InputError: an object whose logits are no tensor.
+        InputError: an object whose logits are not a tensor.
     """
     own = [parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()]
     for takes in dict.fromkeys([torch.float32, *own]):
@@ -190,9 +187,9 @@ def taken_out(model: nn.Module, x: Tensor) -> tuple[nn.Module, str]:
 
 
 def in_float32(model: nn.Module, x: Tensor) -> tuple[nn.Module, torch.dtype]:
-    """``model``, wrapped if it takes images or gives logits of another floating dtype; and the dtype of its logits.
+    """Wrap ``model`` if it takes images or returns logits of another floating dtype; also return the logits' dtype.
 
-    A model that fails in its own way, or returns something else, is left to the guards.
+    A model that fails, or returns something else, is returned as it is; the guards report it.
     """
     own = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     for takes in dict.fromkeys([torch.float32, *sorted(own, key=str)]):
@@ -217,15 +214,15 @@ def check_logits(logits: Tensor, n: int, num_classes: int) -> None:
         )
 
 
-def verified(x: Tensor, x_adv: Tensor, ids: Tensor, eps: float, norm: str) -> Tensor:
-    """Distances of x_adv from x, [N], once it is sure that none exceeds eps and every pixel is in [0, 1].
+def verify_bounds(x: Tensor, x_adv: Tensor, ids: Tensor, eps: float, norm: str) -> Tensor:
+    """Verify that no image is farther than eps from its original and every pixel is in [0, 1]; return distances, [N].
 
     Raises:
-        RunError: one does; names the image.
+        RunError: an image is out of bounds; names it.
     """
     distance, near = within(x, x_adv, eps, norm)
     low, high = x_adv.flatten(1).aminmax(dim=1)
-    wrong = ~((low >= 0) & (high <= 1) & near)  # so that NaN is wrong too
+    wrong = ~((low >= 0) & (high <= 1) & near)  # negated, so that NaN is wrong as well
     if wrong.any():
         raise RunError(
             f"the attack left its bounds on image {int(ids[wrong][0])}: distance {float(distance[wrong][0]):.6g}, "
@@ -235,19 +232,19 @@ def verified(x: Tensor, x_adv: Tensor, ids: Tensor, eps: float, norm: str) -> Te
 
 
 def check_finite(logits: Tensor, ids: Tensor) -> None:
-    """RunError, which names the image, unless every logit [N, classes] is finite."""
+    """Raise RunError, naming the image, unless every logit [N, classes] is finite."""
     broken = ~logits.isfinite().all(dim=1)
     if broken.any():
         raise RunError(f"the model's logits for image {int(ids[broken][0])} are not finite")
 
 
 @contextmanager
-def failures_named(model: Model, x: Tensor, ids: Tensor) -> Iterator[None]:
+def name_failing_image(model: Model, x: Tensor, ids: Tensor) -> Iterator[None]:
     """Turn whatever a model raises, SystemExit included, into a RunError that names the image.
 
     Args:
-        model: is asked about each image alone once it has failed.
-        x, ids: the images [n, C, H, W] that it is asked about, and their ids [n].
+        model: once it has failed, it is run on each image alone.
+        x, ids: the images [n, C, H, W] of the failed pass, and their ids [n].
     """
     try:
         yield
@@ -256,12 +253,12 @@ def failures_named(model: Model, x: Tensor, ids: Tensor) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise RunError(
-            f"the model failed on {first_failure(model, x, ids)}: {reason}; rows written before are kept"
+            f"the model failed on {find_failing_image(model, x, ids)}: {reason}; rows written before are kept"
         ) from error
 
 
-def first_failure(model: Model, x: Tensor, ids: Tensor) -> str:
-    """The first image that ``model`` fails on alone, or all of them where it fails on none."""
+def find_failing_image(model: Model, x: Tensor, ids: Tensor) -> str:
+    """Name the first image that ``model`` fails on alone, or the whole batch if it fails on none alone."""
     for image, id_ in zip(torch.split(x, 1), ids.tolist(), strict=True):
         try:
             with torch.no_grad():

@@ -1,7 +1,8 @@
-"""Sources of gradients for probes: the model's own, averages, differences, and those of what is inside the model.
+"""Sources of directions for probes: the model's gradient, averages, finite differences, and gradients of its parts.
 
-An oracle answers a batch of queries with the model's logits (None where it did not ask the model itself), the objective
-and a direction that should raise it. A direction need not be the gradient: where a defense hides that, others show it.
+An oracle answers a batch of queries with the model's logits (None if it did not query the model itself), the objective
+and a direction that should raise it. A direction need not be the gradient: if a defense hides the gradient, other
+directions still work.
 """
 
 from __future__ import annotations
@@ -21,14 +22,19 @@ from ..attacks.losses import Objective
 from ..attacks.stepwise import look
 from ..utils.rng import PROBE, uniform
 
-#: draws of one probe's random numbers lie this far from those of the next
+#: distance between the draw numbers of one probe and those of the next
 DRAWS_OF_A_PROBE = 2**12
 
 
 @dataclass(frozen=True, eq=False)
 class Queries:
-    """A batch of queries: images [n, C, H, W] and their ids, classes to move away from and towards; ``draw`` keys
-    random numbers together with the ids."""
+    """A batch of queries.
+
+    Attributes:
+        x, ids: images [n, C, H, W] and their ids.
+        labels, targets: classes to move away from and towards.
+        draw: together with the ids, keys random numbers.
+    """
 
     x: Tensor
     ids: Tensor
@@ -36,8 +42,8 @@ class Queries:
     targets: Tensor | None
     draw: int
 
-    def times(self, copies: Tensor) -> Queries:
-        """The same queries, each as many times as ``copies`` [n * k, C, H, W] holds it, one block after the other."""
+    def repeat_for(self, copies: Tensor) -> Queries:
+        """Return queries for ``copies`` [n * k, C, H, W], which hold all images k times, one block after the other."""
         k = len(copies) // len(self.x)
         targets = None if self.targets is None else self.targets.repeat(k)
         return Queries(copies, self.ids.repeat(k), self.labels.repeat(k), targets, self.draw)
@@ -48,7 +54,7 @@ Answer = tuple[Tensor | None, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Oracle:
-    """``ask`` answers queries; ``cost`` is its price for one image, in forward passes."""
+    """A source of directions: ``ask`` answers queries, and ``cost`` is the number of forward passes per image."""
 
     ask: Callable[[Queries], Answer]
     cost: float
@@ -60,8 +66,8 @@ def logits_of(model: nn.Module, x: Tensor) -> Tensor:
     return logits
 
 
-def gradient(model: nn.Module, objective: Objective) -> Oracle:
-    """The model's own gradient."""
+def gradient_oracle(model: nn.Module, objective: Objective) -> Oracle:
+    """Return the model's own gradient."""
 
     def ask(q: Queries) -> Answer:
         logits, loss, direction = look(model, q.x, q.labels, q.targets, objective)
@@ -70,14 +76,14 @@ def gradient(model: nn.Module, objective: Objective) -> Oracle:
     return Oracle(ask, 3)
 
 
-def smoothed(model: nn.Module, objective: Objective, radius: float, copies: int, seed: int) -> Oracle:
-    """The mean of gradients around the query, each scaled alike; rough surfaces are smooth on average."""
+def smoothed_gradient_oracle(model: nn.Module, objective: Objective, radius: float, copies: int, seed: int) -> Oracle:
+    """Return the mean of normalized gradients around the query; a rough loss surface is smooth on average."""
 
     def ask(q: Queries) -> Answer:
         logits = logits_of(model, q.x)
         total = torch.zeros_like(q.x)
         for number in range(copies):
-            noise = 2 * noise_of_a_draw(seed, q, q.x.shape[1:], q.draw * copies + number) - 1
+            noise = 2 * shared_noise(seed, q, q.x.shape[1:], q.draw * copies + number) - 1
             near = (q.x + radius * noise).clamp(0, 1)
             direction = look(model, near, q.labels, q.targets, objective)[2].nan_to_num(0, 0, 0)
             total += direction / direction.abs().mean((1, 2, 3), keepdim=True).clamp_min(torch.finfo(q.x.dtype).tiny)
@@ -86,8 +92,8 @@ def smoothed(model: nn.Module, objective: Objective, radius: float, copies: int,
     return Oracle(ask, 1 + 3 * copies)
 
 
-def differences(model: nn.Module, objective: Objective, radius: float, pairs: int, seed: int) -> Oracle:
-    """Finite differences along random patches of pixels, in pairs of opposite signs (Spall 1992; Ilyas et al. 2018)."""
+def finite_difference_oracle(model: nn.Module, objective: Objective, radius: float, pairs: int, seed: int) -> Oracle:
+    """Return finite differences along random patches of pixels in antithetic pairs (Spall 1992; Ilyas et al. 2018)."""
 
     def ask(q: Queries) -> Answer:
         logits = logits_of(model, q.x)
@@ -95,11 +101,11 @@ def differences(model: nn.Module, objective: Objective, radius: float, pairs: in
         for number in range(pairs):
             side = (1, 2, 4)[number % 3]
             shape = (q.x.shape[1], -(-q.x.shape[2] // side), -(-q.x.shape[3] // side))
-            signs = (noise_of_a_draw(seed, q, shape, q.draw * pairs + number) < 0.5).to(q.x.dtype) * 2 - 1
+            signs = (shared_noise(seed, q, shape, q.draw * pairs + number) < 0.5).to(q.x.dtype) * 2 - 1
             signs = signs.repeat_interleave(side, 2).repeat_interleave(side, 3)
             signs = signs[:, :, : q.x.shape[2], : q.x.shape[3]]
             both = torch.cat([(q.x + sign * radius * signs).clamp(0, 1) for sign in (1, -1)])
-            asked = q.times(both)
+            asked = q.repeat_for(both)
             up, down = objective(logits_of(model, both), asked.labels, asked.targets).chunk(2)
             total += (up - down).nan_to_num(0, 0, 0).view(-1, 1, 1, 1) * signs
         return logits, objective(logits, q.labels, q.targets), total
@@ -107,13 +113,13 @@ def differences(model: nn.Module, objective: Objective, radius: float, pairs: in
     return Oracle(ask, 1 + 2 * pairs)
 
 
-def noise_of_a_draw(seed: int, q: Queries, shape: Sequence[int], draw: int) -> Tensor:
-    """Uniform numbers [1, *shape] that all queries of a draw share, which costs less than numbers for each."""
+def shared_noise(seed: int, q: Queries, shape: Sequence[int], draw: int) -> Tensor:
+    """Draw uniform numbers [1, *shape] that all queries share, which is cheaper than numbers for each query."""
     return uniform(seed, PROBE, torch.zeros_like(q.ids[:1]), shape, draw)
 
 
-def nothing(model: nn.Module, objective: Objective) -> Oracle:
-    """No direction: for attacks that need none."""
+def directionless_oracle(model: nn.Module, objective: Objective) -> Oracle:
+    """Return no direction, for attacks that need none."""
 
     def ask(q: Queries) -> Answer:
         logits = logits_of(model, q.x)
@@ -122,17 +128,17 @@ def nothing(model: nn.Module, objective: Objective) -> Oracle:
     return Oracle(ask, 1)
 
 
-def straight_through(model: nn.Module, objective: Objective) -> Oracle:
-    """The gradient of the forward pass as it was computed, steps and all that hides it taken for the identity.
+def straight_through_oracle(model: nn.Module, objective: Objective) -> Oracle:
+    """Return the gradient with the identity in place of rounding and of operations that hide gradients.
 
-    See ``StraightThrough``. (BPDA, Athalye et al. 2018.)
+    See ``StraightThrough`` (BPDA, Athalye et al. 2018).
     """
 
     def ask(q: Queries) -> Answer:
         with (
             warnings.catch_warnings(action="ignore"),
             without_backward_hooks(model),
-            differentiated_functions(),
+            differentiate_custom_functions(),
             StraightThrough(),
         ):
             logits, loss, direction = look(model, q.x, q.labels, q.targets, objective)
@@ -142,7 +148,7 @@ def straight_through(model: nn.Module, objective: Objective) -> Oracle:
 
 
 class StraightThrough(TorchFunctionMode):
-    """Rounding, clipping and detaching have the gradient of the identity; ``no_grad`` and hooks on tensors none."""
+    """Give rounding, clipping and detaching the gradient of the identity; ignore ``no_grad`` and hooks on tensors."""
 
     def __torch_function__(
         self, function: Any, types: Any, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
@@ -161,18 +167,18 @@ class StraightThrough(TorchFunctionMode):
         return result
 
 
-#: functions whose gradient is zero on all or on a large part of their domain
+#: functions whose gradient is zero on all or much of their domain
 STEPS = ("round", "floor", "ceil", "trunc", "sign", "clamp", "clip", "hardtanh", "clamp_min", "clamp_max", "fix")
 
 
 @contextmanager
-def differentiated_functions() -> Iterator[None]:
-    """Custom autograd functions of the model are differentiated by what their forward pass computes."""
+def differentiate_custom_functions() -> Iterator[None]:
+    """Differentiate the model's custom autograd functions through their forward pass, ignoring their ``backward``."""
     function = torch.autograd.Function
     original = function.__dict__["apply"]
 
     class Context:
-        """Stands for the context that a forward pass writes to."""
+        """Stand in for the context that a forward pass writes to."""
 
         def __getattr__(self, name: str) -> Any:
             return lambda *arguments, **options: None
@@ -198,7 +204,7 @@ def differentiated_functions() -> Iterator[None]:
 
 @contextmanager
 def without_backward_hooks(model: nn.Module) -> Iterator[None]:
-    """Backward hooks of modules are taken off for a while."""
+    """Remove the backward hooks of all modules temporarily."""
     kept = [(m, m._backward_hooks, m._backward_pre_hooks) for m in model.modules()]
     try:
         for module, hooks, pre_hooks in kept:
@@ -209,10 +215,10 @@ def without_backward_hooks(model: nn.Module) -> Iterator[None]:
             module._backward_hooks, module._backward_pre_hooks = hooks, pre_hooks
 
 
-def inside(model: nn.Module, objective: Objective, name: str) -> Oracle:
-    """The gradient of a network inside the model by what it receives, as if what comes before were the identity.
+def inner_network_oracle(model: nn.Module, objective: Objective, name: str) -> Oracle:
+    """Return the gradient of a network inside the model with respect to its input, as if it received the image itself.
 
-    What comes after it, and before it, plays no part: only the model's own logits say whether an attack succeeds.
+    Whatever comes before or after that network is ignored; the model's own logits decide whether an attack succeeds.
     """
     part = model.get_submodule(name)
 
@@ -236,8 +242,8 @@ def inside(model: nn.Module, objective: Objective, name: str) -> Oracle:
     return Oracle(ask, 4)
 
 
-def at_input_of(model: nn.Module, objective: Objective, name: str) -> Oracle:
-    """The gradient of the model's logits by what a layer receives, as if what comes before it were the identity."""
+def layer_input_oracle(model: nn.Module, objective: Objective, name: str) -> Oracle:
+    """Return the gradient with respect to the input of a layer, as if everything before it were the identity."""
     part = model.get_submodule(name)
 
     def ask(q: Queries) -> Answer:
@@ -258,18 +264,18 @@ def at_input_of(model: nn.Module, objective: Objective, name: str) -> Oracle:
             handle.remove()
         total = torch.zeros_like(q.x)
         for direction in found:
-            total += 0 if direction is None else on_the_image(direction.nan_to_num(0, 0, 0), q.x.shape)
+            total += 0 if direction is None else fit_to_image(direction.nan_to_num(0, 0, 0), q.x.shape)
         return logits.detach(), loss.detach(), total
 
     return Oracle(ask, 3)
 
 
-def on_the_image(direction: Tensor, shape: Sequence[int]) -> Tensor:
-    """A direction for a code of the image, as one for the image: summed over further channels, resized, reshaped."""
+def fit_to_image(direction: Tensor, shape: Sequence[int]) -> Tensor:
+    """Convert a direction for an encoded image into one for the image: sum extra channels, resize, reshape."""
     if direction.numel() == torch.Size(shape).numel():
         return direction.reshape(shape)
     if direction.ndim != 4:
-        raise ValueError(f"{tuple(direction.shape)} is no code of {tuple(shape)}")
+        raise ValueError(f"{tuple(direction.shape)} is not an encoding of {tuple(shape)}")
     channels = shape[1] if direction.shape[1] % shape[1] == 0 else 1
     summed = direction.view(len(direction), channels, -1, *direction.shape[2:]).sum(2)
     return F.interpolate(summed, size=tuple(shape[2:]), mode="nearest").expand(*shape)
@@ -277,27 +283,31 @@ def on_the_image(direction: Tensor, shape: Sequence[int]) -> Tensor:
 
 @dataclass(frozen=True)
 class Parts:
-    """Modules inside a model, by name: whole networks from images to logits, and layers that receive images or, where
-    there are none, the first layer with weights, which receives a code of them."""
+    """Names of modules inside a model.
+
+    Attributes:
+        networks: whole networks from images to logits.
+        layers: the last layer that receives images, or else the first layer with weights, which receives an encoding.
+    """
 
     networks: tuple[str, ...]
     layers: tuple[str, ...]
 
 
-#: networks inside a model that are attacked
+#: maximum number of networks inside a model that are attacked
 MAX_NETWORKS = 3
 
 
-def parts_of(model: nn.Module, x: Tensor) -> Parts:
-    """Parts of ``model`` that receive something of the shape of the images ``x``."""
+def find_parts(model: nn.Module, x: Tensor) -> Parts:
+    """Find the parts of ``model`` whose input has the shape of the images ``x``."""
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        return Parts((), ())  # which take no hooks
+        return Parts((), ())  # scripted modules take no hooks
     n_classes = logits_of(model, x[:1]).shape[1]
     networks: list[str] = []
     layers: list[str] = []
     coded: list[str] = []
 
-    def note(name: str) -> Callable[..., None]:
+    def record_calls(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
             image = bool(arguments) and isinstance(arguments[0], Tensor) and arguments[0].shape == x.shape
             if not image and arguments and isinstance(arguments[0], Tensor) and len(arguments[0]) == len(x):
@@ -310,7 +320,7 @@ def parts_of(model: nn.Module, x: Tensor) -> Parts:
 
         return hook
 
-    handles = [module.register_forward_hook(note(name)) for name, module in model.named_modules() if name]
+    handles = [module.register_forward_hook(record_calls(name)) for name, module in model.named_modules() if name]
     try:
         logits_of(model, x)
     finally:

@@ -1,4 +1,4 @@
-"""Attacks in lower precision: allowed where their verdicts are those of fp32 but for few, see ``border``."""
+"""Run attacks in lower precision, provided that nearly all of their verdicts agree with fp32; see ``border``."""
 
 from __future__ import annotations
 
@@ -14,61 +14,64 @@ from ..utils.checks import check_name
 from ..utils.contexts import tf32
 from ..utils.errors import InputError, RunError
 from .batch_state import Rows, join
-from .border import width
+from .border import border_width
 from .model_under_test import Bench
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 
-#: share of a sample's verdicts that must be those of fp32
-LEAST_AGREEMENT = 0.95
+#: share of a sample's verdicts that must agree with fp32
+MIN_AGREEMENT = 0.95
 
 
 def check_precision(precision: str, device: torch.device) -> None:
     check_name("precision", precision, PRECISIONS)
     if precision == "tf32" and device.type != "cuda":
-        raise InputError(f"precision = 'tf32' is a format of CUDA devices, not of {device.type!r}: use fp32 or bf16")
+        raise InputError(f"precision = 'tf32' needs a CUDA device, the model is on {device.type!r}: use fp32 or bf16")
 
 
-def lowered(bench: Bench, precision: str, device: torch.device) -> Bench:
-    """``bench`` with the passes of the attack in that precision."""
-    bench = replace(bench, sizes=())  # which are those of fp32
+def lower_precision(bench: Bench, precision: str, device: torch.device) -> Bench:
+    """Return ``bench`` with the passes of the attack in the given precision."""
+    bench = replace(bench, sizes=())  # the sizes were measured in fp32
     if precision == "tf32":
         return replace(bench, precision=tf32)
     kernels = in_bfloat16(bench.attacked) if device.type == "cpu" else None
     return replace(bench, attacked=kernels or InBfloat16(bench.attacked, device).eval())
 
 
-def agreed(
+def count_agreement(
     bench: Bench, precision: str, low: Bench, protocol: Protocol, attack: Callable[[Bench], Iterator[Rows]]
 ) -> tuple[int, int, float]:
-    """On how many images of a sample a lower precision gives the verdicts of fp32, of how many, and ``border.width``.
+    """Count on how many images of a sample a lower precision gives the verdicts of fp32.
 
     Args:
-        bench: in fp32; ``low`` is in that precision.
-        protocol: of the attack.
+        bench, low: the model in fp32 and in the lower precision.
+        protocol: the protocol of the attack.
         attack: attacks the sample and yields its rows.
+
+    Returns:
+        The number of images with equal verdicts, the number of images, and ``border_width``.
 
     Raises:
         RunError: the verdicts differ on more than 5 % of the sample.
     """
     exact, lower = (join(list(attack(each))) for each in (bench, low))
-    before, after = verdicts(exact), verdicts(lower)
+    before, after = verdicts_by_id(exact), verdicts_by_id(lower)
     same, n = sum(before[id_] == after[id_] for id_ in before), len(before)
-    if same < LEAST_AGREEMENT * n:
+    if same < MIN_AGREEMENT * n:
         raise RunError(
             f"precision = {precision!r} gives other verdicts than fp32 on {n - same} of {n} images: use fp32"
         )
-    return same, n, width(exact, lower, protocol)
+    return same, n, border_width(exact, lower, protocol)
 
 
-def verdicts(rows: Rows) -> dict[int, tuple[bool, bool]]:
-    """By image: right at the last iterates, and right at every iterate."""
+def verdicts_by_id(rows: Rows) -> dict[int, tuple[bool, bool]]:
+    """Return the verdicts of each image by id: right at all last iterates, and right at every iterate."""
     columns = (rows["id"].tolist(), rows["robust_last"].tolist(), (rows["first_wrong"] < 0).tolist())
     return {id_: (robust_last, robust_seen) for id_, robust_last, robust_seen in zip(*columns, strict=True)}
 
 
 class InBfloat16(nn.Module):
-    """The same model under autocast, with fp32 logits; gradients by the image are fp32 too."""
+    """Run a model under autocast; its logits, and gradients with respect to the image, are fp32."""
 
     def __init__(self, model: nn.Module, device: torch.device):
         super().__init__()

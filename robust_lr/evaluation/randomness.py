@@ -1,8 +1,8 @@
-"""Models with randomness of their own: attacked on the average of their draws, judged by repeated passes.
+"""Random models: attacks average gradients over their draws, and verdicts rest on repeated passes.
 
-Each image is asked about by itself, with the generators of PyTorch, NumPy and Python seeded by (seed, image id, number
-of passes made so far). So what a model draws from them for an image depends on nothing beside it: not on the batch, the
-shard, the processes or a resumed run.
+Each image is queried separately, with the generators of PyTorch, NumPy and Python seeded by (seed, image id, number of
+passes made so far). What a model draws for an image therefore depends on nothing else: not on the batch, the shard, the
+processes or a resumed run.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from ..utils.errors import InputError
 from ..utils.rng import MODEL, words
 from .model_under_test import Bench, check_finite, check_logits
 
-#: passes behind a verdict on a random model, by default and at most
+#: default and maximum number of passes behind a verdict on a random model
 VERDICT_PASSES, MAX_VERDICT_PASSES = 10, 1000
 
 #: share of the largest logit by which two passes of a deterministic model may differ
 NOISE = 1e-5
 
-#: passes, and rows of each, by which draws for rows are told from draws for whole passes
+#: number of passes, and rows of each, that show whether a model draws for each row or for whole passes
 REPEATS, COPIES = 8, 8
-#: ratio of the variance between passes to what independent rows would give; above, rows share draws
+#: maximum ratio of the variance between passes to that of independent rows; above it, rows share draws
 MAX_RATIO = 2.5
 
 
 @dataclass(frozen=True)
 class Draws:
-    """How a random model draws.
+    """Properties of a random model's draws.
 
     Attributes:
-        by_row: each row of a pass has draws of its own; otherwise each draw takes a pass of one row.
-        keyed: seeding the generators of PyTorch, NumPy and Python fixes them.
+        by_row: each row of a pass has its own draws; otherwise each draw needs a pass of one row.
+        keyed: seeding the generators of PyTorch, NumPy and Python fixes the draws.
     """
 
     by_row: bool
@@ -63,7 +63,7 @@ def averages_draws(protocol: Protocol) -> bool:
 
 
 @contextmanager
-def seeded(number: int) -> Iterator[None]:
+def seed_generators(number: int) -> Iterator[None]:
     """Seed the generators of PyTorch, NumPy and Python, and restore them afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
@@ -78,14 +78,14 @@ def seeded(number: int) -> Iterator[None]:
         np.random.set_state(numpy)
 
 
-def keys(seed: int, ids: Tensor, moments: Tensor) -> list[int]:
-    """A seed for each image at its moment."""
+def image_seeds(seed: int, ids: Tensor, moments: Tensor) -> list[int]:
+    """Return a seed for each image at its moment."""
     parts = words(seed, MODEL, ids, 2, draw=moments)
     return ((parts[:, 0] << 31) ^ parts[:, 1]).tolist()
 
 
-def examine(model: Model, x: Tensor, away: Tensor, ids: Tensor, seed: int) -> Draws | None:
-    """Return how the model draws, None if it is deterministic, by passes over clean images and images ``away``."""
+def detect_randomness(model: Model, x: Tensor, away: Tensor, ids: Tensor, seed: int) -> Draws | None:
+    """Return how the model draws, or None if passes over clean images and images ``away`` show no randomness."""
     with torch.no_grad():
         first = [model(each) for each in (x, away)]
         again = [model(each) for each in (x, away)]
@@ -94,14 +94,14 @@ def examine(model: Model, x: Tensor, away: Tensor, ids: Tensor, seed: int) -> Dr
             return None
         same = []
         for _ in range(2):
-            with seeded(keys(seed, ids[:1], torch.zeros_like(ids[:1]))[0]):
+            with seed_generators(image_seeds(seed, ids[:1], torch.zeros_like(ids[:1]))[0]):
                 same.append(model(away[:1]))
         ratios = [ratio_of_variances(model, image) for image in torch.split(away, 1)[:4]]
     return Draws(by_row=sum(ratios) / len(ratios) < MAX_RATIO, keyed=torch.equal(*same))
 
 
 def ratio_of_variances(model: Model, image: Tensor) -> float:
-    """Variance of the means of passes over what independent rows would give; about 1 if each row draws for itself."""
+    """Return the variance of the means of passes relative to independent rows; about 1 if each row draws separately."""
     passes = torch.stack([model(image.repeat(COPIES, 1, 1, 1)).double() for _ in range(REPEATS)])
     within, between = passes.var(1).mean(), COPIES * passes.mean(1).var(0).mean()
     return float(between / within) if within > 0 else float("inf") if between > 0 else 1.0
@@ -112,8 +112,8 @@ class RandomBench(Bench):
     """A random model under evaluation.
 
     Args:
-        draws: how it draws.
-        verdict_passes: passes behind each verdict, all of which must be right.
+        draws: properties of its draws.
+        verdict_passes: number of passes behind each verdict, all of which must be right.
     """
 
     draws: Draws = Draws(by_row=False, keyed=False)
@@ -128,23 +128,23 @@ class RandomBench(Bench):
         by = "by row" if self.draws.by_row else "by pass"
         return {"passes": self.verdict_passes, "draws": by, "keyed": self.draws.keyed}
 
-    def passes(self, part: StepwiseProtocol) -> tuple[int, int]:
+    def passes_per_query(self, part: StepwiseProtocol) -> tuple[int, int]:
         forwards, backwards = part.passes(self.num_classes)
         return part.eot * forwards, part.eot * backwards
 
-    def padded(self, column: Tensor, rows: int | None = None) -> Tensor:
-        return column  # each image is asked about by itself
+    def pad(self, column: Tensor, rows: int | None = None) -> Tensor:
+        return column  # each image is queried separately
 
     def pass_sizes(self, draws: int) -> list[int]:
-        """Rows of the passes that make so many draws for one image."""
+        """Return the numbers of rows of the passes that make ``draws`` draws for one image."""
         most = self.rows if self.draws.by_row else 1
         return [most] * (draws // most) + [draws % most] * (draws % most > 0)
 
-    def verdicts(self, x: Tensor, ids: Tensor, moments: Tensor) -> Tensor:
+    def verdict_logits(self, x: Tensor, ids: Tensor, moments: Tensor) -> Tensor:
         found = []
-        with torch.no_grad(), self.failures_named(x, ids):
-            for number, image in zip(keys(self.seed, ids, moments), torch.split(x, 1), strict=True):
-                with seeded(number):
+        with torch.no_grad(), self.name_failing_image(x, ids):
+            for number, image in zip(image_seeds(self.seed, ids, moments), torch.split(x, 1), strict=True):
+                with seed_generators(number):
                     parts = [self.model(image.repeat(rows, 1, 1, 1)) for rows in self.pass_sizes(self.verdict_passes)]
                 found.append(torch.cat(parts))
         logits = torch.stack(found, 1)
@@ -153,15 +153,15 @@ class RandomBench(Bench):
             check_finite(each, ids)
         return logits
 
-    def look(
+    def query_with_gradient(
         self, part: StepwiseProtocol, query: Tensor, rows: Mapping[str, Tensor], targets: Tensor | None, gradient: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         seen = []
-        for i, number in enumerate(keys(self.seed, rows["id"], rows["forwards"])):
+        for i, number in enumerate(image_seeds(self.seed, rows["id"], rows["forwards"])):
             image, toward = query[i : i + 1], None if targets is None else targets[i : i + 1]
             own = {name: rows[name][i : i + 1] for name in ("id", "draw", "step", "away")}
             parts = []
-            with seeded(number):
+            with seed_generators(number):
                 for n in self.pass_sizes(part.eot):
                     many = None if toward is None else toward.repeat(n)
                     columns = {name: column.repeat(n) for name, column in own.items()}
@@ -173,6 +173,6 @@ class RandomBench(Bench):
 
 
 def random_bench(bench: Bench, draws: Draws, verdict_passes: int) -> RandomBench:
-    """``bench`` for a model that draws like that."""
+    """Turn ``bench`` into that of a random model with these draws."""
     values = {field.name: getattr(bench, field.name) for field in fields(Bench)}
     return RandomBench(**values, draws=draws, verdict_passes=verdict_passes)

@@ -1,4 +1,4 @@
-"""Is this evaluation to be trusted? Attacks that must be stronger or weaker than each other, on a sample of images."""
+"""Sanity checks of an attack: run variants that must be stronger or weaker than it on a sample of images."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ..protocols.square import Square
 from ..results.validity import SIGNIFICANT, Check
 from ..utils.errors import InputError
 from ..utils.statistics import mcnemar
-from .harness import evaluated
+from .harness import evaluate_prepared
 from .session import prepare
 
-#: queries of the black-box attack
+#: number of queries of the black-box attack
 QUERIES = 300
 
-#: of the balls that PGD attacks in
+#: norms of the balls that PGD attacks in
 NORMS = ("linf", "l2")
 
 
@@ -34,20 +34,21 @@ def sanity(
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> tuple[Check, ...]:
-    """Attack ``data``, a sample, in several ways whose order is known (Athalye et al. 2018; Carlini et al. 2019).
+    """Attack a sample in several ways whose order of strength is known (Athalye et al. 2018; Carlini et al. 2019).
 
     All attacks are untargeted and count the worst iterate seen; they share eps and step size with ``protocol``.
 
     Args:
         model, data: as for ``evaluate``.
-        protocol: whose attack is looked at; PGD, or an attack whose eps PGD takes, with 20 steps of 2.5 eps / 20.
+        protocol: the attack to check: PGD itself, or another attack, for whose eps PGD with 20 steps of 2.5 eps / 20 is
+            checked.
         progress: called as ``progress(done, total)`` after each attack.
-        options: of ``prepared.prepare``, e.g. seed and allow.
+        options: options of ``session.prepare``, e.g. seed and allow.
 
     Raises:
         InputError, RunError: as ``evaluate``; InputError also for eps = 0.
     """
-    base = plain(get(protocol) if isinstance(protocol, str) else protocol)
+    base = as_untargeted_pgd(get(protocol) if isinstance(protocol, str) else protocol)
     if base.eps == 0:
         raise InputError(f"protocol {base.name!r} has eps = 0: there is nothing to check")
     eps, step = base.eps, base.step_size
@@ -67,18 +68,18 @@ def sanity(
     ready = prepare(model, data, list(attacks.values()), **options)
     broken: dict[str, set[int]] = {}
     for done, (name, attack) in enumerate(attacks.items()):
-        _, rows = evaluated(ready, attack)
+        _, rows = evaluate_prepared(ready, attack)
         broken[name] = {row.id for row in rows if not row.robust_worst_seen}
         if progress is not None:
             progress(done + 1, len(attacks))
-    return judged(broken, len(data))
+    return compare_attacks(broken, len(data))
 
 
-def plain(protocol: Protocol) -> PGD:
-    """The untargeted PGD that stands for a protocol.
+def as_untargeted_pgd(protocol: Protocol) -> PGD:
+    """Return the untargeted PGD that is checked in place of a protocol.
 
     Raises:
-        InputError: PGD knows no ball of the protocol's norm.
+        InputError: PGD does not support the protocol's norm.
     """
     if protocol.norm not in NORMS:
         raise InputError(
@@ -93,11 +94,11 @@ def plain(protocol: Protocol) -> PGD:
     return PGD(eps=protocol.eps, norm=protocol.norm, step_size=protocol.eps / 8, steps=20, criterion="worst")
 
 
-def judged(broken: dict[str, set[int]], n: int) -> tuple[Check, ...]:
-    """Judge by the images, of ``n``, that each attack broke; two attacks are compared by a paired test.
+def compare_attacks(broken: dict[str, set[int]], n: int) -> tuple[Check, ...]:
+    """Compare attacks by the images, of ``n``, that each broke, with a paired test for two attacks.
 
-    That more steps or restarts break more images is weakness, which the verdict measures, and no failure here; that
-    they break significantly fewer is one.
+    If more steps or restarts break more images, the attack is weak, which the verdict measures; here it fails only if
+    they break significantly fewer.
     """
     attack = broken["the attack"]
 

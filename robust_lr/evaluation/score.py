@@ -1,4 +1,4 @@
-"""Saved adversarial images judged anew, by the model that they were made for or by any other: transfer."""
+"""Judge saved adversarial images again, by the model that they were made for or by any other (transfer)."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from ..results.stored import Evaluation, read_evaluation
 from ..utils.contexts import device_of, fp32, frozen
 from ..utils.errors import InputError
 from ..utils.statistics import Proportion
-from .model_under_test import check_finite, check_logits, in_float32, taken_out
+from .model_under_test import check_finite, check_logits, in_float32, unwrap_logits
 
-#: rows of a pass where the evaluation's passes had no fixed number
+#: number of rows of a pass if the evaluation's passes had no fixed size
 DEFAULT_ROWS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Judge the adversarial images that an evaluation kept by another model.
+    """Accuracy of a model on the adversarial images that an evaluation saved.
 
     Attributes:
         model, run: name of the model, and folder of the evaluation.
-        made_for: name of the model that the images were made for; ``same_weights`` if this is it.
-        accuracy, rounded: on the images as they were judged, and rounded to 256 levels.
-        success: of a targeted attack: predicted as the target, among all images.
+        made_for: name of the model that the images were made for.
+        same_weights: whether the judging model has the weights of that model.
+        accuracy, rounded: accuracy on the images as they were judged, and rounded to 256 levels.
+        success: for a targeted attack, share of all images that are predicted as the target.
         predictions: (id, label, prediction, prediction for the rounded image).
     """
 
@@ -61,9 +62,9 @@ def score(run: str | Path, model: nn.Module, *, name: str | None = None) -> Scor
     """Judge the adversarial images in ``run`` by ``model``, without attacking.
 
     Args:
-        run: folder of an evaluation that kept its images.
-        model: pixels in [0, 1] -> logits, on the device to use; afterwards as before.
-        name: of the model, for reports.
+        run: folder of an evaluation that saved its images.
+        model: pixels in [0, 1] -> logits, on the device to use; left unchanged.
+        name: name of the model in reports.
 
     Raises:
         InputError: no saved images, damaged ones, or a model that does not fit them.
@@ -77,8 +78,12 @@ def score(run: str | Path, model: nn.Module, *, name: str | None = None) -> Scor
         judge: nn.Module | None = None
         for images in read_images(evaluation.folder):
             if judge is None:
-                judge = in_float32(taken_out(model, images.float32[:1].to(device))[0], images.float32[:1].to(device))[0]
-            predicted = [predictions(judge, images, is_rounded, rows, classes, device) for is_rounded in (False, True)]
+                judge = in_float32(
+                    unwrap_logits(model, images.float32[:1].to(device))[0], images.float32[:1].to(device)
+                )[0]
+            predicted = [
+                predict_classes(judge, images, is_rounded, rows, classes, device) for is_rounded in (False, True)
+            ]
             columns = (images.ids, images.labels, *predicted)
             found += zip(*(column.tolist() for column in columns), strict=True)
     targets = {row.id: row.target for row in evaluation.rows if row.target is not None}
@@ -96,17 +101,17 @@ def score(run: str | Path, model: nn.Module, *, name: str | None = None) -> Scor
     )
 
 
-def predictions(
+def predict_classes(
     model: nn.Module, images: SavedImages, is_rounded: bool, rows: int, classes: int, device: torch.device
 ) -> Tensor:
-    """Predicted classes, [n], in passes of ``rows`` images, padded as those of the evaluation were."""
+    """Predict classes, [n], in passes of ``rows`` images that are padded like those of the evaluation."""
     out = []
     for x, ids in zip(torch.split(images.pixels(is_rounded), rows), torch.split(images.ids, rows), strict=True):
         padded = torch.cat([x, x[:1].expand(rows - len(x), *x.shape[1:])]).to(device)
         try:
             with torch.no_grad():
                 logits = model(padded)[: len(x)]
-        except Exception as error:  # anybody's code
+        except Exception as error:  # users' code may raise anything
             reason = str(error).partition("\n")[0]
             raise InputError(f"the model fails on images {tuple(x.shape)}: {type(error).__name__}: {reason}") from error
         check_logits(logits, len(x), classes)
@@ -132,19 +137,19 @@ class Transfer:
 
 
 def transfer(runs: Sequence[str | Path], models: Mapping[str, nn.Module]) -> Transfer:
-    """The N x N matrix of transfer between the models that ``runs`` attacked, without attacking again.
+    """Compute the N x N transfer matrix between the models that ``runs`` attacked, without attacking again.
 
     Args:
-        runs: folders of evaluations that kept their images, on the same images.
+        runs: folders of evaluations of the same images that saved their adversarial images.
         models: the models by name, in the order of ``runs``.
 
     Raises:
-        InputError: runs on different images, weights that are not those that were attacked, or as ``score``.
+        InputError: runs on different images, weights other than those that were attacked, or as ``score``.
     """
     found = [read_evaluation(run) for run in runs]
     check_runs(found)
     if len(models) != len(found):
-        raise InputError(f"{len(found)} runs and {len(models)} models: each run needs its model, by a name of its own")
+        raise InputError(f"{len(found)} runs and {len(models)} models: each run needs its model, with a unique name")
     for evaluation, (name, model) in zip(found, models.items(), strict=True):
         if weights_hash(model) != evaluation.record["weights_sha256"]:
             raise InputError(f"model {name!r} does not have the weights that {evaluation.folder} attacked")
@@ -153,7 +158,7 @@ def transfer(runs: Sequence[str | Path], models: Mapping[str, nn.Module]) -> Tra
 
 
 def check_runs(found: Sequence[Evaluation]) -> None:
-    """InputError unless all evaluations are of the same images."""
+    """Raise InputError unless all evaluations are of the same images."""
     if len(found) < 2:
         raise InputError("transfer needs two runs or more")
     for evaluation in found[1:]:

@@ -1,4 +1,4 @@
-"""Work that evaluations of one model on the same images share: checks of options, hashes and guards."""
+"""Prepare a model and images for evaluations, which share the checks of options, the hashes and the guards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..data.dataset import Dataset, content_hash, evenly_spaced
 from ..data.selection import draw_balanced
 from ..models.checkpoint import weights_hash
 from ..models.external import code_hash
-from ..models.folding import attackable
+from ..models.folding import make_attackable
 from ..models.outputs import LogitsOf
 from ..protocols.base import Protocol, StepwiseProtocol
 from ..results.verdict import LEVELS
@@ -30,54 +30,54 @@ from ..utils.errors import InputError
 from ..utils.machine import check_batch, check_processes
 from ..utils.processes import one_thread, process_count
 from ..utils.rng import GUARD, uniform
-from .cycle_end import detection, is_repeatable
-from .guards import FEW, SAMPLE, guard
+from .cycle_end import decide_cycle_detection, is_repeatable
+from .guards import FEW, SAMPLE, run_guards
 from .model_under_test import (
     Bench,
     InFloat32,
-    copied,
+    copy_if_possible,
     equal_sizes,
-    failures_named,
     gives_places_equal_bits,
     in_float32,
-    taken_out,
+    name_failing_image,
+    unwrap_logits,
 )
 from .precision import check_precision
-from .randomness import VERDICT_PASSES, averages_draws, check_verdict_passes, examine, random_bench
-from .surrogate import attackable_surrogate, check_transfer, described
+from .randomness import VERDICT_PASSES, averages_draws, check_verdict_passes, detect_randomness, random_bench
+from .surrogate import attackable_surrogate, check_transfer, describe_surrogate
 
-#: rows of every pass on a CPU, where libraries round differently for other batch shapes; fewer for few images, of which
-#: two processes shall get a share, and fewer for images of more pixels, whose activations would fill the memory
+#: number of rows in every pass on a CPU, where libraries round differently for other batch shapes; fewer for few
+#: images, so that two processes get a share, and for images of more than LARGE pixels, which would fill the memory
 MAX_COMPUTE_BATCH, MIN_COMPUTE_BATCH = 64, 16
 LARGE, MIN_COMPUTE_BATCH_LARGE = 64 * 64, 8
 
-#: how thoroughly evaluations are probed unless they say
+#: how thoroughly evaluations are probed by default
 DEFAULT_CHECK = "default"
 
-#: queries of an image from which on it pays to find out which smaller passes give the same bits
+#: from this number of queries per image, it pays to find out which smaller passes give the same bits
 MIN_QUERIES = 500
 
-#: distance at which guards look off the clean images where no protocol says one
+#: distance from the clean images at which guards look if no protocol has an eps
 AWAY = 8 / 255
 
-#: steps between looks at which images are decided, on devices where a look makes the host wait
+#: steps between checks of which images are decided, on devices where a check makes the host wait
 PATIENCE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A model and images that evaluations can begin with.
+    """A model and images that are ready for evaluations.
 
     Attributes:
-        surrogate: the network that gradients come from, where it is another one.
+        surrogate: the network that gradients come from, if it is another one.
         hashes: SHA-256 of weights and images.
-        code: SHA-256 of the file whose callable returned the model, where one did.
-        behavior: logits of some images, clean and perturbed, [n, classes], by which a changed model is known.
-        pristine: a copy of the model from before its first pass; None where it cannot be copied.
+        code: SHA-256 of the file whose callable returned the model, if there is one.
+        behavior: logits of some clean and perturbed images, [n, classes], which reveal a changed model.
+        pristine: a copy of the model from before its first pass; None if it cannot be copied.
         output: where the logits are in what the model returns.
         logits_dtype: dtype that the model computes its logits in; losses and verdicts are in float32.
-        bench: the model with the rows of its passes, in fp32.
-        processes: the most that an evaluation may use, each with one thread; 0 for this one with PyTorch's threads.
+        bench: the model with the size of its passes, in fp32.
+        processes: maximum number of processes, each with one thread; 0 for this process with PyTorch's threads.
         others: the arguments of ``prepare``.
     """
 
@@ -100,9 +100,9 @@ class Prepared:
     precision: str
     check: str
 
-    def positions(self, protocol: Protocol) -> Tensor:
-        """Positions of the images that an evaluation under ``protocol`` attacks."""
-        return positions(self.data, protocol, self.shard, self.bench.seed)
+    def select_positions(self, protocol: Protocol) -> Tensor:
+        """Return the positions of the images that an evaluation under ``protocol`` attacks."""
+        return select_positions(self.data, protocol, self.shard, self.bench.seed)
 
 
 def prepare(
@@ -124,8 +124,8 @@ def prepare(
     verdict_passes: int = VERDICT_PASSES,
     surrogate: nn.Module | None = None,
 ) -> Prepared:
-    """Everything that comes before the first image is attacked; arguments and errors as in ``evaluate``."""
-    data = adapted(model, data)
+    """Do everything that comes before the first attack; arguments and errors as in ``evaluate``."""
+    data = adapt_data(model, data)
     for protocol in protocols:
         protocol.check()
     if any(protocol.targeted for protocol in protocols):
@@ -141,7 +141,7 @@ def prepare(
     if compute_batch is None and device.type == "cpu":
         sample = SAMPLE
     if compute_batch is None:
-        whole = max(len(positions(data, protocol, None, seed)) for protocol in protocols)
+        whole = max(len(select_positions(data, protocol, None, seed)) for protocol in protocols)
         compute_batch = default_compute_batch(whole, data.image_shape) if device.type == "cpu" else 0
     rows = compute_batch or batch_size
     check_batch("batch_size", min(batch_size, len(data)), prod(data.image_shape))
@@ -150,7 +150,7 @@ def prepare(
     check = DEFAULT_CHECK if check is None else check
     check_name("check", check, LEVELS)
     check_verdict_passes(verdict_passes)
-    most = max((positions(data, protocol, shard, seed) for protocol in protocols), key=len)
+    most = max((select_positions(data, protocol, shard, seed) for protocol in protocols), key=len)
     with (
         frozen(model),
         frozen(surrogate or nn.Identity()),
@@ -159,8 +159,8 @@ def prepare(
         images, labels, ids = data.batch(most[evenly_spaced(len(most), sample)])
         check_images(images, ids)
         images, labels, ids = (column.to(device) for column in (images, labels, ids))
-        pristine = copied(model)
-        plain, output = taken_out(model, images[:1])
+        pristine = copy_if_possible(model)
+        plain, output = unwrap_logits(model, images[:1])
         judge, logits_dtype = in_float32(plain, images[:1])
         if pristine is not None and plain is not model:
             pristine = LogitsOf(pristine).eval()
@@ -169,22 +169,22 @@ def prepare(
         eps = max((protocol.eps for protocol in protocols if protocol.norm == "linf"), default=AWAY)
         away = (images + (eps or AWAY) * (2 * uniform(seed, GUARD, ids, images.shape[1:]) - 1)).clamp(0, 1)[:FEW]
         averaged = surrogate is None and all(map(averages_draws, protocols))
-        with failures_named(model, images.to(device), ids):
-            num_classes = guard(
+        with name_failing_image(model, images.to(device), ids):
+            num_classes = run_guards(
                 judge,
                 images,
                 labels,
                 ids,
                 num_classes=data.num_classes,
-                most=int(data.labels.max()),
+                max_label=int(data.labels.max()),
                 gradients=surrogate is None and any(protocol.follows_gradients for protocol in protocols),
                 away=away,
                 resolution=torch.finfo(logits_dtype).eps,
                 allow=allow,
                 averaged=averaged,
             )
-            draws = examine(judge, images[:FEW], away, ids[:FEW], seed) if averaged else None
-        attacked = attackable(judge, torch.cat([images[:FEW], away])) if draws is None else judge
+            draws = detect_randomness(judge, images[:FEW], away, ids[:FEW], seed) if averaged else None
+        attacked = make_attackable(judge, torch.cat([images[:FEW], away])) if draws is None else judge
         if surrogate is not None:
             check_transfer(protocols)
             attacked = attackable_surrogate(surrogate, images, labels, ids, away, num_classes, allow)
@@ -201,7 +201,7 @@ def prepare(
         if max(queries) >= MIN_QUERIES and compute_batch and device.type == "cpu" and processes and draws is None:
             with one_thread():
                 sizes = equal_sizes(attacked, images[full], labels[full])
-        places = True  # with more rows no library was seen to take some of them in another way
+        places = True  # with more rows, no library was seen to treat places of a batch differently
         if compute_batch and compute_batch < MIN_COMPUTE_BATCH and draws is None:
             with one_thread() if processes else nullcontext():
                 places = gives_places_equal_bits(judge, images[full])
@@ -216,8 +216,8 @@ def prepare(
             precision=nullcontext,
             sizes=sizes,
             places=places,
-            surrogate=None if surrogate is None else described(surrogate),
-            cycles=detection(
+            surrogate=None if surrogate is None else describe_surrogate(surrogate),
+            cycles=decide_cycle_detection(
                 protocols,
                 end_at_cycles,
                 bool(compute_batch),
@@ -229,10 +229,11 @@ def prepare(
             bench = random_bench(bench, draws, verdict_passes)
         elif any(part.eot > 1 for protocol in protocols for part in protocol.attacks()):
             warnings.warn(
-                "the model is deterministic: of the `eot` draws one is made, the others are the same", stacklevel=2
+                "the model is deterministic: only one of the `eot` draws is made, the others would equal it",
+                stacklevel=2,
             )
         few = torch.zeros_like(ids[:FEW])
-        behavior = torch.cat([bench.verdicts(x, ids[:FEW], few)[0] for x in (images[:FEW], away)])
+        behavior = torch.cat([bench.verdict_logits(x, ids[:FEW], few)[0] for x in (images[:FEW], away)])
     return Prepared(
         model=model,
         data=data,
@@ -256,9 +257,9 @@ def prepare(
 
 
 def default_compute_batch(images: int, image_shape: Sequence[int]) -> int:
-    """Rows of a pass on a CPU, a power of two.
+    """Return the default number of rows of a pass on a CPU, a power of two.
 
-    It depends on the images of the whole evaluation, so that shards agree with it and with each other.
+    It depends on the number of images in the whole evaluation, so that shards use the same.
     """
     rows = min(MAX_COMPUTE_BATCH, max(MIN_COMPUTE_BATCH, 1 << ((images + 1) // 2 - 1).bit_length()))
     pixels = image_shape[-2] * image_shape[-1]
@@ -267,29 +268,29 @@ def default_compute_batch(images: int, image_shape: Sequence[int]) -> int:
     return rows
 
 
-def adapted(model: nn.Module, data: Any) -> Dataset:
-    """``data`` as a data set of ours, see ``as_dataset``; without names of classes, the model tells how many."""
+def adapt_data(model: nn.Module, data: Any) -> Dataset:
+    """Convert ``data``, see ``as_dataset``; if it has no class names, the model determines the number of classes."""
     if isinstance(data, Dataset):
         return data
     found = as_dataset(data)
     if found.classes is None:
         with frozen(model), torch.no_grad():
             x = found.batch(torch.arange(1))[0].to(device_of(model))
-            judge = in_float32(taken_out(model, x)[0], x)[0]
+            judge = in_float32(unwrap_logits(model, x)[0], x)[0]
             try:
                 logits = judge(x)
-            except Exception:  # anybody's code; the guards report it
+            except Exception:  # users' code may raise anything; the guards report it
                 return found
         if isinstance(logits, Tensor) and logits.ndim == 2 and logits.shape[1] > found.num_classes:
             return replace(found, num_classes=logits.shape[1])
     return found
 
 
-def positions(data: Dataset, protocol: Protocol, shard: tuple[int, int] | None, seed: int) -> Tensor:
-    """Positions of the images that the protocol attacks, all or those with the smallest ids, and of them a shard's.
+def select_positions(data: Dataset, protocol: Protocol, shard: tuple[int, int] | None, seed: int) -> Tensor:
+    """Return the positions of the images that the protocol attacks, or of the shard's part of them.
 
     Raises:
-        InputError: a shard that is none.
+        InputError: an impossible shard.
     """
     first = protocol.first
     chosen = data.ids.argsort()[:first].sort().values if first else torch.arange(len(data))

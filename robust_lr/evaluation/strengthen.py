@@ -1,7 +1,7 @@
-"""Strengthen an attack until the number stops moving: the parts of AutoAttack, each on the images that are left.
+"""Strengthen an attack until the number stops moving: run the parts of AutoAttack, each on the images that are left.
 
-Each rung of the ladder is an evaluation of its own, with a ledger in a folder below that of the first: an interrupted
-ladder goes on where it was.
+The attacks form a ladder. Each rung is an evaluation with its own ledger in a folder below that of the first one, so
+an interrupted ladder continues where it stopped.
 """
 
 from __future__ import annotations
@@ -28,11 +28,10 @@ from ..utils.files import write_json
 from ..utils.statistics import Proportion
 from .harness import evaluate
 
-#: forward passes for each image that the ladder may take, a backward pass counted twice: AutoAttack "standard" takes
-#: about 11,000
+#: budget of forward passes per image, where a backward pass counts twice; AutoAttack "standard" takes about 11,000
 DEFAULT_BUDGET = 12_000
 
-#: share of all images up to which a rung leaves the number where it was
+#: the number has stopped moving if a rung breaks at most this share of all images
 STILL = 0.002
 
 #: folder below that of the evaluation
@@ -41,7 +40,7 @@ FOLDER = "until-sound"
 
 @dataclass(frozen=True)
 class Rung:
-    """One attack of the ladder: images that it attacked and broke, passes that it took, and the verdict after it."""
+    """One attack of the ladder: how many images it attacked and broke, its passes, and the verdict after it."""
 
     protocol: str
     images: int
@@ -56,11 +55,11 @@ class Strengthened:
     """Outcome of a ladder.
 
     Attributes:
-        first: the evaluation that it began with.
-        rungs: attacks that ran, in their order.
+        first: the evaluation that the ladder began with.
+        rungs: attacks that ran, in order.
         robust: share of the images that withstood the first attack and all rungs.
         budget, passes: forward passes that were allowed and taken, for all images together.
-        verdict: on the number after the last rung.
+        verdict: verdict on the number after the last rung.
         ended: why the ladder ended, in words.
     """
 
@@ -85,8 +84,8 @@ class Strengthened:
         }
 
 
-def ladder(eps: float, norm: str) -> tuple[Protocol, ...]:
-    """Attacks in the order in which they run: the parts of AutoAttack "standard", and a longer APGD on the margin."""
+def build_ladder(eps: float, norm: str) -> tuple[Protocol, ...]:
+    """Return the attacks in order: the parts of AutoAttack "standard", then a longer APGD on the margin."""
     source = "ours: the parts of AutoAttack, each on the images that are left"
     longest = APGD(name="apgd-margin-500", eps=eps, norm=norm, steps=500, loss="margin", source=source)
     return (*autoattack(FOLDER, eps, norm, source).parts, longest)
@@ -102,17 +101,17 @@ def strengthen(
     progress: Callable[[str, int, int], None] | None = None,
     **options: Any,
 ) -> Strengthened:
-    """Attack the images that ``first`` calls robust by stronger and stronger attacks, until the number stops moving.
+    """Attack the images that ``first`` calls robust with stronger and stronger attacks, until the number stops moving.
 
-    It ends where probes call the number sound and the last attack moved it by at most 0.2 points, where they call it
-    misled, or where the next attack would exceed the budget.
+    It ends when probes call the number sound and the last attack moved it by at most 0.2 points, when they call it
+    misled, or when the next attack would exceed the budget.
 
     Args:
-        model, data: of the evaluation ``first``, untargeted and on all of ``data``.
-        out: folder of the evaluation, whose result.json gets what the ladder found as "until_sound".
-        budget: forward passes for each image of ``data``; a backward pass counts twice.
+        model, data: those of the evaluation ``first``, which is untargeted and on all of ``data``.
+        out: folder of the evaluation; the outcome is added to its result.json as "until_sound".
+        budget: forward passes per image of ``data``; a backward pass counts twice.
         progress: called as ``progress(attack, done, total)``.
-        options: of ``evaluate``, e.g. seed and processes.
+        options: options of ``evaluate``, e.g. seed and processes.
 
     Raises:
         InputError: a targeted or minimum-norm evaluation, or one without a verdict; and as ``evaluate``.
@@ -123,7 +122,7 @@ def strengthen(
     left = robust_ids(first.rows)
     spent, moved, rungs = 0, 1.0, list[Rung]()
     verdict, reason, ended = first.verdict, first.judgment.reason, "the ladder has no further attack"
-    attacks = ladder(float(first.protocol["eps"]), str(first.protocol["norm"]))
+    attacks = build_ladder(float(first.protocol["eps"]), str(first.protocol["norm"]))
     for number, attack in enumerate(attacks):
         if not left:
             verdict, ended = SOUND, "no image is left"
@@ -134,7 +133,7 @@ def strengthen(
         if verdict == MISLED:
             ended = f"stronger attacks by gradients do not help: {reason}"
             break
-        if spent + len(left) * price(attack, data.num_classes) > budget * first.n:
+        if spent + len(left) * estimate_passes(attack, data.num_classes) > budget * first.n:
             ended = f"the next attack, {attack.name}, may exceed the budget of {budget:,} passes an image"
             break
         result = evaluate(
@@ -170,22 +169,22 @@ def strengthen(
 
 
 def check_can_be_strengthened(first: Result) -> None:
-    """InputError for an evaluation whose images a ladder of untargeted attacks cannot go on with."""
+    """Raise InputError for an evaluation that a ladder of untargeted attacks cannot continue."""
     if first.protocol.get("targeted") or not first.protocol.get("eps"):
         raise InputError(
             f"protocol {first.protocol['name']!r}: only untargeted attacks in a ball can be strengthened until sound"
         )
     if first.verdict is None:
-        raise InputError("the evaluation has no verdict: leave `check` on")
+        raise InputError("the evaluation has no verdict: evaluate again with probes, which `check` switches off")
     if first.shard is not None:
-        raise InputError(f"the evaluation is shard {first.shard}: strengthen the whole")
+        raise InputError(f"the evaluation is shard {first.shard}: merge the shards and strengthen the whole")
 
 
 def robust_ids(rows: tuple[Row, ...]) -> list[int]:
     return [row.id for row in rows if row.robust]
 
 
-def price(attack: Protocol, num_classes: int) -> int:
-    """Forward passes for one image that withstands ``attack``, a backward pass counted twice."""
+def estimate_passes(attack: Protocol, num_classes: int) -> int:
+    """Return the forward passes for one image that withstands ``attack``; a backward pass counts twice."""
     draws = attack.draws(num_classes) if hasattr(attack, "draws") else 1
     return int(attack.steps * draws * (3 if attack.follows_gradients else 1))

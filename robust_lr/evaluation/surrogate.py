@@ -1,4 +1,4 @@
-"""Transfer attacks: gradients come from a second network, verdicts from the model under test."""
+"""Transfer attacks: a second network gives the gradients, the model under test the verdicts."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Collection, Sequence
 from torch import Tensor, nn
 
 from ..models.checkpoint import weights_hash
-from ..models.folding import attackable
+from ..models.folding import make_attackable
 from ..protocols.base import Protocol, StepwiseProtocol
 from ..utils.contexts import device_of
 from ..utils.errors import InputError
-from .guards import answered, guard
-from .model_under_test import in_float32, taken_out
+from .guards import query_model, run_guards
+from .model_under_test import in_float32, unwrap_logits
 
 
 def check_transfer(protocols: Sequence[Protocol]) -> None:
-    """Check that the protocols judge nothing but last iterates; what a surrogate predicts on the way says nothing.
+    """Check that the protocols judge only last iterates, because a surrogate's predictions on the way mean nothing.
 
     Raises:
-        InputError: names the protocol.
+        InputError: names the protocol that does not.
     """
     for protocol in protocols:
         single = isinstance(protocol, StepwiseProtocol) and protocol.follows_gradients
@@ -39,35 +39,35 @@ def attackable_surrogate(
     num_classes: int,
     allow: Collection[str],
 ) -> nn.Module:
-    """Return the surrogate in the form that gradients are taken through, once its guards have nothing to say.
+    """Run the guards on the surrogate, and return it in the form that gradients are taken through.
 
     Raises:
-        InputError: other classes than the model's, another device, or a complaint of a guard.
+        InputError: another number of classes or another device than the model's, or a guard's complaint.
     """
     if device_of(surrogate) != images.device and list(surrogate.parameters()):
         raise InputError(f"the `surrogate` is on {device_of(surrogate)}, the model on {images.device}: move it there")
-    judge = in_float32(taken_out(surrogate, images[:1])[0], images[:1])[0]
+    judge = in_float32(unwrap_logits(surrogate, images[:1])[0], images[:1])[0]
     try:
-        logits = answered(judge, images[:1])
+        logits = query_model(judge, images[:1])
         if isinstance(logits, Tensor) and logits.ndim == 2 and logits.shape[1] != num_classes:
             raise InputError(f"it has {logits.shape[1]} classes, the model {num_classes}")
-        guard(
+        run_guards(
             judge,
             images,
             labels,
             ids,
             num_classes=num_classes,
-            most=num_classes - 1,
+            max_label=num_classes - 1,
             gradients=True,
             away=away,
             allow=allow,
         )
     except InputError as error:
         raise InputError(f"`surrogate`: {error}") from None
-    return attackable(judge, away)
+    return make_attackable(judge, away)
 
 
-def described(surrogate: nn.Module) -> dict[str, str]:
-    """Name and hash of a surrogate, for the result."""
+def describe_surrogate(surrogate: nn.Module) -> dict[str, str]:
+    """Return the name and hash of a surrogate, for the result."""
     name = getattr(surrogate, "name", None)
     return {"name": name if isinstance(name, str) else type(surrogate).__name__, "weights": weights_hash(surrogate)}

@@ -1,4 +1,4 @@
-"""A sweep: the same attack with one value that grows, as a curve."""
+"""Sweeps: evaluate the same attack with a growing value, such as eps, and return a curve."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..results.curve import CURVE, Curve, build_curve
 from ..results.targets import Targets
 from ..utils.checks import choose
 from ..utils.files import write_json
-from .harness import evaluated, resolved
+from .harness import evaluate_prepared, resolve_protocol
 from .session import Prepared, prepare
 
 
@@ -33,23 +33,24 @@ def sweep(
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Curve:
-    """``evaluate`` for every value of a sweep; ``out`` gets a folder for each and, at the end, ``curve.json``.
+    """Evaluate every value of a sweep; ``out`` gets a folder for each and, at the end, ``curve.json``.
 
     Args:
+        model, data: as for ``evaluate``.
         protocol: a name of ``protocols.SWEEPS`` or a ``protocols.Sweep``.
-        resume, fresh, targets, images, progress, options: of ``evaluate``.
+        out, resume, fresh, targets, images, progress, options: arguments of ``evaluate``.
 
     Raises:
         InputError, RunError: as ``evaluate``.
     """
     chosen = choose("sweep", protocol, SWEEPS) if isinstance(protocol, str) else protocol
-    parts = [resolved(part, targets) for part in chosen.parts]
+    parts = [resolve_protocol(part, targets) for part in chosen.parts]
     ready = prepare(model, data, parts, **options)
     settings: dict[str, Any] = {"resume": resume, "fresh": fresh, "targets": targets, "images": images}
-    return swept(ready, chosen, parts, out=out, **settings, progress=progress)
+    return sweep_prepared(ready, chosen, parts, out=out, **settings, progress=progress)
 
 
-def swept(
+def sweep_prepared(
     ready: Prepared,
     chosen: Sweep,
     parts: Sequence[Protocol],
@@ -61,13 +62,13 @@ def swept(
     images: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Curve:
-    """One of the sweeps that ``ready`` is for; ``parts`` are its protocols with their targets settled."""
+    """Run a sweep on a prepared model; ``parts`` are its protocols with their targets resolved."""
     if out is not None:
         (Path(out) / CURVE).unlink(missing_ok=True)
     found = []
     for part in parts:
         folder = None if out is None else Path(out) / part.name
-        result, rows = evaluated(
+        result, rows = evaluate_prepared(
             ready, part, out=folder, resume=resume, fresh=fresh, targets=targets, images=images, progress=progress
         )
         found.append((part, result, rows))

@@ -1,4 +1,4 @@
-"""Cost of a model's pass, counted rather than timed, so that budgets are the same in every run."""
+"""The cost of a model's pass, counted rather than timed, so that budgets are the same in every run."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch.utils._pytree import tree_leaves
 from ..models.cost import profile
 from ..models.resnet import ResNet
 
-#: what a processor core does in a second (AMD EPYC; within a factor of two for the networks of the zoo)
+#: nominal work per second of one processor core (AMD EPYC; right within a factor of two for the networks of the zoo)
 MULTIPLY_ADDS, VALUES, CALLS = 1.2e10, 6e8, 1e5
 
 #: nominal seconds of a pass that cannot be counted
 UNCOUNTED = 1e-3
 
-#: devices that are so many times faster
+#: speed of other devices relative to a processor core
 FASTER = {"cuda": 50.0}
 
-#: how much slower processors compute in 16 bits
+#: factor by which processors are slower in 16 bits
 SLOWER_IN_HALF = 4.0
 
 
 class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts multiply-adds, values written, those of them in 16 bits, and calls of operators."""
+    """Count multiply-adds, values written, values written in 16 bits, and calls of operators."""
 
     def __init__(self) -> None:
         from torch.utils.flop_counter import flop_registry  # imports triton, which takes a tenth of a second
@@ -54,14 +54,14 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def seconds_of_a_pass(model: nn.Module, x: Tensor) -> float:
-    """Nominal seconds of one forward pass of one image, counted on the batch ``x``."""
+    """Return the nominal seconds of a forward pass of one image, counted on the batch ``x``."""
     try:
         with torch.no_grad(), Counter() as counter:
             model(x)
     except Exception:  # compiled or scripted code that cannot be counted
         return UNCOUNTED
     multiply_adds = counter.multiply_adds
-    if isinstance(model, ResNet):  # whose own operators the counter does not know
+    if isinstance(model, ResNet):  # the counter does not know the operators of our networks
         multiply_adds = max(multiply_adds, profile(model, x).multiply_adds)
     nominal = multiply_adds / MULTIPLY_ADDS + counter.values / VALUES + counter.calls / CALLS
     if 2 * counter.halves > counter.values and x.device.type == "cpu":

@@ -151,7 +151,7 @@ def refolded(model: ResNet) -> Iterator[str]:
             yield name
 
 
-def attackable(model: nn.Module, sample: Tensor | None = None) -> nn.Module:
+def make_attackable(model: nn.Module, sample: Tensor | None = None) -> nn.Module:
     """Return the model to take gradients through: our networks are folded, others are attacked as they are.
 
     With a ``sample`` of images, [n, C, H, W], others are folded too if the sample shows that this makes no difference.

@@ -159,7 +159,11 @@ class Verdict:
 
 
 NOTHING = Verdict(
-    verdict=None, inflation=None, bound=None, reason="no probes were run", advice="run the probes: leave `check` on"
+    verdict=None,
+    inflation=None,
+    bound=None,
+    reason="no probes were run",
+    advice="evaluate again with the probes, which run by default",
 )
 
 

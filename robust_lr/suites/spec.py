@@ -100,7 +100,7 @@ class Suite:
         given = [attack.name for attack in self.attacks]
         for name in given:
             if given.count(name) > 1:
-                raise InputError(f"protocol {name!r} is given twice: give changed protocols a name each")
+                raise InputError(f"protocol {name!r} is given twice: give each changed protocol a name of its own")
         if len(set(self.seeds)) < len(self.seeds) or not self.seeds:
             raise InputError(f"seeds = {list(self.seeds)}: give at least one, and each once")
         for seed in self.seeds:

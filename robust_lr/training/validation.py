@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..config.training import Config
 from ..data.dataset import Dataset
 from ..data.loader import batches
-from ..models.folding import attackable
+from ..models.folding import make_attackable
 from ..protocols.pgd import PGD
 from ..protocols.presets import get_pgd
 from ..utils.contexts import device_of, fp32, frozen
@@ -80,7 +80,7 @@ def top_k(
             return sum(parts, torch.zeros(1 + len(ks), dtype=torch.int64, device=device))
 
     with frozen(model), fp32(device), torch.no_grad():
-        attacked = model if attack is None else attackable(model)
+        attacked = model if attack is None else make_attackable(model)
         seen, *right = group.sum(group.run_on_all(counted)).tolist()
     if not seen:
         raise group.error_of_rank(RunError(f"{data.name}: none of the {len(data)} images can be read"))

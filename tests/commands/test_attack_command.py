@@ -231,7 +231,7 @@ def test_an_old_result_does_not_outlive_its_ledger(here, monkeypatch):
     def stopped(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(importlib.import_module("robust_lr.evaluation.harness"), "known", stopped)
+    monkeypatch.setattr(importlib.import_module("robust_lr.evaluation.harness"), "classify_clean_images", stopped)
     assert attack(*MINE, "--fresh").exit_code == 130
     assert os.listdir("out") == ["ledger.sqlite"]
 

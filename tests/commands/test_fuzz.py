@@ -62,8 +62,8 @@ def no_work(place):
 
     with pytest.MonkeyPatch.context() as patch:
         for module, name in (
-            ("evaluation.harness", "evaluated"),
-            ("evaluation.sweep", "evaluated"),
+            ("evaluation.harness", "evaluate_prepared"),
+            ("evaluation.sweep", "evaluate_prepared"),
             ("training.run", "_train_run"),
             ("training.plan", "adversarial_train"),
             ("paper.jobs", "multiprocessing.get_context"),

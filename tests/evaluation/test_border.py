@@ -32,9 +32,9 @@ def test_the_border_is_as_wide_as_the_sample_says():
     exact = rows([0.5, -0.2, 1.0, 3.0, torch.inf])
     lower = rows([3.0, 1.01, -0.21, 0.48, torch.inf], ids=[3, 2, 1, 0, 4])
     moved = torch.tensor([0.02, 0.01, 0.01, 0.0])
-    assert border.width(exact, lower, LAST) == pytest.approx(5 * float(moved.quantile(0.9)), rel=1e-4)
+    assert border.border_width(exact, lower, LAST) == pytest.approx(5 * float(moved.quantile(0.9)), rel=1e-4)
     nothing = rows([torch.inf])
-    assert border.width(nothing, nothing, LAST) == 0
+    assert border.border_width(nothing, nothing, LAST) == 0
 
 
 def test_last_iterates_are_near_on_either_side_and_worst_ones_unless_they_broke_early():

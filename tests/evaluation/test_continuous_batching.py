@@ -246,7 +246,7 @@ def test_a_success_that_the_model_does_not_confirm_goes_on(data, model, monkeypa
             return logits.scatter(1, rank[:, :1], logits.gather(1, rank[:, :1]) - 1.0)
 
     honest = rlr.evaluate(model, data, WORST, **QUICK)
-    monkeypatch.setattr(prepared, "attackable", lambda *_: Pessimist().eval())
+    monkeypatch.setattr(prepared, "make_attackable", lambda *_: Pessimist().eval())
     doubted = rlr.evaluate(model, data, WORST, **QUICK)
     assert abs(doubted.robust.count - honest.robust.count) <= 3
     assert doubted.forwards > honest.forwards
@@ -259,7 +259,7 @@ def test_what_was_wrong_before_an_unconfirmed_success_stays_wrong(tmp_path, data
         def forward(self, x):
             return F.one_hot(torch.zeros(len(x), dtype=torch.int64), 10) + 0 * x.flatten(1)[:, :10]
 
-    monkeypatch.setattr(prepared, "attackable", lambda *_: Liar())
+    monkeypatch.setattr(prepared, "make_attackable", lambda *_: Liar())
     rlr.evaluate(model, data, dataclasses.replace(AIMED, start="clean"), out=tmp_path, **QUICK)
     wrong = [row for row in table(tmp_path) if row["clean"] != row["label"]]
     assert any(row["target"] == 0 for row in wrong)

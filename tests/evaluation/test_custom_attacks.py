@@ -58,7 +58,7 @@ def test_a_callable_needs_its_ball_and_merges_as_ours(tmp_path, data, model):
         rlr.evaluate(model, data, fgsm, **QUICK)
     with pytest.raises(InputError, match="`eps` is for an attack that is a callable"):
         rlr.evaluate(model, data, ONE_STEP, eps=EPS, **QUICK)
-    with pytest.raises(InputError, match="known by name alone"):
+    with pytest.raises(InputError, match="give the function"):
         rlr.evaluate(model, data, from_values(whole.protocol), **QUICK)
 
 

@@ -94,7 +94,7 @@ def test_a_success_that_the_model_never_confirms_is_counted_as_without(data, mod
             rank = logits.argsort(1, descending=True)
             return logits.scatter(1, rank[:, :1], logits.gather(1, rank[:, :1]) - 1.0)
 
-    monkeypatch.setattr(session, "attackable", lambda *_: Pessimist().eval())
+    monkeypatch.setattr(session, "make_attackable", lambda *_: Pessimist().eval())
     protocol = dataclasses.replace(LAST, criterion="worst")
     early, full = (rlr.evaluate(model, data, protocol, **QUICK, end_at_cycles=end) for end in (True, False))
     assert verdicts(early) == verdicts(full)
@@ -152,7 +152,7 @@ def test_it_stays_off_for_models_that_answer_otherwise_in_another_pass(data, mod
 
 def test_on_a_gpu_it_stays_off():
     device = torch.device("cuda")
-    assert cycle_end.detection([LAST], True, True, device, lambda: True).startswith(
+    assert cycle_end.decide_cycle_detection([LAST], True, True, device, lambda: True).startswith(
         "off: arithmetic on cuda may differ"
     )
 

@@ -194,7 +194,7 @@ def test_a_module_that_stays_in_training_mode(good, data):
 def test_logits_that_depend_on_the_batch(good, data):
     network = copy.deepcopy(good)
     network[1][1] = nn.BatchNorm2d(8, track_running_stats=False)
-    complains("batch", ["depend on the others of its batch"], network, data)
+    complains("batch", ["depend on the other images in its batch"], network, data)
     complains("batch", ["depend on"], Around(good, lambda z: z - z.mean(0)), data)
 
 
@@ -260,7 +260,7 @@ def test_several_evaluations_of_one_model_ask_and_hash_once(good, data, monkeypa
         calls.append(function.__name__)
         return function(*arguments, **options)
 
-    for name in ("guard", "weights_hash", "content_hash"):
+    for name in ("run_guards", "weights_hash", "content_hash"):
         monkeypatch.setattr(prepared, name, functools.partial(counted, getattr(prepared, name)))
     parts = tuple(PGD(eps=eps, step_size=eps, steps=1, name=str(eps)) for eps in (0.01, 0.02))
     data = data.take(32)
@@ -270,7 +270,7 @@ def test_several_evaluations_of_one_model_ask_and_hash_once(good, data, monkeypa
         rlr.sanity(good, data, PGD(eps=1.0, step_size=1.0, steps=1, norm="l2"))
     else:
         assert len(rlr.benchmark({"one": good}, data, parts).results) == 2
-    assert sorted(calls) == ["content_hash", "guard", "weights_hash"]
+    assert sorted(calls) == ["content_hash", "run_guards", "weights_hash"]
 
 
 def test_detached_logits_cannot_be_allowed(good, data):

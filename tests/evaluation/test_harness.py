@@ -722,7 +722,7 @@ def test_benchmark_evaluates_every_pair(tmp_path, data, cnn, resnet):
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        (["none", WEAK, AIMED], "protocol 'custom' is given twice: give custom protocols a name each"),
+        (["none", WEAK, AIMED], "protocol 'custom' is given twice: give each custom protocol a name of its own"),
         (["none", "none"], "protocol 'none' is given twice"),
         (["none", "nine"], "unknown protocol 'nine'"),
     ],

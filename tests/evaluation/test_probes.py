@@ -13,7 +13,7 @@ from robust_lr.evaluation import probes
 from robust_lr.evaluation.fitted_surrogate import fitted_surrogate, surrogate_probes
 from robust_lr.evaluation.probe_attacks import Ball, Victims
 from robust_lr.evaluation.probe_groups import Group, Subject
-from robust_lr.evaluation.structure import STRUCTURE, Specimen, structure
+from robust_lr.evaluation.structure import STRUCTURE, Specimen, run_structural_checks
 from robust_lr.protocols.pgd import PGD
 from robust_lr.results.ledger import Row
 from robust_lr.utils import processes
@@ -80,10 +80,10 @@ def test_every_check_of_the_structure_is_tested():
 @pytest.mark.parametrize("name", SEEN)
 def test_each_check_fails_on_its_defense_and_passes_on_the_honest_twin(name, data):
     page = BROKEN[name]
-    found = {check.name: check for check in structure(specimen(page.broken(), data))}
+    found = {check.name: check for check in run_structural_checks(specimen(page.broken(), data))}
     assert found[SEEN[name]].passed is False
     assert found[SEEN[name]].advice
-    twin = structure(specimen(page.twin(), data))
+    twin = run_structural_checks(specimen(page.twin(), data))
     assert [(check.name, check.found) for check in twin if check.passed is False] == []
 
 
@@ -158,7 +158,7 @@ def test_probes_go_on_with_more_images_only_while_the_verdict_is_open(monkeypatc
 
         def attack(hunt, rows, course, broken=broken):
             asked.append(len(rows))
-            hunt.found.by.update({row.id: ("some", "stronger") for row in rows[:broken]})
+            hunt.found.broken_by.update({row.id: ("some", "stronger") for row in rows[:broken]})
             hunt.sample += rows
 
         monkeypatch.setattr(probes.Hunt, "attack", attack)
@@ -188,7 +188,7 @@ def test_a_fitted_surrogate_transfers_to_a_network_that_shows_no_gradients(data)
     right = (net(x).argmax(1) == labels).nonzero()[:, 0][:64]
     group = Group(subject, victims.rows(right), {})
     group.attack(surrogate_probes(fitted, subject.ball))
-    assert len(group.found.by) >= 8
+    assert len(group.found.broken_by) >= 8
     again, _ = fitted_surrogate(subject, victims, 10)
     assert all(torch.equal(a, b) for a, b in zip(fitted.parameters(), again.parameters(), strict=True))
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import robust_lr as rlr
-from robust_lr.evaluation.harness import evaluated, resolved
+from robust_lr.evaluation.harness import evaluate_prepared, resolve_protocol
 from robust_lr.evaluation.session import default_compute_batch, prepare
 from robust_lr.protocols.cascade import Cascade
 from robust_lr.protocols.pgd import PGD
@@ -56,9 +56,9 @@ def untimed(rows):
 
 
 def rows_of(model, data, protocol, **options):
-    protocol = resolved(protocol)
+    protocol = resolve_protocol(protocol)
     ready = prepare(model, data, [protocol], allow=ALLOW, **options)
-    return untimed(evaluated(ready, protocol)[1])
+    return untimed(evaluate_prepared(ready, protocol)[1])
 
 
 WORST = replace(QUICK, name="worst", criterion="worst", eps=32 / 255, restarts=2)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import robust_lr as rlr
-from robust_lr.evaluation.randomness import examine, seeded
+from robust_lr.evaluation.randomness import detect_randomness, seed_generators
 from robust_lr.protocols import APGD, PGD, Cascade
 from robust_lr.utils.errors import InputError
 
@@ -188,11 +188,11 @@ def test_the_expectation_is_attacked_where_single_gradients_mislead() -> None:
 def test_how_a_model_draws_is_found_out(generator: str, by_row: bool) -> None:
     model = Noisy(0.2, by_row=by_row, generator=generator).eval()
     x = torch.rand((8, 1, SIDE, SIDE), generator=torch.Generator().manual_seed(1))
-    found = examine(model, x, x, torch.arange(8), 0)
+    found = detect_randomness(model, x, x, torch.arange(8), 0)
     assert found is not None
     assert found.by_row == by_row
     assert found.keyed == (generator != "own")
-    assert examine(Noisy(0.0), x, x, torch.arange(8), 0) is None
+    assert detect_randomness(Noisy(0.0), x, x, torch.arange(8), 0) is None
 
 
 def test_draws_shared_by_a_pass_are_made_one_by_one() -> None:
@@ -211,7 +211,7 @@ def test_generators_are_restored() -> None:
     torch.manual_seed(1)
     np.random.seed(1)
     random.seed(1)
-    with seeded(7):
+    with seed_generators(7):
         torch.rand(5), np.random.rand(5), random.random()
     assert (torch.rand(1), np.random.rand(), random.random()) == before
 

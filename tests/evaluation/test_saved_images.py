@@ -178,7 +178,7 @@ def test_transfer_judges_each_models_images_by_every_model(tmp_path, data, model
 
 
 def test_images_that_are_missing_damaged_or_of_an_unfinished_run_are_refused(tmp_path, data, model):
-    with pytest.raises(InputError, match="`images` are kept in a folder: give `out`"):
+    with pytest.raises(InputError, match="`images` are saved in a folder: give `out`"):
         rlr.evaluate(model, data, LAST, images=True, **QUICK)
     rlr.evaluate(model, data, LAST, out=tmp_path / "plain", **QUICK)
     with pytest.raises(InputError, match="holds no adversarial images"):

@@ -42,7 +42,7 @@ def model():
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setattr(room, "ladder", lambda eps, norm: STRONG)
+    monkeypatch.setattr(room, "build_ladder", lambda eps, norm: STRONG)
 
 
 def test_the_number_falls_until_it_stops_moving_and_the_result_says_by_what(model, data, tmp_path):

@@ -278,8 +278,8 @@ def test_bf16_is_reported_with_its_agreement(tmp_path, data, model):
 
 def test_a_precision_is_compared_with_fp32_once(tmp_path, data, model, monkeypatch):
     room = importlib.import_module("robust_lr.evaluation.harness")  # the package's own name is the function
-    agreed, asked = room.agreed, []
-    monkeypatch.setattr(room, "agreed", lambda *values: asked.append(1) or agreed(*values))
+    count_agreement, asked = room.count_agreement, []
+    monkeypatch.setattr(room, "count_agreement", lambda *values: asked.append(1) or count_agreement(*values))
     options = {"precision": "bf16", "out": tmp_path, "batch_size": 16, **QUICK}
     protocol = PGD(eps=8 / 255, step_size=2 / 255, steps=4)
 
@@ -310,7 +310,8 @@ def test_a_precision_that_changes_verdicts_is_refused(tmp_path, data, model):
 
 
 @pytest.mark.parametrize(
-    ("precision", "message"), [("fp16", "unknown precision 'fp16'"), ("tf32", "format of CUDA devices, not of 'cpu'")]
+    ("precision", "message"),
+    [("fp16", "unknown precision 'fp16'"), ("tf32", "needs a CUDA device, the model is on 'cpu'")],
 )
 def test_other_precisions_are_refused(tmp_path, data, model, precision, message):
     with pytest.raises(InputError, match=message):

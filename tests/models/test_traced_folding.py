@@ -62,14 +62,14 @@ def test_every_batch_norm_is_folded_and_the_network_left_as_it_was(sample):
 
 def test_evaluations_use_it_and_judge_by_the_model_itself(tmp_path, monkeypatch):
     model, data = network().train(), rlr.data.load("fashion-mnist-mini", "test").take(64)
-    used, attackable = [], prepared.attackable
+    used, make_attackable = [], prepared.make_attackable
     protocol = PGD(eps=8 / 255, step_size=2 / 255, steps=6, criterion="worst")
     before = copy.deepcopy(model.state_dict())
     for folder, attacked in (
-        ("folded", lambda *arguments: used.append(attackable(*arguments)) or used[0]),
+        ("folded", lambda *arguments: used.append(make_attackable(*arguments)) or used[0]),
         ("whole", lambda model, sample: model),
     ):
-        monkeypatch.setattr(prepared, "attackable", attacked)
+        monkeypatch.setattr(prepared, "make_attackable", attacked)
         rlr.evaluate(model, data, protocol, out=tmp_path / folder, allow=tuple(GUARDS))
     assert count_norms(used[0]) == 0
     folded, whole = (read(tmp_path / folder / "ledger.sqlite") for folder in ("folded", "whole"))

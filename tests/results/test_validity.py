@@ -10,7 +10,7 @@ from torch import nn
 
 import robust_lr as rlr
 from robust_lr.cli import main
-from robust_lr.evaluation.sanity import plain, sanity
+from robust_lr.evaluation.sanity import as_untargeted_pgd, sanity
 from robust_lr.protocols import Cascade, Square
 from robust_lr.protocols.pgd import PGD
 from robust_lr.protocols.presets import PROTOCOLS, SWEEPS
@@ -205,7 +205,7 @@ def test_sanity_stands_for_every_protocol(model, data):
         ):
             sanity(model, data, protocol)
     for protocol in (p for p in PROTOCOLS.values() if p.name != "none" and p not in others):
-        base = plain(protocol)
+        base = as_untargeted_pgd(protocol)
         assert (base.eps, base.norm, base.criterion, base.targeted) == (protocol.eps, protocol.norm, "worst", False)
     assert SWEEPS
 

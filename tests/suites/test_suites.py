@@ -190,8 +190,8 @@ def test_guards_and_hashes_are_asked_once_for_a_model_and_its_images(here, monke
 
     calls = []
     monkeypatch.setattr(session, "weights_hash", lambda model: calls.append("hash") or "0")
-    guard = session.guard
-    monkeypatch.setattr(session, "guard", lambda *a, **k: calls.append("guard") or guard(*a, **k))
+    guard = session.run_guards
+    monkeypatch.setattr(session, "run_guards", lambda *a, **k: calls.append("guard") or guard(*a, **k))
     for number, job in enumerate(make_jobs(read("suite.toml"), here / "out", device="cpu")):
         job.run(number, lambda event: None)
     assert sorted(calls) == ["guard", "guard", "hash", "hash"]
