@@ -186,7 +186,7 @@ def test_a_fitted_surrogate_transfers_to_a_network_that_shows_no_gradients(data)
     fitted, passes = fitted_surrogate(subject, victims, 10)
     assert passes == 4 * 256
     right = (net(x).argmax(1) == labels).nonzero()[:, 0][:64]
-    group = Group(subject, victims.rows(right), {})
+    group = Group(subject, victims.select(right), {})
     group.attack(surrogate_probes(fitted, subject.ball))
     assert len(group.found.broken_by) >= 8
     again, _ = fitted_surrogate(subject, victims, 10)
