@@ -10,15 +10,15 @@ from torch import Tensor
 from ..utils.checks import check_whole
 from ..utils.errors import InputError
 
-#: that libraries may take for rounding of x + delta, in pixels of [0, 1]
+#: rounding of x + delta that is tolerated in the results of libraries, in pixels of [0, 1]
 TOLERANCE = 1e-6
 
-#: passes of a random model that one gradient may be averaged over
+#: maximum number of passes of a random model that one gradient is averaged over
 MAX_EOT = 1000
 
 
 def check_attack(*, eps: float, step_size: float, steps: int, norm: str = "linf") -> None:
-    """Pixels are in [0, 1]: in L-infinity, an eps or a step above 1 was meant in 0..255."""
+    """Check the values of an attack; an L-infinity eps or step above 1 was probably meant in units of 0..255."""
     for name, value in {"eps": eps, "step_size": step_size}.items():
         if norm == "linf" and not 0 <= value <= 1:
             meant = 1 < value <= 255 and value == int(value)
@@ -30,42 +30,42 @@ def check_attack(*, eps: float, step_size: float, steps: int, norm: str = "linf"
 
 
 def check_eot(eot: int) -> None:
-    """A number of passes that a gradient is averaged over: at least 1, and no more than memory is meant for."""
+    """Check the number of passes that a gradient is averaged over, 1 to ``MAX_EOT``."""
     check_whole(1, eot=eot)
     if eot > MAX_EOT:
         raise InputError(f"eot = {eot}: at most {MAX_EOT} passes of the model for each gradient")
 
 
 def check_labels(x: Tensor, labels: Tensor) -> None:
-    """One int64 class index for each image."""
+    """Check that there is one int64 class index for each image."""
     if labels.shape != x.shape[:1] or labels.dtype != torch.int64:
         raise InputError(
             f"labels {tuple(labels.shape)} {labels.dtype}: one int64 class index for each of {len(x)} images is needed"
         )
-    if (labels < 0).any():  # cross-entropy leaves label -100 out in silence
-        raise InputError(f"labels: {int(labels.min())} is no class; classes are numbered from 0")
+    if (labels < 0).any():  # cross-entropy silently ignores the label -100
+        raise InputError(f"labels: {int(labels.min())} is not a class; classes are numbered from 0")
 
 
-def within(x: Tensor, y: Tensor, eps: float, norm: str) -> tuple[Tensor, Tensor]:
-    """Distances of y from x, [N], and whether they are at most eps but for rounding, [N] bool; NaN is not."""
+def compare_with_ball(x: Tensor, y: Tensor, eps: float, norm: str) -> tuple[Tensor, Tensor]:
+    """Return the distances of y from x, [N], and whether they are at most eps up to rounding, [N] bool (NaN: False)."""
     distance = distances(x, y, norm)
-    return distance, distance <= eps + max(TOLERANCE, rounding(x, eps, norm))
+    return distance, distance <= eps + max(TOLERANCE, rounding_tolerance(x, eps, norm))
 
 
 def check_start(x: Tensor, start: Tensor, eps: float, norm: str = "linf") -> None:
-    """A first iterate in the ball and in [0, 1], of the images' own shape and dtype: others would broadcast."""
+    """Check that a first iterate has the images' shape and dtype and lies in the ball and [0, 1]."""
     if start.shape != x.shape or start.dtype != x.dtype:
         raise InputError(
             f"start {tuple(start.shape)} {start.dtype}: must be like the images, {tuple(x.shape)} {x.dtype}"
         )
     check_images(start)
     distance = float(distances(x, start, norm).max()) if x.numel() else 0.0
-    if distance > eps + rounding(x, eps, norm):
-        raise InputError(f"start: lies {distance:.6g} from the images, outside the ball of eps = {eps:.6g}")
+    if distance > eps + rounding_tolerance(x, eps, norm):
+        raise InputError(f"start: is {distance:.6g} away from the images, outside the ball of eps = {eps:.6g}")
 
 
 def distances(x: Tensor, y: Tensor, norm: str) -> Tensor:
-    """Distances between images of two batches [N, C, H, W], in L-infinity, L2 or L1, [N]."""
+    """Return the distances between the images of two batches [N, C, H, W] in L-infinity, L2 or L1, [N]."""
     delta = (y - x).flatten(1)
     if norm == "linf":
         return delta.abs().amax(1)
@@ -73,8 +73,8 @@ def distances(x: Tensor, y: Tensor, norm: str) -> Tensor:
     return length
 
 
-def rounding(x: Tensor, eps: float, norm: str) -> float:
-    """Tolerance for rounding x + delta out of the ball: by one pixel in L-infinity, by all of them in L2 and L1."""
+def rounding_tolerance(x: Tensor, eps: float, norm: str) -> float:
+    """Return by how much rounding of x + delta may leave the ball: in one pixel (L-infinity) or all."""
     unit = 2 * torch.finfo(x.dtype).eps
     if norm == "linf":
         return unit
@@ -82,16 +82,16 @@ def rounding(x: Tensor, eps: float, norm: str) -> float:
 
 
 def check_images(x: Tensor, ids: Tensor | None = None) -> None:
-    """[N, C, H, W] float pixels in [0, 1]; the error names the image where ids [N] are given.
+    """Check that images are [N, C, H, W] float pixels in [0, 1]; the error names the image if ids [N] are given.
 
-    Looks at every pixel, so it belongs before an attack, not in a step.
+    This reads every pixel, so call it before an attack, not in every step.
     """
     if x.ndim != 4 or not x.is_floating_point():
         raise InputError(f"images {tuple(x.shape)} {x.dtype}: [N, C, H, W] float pixels in [0, 1] are needed")
     if not x.numel():
         return
     low, high = x.flatten(1).aminmax(dim=1)
-    outside = ~((low >= 0) & (high <= 1))  # so that NaN is outside too
+    outside = ~((low >= 0) & (high <= 1))  # negated, so that NaN is outside as well
     if outside.any():
         which = "images span"
         if ids is not None:

@@ -1,4 +1,4 @@
-"""Auto-PGD (Croce and Hein 2020): PGD with momentum whose step size halves where the loss has stopped to rise."""
+"""Auto-PGD (Croce and Hein 2020): PGD with momentum, whose step size is halved when the loss stops rising."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .arguments import check_attack, check_eot, check_images, check_labels, check_start
 from .losses import Objective, cross_entropy
-from .stepwise import State, constant, run
+from .stepwise import State, constant, over_pixels, run
 
 
 def apgd(
@@ -29,17 +29,17 @@ def apgd(
     observe: Callable[[int, Tensor, Tensor], None] | None = None,
     eot: int = 1,
 ) -> Tensor:
-    """The last query of APGD (Algorithm 1); its queries are those of the official code, bit for bit.
+    """Run APGD (Algorithm 1) and return its last query; its queries equal those of the official code bit for bit.
 
     Args:
         model, x, labels, eps, start, loss: as in ``pgd_linf``; ``labels`` are always the true ones.
-        norm: of the ball, "linf" or "l2".
-        steps: iterations, each with one gradient.
+        norm: norm of the ball, "linf" or "l2".
+        steps: number of iterations, each with one gradient.
         targets: [N] int64 classes to move towards, with a targeted loss.
         rho: share of iterations that must raise the loss, or else the step size is halved.
-        observe: called as ``observe(step, query, logits)`` for every query but the last. What counts as success is the
-            caller's business: the official code takes the last query that is misclassified.
-        eot: passes of a random model that each gradient, and the loss, is averaged over.
+        observe: called as ``observe(step, query, logits)`` for every query except the last. The caller decides what
+            counts as success; the official code takes the last misclassified query.
+        eot: number of passes of a random model that each gradient, and the loss, is averaged over.
 
     Raises:
         InputError: as ``pgd_linf``.
@@ -72,7 +72,7 @@ class AutoPGD:
             "best_gradient": torch.zeros_like(x),
             "best_loss": zero - torch.inf,
             "checked_loss": zero,
-            "previous_loss": zero,  # as the official code has it, by an index of -1 into zeros
+            "previous_loss": zero,  # as in the official code, which reads index -1 of an array of zeros
             "rises": torch.zeros_like(zero, dtype=torch.int64),
             "halved": torch.ones_like(zero, dtype=torch.bool),
             "step_size": 2 * self.eps * one,
@@ -81,20 +81,20 @@ class AutoPGD:
     def advance(self, x: Tensor, state: State, step: Tensor, loss: Tensor, gradient: Tensor, reached: Tensor) -> State:
         begins = step == 0
         better = loss > state["best_loss"]
-        best = torch.where(wide(better), state["query"], state["best"])
-        best_gradient = torch.where(wide(better), gradient, state["best_gradient"])
+        best = torch.where(over_pixels(better), state["query"], state["best"])
+        best_gradient = torch.where(over_pixels(better), gradient, state["best_gradient"])
         best_loss = torch.where(better, loss, state["best_loss"])
         checked_loss = torch.where(begins, loss, state["checked_loss"])
         rises = state["rises"] + (~begins & (loss > state["previous_loss"]))
 
         # the checkpoints' conditions 1 and 2, then a new start from the best point
-        enough = constant(self.enough, torch.float32, x.device)[step]
+        enough = constant(self.rise_thresholds, torch.float32, x.device)[step]
         checks = enough >= 0
         halve = checks & ((rises <= enough) | (~state["halved"] & (checked_loss >= best_loss)))
-        step_size = torch.where(wide(halve), state["step_size"] / 2, state["step_size"])
-        here = torch.where(wide(halve), best, state["query"])
-        gradient = torch.where(wide(halve), best_gradient, gradient)
-        momentum = torch.where(wide(begins), 1.0, 0.75)
+        step_size = torch.where(over_pixels(halve), state["step_size"] / 2, state["step_size"])
+        here = torch.where(over_pixels(halve), best, state["query"])
+        gradient = torch.where(over_pixels(halve), best_gradient, gradient)
+        momentum = torch.where(over_pixels(begins), 1.0, 0.75)
         return {
             "query": MOVES[self.norm](x, here, gradient, here - state["base"], momentum, step_size, self.eps),
             "base": here,
@@ -109,8 +109,8 @@ class AutoPGD:
         }
 
     @cached_property
-    def enough(self) -> tuple[float, ...]:
-        """By query: the number of rises since the last checkpoint that is too few, -1 where there is no checkpoint."""
+    def rise_thresholds(self) -> tuple[float, ...]:
+        """For each query, the largest number of rises since the last checkpoint that is too few; -1 elsewhere."""
         window, least, shrink = (max(int(share * self.steps), 1) for share in (0.22, 0.06, 0.03))
         enough, at = [-1.0] * (self.steps + 1), window
         while at <= self.steps:
@@ -143,7 +143,3 @@ def l2_move(
 
 
 MOVES = {"linf": linf_move, "l2": l2_move}
-
-
-def wide(mask: Tensor) -> Tensor:
-    return mask.view(-1, 1, 1, 1)

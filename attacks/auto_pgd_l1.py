@@ -13,12 +13,12 @@ from torch import Tensor
 from .arguments import check_attack, check_eot, check_images, check_labels
 from .losses import Objective, cross_entropy
 from .projections import onto_l1_ball
-from .stepwise import State, constant, run
+from .stepwise import State, constant, over_pixels, run
 
-#: radii of the balls that are attacked one after the other, in units of eps, and their shares of the iterations
+#: radii of the successive balls, in units of eps, and their shares of the iterations
 RADII, SHARES = (3.0, 2.0, 1.0), (0.3, 0.3, 0.4)
 
-#: factor by which the step shrinks, and the most that it may shrink by
+#: factor by which the step shrinks, and maximum factor in total
 SHRINK, MAX_SHRINK = 1.5, 10.0
 
 
@@ -35,16 +35,16 @@ def apgd_l1(
     observe: Callable[[int, Tensor, Tensor], None] | None = None,
     eot: int = 1,
 ) -> Tensor:
-    """The last query of APGD in L1, which attacks in balls of 3, 2 and 1 eps, as in AutoAttack.
+    """Run APGD in L1 in balls of 3, 2 and 1 eps, as in AutoAttack, and return its last query.
 
     Args:
         model, x, labels, eps, loss: as in ``pgd_linf``; ``labels`` are always the true ones.
         start: first iterate, in the ball of 3 eps.
-        steps: iterations in all three balls together.
+        steps: number of iterations in all three balls together.
         targets: [N] int64 classes to move towards, with a targeted loss.
-        observe: called as ``observe(step, query, logits)`` for every query but the last; those of the first two balls
-            may lie outside the ball of eps.
-        eot: passes of a random model that each gradient, and the loss, is averaged over.
+        observe: called as ``observe(step, query, logits)`` for every query except the last; queries in the first two
+            balls may lie outside the ball of eps.
+        eot: number of passes of a random model that each gradient, and the loss, is averaged over.
 
     Raises:
         InputError: as ``pgd_linf``.
@@ -66,18 +66,18 @@ class SparsePGD:
 
     @cached_property
     def stages(self) -> tuple[int, ...]:
-        """Iterations in each ball."""
+        """Number of iterations in each ball."""
         first, second = (ceil(share * self.iterations) for share in SHARES[:-1])
         return first, second, max(self.iterations - first - second, 0)
 
     @property
     def iterations(self) -> int:
-        """Iterations in all balls together."""
+        """Number of iterations in all balls together."""
         return max(self.steps - len(RADII) + 1, 0)
 
     @cached_property
     def plan(self) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
-        """By query: radius of its ball in units of eps, 1 where a ball begins, 1 where the step is checked."""
+        """For each query: radius of its ball in units of eps, 1 if a ball begins, 1 if the step size is checked."""
         radii: list[float] = []
         begins: list[float] = []
         checks: list[float] = []
@@ -95,7 +95,7 @@ class SparsePGD:
             "best": start,
             "best_gradient": torch.zeros_like(x),
             "best_loss": -torch.inf * one,
-            "share": one,  # of the coordinates that a step changes
+            "share": one,  # share of the coordinates that a step changes
             "support": one,  # number of coordinates that the best point had changed at the last check
             "step_size": one,
         }
@@ -106,8 +106,8 @@ class SparsePGD:
         size = x[0].numel()
         query = state["query"]
         better = begins | (loss > state["best_loss"])
-        best = torch.where(wide(better), query, state["best"])
-        best_gradient = torch.where(wide(better), gradient, state["best_gradient"])
+        best = torch.where(over_pixels(better), query, state["best"])
+        best_gradient = torch.where(over_pixels(better), gradient, state["best_gradient"])
         best_loss = torch.where(better, loss, state["best_loss"])
 
         support = (best != x).flatten(1).sum(1).to(x.dtype)
@@ -116,8 +116,8 @@ class SparsePGD:
         step_size = torch.where(begins | sparser, radius, state["step_size"])
         step_size = torch.where(checks & ~sparser, (step_size / SHRINK).clamp_min(radius / MAX_SHRINK), step_size)
         share = torch.where(update, support / size / 1.5, state["share"])
-        here = torch.where(wide(sparser), best, query)
-        direction = torch.where(wide(sparser), best_gradient, gradient)
+        here = torch.where(over_pixels(sparser), best, query)
+        direction = torch.where(over_pixels(sparser), best_gradient, gradient)
 
         # the signs of the largest entries of the gradient, as a step of L1 length step_size
         size_of = direction.flatten(1).abs()
@@ -125,11 +125,11 @@ class SparsePGD:
         threshold = size_of.sort(dim=1).values.gather(1, smallest[:, None])
         signs = torch.where(size_of >= threshold, direction.flatten(1).sign(), 0.0)
         signs = (signs / (signs.abs().sum(1, keepdim=True) + 1e-10)).view_as(x)
-        moved = here + wide(step_size) * signs - x + 0 * gradient  # the last term keeps NaN
+        moved = here + over_pixels(step_size) * signs - x + 0 * gradient  # the last term keeps NaN
 
         # the next ball begins at the best point of this one
         ends = starts[step + 1] > 0
-        moved = torch.where(wide(ends), best - x, moved)
+        moved = torch.where(over_pixels(ends), best - x, moved)
         return {
             "query": x + onto_l1_ball(x, moved, self.eps * radii[step + 1]),
             "best": best,
@@ -139,7 +139,3 @@ class SparsePGD:
             "support": torch.where(update, support, state["support"]),
             "step_size": step_size,
         }
-
-
-def wide(values: Tensor) -> Tensor:
-    return values.view(-1, 1, 1, 1)

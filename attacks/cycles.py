@@ -1,11 +1,11 @@
-"""Exact early end of fixed-step attacks: an iterate that comes back, comes back forever.
+"""End fixed-step attacks early, with the exact same result: an iterate that repeats once repeats forever.
 
-PGD with a fixed step is a deterministic map from one iterate to the next, and in floating point it has finitely many
-values. So an image that stays robust ends in a cycle, on trained networks mostly of 2 to 6 steps after a few dozen
-(arXiv 2503.19347 observes the same). From then on every query, prediction and gradient is known.
+PGD with a fixed step is a deterministic map from one iterate to the next, with finitely many values in floating point.
+An image that stays robust therefore ends in a cycle: on trained networks mostly one of 2 to 6 steps, after a few dozen
+steps (arXiv 2503.19347 observes the same). From then on every query, prediction and gradient is known.
 
-A repeated hash of the state proposes a period; the state is then kept and compared with the one a period later. Only
-equality to the bit counts. This needs arithmetic that gives an image the same bits in every pass.
+A repeated hash of the state proposes a period; the state is then saved and compared with the one a period later. Only
+bitwise equality counts. This needs arithmetic that gives an image the same bits in every pass.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from torch import Tensor
 
 State = dict[str, Tensor]
 
-#: longest cycle that is found, in steps
+#: maximum length of a cycle that is found, in steps
 MAX_PERIOD = 16
-#: odd multipliers of the hash, from the 64-bit golden ratio; which ones they are does not matter
+#: odd multiplier and increment of the hash, from the 64-bit golden ratio; any others would do
 _MULTIPLIER, _INCREMENT = 0x9E3779B1, 0x7F4A7C15
 
 _ANCHOR = "anchor."
 
 
 def begin(state: State, step: Tensor) -> State:
-    """The columns that follow images from the first ``state`` on, at ``step`` [N].
+    """Make the columns that follow images from their first ``state``, at ``step`` [N].
 
-    ``period`` [N] is 0 until a cycle is confirmed, ``since`` the step at which that was, and ``per_period`` what the
-    tally of ``follow`` grew by in one period.
+    ``period`` [N] is 0 until a cycle is confirmed, ``since`` is the step at which it was confirmed, and ``per_period``
+    is how much the tally of ``follow`` grew in one period.
     """
     none = torch.full_like(step, -1)
     hashes = torch.full((len(step), MAX_PERIOD), -1, dtype=torch.int64, device=step.device)
@@ -35,7 +35,7 @@ def begin(state: State, step: Tensor) -> State:
         "hashes": hashes.scatter(1, (step % MAX_PERIOD)[:, None], hash_rows(state)[:, None]),
         **{_ANCHOR + name: column for name, column in state.items()},
         "candidate": torch.zeros_like(step),
-        "expected": none,  # step at which the anchor should come back
+        "expected": none,  # step at which the anchor should repeat
         "period": torch.zeros_like(step),
         "since": none,
         "per_period": torch.zeros_like(step),
@@ -43,7 +43,7 @@ def begin(state: State, step: Tensor) -> State:
 
 
 def follow(columns: State, state: State, step: Tensor, tally: Tensor) -> State:
-    """The columns after an attack has moved to ``state`` at ``step`` [N]; ``tally`` [N] is any count that grows."""
+    """Update the columns after an attack has moved to ``state`` at ``step`` [N]; ``tally`` [N] is any growing count."""
     columns = dict(columns)
     due = columns["expected"] == step
     if bool(due.any()):
@@ -63,8 +63,8 @@ def follow(columns: State, state: State, step: Tensor, tally: Tensor) -> State:
         fresh = (candidate <= MAX_PERIOD) & (columns["expected"] < 0) & (columns["period"] == 0)
         if bool(fresh.any()):
             for name, column in state.items():
-                wide = fresh.view(-1, *[1] * (column.ndim - 1))
-                columns[_ANCHOR + name] = torch.where(wide, column, columns[_ANCHOR + name])
+                mask = fresh.view(-1, *[1] * (column.ndim - 1))
+                columns[_ANCHOR + name] = torch.where(mask, column, columns[_ANCHOR + name])
             columns["candidate"] = torch.where(fresh, candidate, columns["candidate"])
             columns["expected"] = torch.where(fresh, step + candidate, columns["expected"])
             columns["per_period"] = torch.where(fresh, tally, columns["per_period"])
@@ -73,12 +73,12 @@ def follow(columns: State, state: State, step: Tensor, tally: Tensor) -> State:
 
 
 def periods_left(period: Tensor, step: Tensor, steps: int) -> Tensor:
-    """Whole periods between ``step`` and ``steps``, [N]; 0 where no cycle is confirmed."""
+    """Return the number of whole periods between ``step`` and ``steps``, [N]; 0 if no cycle is confirmed."""
     return torch.where(period > 0, (steps - step).clamp_min(0) // period.clamp_min(1), 0)
 
 
 def hash_rows(state: State) -> Tensor:
-    """A hash of each row of all tensors of ``state``, [N] int64; equal rows have equal hashes."""
+    """Hash each row over all tensors of ``state``, [N] int64; equal rows have equal hashes."""
     total: Tensor | None = None
     for name in sorted(state):
         bits = state[name].contiguous().view(torch.int32).flatten(1)
@@ -92,7 +92,7 @@ _KEPT: dict[tuple[int, torch.device], Tensor] = {}
 
 
 def _weights(n: int, device: torch.device) -> Tensor:
-    """``n`` odd int32 numbers, made once for each size."""
+    """Return ``n`` odd int32 numbers, cached for each size."""
     if (n, device) not in _KEPT:
         if len(_KEPT) >= 16:
             _KEPT.clear()

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from .arguments import check_attack, check_images, check_labels, distances
-from .fast_minimum_norm import annealed, wide
+from .fast_minimum_norm import cosine_schedule
 from .losses import cross_entropy
-from .stepwise import State, run
+from .stepwise import State, over_pixels, run
 
 
 def ddn(
@@ -24,12 +24,12 @@ def ddn(
     gamma: float = 0.05,
     observe: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Tensor:
-    """The nearest misclassified images found, in L2; ``x`` where none was found.
+    """Run DDN and return the nearest misclassified images found, in L2; ``x`` where none was found.
 
     Args:
         model, x, labels: as in ``pgd_linf``.
-        steps: queries, each with one gradient.
-        radius: of the first sphere.
+        steps: number of queries, each with one gradient.
+        radius: radius of the first sphere.
         gamma: share by which the radius grows or shrinks.
         observe: called as ``observe(step, query, logits)`` for every query.
 
@@ -63,11 +63,11 @@ class DecoupledDirectionNorm:
         radius = state["radius"] * torch.where(reached, 1 - self.gamma, 1 + self.gamma)
         radius = torch.minimum(radius, state["farthest"])
         unit = gradient / torch.linalg.vector_norm(gradient, dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
-        delta = query - x + wide(annealed(1.0, 0.01, self.steps, step)) * unit
+        delta = query - x + over_pixels(cosine_schedule(1.0, 0.01, self.steps, step)) * unit
         length = torch.linalg.vector_norm(delta, dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
         return {
-            "query": (x + delta * (wide(radius) / length)).clamp(0, 1),
-            "best": torch.where(wide(nearer), query, state["best"]),
+            "query": (x + delta * (over_pixels(radius) / length)).clamp(0, 1),
+            "best": torch.where(over_pixels(nearer), query, state["best"]),
             "best_distance": torch.where(nearer, distance, state["best_distance"]),
             "farthest": state["farthest"],
             "radius": radius,

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..utils.errors import InputError
 from .arguments import check_attack, check_images, check_labels, distances
-from .losses import difference
+from .losses import logit_difference
 from .projections import onto_hyperplane
-from .stepwise import State, run
+from .stepwise import State, over_pixels, run
 
 
 def fab(
@@ -29,20 +29,20 @@ def fab(
     start: Tensor | None = None,
     observe: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Tensor:
-    """The nearest images found that the model does not assign to their labels; ``x`` where none was found.
+    """Run FAB and return the nearest misclassified images found; ``x`` where none was found.
 
-    This is the targeted version: steps go to the boundary between the label and the target, and any other class counts.
+    This is the targeted version: steps go to the boundary between label and target, but any wrong class is a success.
 
     Args:
         model, x, labels: as in ``pgd_linf``.
         targets: [N] int64 classes other than the labels.
         norm: "linf", "l2" or "l1".
-        steps: iterations, each with one gradient and one more query.
-        alpha_max: most weight of the step from the clean image.
+        steps: number of iterations, each with one gradient and one more query.
+        alpha_max: maximum weight of the step from the clean image.
         eta: overshoot beyond the boundary.
-        beta: factor by which an adversarial image is drawn towards the clean one.
+        beta: factor by which an adversarial image is moved towards the clean one.
         start: first iterate; by default ``x``.
-        observe: called as ``observe(step, query, logits)`` for every query that a gradient is taken at.
+        observe: called as ``observe(step, query, logits)`` for every query at which a gradient is taken.
 
     Raises:
         InputError: as ``pgd_linf``.
@@ -52,12 +52,14 @@ def fab(
     check_labels(x, labels)
     attack = FastAdaptiveBoundary(norm, steps, alpha_max, eta, beta)
     start = x if start is None else start
-    return run(attack, model, x, labels, None, start, lambda z, y, _: difference(z, y, targets), observe, key="best")
+    return run(
+        attack, model, x, labels, None, start, lambda z, y, _: logit_difference(z, y, targets), observe, key="best"
+    )
 
 
 @dataclass(frozen=True)
 class FastAdaptiveBoundary:
-    """FAB as a sequence of queries; arguments as in ``fab``. Its objective is ``losses.difference``."""
+    """FAB as a sequence of queries; arguments as in ``fab``. Its objective is ``losses.logit_difference``."""
 
     norm: str
     steps: int
@@ -74,7 +76,7 @@ class FastAdaptiveBoundary:
         offset = (normal * points).sum(1) - loss  # the boundary, linearized at the query: normal . z = offset
         from_point = onto_hyperplane(points, normal, offset, self.norm)
         from_origin = onto_hyperplane(origin, normal, offset, self.norm)
-        near, far = (length(step, self.norm).clamp_min(1e-8)[:, None] for step in (from_point, from_origin))
+        near, far = (row_norms(step, self.norm).clamp_min(1e-8)[:, None] for step in (from_point, from_origin))
         alpha = (near / (near + far)).clamp(0, self.alpha_max)
         query = (1 - alpha) * (points + self.eta * from_point) + alpha * (origin + self.eta * from_origin)
         return {**state, "query": query.clamp(0, 1).view_as(x) + 0 * gradient}  # the second term keeps NaN
@@ -83,19 +85,19 @@ class FastAdaptiveBoundary:
         query, distance = state["query"], distances(x, state["query"], self.norm)
         nearer = reached & (distance < state["best_distance"])
         return {
-            "query": torch.where(wide(reached), x + self.beta * (query - x), query),
-            "best": torch.where(wide(nearer), query, state["best"]),
+            "query": torch.where(over_pixels(reached), x + self.beta * (query - x), query),
+            "best": torch.where(over_pixels(nearer), query, state["best"]),
             "best_distance": torch.where(nearer, distance, state["best_distance"]),
         }
 
 
-def nearest_boundary(
+def find_nearest_boundary(
     model: Callable[[Tensor], Tensor], query: Tensor, labels: Tensor, norm: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits [N, classes], and for the wrong class whose linearized boundary is nearest: its logit minus the label's,
-    [N], and the gradient of that, like the query.
+    """Find the wrong class whose linearized boundary is nearest; takes a backward pass for each wrong class.
 
-    One forward pass, and a backward pass for each wrong class.
+    Returns:
+        Logits [N, classes], that class's logit minus the label's, [N], and the gradient of this difference.
 
     Raises:
         InputError: logits without a gradient.
@@ -108,9 +110,9 @@ def nearest_boundary(
         count = logits.shape[1]
         nearest: tuple[Tensor, Tensor, Tensor] | None = None
         for shift in range(1, count):
-            values = difference(logits, labels, (labels + shift) % count)
+            values = logit_difference(logits, labels, (labels + shift) % count)
             gradient = torch.autograd.grad(values.sum(), query, retain_graph=shift < count - 1)[0]
-            apart = values.detach().abs() / (1e-12 + dual_length(gradient.flatten(1), norm))
+            apart = values.detach().abs() / (1e-12 + dual_row_norms(gradient.flatten(1), norm))
             if nearest is None:
                 nearest = apart, values.detach(), gradient
                 continue
@@ -118,23 +120,19 @@ def nearest_boundary(
             nearest = (
                 torch.where(closer, apart, nearest[0]),
                 torch.where(closer, values.detach(), nearest[1]),
-                torch.where(wide(closer), gradient, nearest[2]),
+                torch.where(over_pixels(closer), gradient, nearest[2]),
             )
     assert nearest is not None, "a boundary needs two classes"
     return logits.detach(), nearest[1], nearest[2]
 
 
-def dual_length(gradient: Tensor, norm: str) -> Tensor:
-    """Norms of the rows in the dual of ``norm``, [N]: a value over it is the distance to the linear boundary."""
-    return length(gradient, {"linf": "l1", "l1": "linf"}.get(norm, norm))
+def dual_row_norms(gradient: Tensor, norm: str) -> Tensor:
+    """Return the norms of the rows in the dual of ``norm``, [N]; a value over it is the distance to a boundary."""
+    return row_norms(gradient, {"linf": "l1", "l1": "linf"}.get(norm, norm))
 
 
-def length(step: Tensor, norm: str) -> Tensor:
-    """Norms of the rows, [N]."""
+def row_norms(step: Tensor, norm: str) -> Tensor:
+    """Return the norms of the rows, [N]."""
     if norm == "linf":
         return step.abs().amax(1)
     return step.abs().sum(1) if norm == "l1" else step.square().sum(1).sqrt()
-
-
-def wide(mask: Tensor) -> Tensor:
-    return mask.view(-1, 1, 1, 1)

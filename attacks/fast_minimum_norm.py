@@ -12,9 +12,9 @@ from torch import Tensor
 from .arguments import check_attack, check_images, check_labels, distances
 from .losses import margin
 from .projections import onto_l1_ball
-from .stepwise import State, constant, run
+from .stepwise import State, constant, over_pixels, run
 
-#: norm of the gradient that says how far away the boundary is
+#: dual norms: the margin divided by this norm of its gradient is the distance to the linearized boundary
 DUALS = {"linf": 1.0, "l2": 2.0, "l1": torch.inf}
 
 
@@ -29,14 +29,14 @@ def fmn(
     gamma: float = 0.05,
     observe: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Tensor:
-    """The nearest misclassified images found, in ``norm``; ``x`` where none was found.
+    """Run FMN and return the nearest misclassified images found, in ``norm``; ``x`` where none was found.
 
     Args:
         model, x, labels: as in ``pgd_linf``.
-        norm: to minimize, "linf", "l2" or "l1".
-        steps: queries, each with one gradient.
-        step_size: L2 length of the first step; it falls to a hundredth of it, by a cosine.
-        gamma: share by which the radius first grows or shrinks; it falls to a fiftieth of it.
+        norm: norm to minimize, "linf", "l2" or "l1".
+        steps: number of queries, each with one gradient.
+        step_size: L2 length of the first step; it falls to a hundredth along a cosine.
+        gamma: share by which the radius first grows or shrinks; it falls to a fiftieth along a cosine.
         observe: called as ``observe(step, query, logits)`` for every query.
 
     Raises:
@@ -69,17 +69,17 @@ class FastMinimumNorm:
         best_distance = torch.where(nearer, distance, state["best_distance"])
 
         # the radius shrinks where the query is adversarial, and grows where it is not
-        gamma, alpha = (annealed(top, low, self.steps, step) for top, low in self.schedules)
+        gamma, alpha = (cosine_schedule(top, low, self.steps, step) for top, low in self.schedules)
         slope = torch.linalg.vector_norm(gradient.flatten(1), ord=DUALS[self.norm], dim=1).clamp_min(1e-12)
         outwards = torch.where(found, state["radius"] * (1 + gamma), distance + loss.abs() / slope)
         inwards = torch.minimum(state["radius"] * (1 - gamma), best_distance)
         radius = torch.minimum(torch.where(reached, inwards, outwards), state["farthest"])
 
         unit = gradient / torch.linalg.vector_norm(gradient, dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
-        delta = query + wide(alpha) * unit - x
+        delta = query + over_pixels(alpha) * unit - x
         return {
             "query": project(x, delta, radius, self.norm) + 0 * gradient,  # the second term keeps NaN
-            "best": torch.where(wide(nearer), query, state["best"]),
+            "best": torch.where(over_pixels(nearer), query, state["best"]),
             "best_distance": best_distance,
             "farthest": state["farthest"],
             "radius": radius,
@@ -92,20 +92,16 @@ class FastMinimumNorm:
 
 
 def project(x: Tensor, delta: Tensor, radius: Tensor, norm: str) -> Tensor:
-    """``x + delta`` within a radius for each image, [N], and in [0, 1]."""
+    """Project ``x + delta`` to each image's radius, [N], and to [0, 1]."""
     if norm == "l1":
         return (x + onto_l1_ball(x, delta, radius, box=False)).clamp(0, 1)
     if norm == "linf":
-        return (x + torch.clamp(delta, -wide(radius), wide(radius))).clamp(0, 1)
+        return (x + torch.clamp(delta, -over_pixels(radius), over_pixels(radius))).clamp(0, 1)
     length: Tensor = torch.linalg.vector_norm(delta, dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
-    return (x + delta * (wide(radius) / length).clamp_max(1)).clamp(0, 1)
+    return (x + delta * (over_pixels(radius) / length).clamp_max(1)).clamp(0, 1)
 
 
-def annealed(first: float, last: float, steps: int, step: Tensor) -> Tensor:
-    """Values that fall from ``first`` to ``last`` along half a cosine, by step, [N]."""
+def cosine_schedule(first: float, last: float, steps: int, step: Tensor) -> Tensor:
+    """Return the values at ``step`` [N] of a schedule that falls from ``first`` to ``last`` along half a cosine."""
     values = tuple(last + (first - last) * (1 + cos(pi * i / steps)) / 2 for i in range(steps + 1))
     return constant(values, torch.float32, step.device)[step]
-
-
-def wide(values: Tensor) -> Tensor:
-    return values.view(-1, 1, 1, 1)

@@ -32,34 +32,34 @@ def pgd_linf(
     end_at_cycles: bool = False,
     eot: int = 1,
 ) -> Tensor:
-    """Signed-gradient steps on the loss, projected to the eps-ball and to [0, 1]; returns the last iterate.
+    """Take signed-gradient steps on the loss, projected to the eps-ball and to [0, 1]; return the last iterate.
 
     Bit-identical to torchattacks' and cleverhans' PGD with the same start, and to torchattacks' MI-FGSM from the clean
-    image with ``momentum=1``. Only the gradient by the image is computed.
+    image with ``momentum=1``. Gradients are computed with respect to the image only.
 
     Args:
-        model: pixels in [0, 1] -> logits [N, classes]; its mode and its gradients are the caller's business.
+        model: pixels in [0, 1] -> logits [N, classes]; its mode and its parameters' gradients are up to the caller.
         x: clean images, [N, C, H, W] float in [0, 1].
         labels: [N] int64; the true labels, or the targets if ``targeted``.
         eps: radius of the ball in pixels of [0, 1], e.g. 16/255.
-        step_size: of one step, same unit.
+        step_size: length of a step, in the same unit.
         steps: number of gradient steps; 0 returns the start.
         targeted: move towards the targets instead of away from the labels.
         start: first iterate, inside the ball and [0, 1]; by default ``x`` itself.
         loss: one of ``attacks.losses``.
         momentum: decay factor of earlier gradients (MI-FGSM, Dong et al. 2018), 0 for plain PGD.
-        true_labels: [N] int64, for a targeted loss that needs them as well (DLR).
+        true_labels: [N] int64, for a targeted loss that also needs the true labels (DLR).
         observe: called as ``observe(step, iterate, logits)`` before each step, e.g. to record the trajectory.
-        end_at_cycles: end once every iterate repeats itself, with the same result; for deterministic models, on a CPU.
-        eot: passes of a random model that each gradient is averaged over.
+        end_at_cycles: end once all iterates repeat, with the same result; for deterministic models, on a CPU.
+        eot: number of passes of a random model that each gradient is averaged over.
 
     Returns:
-        Adversarial images, same shape and dtype as ``x``, within eps of ``x`` and within [0, 1]. Where a gradient is
-        not finite the pixels are NaN, so that it cannot pass for robustness.
+        Adversarial images, same shape and dtype as ``x``, within eps of ``x`` and within [0, 1]. If a gradient is not
+        finite, the pixels are NaN, so that the image cannot be mistaken for robust.
 
     Raises:
-        InputError: a value out of range, images outside [0, 1], a start outside the ball, labels of the wrong kind,
-            or logits without a gradient.
+        InputError: a value out of range, images outside [0, 1], a start outside the ball, invalid labels, or logits
+            without a gradient.
     """
     attack = ProjectedGradient("linf", eps, step_size, steps, momentum)
     return _pgd(attack, model, x, labels, targeted, start, loss, true_labels, observe, end_at_cycles, eot)
@@ -82,11 +82,10 @@ def pgd_l2(
     end_at_cycles: bool = False,
     eot: int = 1,
 ) -> Tensor:
-    """Steps of L2 length ``step_size`` along the gradient, scaled back to the ball, then clipped to [0, 1].
+    """Take steps of L2 length ``step_size`` along the gradient, scaled back to the ball, then clipped to [0, 1].
 
-    As in Madry's and the other libraries: where clipping bites, the two projections one after the other leave the
-    iterate strictly inside the ball. Arguments and errors as in ``pgd_linf``; eps and step_size are L2 distances of
-    pixels in [0, 1], e.g. 0.5.
+    As in Madry's and other libraries, clipping after the projection may leave the iterate strictly inside the ball.
+    Arguments and errors as in ``pgd_linf``; eps and step_size are L2 distances of pixels in [0, 1], e.g. 0.5.
     """
     attack = ProjectedGradient("l2", eps, step_size, steps, momentum)
     return _pgd(attack, model, x, labels, targeted, start, loss, true_labels, observe, end_at_cycles, eot)
@@ -126,7 +125,7 @@ class ProjectedGradient:
     steps: int
     momentum: float = 0.0
     needs_gradient: bool = True
-    is_memoryless: bool = True  # the next state depends on this one alone: what comes back, comes back forever
+    is_memoryless: bool = True  # the next state depends only on this one, so a state that repeats once repeats forever
 
     def begin(self, x: Tensor, start: Tensor, ids: Tensor, draws: Tensor) -> State:
         return {"query": start, "velocity": torch.zeros_like(x)} if self.momentum else {"query": start}
@@ -134,7 +133,7 @@ class ProjectedGradient:
     def advance(self, x: Tensor, state: State, step: Tensor, loss: Tensor, gradient: Tensor, reached: Tensor) -> State:
         query = state["query"]
         if self.momentum:
-            # The paper divides by the L1 norm; the mean, as in torchattacks, differs by a factor that no step feels.
+            # The paper divides by the L1 norm; torchattacks and we by the mean, a constant factor that does not matter.
             scale = gradient.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
             gradient = gradient / scale + self.momentum * state["velocity"]
             state = {"velocity": gradient}
@@ -142,7 +141,7 @@ class ProjectedGradient:
 
 
 def linf_step(x: Tensor, x_adv: Tensor, direction: Tensor, eps: float, step_size: float) -> Tensor:
-    # sign(NaN) is 0, and the image would just stand still: the second term makes it NaN
+    # sign(NaN) is 0, so the image would silently stay as it is: the second term makes it NaN
     x_adv = x_adv + step_size * (direction.sign() + 0 * direction)
     return (x + (x_adv - x).clamp(-eps, eps)).clamp(0, 1)
 
@@ -153,7 +152,7 @@ def l2_step(x: Tensor, x_adv: Tensor, direction: Tensor, eps: float, step_size: 
 
 
 def l2_norm(x: Tensor) -> Tensor:
-    """[N, 1, 1, 1], never zero, so that it can be divided by."""
+    """Return the L2 norm of each image, [N, 1, 1, 1]; never zero, so that one can divide by it."""
     norm: Tensor = torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True)
     return norm.clamp_min(torch.finfo(x.dtype).tiny)
 

@@ -1,4 +1,4 @@
-"""Projections that take the pixel range [0, 1] into account, each row of [N, D] by itself."""
+"""Projections that respect the pixel range [0, 1], separately for each row of [N, D]."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def onto_hyperplane(points: Tensor, normal: Tensor, offset: Tensor, norm: str) -> Tensor:
-    """The shortest steps, in ``norm``, from points in [0, 1] to the hyperplane ``normal . z = offset`` within [0, 1].
+    """Return the shortest steps, in ``norm``, from points to the hyperplane ``normal . z = offset`` within [0, 1].
 
-    Where the hyperplane does not meet [0, 1], the step goes as far towards it as the range allows (Croce and Hein 2020,
+    If the hyperplane does not meet [0, 1], the step goes as far towards it as the range allows (Croce and Hein 2020,
     "Minimally distorted adversarial examples with a fast adaptive boundary attack").
 
     Args:
@@ -22,15 +22,15 @@ def onto_hyperplane(points: Tensor, normal: Tensor, offset: Tensor, norm: str) -
     slope = normal * side
     room = torch.where(slope > 0, points, 1 - points)
     weight = slope.abs()
-    capacity = weight * room  # the most that a coordinate can close of the gap
+    capacity = weight * room  # the part of the gap that a coordinate can close
     length = _greedy if norm == "l1" else _level
     moved = length(gap.abs()[:, None], weight, room, capacity, norm)
     return torch.where(weight > 0, -slope.sign() * moved, 0.0)
 
 
 def _level(gap: Tensor, weight: Tensor, room: Tensor, capacity: Tensor, norm: str) -> Tensor:
-    """Move each coordinate by ``level`` (L-infinity) or ``level * weight`` (L2), at most its room."""
-    pull = weight if norm == "linf" else weight.square()  # of the gap, closed per unit of the level
+    """Move each coordinate by ``level`` (L-infinity) or ``level * weight`` (L2), but no farther than its room."""
+    pull = weight if norm == "linf" else weight.square()  # part of the gap that one unit of the level closes
     breakpoints = room if norm == "linf" else room / weight.clamp_min(1e-12)
     breakpoints, order = breakpoints.sort(dim=1)
     full = capacity.gather(1, order).cumsum(1)  # closed by the coordinates that have no room left
@@ -47,7 +47,7 @@ def _level(gap: Tensor, weight: Tensor, room: Tensor, capacity: Tensor, norm: st
 
 
 def _greedy(gap: Tensor, weight: Tensor, room: Tensor, capacity: Tensor, norm: str) -> Tensor:
-    """Move coordinates in L1: those with the largest weights as far as they can."""
+    """Move coordinates in L1, those with the largest weights first, as far as they can."""
     order = weight.argsort(dim=1, descending=True, stable=True)
     ordered = capacity.gather(1, order)
     before = ordered.cumsum(1) - ordered
@@ -56,22 +56,22 @@ def _greedy(gap: Tensor, weight: Tensor, room: Tensor, capacity: Tensor, norm: s
 
 
 def onto_l1_ball(x: Tensor, delta: Tensor, eps: float | Tensor, *, box: bool = True) -> Tensor:
-    """The perturbations nearest to ``delta``, in L2, with an L1 norm of at most ``eps`` and x + delta in [0, 1].
+    """Return the perturbations nearest to ``delta``, in L2, with an L1 norm of at most ``eps`` and x + delta in [0, 1].
 
-    Croce and Hein 2021, "Mind the box". Coordinates shrink by one threshold, within their room; it is found from the
-    sorted values at which a coordinate leaves zero or reaches the end of its room.
+    Croce and Hein 2021, "Mind the box". All coordinates shrink by one threshold, within their room; it is found from
+    the sorted values at which a coordinate leaves zero or reaches the end of its room.
 
     Args:
         x, delta: [N, C, H, W].
-        eps: one radius, or one each, [N].
-        box: whether x + delta must be in [0, 1]; without, the result is the projection to the L1 ball alone.
+        eps: one radius, or one per image, [N].
+        box: whether x + delta must be in [0, 1]; otherwise this is the projection to the L1 ball alone.
     """
     size, sign = delta.flatten(1).abs(), delta.flatten(1).sign()
     room = torch.where(sign > 0, 1 - x.flatten(1), x.flatten(1)).clamp_min(0) if box else size
     ends, order = torch.cat([size, size - room], 1).sort(dim=1, descending=True, stable=True)
     slope = torch.where(order < size.shape[1], 1.0, -1.0).to(size.dtype).cumsum(1)
     falls = torch.cat([torch.zeros_like(ends[:, :1]), (ends[:, :-1] - ends[:, 1:]) * slope[:, :-1]], 1)
-    norms = falls.cumsum(1)  # of the perturbation, if the threshold is this end
+    norms = falls.cumsum(1)  # norm of the perturbation if the threshold is this end
     limit = torch.as_tensor(eps, dtype=norms.dtype, device=norms.device).expand(len(norms))[:, None].contiguous()
     at = torch.searchsorted(norms, limit).clamp(1, norms.shape[1] - 1)
     threshold = ends.gather(1, at) + (norms.gather(1, at) - limit) / slope.gather(1, at - 1).clamp_min(1)

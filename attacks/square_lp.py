@@ -1,4 +1,4 @@
-"""Square Attack (Andriushchenko et al. 2020) in L2, and in L1 (Croce and Hein 2021): windows that trade their mass."""
+"""Square Attack in L2 (Andriushchenko et al. 2020) and in L1 (Croce and Hein 2021): move mass between windows."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..utils.rng import SEARCH, uniform
 from .projections import onto_l1_ball
 from .stepwise import State, constant
 
-#: the smallest window, in pixels
+#: side of the smallest window, in pixels
 MIN_SIDE = 3
 
-#: the start has this many tiles a side
+#: number of tiles per side of the first query
 TILES = 5
 
 
@@ -31,7 +31,7 @@ class WindowSearch:
     needs_gradient: bool = False
 
     def first(self, x: Tensor, ids: Tensor, draws: int | Tensor) -> Tensor:
-        """The first query: a pattern in each of the tiles, with a sign for each channel and a random orientation."""
+        """Return the first query: a pattern in each tile, with a random sign per channel and a random orientation."""
         channels, height, width = x.shape[1:]
         side = max(height // TILES, 1)
         margin = max((height - side * TILES) // 2, 0)
@@ -44,10 +44,10 @@ class WindowSearch:
         delta = torch.zeros_like(x)
         one = torch.ones_like(ids)
         for place, (top, left) in enumerate(places):
-            turned, signs = drawn[:, place, 0] > 0.5, signs_of(drawn[:, place, 1:])
-            shape = self.window(x, one * side, one * top, one * left, turned)
+            turned, signs = drawn[:, place, 0] > 0.5, to_signs(drawn[:, place, 1:])
+            shape = self.place_pattern(x, one * side, one * top, one * left, turned)
             delta = delta + shape * signs
-        return self.projected(x, delta)
+        return self.project(x, delta)
 
     def begin(self, x: Tensor, start: Tensor, ids: Tensor, draws: Tensor) -> State:
         return {
@@ -56,63 +56,63 @@ class WindowSearch:
             "best_loss": torch.full_like(x[:, 0, 0, 0], -torch.inf),
             "ids": ids,
             "draws": draws,
-            **room_for_numbers(x, 5 + x.shape[1]),
+            **begin_number_buffer(x, 5 + x.shape[1]),
         }
 
     def advance(self, x: Tensor, state: State, step: Tensor, loss: Tensor, gradient: Tensor, reached: Tensor) -> State:
         better = loss > state["best_loss"]
         best = torch.where(better.view(-1, 1, 1, 1), state["query"], state["best"])
         channels, height, width = x.shape[1:]
-        drawn, ahead = numbers(state, step, self.seed, self.steps, 5 + channels)
-        side = (shares(self.p, step) * height * width).sqrt().round().long().clamp_min(MIN_SIDE)
+        drawn, ahead = draw_numbers(state, step, self.seed, self.steps, 5 + channels)
+        side = (square_share(self.p, step) * height * width).sqrt().round().long().clamp_min(MIN_SIDE)
         side = (side + (side % 2 == 0)).clamp_max(min(height, width))
         top, other_top = ((drawn[:, i] * (height - side)).long() for i in (0, 2))
         left, other_left = ((drawn[:, i] * (width - side)).long() for i in (1, 3))
-        shape = self.window(x, side, top, left, drawn[:, 4] > 0.5) * signs_of(drawn[:, 5:])
-        here, there = (covered(x, side, *place) for place in ((top, left), (other_top, other_left)))
+        shape = self.place_pattern(x, side, top, left, drawn[:, 4] > 0.5) * to_signs(drawn[:, 5:])
+        here, there = (window_mask(x, side, *place) for place in ((top, left), (other_top, other_left)))
 
-        # the mass of both windows, and what the ball has left, goes into the first one
+        # the first window gets the mass of both windows, and whatever the ball has left
         delta = best - x
-        new = shape + torch.where(here, delta / (1e-12 + self.mass(delta * here)), 0.0)
-        room = self.eps**2 - self.total(delta) ** 2 if self.norm == "l2" else self.eps - self.total(delta)
-        both = self.mass(delta * (here | there))
+        new = shape + torch.where(here, delta / (1e-12 + self.channel_norms(delta * here)), 0.0)
+        room = self.eps**2 - self.image_norms(delta) ** 2 if self.norm == "l2" else self.eps - self.image_norms(delta)
+        both = self.channel_norms(delta * (here | there))
         if self.norm == "l2":
             amount = (room.clamp_min(0) / channels + both**2).sqrt()
         else:
             amount = (room.clamp_min(0) / channels + both) * channels
-        new = new / (1e-12 + self.mass(new)) * amount
+        new = new / (1e-12 + self.channel_norms(new)) * amount
         delta = torch.where(here, new, torch.where(there, 0.0, delta))
         return {
             **state,
             **ahead,
-            "query": self.projected(x, delta),
+            "query": self.project(x, delta),
             "best": best,
             "best_loss": torch.where(better, loss, state["best_loss"]),
         }
 
-    def mass(self, delta: Tensor) -> Tensor:
-        """Norm of each channel, [N, C, 1, 1]."""
+    def channel_norms(self, delta: Tensor) -> Tensor:
+        """Return the norm of each channel, [N, C, 1, 1]."""
         if self.norm == "l1":
             return delta.abs().sum(dim=(2, 3), keepdim=True)
         return delta.square().sum(dim=(2, 3), keepdim=True).sqrt()
 
-    def total(self, delta: Tensor) -> Tensor:
-        """Norm of each image, [N, 1, 1, 1]."""
+    def image_norms(self, delta: Tensor) -> Tensor:
+        """Return the norm of each image, [N, 1, 1, 1]."""
         if self.norm == "l1":
             return delta.abs().sum(dim=(1, 2, 3), keepdim=True)
         return delta.square().sum(dim=(1, 2, 3), keepdim=True).sqrt()
 
-    def projected(self, x: Tensor, delta: Tensor) -> Tensor:
-        """``x + delta`` at the surface of the ball (L2) or in it (L1), and in [0, 1]."""
+    def project(self, x: Tensor, delta: Tensor) -> Tensor:
+        """Project ``x + delta`` to the surface of the ball (L2) or into it (L1), and to [0, 1]."""
         if self.norm == "l1":
             return x + onto_l1_ball(x, delta, self.eps * (1 - 1e-6))
-        return (x + delta / (self.total(delta) + 1e-12) * self.eps).clamp(0, 1)
+        return (x + delta / (self.image_norms(delta) + 1e-12) * self.eps).clamp(0, 1)
 
-    def window(self, x: Tensor, side: Tensor, top: Tensor, left: Tensor, turned: Tensor) -> Tensor:
-        """The pattern of size ``side`` at its place in an image of zeros, [N, 1, H, W]; ``turned`` transposes it."""
+    def place_pattern(self, x: Tensor, side: Tensor, top: Tensor, left: Tensor, turned: Tensor) -> Tensor:
+        """Place the pattern of size ``side`` in an image of zeros, [N, 1, H, W]; ``turned`` transposes it."""
         height, width = x.shape[2:]
         largest = min(height, width)
-        table = patterns(self.norm, largest).to(x.device, x.dtype)
+        table = window_patterns(self.norm, largest).to(x.device, x.dtype)
         row = torch.arange(height, device=x.device).view(1, -1, 1) - top.view(-1, 1, 1)
         column = torch.arange(width, device=x.device).view(1, 1, -1) - left.view(-1, 1, 1)
         row, column = row.expand(-1, -1, width), column.expand(-1, height, -1)
@@ -125,19 +125,19 @@ class WindowSearch:
         return torch.where(inside, values, 0.0)[:, None]
 
 
-#: queries whose random numbers are drawn at once on a CPU, where each small operation costs
+#: number of queries whose random numbers are drawn at once on a CPU, where many small operations are slow
 AHEAD = 32
 
 
-def room_for_numbers(x: Tensor, count: int) -> State:
-    """The column of a state in which ``numbers`` keeps what it draws ahead."""
+def begin_number_buffer(x: Tensor, count: int) -> State:
+    """Make the column of the state in which ``draw_numbers`` keeps numbers drawn ahead."""
     return {"ahead": x.new_zeros(len(x), AHEAD, count, dtype=torch.float32)} if x.device.type == "cpu" else {}
 
 
-def numbers(state: State, step: Tensor, seed: int, steps: int, count: int) -> tuple[Tensor, State]:
-    """The uniform numbers of query ``step`` [N] of a search of ``steps``, [N, count], and the column to keep.
+def draw_numbers(state: State, step: Tensor, seed: int, steps: int, count: int) -> tuple[Tensor, State]:
+    """Return the uniform numbers of query ``step`` [N] of a search of ``steps``, [N, count], and the column to keep.
 
-    They are functions of (seed, image id, draw, step), whether they are drawn ahead or not.
+    They are functions of (seed, image id, draw, step), whether drawn ahead or not.
     """
     at = state["draws"] * (steps + 1) + 1 + step
     if "ahead" not in state:
@@ -152,13 +152,13 @@ def numbers(state: State, step: Tensor, seed: int, steps: int, count: int) -> tu
     return ahead[torch.arange(len(step)), place], {"ahead": ahead}
 
 
-def signs_of(drawn: Tensor) -> Tensor:
-    """Signs, [N, C, 1, 1]."""
+def to_signs(drawn: Tensor) -> Tensor:
+    """Turn uniform numbers [N, C] into signs, [N, C, 1, 1]."""
     return torch.where(drawn < 0.5, -1.0, 1.0)[:, :, None, None]
 
 
-def covered(x: Tensor, side: Tensor, top: Tensor, left: Tensor) -> Tensor:
-    """The pixels of square windows, [N, 1, H, W] bool."""
+def window_mask(x: Tensor, side: Tensor, top: Tensor, left: Tensor) -> Tensor:
+    """Return the mask of the pixels in square windows, [N, 1, H, W] bool."""
     row = torch.arange(x.shape[2], device=x.device).view(1, 1, -1, 1)
     column = torch.arange(x.shape[3], device=x.device).view(1, 1, 1, -1)
     side, top, left = (value.view(-1, 1, 1, 1) for value in (side, top, left))
@@ -166,8 +166,8 @@ def covered(x: Tensor, side: Tensor, top: Tensor, left: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def patterns(norm: str, largest: int) -> Tensor:
-    """The pattern of every size up to ``largest``, [largest + 1, largest, largest], each of norm 1."""
+def window_patterns(norm: str, largest: int) -> Tensor:
+    """Return the patterns of every size up to ``largest``, [largest + 1, largest, largest], each with norm 1."""
     table = torch.zeros(largest + 1, largest, largest)
     for side in range(1, largest + 1):
         top = side // 2
@@ -179,7 +179,7 @@ def patterns(norm: str, largest: int) -> Tensor:
 
 
 def pyramid(norm: str, height: int, width: int) -> Tensor:
-    """Rectangles around one center that add up, each larger one by less."""
+    """Return a sum of concentric rectangles, of which larger ones contribute less."""
     delta = torch.zeros(height, width)
     if not height:
         return delta
@@ -195,8 +195,8 @@ def norm_of(norm: str, values: Tensor) -> Tensor:
     return values.abs().sum() if norm == "l1" else values.square().sum().sqrt()
 
 
-def shares(p: float, step: Tensor) -> Tensor:
-    """Share of the image that a square covers, [N] float64: it is halved at each of ``HALVINGS``."""
+def square_share(p: float, step: Tensor) -> Tensor:
+    """Return the share of the image that a square covers, [N] float64, which is halved at each of ``HALVINGS``."""
     halvings = torch.bucketize(step, constant(HALVINGS, step.dtype, step.device))
     return p / 2 ** halvings.double()
 

@@ -1,4 +1,4 @@
-"""Square Attack (Andriushchenko et al. 2020) in L-infinity: random search by squares, without gradients."""
+"""Square Attack (Andriushchenko et al. 2020) in L-infinity: random search with squares, without gradients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..utils.rng import SEARCH, uniform
 from .arguments import check_attack, check_images, check_labels
 from .losses import margin
-from .square_lp import WindowSearch, numbers, room_for_numbers, shares
+from .square_lp import WindowSearch, begin_number_buffer, draw_numbers, square_share
 from .stepwise import State, run
 
 
@@ -28,16 +28,16 @@ def square(
     seed: int = 0,
     observe: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Tensor:
-    """The last query of the attack on the margin loss, with the official schedule of 10,000 queries not rescaled.
+    """Attack the margin loss and return the last query; the official schedule of 10,000 queries is not rescaled.
 
     Args:
         model, x, labels, eps: as in ``pgd_linf``.
-        ids: [N] int64; with ``seed`` they determine the squares, whatever the batch. The official code draws one place
-            for all images of a batch.
-        norm: of the ball, "linf", "l2" or "l1".
-        queries: of the search, after the first one.
+        ids: [N] int64; together with ``seed`` they determine the squares, independent of the batch. (The official code
+            draws one place for all images of a batch.)
+        norm: norm of the ball, "linf", "l2" or "l1".
+        queries: number of queries after the first one.
         p: share of the pixels in the first squares.
-        observe: called as ``observe(step, query, logits)`` for every query but the last.
+        observe: called as ``observe(step, query, logits)`` for every query except the last.
 
     Raises:
         InputError: as ``pgd_linf``.
@@ -63,7 +63,7 @@ class SquareSearch:
     needs_gradient: bool = False
 
     def first(self, x: Tensor, ids: Tensor, draws: int | Tensor) -> Tensor:
-        """The first query: each column of each channel at one end of the ball."""
+        """Return the first query, with each column of each channel at a random end of the ball."""
         signs = uniform(self.seed, SEARCH, ids, (x.shape[1], 1, x.shape[3]), draws * (self.steps + 1)) < 0.5
         return (x + self.eps * (1 - 2 * signs.to(x.dtype))).clamp(0, 1)
 
@@ -74,14 +74,14 @@ class SquareSearch:
             "best_loss": torch.full_like(x[:, 0, 0, 0], -torch.inf),
             "ids": ids,
             "draws": draws,
-            **room_for_numbers(x, 2 + x.shape[1]),
+            **begin_number_buffer(x, 2 + x.shape[1]),
         }
 
     def advance(self, x: Tensor, state: State, step: Tensor, loss: Tensor, gradient: Tensor, reached: Tensor) -> State:
         better = loss > state["best_loss"]
         best = torch.where(better.view(-1, 1, 1, 1), state["query"], state["best"])
         channels, height, width = x.shape[1:]
-        drawn, ahead = numbers(state, step, self.seed, self.steps, 2 + channels)
+        drawn, ahead = draw_numbers(state, step, self.seed, self.steps, 2 + channels)
         drawn = drawn[:, :, None, None]
         side = self.sides(step, height, width).view(-1, 1, 1, 1)
         top, left = ((drawn[:, :1] * (height - side)).long(), (drawn[:, 1:2] * (width - side)).long())
@@ -94,5 +94,5 @@ class SquareSearch:
         return {**state, **ahead, "query": query, "best": best, "best_loss": best_loss}
 
     def sides(self, step: Tensor, height: int, width: int) -> Tensor:
-        """Sides of the squares in pixels, [N]."""
-        return (shares(self.p, step) * height * width).sqrt().round().long().clamp(1, min(height, width))
+        """Return the sides of the squares in pixels, [N]."""
+        return (square_share(self.p, step) * height * width).sqrt().round().long().clamp(1, min(height, width))

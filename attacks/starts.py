@@ -12,18 +12,18 @@ DEVIATION = 0.001
 
 
 def clean(x: Tensor) -> Tensor:
-    """The images themselves."""
+    """Start from the images themselves."""
     return x
 
 
 def around(x: Tensor, ids: Tensor, eps: float, *, seed: int, draw: int | Tensor = 0) -> Tensor:
-    """Normally distributed around the images, in the L-infinity ball."""
+    """Start from normal noise around the images, clipped to the L-infinity ball."""
     noise = DEVIATION * normal(seed, START, ids.to(x.device), x.shape[1:], draw)
     return (x + noise.clamp(-eps, eps)).clamp(0, 1)
 
 
 def in_ball(x: Tensor, ids: Tensor, eps: float, norm: str, *, seed: int, draw: int | Tensor = 0) -> Tensor:
-    """Uniformly distributed in the ball."""
+    """Start from uniform noise in the ball."""
     ids = ids.to(x.device)
     if norm == "linf":
         return (x + eps * _cube(x, ids, seed, draw)).clamp(0, 1)
@@ -32,7 +32,7 @@ def in_ball(x: Tensor, ids: Tensor, eps: float, norm: str, *, seed: int, draw: i
 
 
 def on_surface(x: Tensor, ids: Tensor, eps: float, norm: str, *, seed: int, draw: int | Tensor = 0) -> Tensor:
-    """At the surface of the ball, as the official APGD starts."""
+    """Start from noise at the surface of the ball, like the official APGD."""
     ids = ids.to(x.device)
     if norm == "l1":
         noise = normal(seed, START, ids, x.shape[1:], draw)
@@ -44,7 +44,7 @@ def on_surface(x: Tensor, ids: Tensor, eps: float, norm: str, *, seed: int, draw
 
 
 def in_l1_ball(x: Tensor, ids: Tensor, eps: float, *, seed: int, draw: int | Tensor = 0) -> Tensor:
-    """Normal noise, projected to the L1 ball and [0, 1], as the official APGD starts in L1."""
+    """Start from normal noise, projected to the L1 ball and [0, 1], like the official APGD in L1."""
     return x + onto_l1_ball(x, normal(seed, START, ids.to(x.device), x.shape[1:], draw).to(x.dtype), eps)
 
 

@@ -1,6 +1,6 @@
-"""Attacks as sequences of queries: where to look next is a pure function of what was seen, for each image by itself.
+"""Attacks as sequences of queries: an image's next query is a pure function of the answers for that image so far.
 
-That lets the harness give an image's place in the batch to another one as soon as the image is decided.
+The harness can therefore give an image's place in the batch to another one as soon as the image is decided.
 """
 
 from __future__ import annotations
@@ -17,41 +17,46 @@ from . import cycles
 from .losses import Objective
 
 State = dict[str, Tensor]
-"""Tensors with one row an image. ``state["query"]`` [N, C, H, W] holds the images to show to the model next."""
+"""Tensors with one row per image. ``state["query"]`` [N, C, H, W] holds the images for the model's next pass."""
 
 
 class Stepwise(Protocol):
-    """An attack that shows the model ``steps`` queries and returns the one after."""
+    """An attack that makes ``steps`` queries to the model and returns the one after."""
 
     @property
     def steps(self) -> int: ...
     @property
     def needs_gradient(self) -> bool: ...
     def begin(self, x: Tensor, start: Tensor, ids: Tensor, draws: Tensor) -> State:
-        """The state of images ``x`` whose first query is ``start``; ids and draws [N] key what is random."""
+        """Return the state of images ``x`` whose first query is ``start``; ids and draws [N] key random numbers."""
 
     def advance(self, x: Tensor, state: State, step: Tensor, loss: Tensor, gradient: Tensor, reached: Tensor) -> State:
-        """The next state, after query ``step`` [N] gave ``loss`` [N] and its ``gradient`` (empty if not needed).
+        """Return the next state, after query ``step`` [N] gave ``loss`` [N] and its ``gradient`` (empty if not needed).
 
-        ``reached`` [N] bool says whether the query is at the attack's aim.
+        ``reached`` [N] bool is True where the query is at the attack's aim.
         """
 
 
 @runtime_checkable
 class TestsProposals(Protocol):
-    """A stepwise attack whose next query is first shown to the model without taking a gradient."""
+    """A stepwise attack that first tests each proposed query in a forward pass without a gradient."""
 
     def settle(self, x: Tensor, state: State, reached: Tensor) -> State:
-        """The next state, given whether the query that ``advance`` proposed is at the attack's aim, [N] bool."""
+        """Return the next state, given whether the query proposed by ``advance`` is at the attack's aim, [N] bool."""
 
 
 @lru_cache(maxsize=64)
 def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``values`` on ``device``, not to be written to. Kept: each copy from the host would make a GPU wait in a step."""
+    """Return ``values`` as a read-only tensor on ``device``, cached because each copy makes a GPU wait."""
     return torch.tensor(values, dtype=dtype, device=device)
 
 
-def look(
+def over_pixels(values: Tensor) -> Tensor:
+    """Reshape one value per image, [N], so that it broadcasts over the pixels of images [N, C, H, W]."""
+    return values.view(-1, 1, 1, 1)
+
+
+def evaluate_objective(
     model: Callable[[Tensor], Tensor],
     query: Tensor,
     labels: Tensor,
@@ -60,18 +65,18 @@ def look(
     needs_gradient: bool = True,
     eot: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits [N, classes], objective [N] and its gradient by the query, like the query (empty if not needed).
+    """Return logits [N, classes], objective [N] and its gradient with respect to the query (empty if not needed).
 
-    The objective is summed, not averaged, so that no image's gradient depends on the batch that it is in. Of a random
-    model, all three are means over ``eot`` passes (expectation over transformation, Athalye et al. 2018).
+    The objective is summed, not averaged, so that no image's gradient depends on its batch. For a random model, all
+    three are means over ``eot`` passes (expectation over transformation, Athalye et al. 2018).
 
     Raises:
         InputError: logits without a gradient.
     """
     if eot > 1:
-        sums = look(model, query, labels, targets, objective, needs_gradient)
+        sums = evaluate_objective(model, query, labels, targets, objective, needs_gradient)
         for _ in range(eot - 1):
-            seen = look(model, query, labels, targets, objective, needs_gradient)
+            seen = evaluate_objective(model, query, labels, targets, objective, needs_gradient)
             sums = (sums[0] + seen[0], sums[1] + seen[1], sums[2] + seen[2])
         return sums[0] / eot, sums[1] / eot, sums[2] / eot
     if not needs_gradient:
@@ -102,17 +107,19 @@ def run(
     end_at_cycles: bool = False,
     eot: int = 1,
 ) -> Tensor:
-    """All steps on one batch; returns the last query, or what the state has as ``key``.
+    """Run all steps on one batch; return the last query, or the entry ``key`` of the state.
 
-    ``observe(step, query, logits)`` is called for every query but the last.
-    With ``end_at_cycles`` the attack ends once every image is in a cycle, with the same last queries. It is for
-    deterministic models, and without effect on a GPU and for attacks whose moves depend on the step. ``eot`` is that
-    of ``look``.
+    ``observe(step, query, logits)`` is called for every query except the last.
+    With ``end_at_cycles`` the attack ends once every image is in a cycle, with the same last queries. This is for
+    deterministic models, and has no effect on a GPU or for attacks whose moves depend on the step. ``eot`` is passed to
+    ``evaluate_objective``.
     """
 
     def advance(state: State, step: int) -> State:
         query = state["query"]
-        logits, loss, gradient = look(model, query, labels, targets, objective, attack.needs_gradient, eot)
+        logits, loss, gradient = evaluate_objective(
+            model, query, labels, targets, objective, attack.needs_gradient, eot
+        )
         if observe is not None:
             observe(step, query, logits)
         reached = is_reached(logits, labels, targets)
@@ -141,7 +148,7 @@ def run(
 
 
 def is_memoryless(attack: Stepwise) -> bool:
-    """True if the attack's next state depends on its state and the model alone, not on the step or random numbers."""
+    """Return True if the next state depends on the present one and the model alone, not on step or randomness."""
     return bool(getattr(attack, "is_memoryless", False))
 
 

@@ -12,11 +12,11 @@ from ..utils.rng import TARGET, integers
 
 
 def uniform(labels: Tensor, ids: Tensor, num_classes: int, *, seed: int, draw: int = 0) -> Tensor:
-    """One of the wrong classes, each with the same probability (Xie et al. 2019).
+    """Draw one of the wrong classes, each with the same probability (Xie et al. 2019).
 
     Args:
         labels: true classes, [N] int64.
-        ids: image ids, [N] int64; with ``seed`` and ``draw`` they determine the target, whatever the batch.
+        ids: image ids, [N] int64; with ``seed`` and ``draw`` they determine the target, independent of the batch.
         num_classes: at least 2.
         draw: number of the restart or epoch.
 
@@ -32,14 +32,14 @@ def uniform(labels: Tensor, ids: Tensor, num_classes: int, *, seed: int, draw: i
 
 
 def least_likely(model: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor) -> Tensor:
-    """The wrong class with the smallest logit on the clean image (Kurakin et al. 2017; the ALP release)."""
+    """Return the wrong class with the smallest logit on the clean image (Kurakin et al. 2017; the ALP release)."""
     with torch.no_grad():
         logits = model(x)
     check_classes(logits.shape[1])
     return logits.scatter(1, labels.view(-1, 1), torch.inf).argmin(dim=1)
 
 
-def chosen(
+def choose_targets(
     how: str,
     model: Callable[[Tensor], Tensor],
     x: Tensor,
@@ -50,7 +50,7 @@ def chosen(
     seed: int,
     draw: int = 0,
 ) -> Tensor:
-    """Targets, [N] int64, chosen "uniform" or "least-likely"; InputError for those that must be "given"."""
+    """Choose targets, [N] int64, "uniform" or "least-likely"; InputError for "given", which cannot be chosen."""
     if how == "least-likely":
         return least_likely(model, x, labels)
     if how == "given":
@@ -58,12 +58,12 @@ def chosen(
     return uniform(labels, ids, num_classes, seed=seed, draw=draw)
 
 
-def given(targets: Tensor, labels: Tensor, num_classes: int, *, ids: Tensor | None = None) -> Tensor:
-    """``targets`` itself, once it is sure that each is a class and none the true one.
+def check_targets(targets: Tensor, labels: Tensor, num_classes: int, *, ids: Tensor | None = None) -> Tensor:
+    """Return ``targets`` after checking that each is a class other than the true one.
 
     Args:
         targets, labels: [N] int64.
-        ids: [N], to name images by; otherwise they are numbered.
+        ids: [N], for naming images in errors; by default images are numbered.
 
     Raises:
         InputError: wrong shape or dtype, a target outside the classes, or equal to the true class.
@@ -74,7 +74,7 @@ def given(targets: Tensor, labels: Tensor, num_classes: int, *, ids: Tensor | No
             f"targets {tuple(targets.shape)} {targets.dtype}: {len(labels)} int64 class indices are needed"
         )
     for wrong, why in (
-        ((targets < 0) | (targets >= num_classes), f"is no class: classes are 0 to {num_classes - 1}"),
+        ((targets < 0) | (targets >= num_classes), f"is not a class: classes are 0 to {num_classes - 1}"),
         (targets == labels, "is its true class: choose another"),
     ):
         if wrong.any():

@@ -190,8 +190,8 @@ def attack(
     from ..evaluation.all_targets import attack_all_targets
     from ..evaluation.harness import evaluate, with_targets
     from ..evaluation.sweep import sweep
-    from ..protocols.changes import over_grid
-    from ..protocols.files import protocol as read_protocol
+    from ..protocols.changes import apply_grid
+    from ..protocols.files import from_table as read_protocol
     from ..results.curve import CURVE, curve_of
     from ..results.distances import with_distances
     from ..results.shards import merge_sweep_when_complete, merge_when_complete, parse_shard, shard_folder
@@ -229,7 +229,7 @@ def attack(
         settings = custom_attack(attack_source, {**table, "eps": table.get("eps", (eps or "").partition(",")[0])})
     else:
         settings = protocols.SWEEPS[chosen[0]] if chosen[0] in protocols.SWEEPS else read_protocol(table)
-    settings = over_grid(settings, eps=eps, steps=steps)
+    settings = apply_grid(settings, eps=eps, steps=steps)
     launched = torchrun_shard()
     if all_targets:
         others = (figure, save_targets, targets_file, shard_text, launched)

@@ -45,12 +45,12 @@ def check(
     """
     from ..evaluation.binarization import binarize as run_binarization
     from ..evaluation.harness import evaluate
-    from ..protocols.files import named
+    from ..protocols.files import load_protocol
     from ..results.indicators import indicators
     from .report import check_table, verdict_text
 
     use_threads(threads)
-    attack = named(protocol)
+    attack = load_protocol(protocol)
     if attack.eps == 0:
         raise InputError(f"protocol {attack.name!r} has eps = 0: there is nothing to check")
     choice = choose(**{**where, "limit": where["limit"] or SAMPLE}, options={})

@@ -65,20 +65,20 @@ def protocol(name: str, toml: bool) -> None:
 
     NAME is one of `robust-lr list protocols`, or a TOML file.
     """
-    from ..protocols.files import named, to_toml
+    from ..protocols.files import load_protocol, to_toml
     from ..protocols.presets import PROTOCOLS, SWEEPS
 
     if not name.endswith(".toml"):
         check_name("protocol", name, [*PROTOCOLS, *SWEEPS])
     if not toml:
-        values = SWEEPS[name].values() if name in SWEEPS else named(name).values()
+        values = SWEEPS[name].values() if name in SWEEPS else load_protocol(name).values()
         for title, table in tables(values):
             console.print(value_table(title, table))
     elif name in SWEEPS:
         raise InputError(f"{name!r} is a sweep over several protocols, which no single file holds: leave out --toml")
     else:
         head = "# Edit, and attack with: robust-lr attack --protocol FILE.toml\n"
-        click.echo(to_toml(named(name), head), nl=False)
+        click.echo(to_toml(load_protocol(name), head), nl=False)
 
 
 def tables(values: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import protocols
-from ..protocols.files import protocol
+from ..protocols.files import from_table
 from ..utils.checks import at_least, make
 from ..utils.errors import InputError
 from ..utils.toml import read_toml, to_literal
@@ -171,10 +171,10 @@ def from_dict(table: Mapping[str, Any]) -> Config:
 
 def attack(table: Mapping[str, Any], default: str = "lrnet-train") -> protocols.PGD:
     """Read the [attack] of a training run, which must be PGD."""
-    changed = protocol({"protocol": table.get("protocol", default)})
+    changed = from_table({"protocol": table.get("protocol", default)})
     if not isinstance(changed, protocols.PGD):
         raise InputError(f"protocol {changed.name!r} is no PGD: choose one that is, e.g. 'lrnet-train'")
-    changed = protocol(table, default)
+    changed = from_table(table, default)
     assert isinstance(changed, protocols.PGD)
     return changed
 

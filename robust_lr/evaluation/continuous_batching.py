@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attacks.arguments import within
+from ..attacks.arguments import compare_with_ball
 from ..attacks.losses import lead
 from ..attacks.stepwise import Stepwise, TestsProposals, constant
 from ..protocols.base import StepwiseProtocol
@@ -116,7 +116,7 @@ def advance_one_step(part: StepwiseProtocol, attack: Stepwise, rows: Rows, bench
     state = {name[len(STATE) :]: column for name, column in rows.items() if name.startswith(STATE)}
     targets = rows["toward"] if part.objective_takes_targets else None
     with bench.precision(), bench.name_failing_image(rows["x"][:n], rows["id"][:n]):
-        logits, loss, gradient = bench.query_with_gradient(part, state["query"], rows, targets, attack.needs_gradient)
+        logits, loss, gradient = bench.evaluate_query(part, state["query"], rows, targets, attack.needs_gradient)
     undecided = ~rows["decided"]
     noted, reached = record_query(part, rows, state["query"], logits, undecided & (bench.surrogate is None))
     if attack.needs_gradient:
@@ -228,7 +228,7 @@ def record_logits(
     reached = (logits if aimed is None else aimed).argmax(1) == rows["target"] if part.targeted else ~right
     counts = reached
     if not part.stays_in_ball:
-        inside = within(rows["x"], query, part.eps, part.norm)[1]
+        inside = compare_with_ball(rows["x"], query, part.eps, part.norm)[1]
         right, counts = right | ~inside, reached & inside
 
     def first_step(column: Tensor, now: Tensor) -> Tensor:

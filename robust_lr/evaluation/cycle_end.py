@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..attacks import cycles
 from ..attacks.losses import cross_entropy
-from ..attacks.stepwise import Stepwise, is_memoryless, look
+from ..attacks.stepwise import Stepwise, evaluate_objective, is_memoryless
 from ..protocols.base import Protocol, StepwiseProtocol
 from .batch_state import Rows
 
@@ -53,8 +53,8 @@ def is_repeatable(model: nn.Module, x: Tensor, labels: Tensor) -> bool:
     """
     half = (len(x) + 1) // 2
     other = torch.cat([(x[half:] + 0.5) % 1, x[:half].flip(0)])  # other images in front, the first half behind
-    logits, _, gradient = look(model, x, labels, None, cross_entropy)
-    moved_logits, _, moved = look(model, other, labels.flip(0), None, cross_entropy)
+    logits, _, gradient = evaluate_objective(model, x, labels, None, cross_entropy)
+    moved_logits, _, moved = evaluate_objective(model, other, labels.flip(0), None, cross_entropy)
     return torch.equal(moved_logits[-half:].flip(0), logits[:half]) and torch.equal(
         moved[-half:].flip(0), gradient[:half]
     )

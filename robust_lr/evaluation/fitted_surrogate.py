@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..attacks.losses import margin
 from ..attacks.pgd import pgd_linf
-from ..attacks.stepwise import look
+from ..attacks.stepwise import evaluate_objective
 from ..results.verdict import DOMINATED
 from . import oracles
 from .oracles import Oracle, Queries
@@ -111,7 +111,7 @@ def gradient_of_surrogate(model: nn.Module, surrogate: nn.Module) -> Oracle:
     """Return an oracle with the surrogate's gradient and the model's logits."""
 
     def ask(q: Queries) -> oracles.Answer:
-        _, loss, direction = look(surrogate, q.x, q.labels, q.targets, margin)
+        _, loss, direction = evaluate_objective(surrogate, q.x, q.labels, q.targets, margin)
         return oracles.logits_of(model, q.x), loss, direction
 
     return Oracle(ask, 1)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.losses import cross_entropy, margin
-from ..attacks.stepwise import look
+from ..attacks.stepwise import evaluate_objective
 from ..models.layers.basic import PRESETS
 from ..utils.checks import check_name
 from ..utils.errors import InputError, RunError
@@ -233,13 +233,13 @@ def complain_about_gradients(s: Sample) -> str | None:
     if not s.gradients:
         return None
     x = s.x[:FEW]
-    _, _, gradient = look(s.model, x, s.labels[:FEW], None, cross_entropy)
+    _, _, gradient = evaluate_objective(s.model, x, s.labels[:FEW], None, cross_entropy)
     broken = ~gradient.isfinite().flatten(1).all(1)
     if broken.any():
         return f"the gradient for image {int(s.ids[:FEW][broken][0])} is not finite"
     zero = (gradient == 0).flatten(1).all(1)
     if 2 * int(zero.sum()) >= len(x):
-        zero &= (look(s.model, x, s.labels[:FEW], None, margin)[2] == 0).flatten(1).all(1)
+        zero &= (evaluate_objective(s.model, x, s.labels[:FEW], None, margin)[2] == 0).flatten(1).all(1)
     if 2 * int(zero.sum()) < len(x):
         return None
     return (

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attacks.targets import given
+from ..attacks.targets import check_targets
 from ..data.dataset import Batch, evenly_spaced, to_unit_range
 from ..data.loader import batches
 from ..protocols.base import Protocol, StepwiseProtocol
@@ -370,7 +370,7 @@ def describe_configuration(ready: Prepared, protocol: Protocol, targets: Targets
     if ready.code is not None:
         about["code_sha256"] = ready.code
     if targets is not None:  # all of them: shards of one evaluation agree
-        chosen = given(targets.of(data.ids, data.labels), data.labels, bench.num_classes, ids=data.ids)
+        chosen = check_targets(targets.of(data.ids, data.labels), data.labels, bench.num_classes, ids=data.ids)
         about["targets_sha256"] = targets_hash(zip(data.ids.tolist(), chosen.tolist(), strict=True))
     return about
 

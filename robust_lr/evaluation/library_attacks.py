@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attacks.arguments import within
+from ..attacks.arguments import compare_with_ball
 from ..attacks.losses import lead
-from ..attacks.torchattacks_adapter import ball, torchattack
+from ..attacks.torchattacks_adapter import ball_options, torchattack
 from ..protocols.torchattacks import Library
 from ..utils.errors import InputError, RunError
 from ..utils.rng import SEARCH, words
@@ -62,7 +62,7 @@ def attack_batch(part: Library, number: int, rows: Rows, bench: Bench) -> Rows:
         except Exception as error:  # a library may raise anything, and a failure must not count as robustness
             raise RunError(f"torchattacks' {part.attack} failed on image {int(rows['id'][0])}: {error}") from error
     # a minimum-norm attack may end outside the ball
-    distance, near = within(x, x_adv, part.eps, part.norm)
+    distance, near = compare_with_ball(x, x_adv, part.eps, part.norm)
     x_adv = torch.where(near.view(-1, 1, 1, 1), x_adv, x)
     logits = bench.logits(x_adv, rows["id"])
     reached = logits.argmax(1) != labels
@@ -88,7 +88,7 @@ def attack_batch(part: Library, number: int, rows: Rows, bench: Bench) -> Rows:
 
 def options_of_class(part: Library, bench: Bench, seed: int) -> dict[str, Any]:
     """Return the options of the class: the ball, no more classes than the model has, and a seed if it takes one."""
-    values = {**part.options, **ball(part.attack, part.eps, part.norm)}
+    values = {**part.options, **ball_options(part.attack, part.eps, part.norm)}
     if part.attack in COUNTING or "n_classes" in values:
         values["n_classes"] = min(values.get("n_classes", 10), bench.num_classes)
     return {"seed": seed, **values} if part.attack in SEEDED else values

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attacks.arguments import within
+from ..attacks.arguments import compare_with_ball
 from ..attacks.losses import cross_entropy
-from ..attacks.stepwise import look
+from ..attacks.stepwise import evaluate_objective
 from ..models.outputs import LogitsOf, logits_of
 from ..protocols.base import StepwiseProtocol
 from ..utils.contexts import Model
@@ -66,7 +66,7 @@ class Bench:
 
     def passes_per_query(self, part: StepwiseProtocol) -> tuple[int, int]:
         """Return the numbers of forward and backward passes that one query of ``part`` takes."""
-        return part.passes(self.num_classes)
+        return part.passes_per_query(self.num_classes)
 
     def rows_for(self, n: int) -> int:
         """Return the number of rows that a pass of ``attacked`` with ``n`` images is padded to."""
@@ -79,11 +79,11 @@ class Bench:
         """
         return self.logits(x, ids)[None]
 
-    def query_with_gradient(
+    def evaluate_query(
         self, part: StepwiseProtocol, query: Tensor, rows: Mapping[str, Tensor], targets: Tensor | None, gradient: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits, objective and its gradient at ``query``, computed through the attacked model."""
-        return part.look(self.attacked, query, rows, targets, gradient, seed=self.seed)
+        return part.evaluate_query(self.attacked, query, rows, targets, gradient, seed=self.seed)
 
     def logits(self, x: Tensor, ids: Tensor) -> Tensor:
         """Return the logits of the judging model, [N, num_classes], for at most ``rows`` images, after checking them.
@@ -120,7 +120,7 @@ def equal_sizes(model: Model, x: Tensor, labels: Tensor) -> tuple[int, ...]:
     """
     with torch.no_grad():
         plain = model(x)
-    logits, _, gradient = look(model, x, labels, None, cross_entropy)
+    logits, _, gradient = evaluate_objective(model, x, labels, None, cross_entropy)
     found = []
     for n in SIZES:
         if n >= len(x):
@@ -128,7 +128,7 @@ def equal_sizes(model: Model, x: Tensor, labels: Tensor) -> tuple[int, ...]:
         few, its_labels = x[:n].flip(0), labels[:n].flip(0)
         with torch.no_grad():
             same = torch.equal(model(few).flip(0), plain[:n])
-        some_logits, _, slopes = look(model, few, its_labels, None, cross_entropy)
+        some_logits, _, slopes = evaluate_objective(model, few, its_labels, None, cross_entropy)
         if same and torch.equal(some_logits.flip(0), logits[:n]) and torch.equal(slopes.flip(0), gradient[:n]):
             found.append(n)
     return tuple(found)
@@ -220,7 +220,7 @@ def verify_bounds(x: Tensor, x_adv: Tensor, ids: Tensor, eps: float, norm: str) 
     Raises:
         RunError: an image is out of bounds; names it.
     """
-    distance, near = within(x, x_adv, eps, norm)
+    distance, near = compare_with_ball(x, x_adv, eps, norm)
     low, high = x_adv.flatten(1).aminmax(dim=1)
     wrong = ~((low >= 0) & (high <= 1) & near)  # negated, so that NaN is wrong as well
     if wrong.any():

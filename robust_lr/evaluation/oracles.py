@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..attacks.losses import Objective
-from ..attacks.stepwise import look
+from ..attacks.stepwise import evaluate_objective
 from ..utils.rng import PROBE, uniform
 
 #: distance between the draw numbers of one probe and those of the next
@@ -70,7 +70,7 @@ def gradient_oracle(model: nn.Module, objective: Objective) -> Oracle:
     """Return the model's own gradient."""
 
     def ask(q: Queries) -> Answer:
-        logits, loss, direction = look(model, q.x, q.labels, q.targets, objective)
+        logits, loss, direction = evaluate_objective(model, q.x, q.labels, q.targets, objective)
         return logits, loss, direction.nan_to_num(0, 0, 0)
 
     return Oracle(ask, 3)
@@ -85,7 +85,7 @@ def smoothed_gradient_oracle(model: nn.Module, objective: Objective, radius: flo
         for number in range(copies):
             noise = 2 * shared_noise(seed, q, q.x.shape[1:], q.draw * copies + number) - 1
             near = (q.x + radius * noise).clamp(0, 1)
-            direction = look(model, near, q.labels, q.targets, objective)[2].nan_to_num(0, 0, 0)
+            direction = evaluate_objective(model, near, q.labels, q.targets, objective)[2].nan_to_num(0, 0, 0)
             total += direction / direction.abs().mean((1, 2, 3), keepdim=True).clamp_min(torch.finfo(q.x.dtype).tiny)
         return logits, objective(logits, q.labels, q.targets), total
 
@@ -141,7 +141,7 @@ def straight_through_oracle(model: nn.Module, objective: Objective) -> Oracle:
             differentiate_custom_functions(),
             StraightThrough(),
         ):
-            logits, loss, direction = look(model, q.x, q.labels, q.targets, objective)
+            logits, loss, direction = evaluate_objective(model, q.x, q.labels, q.targets, objective)
         return logits, loss, direction.nan_to_num(0, 0, 0)
 
     return Oracle(ask, 3)
@@ -235,7 +235,7 @@ def inner_network_oracle(model: nn.Module, objective: Objective, name: str) -> O
             handle.remove()
         total, loss = torch.zeros_like(q.x), None
         for x in [u for u in received if u.shape == q.x.shape][-3:]:
-            _, loss, direction = look(part, x.to(q.x.dtype), q.labels, q.targets, objective)
+            _, loss, direction = evaluate_objective(part, x.to(q.x.dtype), q.labels, q.targets, objective)
             total += direction.nan_to_num(0, 0, 0)
         return logits, objective(logits, q.labels, q.targets) if loss is None else loss, total
 

@@ -129,7 +129,7 @@ class RandomBench(Bench):
         return {"passes": self.verdict_passes, "draws": by, "keyed": self.draws.keyed}
 
     def passes_per_query(self, part: StepwiseProtocol) -> tuple[int, int]:
-        forwards, backwards = part.passes(self.num_classes)
+        forwards, backwards = part.passes_per_query(self.num_classes)
         return part.eot * forwards, part.eot * backwards
 
     def pad(self, column: Tensor, rows: int | None = None) -> Tensor:
@@ -153,7 +153,7 @@ class RandomBench(Bench):
             check_finite(each, ids)
         return logits
 
-    def query_with_gradient(
+    def evaluate_query(
         self, part: StepwiseProtocol, query: Tensor, rows: Mapping[str, Tensor], targets: Tensor | None, gradient: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         seen = []
@@ -166,7 +166,7 @@ class RandomBench(Bench):
                     many = None if toward is None else toward.repeat(n)
                     columns = {name: column.repeat(n) for name, column in own.items()}
                     repeated = image.repeat(n, 1, 1, 1)
-                    parts.append(part.look(self.attacked, repeated, columns, many, gradient, seed=self.seed))
+                    parts.append(part.evaluate_query(self.attacked, repeated, columns, many, gradient, seed=self.seed))
             seen.append([torch.cat(columns).mean(0) for columns in zip(*parts, strict=True)])
         logits, loss, slopes = (torch.stack(columns) for columns in zip(*seen, strict=True))
         return logits, loss, slopes if gradient else query.new_empty(0)

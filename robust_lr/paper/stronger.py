@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..protocols.files import protocol
+from ..protocols.files import from_table
 from ..protocols.presets import SWEEPS
 from ..utils.checks import at_least, typed
 from ..utils.errors import InputError
@@ -38,5 +38,5 @@ def read_entry(entry: dict[str, Any]) -> list[Attack]:
         if len(entry) > 1:
             raise InputError(f"[[stronger]] protocol = {sweep.name!r}: a sweep takes limit and runs alone")
         return [Attack(f"{sweep.name}-{part.name}", part, limit, runs) for part in sweep.parts]
-    found = protocol(entry)
+    found = from_table(entry)
     return [Attack(found.name, found, limit, runs)]

@@ -17,7 +17,7 @@ from ..attacks.starts import in_l1_ball, on_surface
 from ..utils.checks import check_name, check_whole
 from ..utils.contexts import Model
 from ..utils.errors import InputError
-from .base import NORMS, TARGETS, StepwiseProtocol, length, take_fractions
+from .base import NORMS, TARGETS, StepwiseProtocol, convert_fractions, format_distance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class APGD(StepwiseProtocol):
     source: str = "user"
 
     def __post_init__(self) -> None:
-        take_fractions(self)
+        convert_fractions(self)
         check_name("norm", self.norm, NORMS)
         check_attack(eps=self.eps, step_size=self.eps, steps=self.steps, norm=self.norm)
         check_name("loss", self.loss, LOSSES)
@@ -97,7 +97,7 @@ class APGD(StepwiseProtocol):
         """Classes that the attack's loss is taken on, [N] int64: targets if ``targeted``, otherwise labels."""
         if not self.targeted:
             return labels
-        return targets.chosen(self.target, model, x, labels, ids, num_classes, seed=seed, draw=draw)
+        return targets.choose_targets(self.target, model, x, labels, ids, num_classes, seed=seed, draw=draw)
 
     @property
     def stays_in_ball(self) -> bool:
@@ -134,4 +134,6 @@ class APGD(StepwiseProtocol):
         targets = f"{self.targets} targets, " if self.targets else f"targeted ({self.target}), " * self.targeted
         restarts = f", {self.restarts} restarts" if self.restarts > 1 else ""
         restarts += f", gradients over {self.eot} draws" if self.eot > 1 else ""
-        return f"APGD, {self.loss} loss, {targets}eps {length(self.eps, self.norm)}, {self.steps} steps{restarts}"
+        return (
+            f"APGD, {self.loss} loss, {targets}eps {format_distance(self.eps, self.norm)}, {self.steps} steps{restarts}"
+        )

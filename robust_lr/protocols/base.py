@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import torch
 from torch import Tensor
 
-from ..attacks.arguments import within
+from ..attacks.arguments import compare_with_ball
 from ..attacks.losses import Objective
 from ..attacks.starts import clean
-from ..attacks.stepwise import Stepwise, look
+from ..attacks.stepwise import Stepwise, evaluate_objective
 from ..utils.contexts import Model
 from ..utils.errors import InputError
 
@@ -138,7 +138,7 @@ class StepwiseProtocol(Protocol):
             return best
         if self.stays_in_ball:
             return query
-        inside = within(x, query, self.eps, self.norm)[1]
+        inside = compare_with_ball(x, query, self.eps, self.norm)[1]
         return torch.where(inside.view(-1, 1, 1, 1), query, x + 0 * query)  # the second term keeps NaN
 
     @property
@@ -155,7 +155,7 @@ class StepwiseProtocol(Protocol):
     def stepwise(self, seed: int) -> Stepwise:
         """The attack as a sequence of queries."""
 
-    def look(
+    def evaluate_query(
         self,
         model: Model,
         query: Tensor,
@@ -165,13 +165,13 @@ class StepwiseProtocol(Protocol):
         *,
         seed: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, objective and its gradient at ``query``, see ``attacks.stepwise.look``.
+        """Logits, objective and its gradient at ``query``, see ``attacks.stepwise.evaluate_objective``.
 
         ``rows`` has the columns id, draw, step, and away, the classes to move away from.
         """
-        return look(model, query, rows["away"], targets, self.objective, needs_gradient)
+        return evaluate_objective(model, query, rows["away"], targets, self.objective, needs_gradient)
 
-    def passes(self, num_classes: int) -> tuple[int, int]:
+    def passes_per_query(self, num_classes: int) -> tuple[int, int]:
         """Forward and backward passes that one such look takes."""
         return 1, 1
 
@@ -192,12 +192,12 @@ class StepwiseProtocol(Protocol):
         return rows["label"], rows["target"]
 
 
-def length(value: float, norm: str) -> str:
+def format_distance(value: float, norm: str) -> str:
     """A distance as people write it: 0.0627... -> "16/255" in L-infinity, "0.5 (L2)" in L2."""
     return f"{value * 255:.4g}/255" if norm == "linf" else f"{value:.4g} ({norm.upper()})"
 
 
-def distance(key: str, value: Any, section: str = "") -> Any:
+def parse_distance(key: str, value: Any, section: str = "") -> Any:
     """The number for a distance that is written as a fraction; any other value as it is."""
     if key not in DISTANCES or not isinstance(value, str):
         return value
@@ -207,8 +207,8 @@ def distance(key: str, value: Any, section: str = "") -> Any:
         raise InputError(f"{section}{key} = {value!r}: a number or a fraction like 16/255 is needed") from None
 
 
-def take_fractions(protocol: Protocol) -> None:
+def convert_fractions(protocol: Protocol) -> None:
     """Replace distances that were given as fractions in text, such as ``eps="8/255"``, by their numbers."""
     for key in DISTANCES:
         if isinstance(value := getattr(protocol, key, None), str):
-            object.__setattr__(protocol, key, distance(key, value))
+            object.__setattr__(protocol, key, parse_distance(key, value))

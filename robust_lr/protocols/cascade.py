@@ -7,7 +7,7 @@ from typing import Any
 
 from ..utils.checks import check_whole
 from ..utils.errors import InputError
-from .base import Protocol, length
+from .base import Protocol, format_distance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,4 +95,4 @@ class Cascade(Protocol):
     def __str__(self) -> str:
         first = f"; the first {self.first} ids" if self.first else ""
         first += f"; {self.balanced} images, balanced over classes" if self.balanced else ""
-        return f"{', then '.join(part.name for part in self.parts)}; eps {length(self.eps, self.norm)}{first}"
+        return f"{', then '.join(part.name for part in self.parts)}; eps {format_distance(self.eps, self.norm)}{first}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..utils.checks import check_name, make, typed
 from ..utils.errors import InputError
-from .base import DISTANCES, Protocol, distance
+from .base import DISTANCES, Protocol, parse_distance
 from .cascade import Cascade
 from .pgd import PGD
 from .sweep import Sweep
@@ -36,7 +36,7 @@ def with_changes(base: Protocol, changes: Mapping[str, Any]) -> Protocol:
     )
     for key in changes:
         check_name("key in [attack]", key, ["protocol", *names])
-    values = {key: distance(key, value, "attack.") for key, value in changes.items()}
+    values = {key: parse_distance(key, value, "attack.") for key, value in changes.items()}
     changed = base
     if cascade and "eps" in values:
         changed = changed.at(typed(float, values.pop("eps"), "attack.eps"))
@@ -45,24 +45,24 @@ def with_changes(base: Protocol, changes: Mapping[str, Any]) -> Protocol:
             raise InputError(f"attack.options = {given!r}: a table of options is needed, e.g. options.steps=20")
         changed = replace(base, options={**base.options, **given})
     changed = make(type(changed), values, "attack", base=changed)
-    words = differences(base, changed)
+    words = list_changes(base, changed)
     if not words:
         return changed
     if "name" not in values:
-        changed = changed.with_values(name=named_after(base.name, words))
+        changed = changed.with_values(name=name_after(base.name, words))
     return changed if "source" in values else changed.with_values(source=f"{base.name} with changes")
 
 
-def differences(base: Protocol, changed: Protocol) -> list[str]:
+def list_changes(base: Protocol, changed: Protocol) -> list[str]:
     """The values of ``changed`` that ``base`` has not, as "key=value" with a fraction written as 4_255."""
-    ours, theirs = (_flat(protocol.values()) for protocol in (changed, base))
+    ours, theirs = (_flatten(protocol.values()) for protocol in (changed, base))
     keys = [key for key in ours if key not in ("name", "source") and ours[key] != theirs.get(key)]
     if isinstance(changed, Cascade):  # whose parts are all in its ball
         keys = [key for key in keys if key in ("eps", "first", "balanced")]
-    return [f"{key}={_word(key, ours[key])}" for key in keys]
+    return [f"{key}={_format_value(key, ours[key])}" for key in keys]
 
 
-def named_after(name: str, words: Sequence[str]) -> str:
+def name_after(name: str, words: Sequence[str]) -> str:
     """A name that is a folder's name as well, and differs where the changes do."""
     whole = ",".join([name, *words])
     if len(whole) > MAX_NAME or re.search(r"[^\w.,=+-]", whole.removeprefix(name)):
@@ -70,12 +70,12 @@ def named_after(name: str, words: Sequence[str]) -> str:
     return whole
 
 
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     options = {f"options.{key}": value for key, value in values.get("options", {}).items()}
     return {key: value for key, value in values.items() if key not in ("options", "parts")} | options
 
 
-def _word(key: str, value: Any) -> str:
+def _format_value(key: str, value: Any) -> str:
     if key.rpartition(".")[2] in DISTANCES and isinstance(value, float):
         levels = round(value * 255)
         return f"{levels}_255" if levels / 255 == value else repr(value)
@@ -84,7 +84,7 @@ def _word(key: str, value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def over_grid(base: Protocol | Sweep, *, eps: str | None = None, steps: str | None = None) -> Protocol | Sweep:
+def apply_grid(base: Protocol | Sweep, *, eps: str | None = None, steps: str | None = None) -> Protocol | Sweep:
     """``base`` over a grid: "0,2,4,8/255" of eps, or "1,10,100" steps; a single value changes it alone.
 
     A sweep takes a grid for its own axis. PGD takes steps from one trajectory; with another eps its step size changes
@@ -96,13 +96,13 @@ def over_grid(base: Protocol | Sweep, *, eps: str | None = None, steps: str | No
     if eps is not None and steps is not None:
         raise InputError("`eps` and `steps`: give a grid for one of them, and set the other value alone")
     if eps is not None:
-        return _over_eps(base, parse_distances(eps))
+        return _apply_eps_grid(base, parse_distances(eps))
     if steps is not None:
-        return _over_steps(base, parse_counts(steps))
+        return _apply_steps_grid(base, parse_counts(steps))
     return base
 
 
-def _over_eps(base: Protocol | Sweep, grid: Sequence[float]) -> Protocol | Sweep:
+def _apply_eps_grid(base: Protocol | Sweep, grid: Sequence[float]) -> Protocol | Sweep:
     if isinstance(base, Sweep):
         if base.axis != "eps":
             raise InputError(f"`eps`: {base.name!r} is a sweep over {base.axis}; choose a protocol, or 'sweep-eps'")
@@ -114,21 +114,21 @@ def _over_eps(base: Protocol | Sweep, grid: Sequence[float]) -> Protocol | Sweep
     if not pattern.eps:
         raise InputError(f"`eps`: protocol {base.name!r} has eps = 0, which no other eps is in proportion to")
     return Sweep(
-        name=named_after(base.name, ["eps=" + "+".join(_word("eps", eps) for eps in grid)]),
+        name=name_after(base.name, ["eps=" + "+".join(_format_value("eps", eps) for eps in grid)]),
         axis="eps",
-        parts=tuple(_moved(pattern, eps) for eps in grid),
+        parts=tuple(_change_eps(pattern, eps) for eps in grid),
         source=f"{base.name} with changes",
     )
 
 
-def _moved(pattern: Protocol, eps: float) -> Protocol:
-    name = f"eps-{_word('eps', eps).removesuffix('_255')}" if pattern.norm == "linf" else f"eps-{eps:g}"
+def _change_eps(pattern: Protocol, eps: float) -> Protocol:
+    name = f"eps-{_format_value('eps', eps).removesuffix('_255')}" if pattern.norm == "linf" else f"eps-{eps:g}"
     if isinstance(pattern, PGD):
         pattern = replace(pattern, step_size=min(pattern.step_size * (eps / pattern.eps), 1.0), record=())
     return pattern.at(eps).with_values(name=name)
 
 
-def _over_steps(base: Protocol | Sweep, grid: Sequence[int]) -> Protocol | Sweep:
+def _apply_steps_grid(base: Protocol | Sweep, grid: Sequence[int]) -> Protocol | Sweep:
     if isinstance(base, Sweep):
         raise InputError(f"`steps`: {base.name!r} fixes its own; choose a protocol, e.g. 'sweep-steps'")
     if isinstance(base, PGD):
@@ -138,7 +138,7 @@ def _over_steps(base: Protocol | Sweep, grid: Sequence[int]) -> Protocol | Sweep
     if len(grid) == 1:
         return with_changes(base, {"steps": grid[0]})
     return Sweep(
-        name=named_after(base.name, ["steps=" + "+".join(map(str, grid))]),
+        name=name_after(base.name, ["steps=" + "+".join(map(str, grid))]),
         axis="steps",
         parts=tuple(base.with_values(steps=steps, name=f"steps-{steps}") for steps in grid),
         source=f"{base.name} with changes",
@@ -153,10 +153,10 @@ def parse_distances(text: str) -> list[float]:
         if slash and "/" not in items[at]:
             items[at] = f"{items[at]}/{denominator}"
     try:
-        values = [float(distance("eps", item)) for item in items]
+        values = [float(parse_distance("eps", item)) for item in items]
     except InputError:
         raise InputError(f"`eps` {text!r}: write numbers or fractions, e.g. 0,2,4,8/255") from None
-    return _increasing(values, "eps", text)
+    return _check_increasing(values, "eps", text)
 
 
 def parse_counts(text: str) -> list[int]:
@@ -164,10 +164,10 @@ def parse_counts(text: str) -> list[int]:
     items = [item.strip() for item in text.split(",")]
     if not all(item.isascii() and item.isdigit() for item in items):
         raise InputError(f"`steps` {text!r}: write whole numbers, e.g. 1,10,100")
-    return _increasing([int(item) for item in items], "steps", text)
+    return _check_increasing([int(item) for item in items], "steps", text)
 
 
-def _increasing(values: list[Any], name: str, text: str) -> list[Any]:
+def _check_increasing(values: list[Any], name: str, text: str) -> list[Any]:
     if values != sorted(set(values)):
         raise InputError(f"`{name}` {text!r}: the values must increase")
     return values

@@ -16,7 +16,7 @@ from ..attacks.arguments import check_attack
 from ..utils.checks import check_name
 from ..utils.contexts import Model
 from ..utils.errors import InputError
-from .base import NORMS, Protocol, length, take_fractions
+from .base import NORMS, Protocol, convert_fractions, format_distance
 
 TARGETS = ("uniform", "given")
 
@@ -57,7 +57,7 @@ class Custom(Protocol):
     source: str = "user"
 
     def __post_init__(self) -> None:
-        take_fractions(self)
+        convert_fractions(self)
         check_name("norm", self.norm, NORMS)
         check_name("target", self.target, TARGETS)
         check_attack(eps=self.eps, step_size=self.eps, steps=1, norm=self.norm)
@@ -99,7 +99,7 @@ class Custom(Protocol):
         return {"attack": "custom", "criterion": self.criterion, **values}
 
     def __str__(self) -> str:
-        return f"{'targeted ' * self.targeted}{self.entry}, eps {length(self.eps, self.norm)}"
+        return f"{'targeted ' * self.targeted}{self.entry}, eps {format_distance(self.eps, self.norm)}"
 
 
 def code_hash(function: Attack) -> str:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from ..attacks.arguments import check_attack
-from ..attacks.fast_adaptive_boundary import FastAdaptiveBoundary, nearest_boundary
-from ..attacks.losses import Objective, difference
+from ..attacks.fast_adaptive_boundary import FastAdaptiveBoundary, find_nearest_boundary
+from ..attacks.losses import Objective, logit_difference
 from ..attacks.starts import on_surface
 from ..utils.checks import check_name, check_whole
 from ..utils.contexts import Model
 from ..utils.errors import InputError
-from .base import NORMS, StepwiseProtocol, length, take_fractions
+from .base import NORMS, StepwiseProtocol, convert_fractions, format_distance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class FAB(StepwiseProtocol):
     source: str = "user"
 
     def __post_init__(self) -> None:
-        take_fractions(self)
+        convert_fractions(self)
         check_name("norm", self.norm, NORMS)
         check_attack(eps=self.eps, step_size=self.eps, steps=self.steps, norm=self.norm)
         check_whole(1, steps=self.steps, restarts=self.restarts)
@@ -73,14 +73,14 @@ class FAB(StepwiseProtocol):
     @property
     def objective(self) -> Objective:
         """Function that vanishes at the boundary that the attack steps to."""
-        return difference
+        return logit_difference
 
     @property
     def objective_takes_targets(self) -> bool:
         """True if the objective is handed target classes."""
         return self.targets > 0
 
-    def look(
+    def evaluate_query(
         self,
         model: Model,
         query: Tensor,
@@ -92,10 +92,10 @@ class FAB(StepwiseProtocol):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, and the function that vanishes at the target's or the nearest boundary with its gradient."""
         if not self.targets:
-            return nearest_boundary(model, query, rows["away"], self.norm)
-        return super().look(model, query, rows, targets, needs_gradient, seed=seed)
+            return find_nearest_boundary(model, query, rows["away"], self.norm)
+        return super().evaluate_query(model, query, rows, targets, needs_gradient, seed=seed)
 
-    def passes(self, num_classes: int) -> tuple[int, int]:
+    def passes_per_query(self, num_classes: int) -> tuple[int, int]:
         """Forward and backward passes that one look takes."""
         return 1, 1 if self.targets else num_classes - 1
 
@@ -128,4 +128,4 @@ class FAB(StepwiseProtocol):
     def __str__(self) -> str:
         restarts = f", {self.restarts} restarts" if self.restarts > 1 else ""
         kind = f"FAB-T, {self.targets} targets" if self.targets else "FAB"
-        return f"{kind}, eps {length(self.eps, self.norm)}, {self.steps} steps{restarts}"
+        return f"{kind}, eps {format_distance(self.eps, self.norm)}, {self.steps} steps{restarts}"

@@ -13,7 +13,7 @@ from ..utils.checks import check_name, typed
 from ..utils.errors import InputError
 from ..utils.toml import read_toml
 from .apgd import APGD
-from .base import DISTANCES, Protocol, distance
+from .base import DISTANCES, Protocol, parse_distance
 from .cascade import Cascade
 from .changes import with_changes
 from .custom import Custom
@@ -53,49 +53,51 @@ def from_values(values: Mapping[str, Any]) -> Protocol:
         if not isinstance(parts, list) or not all(isinstance(part, Mapping) for part in parts):
             raise InputError("parts: a cascade needs a [[parts]] table for each of its attacks")
         made: Any = tuple(map(from_values, parts))
-        cascade = Cascade(parts=made, **checked(Cascade, rest, without=("parts", "eps", "norm", "criterion")))
-        _fixed(cascade, rest)
+        cascade = Cascade(parts=made, **convert_values(Cascade, rest, without=("parts", "eps", "norm", "criterion")))
+        _check_fixed_values(cascade, rest)
         return cascade
     if kind.startswith(_LIBRARY):
         options = rest.pop("options", {})
         if not isinstance(options, Mapping):
             raise InputError(f"options = {options!r}: an [options] table is needed")
-        given = {key: distance(key, value) for key, value in options.items()}
+        given = {key: parse_distance(key, value) for key, value in options.items()}
         library = Library(
-            attack=kind.removeprefix(_LIBRARY), options=given, **checked(Library, rest, without=("attack", "options"))
+            attack=kind.removeprefix(_LIBRARY),
+            options=given,
+            **convert_values(Library, rest, without=("attack", "options")),
         )
-        _fixed(library, rest)
+        _check_fixed_values(library, rest)
         return library
     check_name("attack", kind, [*KINDS, "torchattacks NAME", "cascade"])
-    protocol: Protocol = KINDS[kind](**checked(KINDS[kind], rest))
-    _fixed(protocol, rest)
+    protocol: Protocol = KINDS[kind](**convert_values(KINDS[kind], rest))
+    _check_fixed_values(protocol, rest)
     return protocol
 
 
-def checked(kind: type[Any], values: Mapping[str, Any], without: tuple[str, ...] = ()) -> dict[str, Any]:
+def convert_values(kind: type[Any], values: Mapping[str, Any], without: tuple[str, ...] = ()) -> dict[str, Any]:
     """Select the values that ``kind`` is made from, converted to the right types."""
     hints = typing.get_type_hints(kind)
     own = [field for field in fields(kind) if field.name not in without]
     names = {field.name for field in own}
     for key in values:
-        check_name("key of the protocol", key, [*names, *_also(kind)])
-    out = {key: typed(hints[key], distance(key, value), key) for key, value in values.items() if key in names}
+        check_name("key of the protocol", key, [*names, *_additional_names(kind)])
+    out = {key: typed(hints[key], parse_distance(key, value), key) for key, value in values.items() if key in names}
     for field in own:
         if field.name not in out and field.default is field.default_factory:  # neither: both are MISSING
             raise InputError(f"{field.name} is missing: the protocol needs it")
     return out
 
 
-def _also(kind: type[Any]) -> list[str]:
+def _additional_names(kind: type[Any]) -> list[str]:
     """Names that ``values()`` prints although they are not open to choice."""
     return [name for name in ("criterion", "norm", "eps") if hasattr(kind, name)]
 
 
-def _fixed(protocol: Protocol, values: Mapping[str, Any]) -> None:
+def _check_fixed_values(protocol: Protocol, values: Mapping[str, Any]) -> None:
     """InputError if one of the values is not what the protocol has."""
     for key, value in values.items():
         own = getattr(protocol, key)
-        wanted = distance(key, value)
+        wanted = parse_distance(key, value)
         if (list(own) if isinstance(own, tuple) else own) != (list(wanted) if isinstance(wanted, tuple) else wanted):
             raise InputError(f"{key} = {value!r}: this kind of attack has {own!r}")
 
@@ -106,20 +108,20 @@ def to_toml(protocol: Protocol, head: str = "") -> str:
 
 
 def _lines(values: Mapping[str, Any], path: str) -> list[str]:
-    nested = {key: value for key, value in values.items() if isinstance(value, Mapping) or _tables(value)}
-    lines = [f"{key} = {literal(key, value)}" for key, value in values.items() if key not in nested]
+    nested = {key: value for key, value in values.items() if isinstance(value, Mapping) or _is_list_of_tables(value)}
+    lines = [f"{key} = {to_literal(key, value)}" for key, value in values.items() if key not in nested]
     for key, value in nested.items():
-        for table in value if _tables(value) else [value]:
-            header = f"[[{path}{key}]]" if _tables(value) else f"[{path}{key}]"
+        for table in value if _is_list_of_tables(value) else [value]:
+            header = f"[[{path}{key}]]" if _is_list_of_tables(value) else f"[{path}{key}]"
             lines += ["", header, *_lines(table, f"{path}{key}.")]
     return lines
 
 
-def _tables(value: Any) -> bool:
+def _is_list_of_tables(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
 
 
-def literal(key: str, value: Any) -> str:
+def to_literal(key: str, value: Any) -> str:
     """A value in TOML, where numbers, strings, booleans and lists look as in JSON; distances as fractions of 255."""
     if key in DISTANCES and isinstance(value, float):
         levels = round(value * 255, 6)
@@ -128,14 +130,14 @@ def literal(key: str, value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def protocol(table: Mapping[str, Any], default: str = "lrnet-train") -> Protocol:
+def from_table(table: Mapping[str, Any], default: str = "lrnet-train") -> Protocol:
     """A named ``protocol``, whose values the other keys replace; eps and step_size may be "16/255"."""
     changes = dict(table)
-    base = named(changes.pop("protocol", default))
+    base = load_protocol(changes.pop("protocol", default))
     return with_changes(base, changes) if changes else base
 
 
-def named(name: str) -> Protocol:
+def load_protocol(name: str) -> Protocol:
     """A protocol of ``protocols.PROTOCOLS``, or what a TOML file says: every value, or a ``protocol`` and changes."""
     if not str(name).endswith(".toml"):
         return get(name)
@@ -143,7 +145,7 @@ def named(name: str) -> Protocol:
     if ("attack" in table) == ("protocol" in table):
         raise InputError(f"{name}: give either attack, e.g. 'pgd', and all its values, or protocol = NAME and changes")
     try:
-        found = from_values(table) if "attack" in table else protocol(table)
+        found = from_values(table) if "attack" in table else from_table(table)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
     return found if "name" in table else found.with_values(name=Path(name).stem)

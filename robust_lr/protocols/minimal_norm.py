@@ -11,7 +11,7 @@ from ..attacks.fast_minimum_norm import FastMinimumNorm
 from ..attacks.losses import Objective, cross_entropy, margin
 from ..utils.checks import check_name, check_whole
 from ..utils.errors import InputError
-from .base import NORMS, StepwiseProtocol, length, take_fractions
+from .base import NORMS, StepwiseProtocol, convert_fractions, format_distance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class MinimalNorm(StepwiseProtocol):
     source: str = "user"
 
     def __post_init__(self) -> None:
-        take_fractions(self)
+        convert_fractions(self)
         check_name("norm", self.norm, NORMS)
         check_attack(eps=self.eps, step_size=0, steps=self.steps, norm=self.norm)
         check_whole(1, steps=self.steps)
@@ -63,8 +63,9 @@ class MinimalNorm(StepwiseProtocol):
         return {**values, "name": values.pop("name"), "source": values.pop("source")}
 
     def __str__(self) -> str:
-        return f"{self.kind.upper()}, smallest {self.norm} perturbation, {self.steps} steps; robust beyond " + length(
-            self.eps, self.norm
+        return (
+            f"{self.kind.upper()}, smallest {self.norm} perturbation, {self.steps} steps; robust beyond "
+            + format_distance(self.eps, self.norm)
         )
 
 

@@ -13,12 +13,12 @@ from ..attacks import starts, targets
 from ..attacks.arguments import check_attack, check_eot
 from ..attacks.losses import LOSSES, Objective
 from ..attacks.pgd import ProjectedGradient, pgd_l2, pgd_linf
-from ..attacks.transferable import diverse, smoothed
+from ..attacks.transferable import diversify, smooth_gradient
 from ..utils.checks import check_name, check_whole
 from ..utils.contexts import Model
 from ..utils.errors import InputError
 from ..utils.rng import DRAWS
-from .base import TARGETS, StepwiseProtocol, length, take_fractions
+from .base import TARGETS, StepwiseProtocol, convert_fractions, format_distance
 
 STARTS = ("uniform", "clean", "normal")
 LABELS = ("true", "predicted")
@@ -82,7 +82,7 @@ class PGD(StepwiseProtocol):
     source: str = "user"
 
     def __post_init__(self) -> None:
-        take_fractions(self)
+        convert_fractions(self)
         check_name("norm", self.norm, ("linf", "l2"))
         check_attack(eps=self.eps, step_size=self.step_size, steps=self.steps, norm=self.norm)
         check_name("loss", self.loss, LOSSES)
@@ -136,7 +136,7 @@ class PGD(StepwiseProtocol):
     ) -> Tensor:
         """Classes that the attack's loss is taken on, [N] int64: targets if ``targeted``, otherwise labels."""
         if self.targeted:
-            return targets.chosen(self.target, model, x, labels, ids, num_classes, seed=seed, draw=draw)
+            return targets.choose_targets(self.target, model, x, labels, ids, num_classes, seed=seed, draw=draw)
         if self.label == "predicted":
             with torch.no_grad():
                 return model(x).argmax(1)
@@ -156,7 +156,7 @@ class PGD(StepwiseProtocol):
             self.norm, self.eps, self.step_size, self.steps, self.momentum, is_memoryless=not self.diversity
         )
 
-    def look(
+    def evaluate_query(
         self,
         model: Model,
         query: Tensor,
@@ -168,18 +168,18 @@ class PGD(StepwiseProtocol):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits and objective at ``query``, and the gradient there, or through a diverse form of it."""
         if not self.diversity:
-            seen = super().look(model, query, rows, targets, needs_gradient, seed=seed)
-            return (*seen[:2], smoothed(seen[2], self.smoothing)) if self.smoothing else seen
+            seen = super().evaluate_query(model, query, rows, targets, needs_gradient, seed=seed)
+            return (*seen[:2], smooth_gradient(seen[2], self.smoothing)) if self.smoothing else seen
         draws = rows["draw"] * (self.steps + 1) + rows["step"]
 
         def through(x: Tensor) -> Tensor:
-            return model(diverse(x, rows["id"], draws, self.diversity, seed=seed))
+            return model(diversify(x, rows["id"], draws, self.diversity, seed=seed))
 
-        _, _, gradient = super().look(through, query, rows, targets, needs_gradient, seed=seed)
-        logits, loss, _ = super().look(model, query, rows, targets, False, seed=seed)
-        return logits, loss, smoothed(gradient, self.smoothing) if self.smoothing else gradient
+        _, _, gradient = super().evaluate_query(through, query, rows, targets, needs_gradient, seed=seed)
+        logits, loss, _ = super().evaluate_query(model, query, rows, targets, False, seed=seed)
+        return logits, loss, smooth_gradient(gradient, self.smoothing) if self.smoothing else gradient
 
-    def passes(self, num_classes: int) -> tuple[int, int]:
+    def passes_per_query(self, num_classes: int) -> tuple[int, int]:
         """Forward and backward passes that one look takes."""
         return 1 + (self.diversity > 0), 1
 
@@ -252,8 +252,8 @@ class PGD(StepwiseProtocol):
         return ", ".join(
             [
                 "PGD",
-                f"eps {length(self.eps, self.norm)}",
-                f"step {length(self.step_size, self.norm)}",
+                f"eps {format_distance(self.eps, self.norm)}",
+                f"step {format_distance(self.step_size, self.norm)}",
                 f"{self.steps} steps",
                 f"{self.start} start",
                 *unusual,

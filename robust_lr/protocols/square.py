@@ -14,7 +14,7 @@ from ..attacks.square_search import SquareSearch
 from ..utils.checks import check_name, check_whole
 from ..utils.errors import InputError
 from ..utils.rng import DRAWS
-from .base import NORMS, StepwiseProtocol, length, take_fractions
+from .base import NORMS, StepwiseProtocol, convert_fractions, format_distance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Square(StepwiseProtocol):
     source: str = "user"
 
     def __post_init__(self) -> None:
-        take_fractions(self)
+        convert_fractions(self)
         check_name("norm", self.norm, NORMS)
         check_attack(eps=self.eps, step_size=self.eps, steps=self.queries, norm=self.norm)
         check_whole(1, queries=self.queries, restarts=self.restarts)
@@ -82,4 +82,4 @@ class Square(StepwiseProtocol):
 
     def __str__(self) -> str:
         restarts = f", {self.restarts} restarts" if self.restarts > 1 else ""
-        return f"Square, eps {length(self.eps, self.norm)}, {self.queries} queries, p {self.p:g}{restarts}"
+        return f"Square, eps {format_distance(self.eps, self.norm)}, {self.queries} queries, p {self.p:g}{restarts}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..utils.checks import check_name
 from ..utils.errors import InputError
-from .base import Protocol, length
+from .base import Protocol, format_distance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Sweep:
         return {"attack": "sweep", "axis": self.axis, "parts": parts, "name": self.name, "source": self.source}
 
     def __str__(self) -> str:
-        values = [length(p.eps, p.norm) for p in self.parts]
+        values = [format_distance(p.eps, p.norm) for p in self.parts]
         if self.axis == "steps":
             values = [str(steps) for p in self.parts for steps in p.record or (p.steps,)]
         return f"{self.axis} {', '.join(values)}; the last of them {self.parts[-1]}"

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 from ..attacks.arguments import check_attack
 from ..attacks.torchattacks_adapter import NORMS as NAMES
-from ..attacks.torchattacks_adapter import RADII, ball, check_options
+from ..attacks.torchattacks_adapter import RADII, ball_options, check_options
 from ..utils.checks import check_name
 from ..utils.errors import InputError
-from .base import Protocol, length, take_fractions
+from .base import Protocol, convert_fractions, format_distance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Library(Protocol):
     source: str = "user"
 
     def __post_init__(self) -> None:
-        take_fractions(self)
+        convert_fractions(self)
         check_name("norm", self.norm, NAMES)
         check_attack(eps=self.eps, step_size=self.eps, steps=1, norm=self.norm)
         own: dict[str, Any] = {**dict.fromkeys(RADII, self.eps), "norm": NAMES.get(self.norm)}
@@ -60,7 +60,7 @@ class Library(Protocol):
         Raises:
             InputError: no such class, an option that it does not have, or a norm that it does not know.
         """
-        ball(self.attack, self.eps, self.norm)
+        ball_options(self.attack, self.eps, self.norm)
         check_options(self.attack, self.options)
 
     @property
@@ -85,7 +85,7 @@ class Library(Protocol):
 
     def __str__(self) -> str:
         options = "".join(f", {key} {value}" for key, value in self.options.items())
-        return f"torchattacks' {self.attack}, eps {length(self.eps, self.norm)}{options}"
+        return f"torchattacks' {self.attack}, eps {format_distance(self.eps, self.norm)}{options}"
 
 
 #: classes of torchattacks that ask the model for nothing but its logits, if for anything

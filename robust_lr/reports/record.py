@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..protocols.base import length
+from ..protocols.base import format_distance
 from ..protocols.files import from_values
 from ..results.compare import FIGURES, Pair, check_comparable, misled, pairs
 from ..utils.errors import InputError
@@ -177,7 +177,7 @@ def describe(protocol: Mapping[str, Any]) -> str:
 def ball(protocol: Mapping[str, Any]) -> str:
     """Describe the size of the ball in words; empty where there is none."""
     eps = protocol.get("eps")
-    return f"eps {length(float(eps), str(protocol.get('norm', 'linf')))}" if eps else ""
+    return f"eps {format_distance(float(eps), str(protocol.get('norm', 'linf')))}" if eps else ""
 
 
 def winners(group: Group, figure: str, level: float = 0.05) -> set[str]:

@@ -42,7 +42,7 @@ class Targets:
         if not self.rows:
             raise InputError("targets: there are none; give (id, label, target) for each image")
         ids, labels, chosen = torch.tensor(self.rows).unbind(1)
-        drawn.given(chosen, labels, self.num_classes, ids=ids)
+        drawn.check_targets(chosen, labels, self.num_classes, ids=ids)
         for id_, label, _ in self.rows:
             if not (0 <= label < self.num_classes and id_ >= 0):
                 raise InputError(

@@ -9,9 +9,9 @@ from typing import Any
 
 from ..config.training import load
 from ..protocols import SWEEPS, Sweep
-from ..protocols.base import Protocol, distance
-from ..protocols.files import named
-from ..protocols.files import protocol as read_protocol
+from ..protocols.base import Protocol, parse_distance
+from ..protocols.files import from_table as read_protocol
+from ..protocols.files import load_protocol
 from ..utils.checks import at_least, make
 from ..utils.errors import InputError
 from ..utils.toml import read_toml
@@ -243,12 +243,12 @@ def read_attack(entry: Any, eps: str | float | None) -> Attack:
         sweep = SWEEPS[entry]
         if eps is None or sweep.axis == "eps":
             return sweep
-        ball = distance("eps", eps)
+        ball = parse_distance("eps", eps)
         return replace(sweep, parts=tuple(part.at(ball) for part in sweep.parts))
     if not isinstance(entry, str | Mapping):
         raise InputError(f"protocols: {entry!r} is neither a name nor a table")
-    found = named(entry) if isinstance(entry, str) else read_protocol(dict(entry))
+    found = load_protocol(entry) if isinstance(entry, str) else read_protocol(dict(entry))
     own = isinstance(entry, Mapping) and "eps" in entry
     if eps is None or own or not found.eps:
         return found
-    return found.at(distance("eps", eps)).with_values(name=found.name)
+    return found.at(parse_distance("eps", eps)).with_values(name=found.name)

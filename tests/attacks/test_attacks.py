@@ -235,10 +235,10 @@ def test_a_gradient_that_is_not_finite_cannot_pass_for_robustness(steps):
         ({"labels": labels(3)}, r"labels \(3,\) torch.int64: one int64 class index for each of 2 images"),
         ({"labels": labels(2).int()}, "torch.int32"),
         ({"labels": torch.eye(10)[:2]}, r"labels \(2, 10\) torch.float32"),
-        ({"labels": torch.tensor([3, -100])}, "labels: -100 is no class"),
+        ({"labels": torch.tensor([3, -100])}, "labels: -100 is not a class"),
         ({"start": images(1)}, r"start \(1, 3, 8, 8\) .* must be like the images, \(2, 3, 8, 8\)"),
         ({"start": images(2).double()}, "torch.float64: must be like the images"),
-        ({"start": 1 - images(2)}, "start: lies 1 from the images, outside the ball of eps = 0.1"),
+        ({"start": 1 - images(2)}, "start: is 1 away from the images, outside the ball of eps = 0.1"),
         ({"start": images(2) - 0.05}, r"images span \[-0.05,"),
     ],
 )
@@ -290,7 +290,7 @@ def test_the_least_likely_target_has_the_smallest_logit_of_the_wrong_classes():
 
 def test_given_targets_are_passed_through_once_they_are_sure():
     aims = torch.tensor([1, 2, 0])
-    assert targets.given(aims, torch.tensor([0, 0, 1]), 3) is aims
+    assert targets.check_targets(aims, torch.tensor([0, 0, 1]), 3) is aims
 
 
 @pytest.mark.parametrize(
@@ -298,14 +298,14 @@ def test_given_targets_are_passed_through_once_they_are_sure():
     [
         (torch.tensor([1, 2]), r"targets \(2,\) torch.int64: 3 int64 class indices are needed"),
         (torch.tensor([1.0, 2.0, 0.0]), "torch.float32"),
-        (torch.tensor([1, 2, 3]), "target 3 of image 2 is no class: classes are 0 to 2"),
-        (torch.tensor([1, -1, 0]), "target -1 of image 1 is no class: classes are 0 to 2"),
+        (torch.tensor([1, 2, 3]), "target 3 of image 2 is not a class: classes are 0 to 2"),
+        (torch.tensor([1, -1, 0]), "target -1 of image 1 is not a class: classes are 0 to 2"),
         (torch.tensor([1, 2, 1]), "target 1 of image 2 is its true class"),
     ],
 )
 def test_given_targets_that_are_none_are_refused(aims, message):
     with pytest.raises(InputError, match=message):
-        targets.given(aims, torch.tensor([0, 0, 1]), 3)
+        targets.check_targets(aims, torch.tensor([0, 0, 1]), 3)
 
 
 @pytest.mark.parametrize("classes", [0, 1])

@@ -9,7 +9,7 @@ from torch import nn
 from robust_lr.attacks.arguments import distances
 from robust_lr.attacks.auto_pgd import apgd
 from robust_lr.attacks.fast_adaptive_boundary import FastAdaptiveBoundary, fab
-from robust_lr.attacks.fast_adaptive_boundary import nearest_boundary as nearest
+from robust_lr.attacks.fast_adaptive_boundary import find_nearest_boundary as nearest
 from robust_lr.attacks.losses import cross_entropy, dlr
 from robust_lr.attacks.square_search import SquareSearch
 from robust_lr.attacks.starts import on_surface

@@ -244,7 +244,7 @@ def test_l2_pgd_is_torchattacks_to_rounding(torchattacks):
 @pytest.mark.parametrize("attack", [partial(pgd_l2, step_size=0.1, steps=2), partial(apgd, steps=2, norm="l2")])
 def test_a_start_outside_the_l2_ball_is_refused(attack):
     model, x, away, _ = problem(2, False)
-    with pytest.raises(InputError, match=r"start: lies 0\.6 from the images, outside the ball of eps = 0\.5"):
+    with pytest.raises(InputError, match=r"start: is 0\.6 away from the images, outside the ball of eps = 0\.5"):
         attack(model, x, away, eps=0.5, start=x + 0.1)
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import robust_lr as rlr
-from robust_lr.attacks.fast_adaptive_boundary import nearest_boundary
+from robust_lr.attacks.fast_adaptive_boundary import find_nearest_boundary
 from robust_lr.evaluation.guards import GUARDS
 from robust_lr.models.folding import attackable
 from robust_lr.protocols import FAB
@@ -32,7 +32,7 @@ def test_the_nearest_boundary_is_that_of_the_whole_jacobian(norm):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.Tanh(), nn.Linear(16, 7))
     x, labels = torch.rand(12, 3, 4, 4), torch.arange(12) % 7
-    logits, values, gradient = nearest_boundary(model, x, labels, norm)
+    logits, values, gradient = find_nearest_boundary(model, x, labels, norm)
     expected, slopes = by_hand(model, x, labels, norm)
     assert torch.equal(logits, model(x))
     torch.testing.assert_close(values, expected)
@@ -45,7 +45,7 @@ def test_one_graph_serves_all_classes_in_folded_networks_too():
     folded = attackable(model.eval().requires_grad_(False))
     x, _, _ = rlr.data.load("fashion-mnist-mini", "test").batch(torch.arange(16))
     labels = torch.arange(16) % 10
-    _, values, gradient = nearest_boundary(folded, x, labels, "l2")
+    _, values, gradient = find_nearest_boundary(folded, x, labels, "l2")
     nearest = None
     for shift in range(1, 10):
         leaf = x.clone().requires_grad_()
@@ -64,7 +64,7 @@ def test_distances_of_a_linear_model_are_those_of_its_boundaries(norm):
     net = nn.Sequential(nn.Flatten(), nn.Linear(48, 5))
     x = 0.5 + 0.05 * torch.rand(30, 3, 4, 4)
     labels = net(x).argmax(1)
-    _, values, gradient = nearest_boundary(net, x, labels, norm)
+    _, values, gradient = find_nearest_boundary(net, x, labels, norm)
     exact = values.abs() / torch.linalg.vector_norm(gradient.flatten(1), ord=DUAL[norm], dim=1)
     keep = exact < (0.3 if norm == "l1" else 1)  # one pixel takes an L1 step alone
     data = rlr.data.from_arrays(x.numpy(), labels.numpy())

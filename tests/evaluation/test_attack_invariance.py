@@ -12,7 +12,7 @@ from torch import nn
 
 import robust_lr as rlr
 from robust_lr.attacks.losses import cross_entropy
-from robust_lr.attacks.stepwise import look
+from robust_lr.attacks.stepwise import evaluate_objective
 from robust_lr.evaluation.guards import GUARDS
 from robust_lr.evaluation.model_under_test import equal_sizes
 from robust_lr.protocols import APGD, DDN, FAB, FMN, PGD, Square
@@ -113,7 +113,10 @@ def test_passes_of_fewer_rows_are_made_only_where_they_give_the_same_bits(data, 
 
     assert equal_sizes(Rounding(), x, y) == ()
     assert equal_sizes(Slopes(), x, y) == ()
-    torch.testing.assert_close(look(Slopes(), x, y, None, cross_entropy)[2], look(model, x, y, None, cross_entropy)[2])
+    torch.testing.assert_close(
+        evaluate_objective(Slopes(), x, y, None, cross_entropy)[2],
+        evaluate_objective(model, x, y, None, cross_entropy)[2],
+    )
 
 
 def test_survivors_take_smaller_passes(data, model):

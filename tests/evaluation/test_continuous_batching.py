@@ -16,7 +16,7 @@ import robust_lr as rlr
 from robust_lr.evaluation import session as prepared
 from robust_lr.evaluation.guards import GUARDS
 from robust_lr.protocols import APGD, Cascade, Square
-from robust_lr.protocols.files import protocol as protocol_of
+from robust_lr.protocols.files import from_table as protocol_of
 from robust_lr.protocols.pgd import PGD
 from robust_lr.protocols.torchattacks import Library
 from robust_lr.utils import rng

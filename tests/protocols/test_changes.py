@@ -3,7 +3,7 @@ import itertools
 import pytest
 
 from robust_lr.protocols import PGD, PROTOCOLS, SWEEPS, Cascade, Library, Sweep, get
-from robust_lr.protocols.changes import over_grid, parse_counts, parse_distances, with_changes
+from robust_lr.protocols.changes import apply_grid, parse_counts, parse_distances, with_changes
 from robust_lr.utils.errors import InputError
 
 
@@ -82,23 +82,23 @@ def test_grids_are_read_as_people_write_them():
 
 
 def test_a_grid_of_eps_scales_the_steps_of_pgd():
-    sweep = over_grid(SWEEPS["sweep-eps"], eps="0,2,4,8/255")
+    sweep = apply_grid(SWEEPS["sweep-eps"], eps="0,2,4,8/255")
     assert isinstance(sweep, Sweep)
     assert [part.eps for part in sweep.parts] == [0, 2 / 255, 4 / 255, 8 / 255]
     assert [part.step_size for part in sweep.parts] == pytest.approx([2.5 * part.eps / 40 for part in sweep.parts])
     assert len({part.name for part in sweep.parts}) == 4
-    cascades = over_grid(get("autoattack-standard"), eps="1,2/255")
+    cascades = apply_grid(get("autoattack-standard"), eps="1,2/255")
     assert all(isinstance(part, Cascade) for part in cascades.parts)
-    assert over_grid(get("fab-t"), eps="4/255").name == "fab-t,eps=4_255"
+    assert apply_grid(get("fab-t"), eps="4/255").name == "fab-t,eps=4_255"
 
 
 def test_a_grid_of_steps_is_one_trajectory_of_pgd_and_several_runs_of_others():
-    one = over_grid(get("madry-cifar10"), steps="1,10,100")
+    one = apply_grid(get("madry-cifar10"), steps="1,10,100")
     assert (one.steps, one.record) == (100, (1, 10, 100))
-    several = over_grid(get("apgd-ce"), steps="5,10")
+    several = apply_grid(get("apgd-ce"), steps="5,10")
     assert [part.steps for part in several.parts] == [5, 10]
     for base, words in ((SWEEPS["madry-imagenet"], "fixes its own"), (get("cw-l2"), "no number of steps")):
         with pytest.raises(InputError, match=words):
-            over_grid(base, steps="1,2")
+            apply_grid(base, steps="1,2")
     with pytest.raises(InputError, match="one of them"):
-        over_grid(get("madry-cifar10"), steps="1,2", eps="1/255")
+        apply_grid(get("madry-cifar10"), steps="1,2", eps="1/255")

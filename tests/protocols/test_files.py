@@ -59,19 +59,19 @@ def test_what_is_printed_as_toml_is_taken_back_edited(tmp_path):
     text = invoke("protocol", "madry-cifar10", "--toml").output
     file = tmp_path / "mine.toml"
     file.write_text(text)
-    assert files.named(str(file)) == PROTOCOLS["madry-cifar10"]
+    assert files.load_protocol(str(file)) == PROTOCOLS["madry-cifar10"]
     file.write_text(text.replace("steps = 20", "steps = 7").replace('name = "madry-cifar10"\n', ""))
     expected = dataclasses.replace(PROTOCOLS["madry-cifar10"], steps=7, name="mine")
-    assert files.named(str(file)) == expected
+    assert files.load_protocol(str(file)) == expected
     assert invoke("protocol", file).output.split()[0] == "mine"
-    assert files.protocol({"protocol": str(file), "restarts": 2}).restarts == 2
+    assert files.from_table({"protocol": str(file), "restarts": 2}).restarts == 2
     assert training.attack({"protocol": str(file)}) == expected
 
 
 def test_a_file_may_change_a_named_protocol(tmp_path):
     file = tmp_path / "longer.toml"
     file.write_text('protocol = "madry-cifar10"\nsteps = 100\neps = "4/255"\n')
-    found = files.named(str(file))
+    found = files.load_protocol(str(file))
     assert (found.name, found.steps, found.eps, found.step_size) == ("longer", 100, 4 / 255, 2 / 255)
     assert found.source == "madry-cifar10 with changes"
 
@@ -115,7 +115,7 @@ def test_files_that_are_wrong_are_named(tmp_path, text, words):
     file = tmp_path / "mine.toml"
     file.write_text(text)
     with pytest.raises(InputError, match=words) as raised:
-        files.named(str(file))
+        files.load_protocol(str(file))
     assert "mine.toml" in str(raised.value)
 
 

@@ -51,7 +51,7 @@ def test_targets_of_other_images_are_refused(data):
     ("rows", "words"),
     [
         ([(5, 2, 2)], "target 2 of image 5 is its true class"),
-        ([(5, 2, 4)], "target 4 of image 5 is no class: classes are 0 to 3"),
+        ([(5, 2, 4)], "target 4 of image 5 is not a class: classes are 0 to 3"),
         ([(5, 2, -1)], "target -1 of image 5"),
         ([(5, 4, 2)], "label 4 of image 5: classes are 0 to 3"),
         ([(-5, 1, 2)], "image -5"),
@@ -87,7 +87,7 @@ def test_targets_outside_the_model_s_classes_are_refused_before_anything_is_writ
     targets = dataclasses.replace(draw_targets(data), rows=tuple(rows), num_classes=classes)
     few = data.subset([i for i in range(50) if data.labels[i] < 7])
     id_ = int(few.ids[0])
-    with pytest.raises(InputError, match=rf"target {target} of image {id_} is no class: classes are 0 to 6"):
+    with pytest.raises(InputError, match=rf"target {target} of image {id_} is not a class: classes are 0 to 6"):
         rlr.evaluate(Bright(7), few, AIMED, targets=targets, out=tmp_path / "new", allow=GUARDS)
     assert not (tmp_path / "new").exists()
 

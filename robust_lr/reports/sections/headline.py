@@ -7,7 +7,7 @@ from dataclasses import replace
 from statistics import mean, stdev
 from typing import Any
 
-from ...protocols.base import length
+from ...protocols.base import format_distance
 from ...results.verdict import MISLED, SOUND, WEAK
 from ..blocks import Block, Cell, Column, Notice, Section, Table, count_cell, share_cell, text_cell
 from ..collect import Found
@@ -143,7 +143,7 @@ def details(report: Report) -> Section | None:
                 [
                     text_cell(model),
                     text_cell(group.name, detail=group.data),
-                    Cell(text=length(eps, str(group.protocol.get("norm", "linf"))), sort=eps),
+                    Cell(text=format_distance(eps, str(group.protocol.get("norm", "linf"))), sort=eps),
                     count_cell(group.seed),
                     share_cell(found.shares["clean"], f"{number}:clean"),
                     share_cell(found.shares["robust"], f"{number}:robust"),
