@@ -103,7 +103,9 @@ def _class(name: str) -> type[Attack]:
 
 def _verify(name: str, x: Tensor, x_adv: Tensor, eps: float | None, norm: str) -> None:
     if x_adv.shape != x.shape or not torch.isfinite(x_adv).all() or x_adv.min() < 0 or x_adv.max() > 1:
-        raise RunError(f"torchattacks' {name} returned images of another shape, not finite or outside [0, 1]")
+        raise RunError(
+            f"torchattacks' {name} returned images that are not all of the input's shape, finite and in [0, 1]"
+        )
     if eps is None:
         return
     distance, near = compare_with_ball(x, x_adv, eps, norm)

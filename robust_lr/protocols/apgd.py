@@ -26,7 +26,7 @@ class APGD(StepwiseProtocol):
 
     Args:
         eps: radius of the ball, in pixels of [0, 1].
-        norm: of the ball, "linf", "l2" or "l1"; in L1 without ``rho``.
+        norm: norm of the ball, "linf", "l2" or "l1"; in L1 without ``rho``.
         steps: iterations.
         loss: "cross-entropy" (APGD-CE), "margin" or "dlr".
         targets: 0, or the number of wrong classes, the likeliest on the clean image first, that are aimed at one after
@@ -37,7 +37,7 @@ class APGD(StepwiseProtocol):
         restarts: independent starts, for each target.
         rho: share of iterations that must raise the loss, or else the step size is halved.
         eot: passes of a random model that each gradient is averaged over; a deterministic one makes a single pass.
-        name, source: for reports, and where the values come from.
+        name, source: name in reports, and origin of the values.
 
     Raises:
         InputError: a value out of range.
@@ -74,27 +74,27 @@ class APGD(StepwiseProtocol):
 
     @property
     def objective(self) -> Objective:
-        """Objective that the attack ascends."""
+        """The objective that the attack ascends."""
         return LOSSES[self.loss]
 
     @property
     def objective_takes_targets(self) -> bool:
-        """True if the objective is handed target classes."""
+        """True if the objective takes target classes."""
         return self.targets > 0 or self.targeted
 
     @property
     def needs_targets(self) -> bool:
-        """True if the targets must be handed to ``evaluate``."""
+        """True if the targets must be passed to ``evaluate``."""
         return self.targeted and self.target == "given"
 
     def with_given_targets(self) -> APGD:
-        """The same attack on targets that are handed to ``evaluate``; InputError for an untargeted one."""
+        """Return the same attack with targets that are passed to ``evaluate``; InputError for an untargeted one."""
         return replace(self, target="given") if self.targeted else super().with_given_targets()
 
     def goals(
         self, model: Model, x: Tensor, labels: Tensor, ids: Tensor, num_classes: int, *, seed: int, draw: int = 0
     ) -> Tensor:
-        """Classes that the attack's loss is taken on, [N] int64: targets if ``targeted``, otherwise labels."""
+        """Return the classes of the attack's loss, [N] int64: targets if ``targeted``, otherwise labels."""
         if not self.targeted:
             return labels
         return targets.choose_targets(self.target, model, x, labels, ids, num_classes, seed=seed, draw=draw)
@@ -105,29 +105,29 @@ class APGD(StepwiseProtocol):
         return self.norm != "l1"
 
     def stepwise(self, seed: int) -> AutoPGD | SparsePGD:
-        """The attack as a sequence of queries."""
+        """Return the attack as a sequence of queries."""
         if self.norm == "l1":
             return SparsePGD(self.eps, self.steps + len(RADII) - 1)
         return AutoPGD(self.norm, self.eps, self.steps, self.rho)
 
     def starts(self, x: Tensor, ids: Tensor, *, seed: int, draw: int | Tensor = 0) -> Tensor:
-        """First iterates, like ``x`` [N, C, H, W], at the surface of the ball; in L1, in the first ball."""
+        """Return the first iterates, like ``x`` [N, C, H, W], at the surface of the ball; in L1, in the first ball."""
         if self.norm == "l1":
             return in_l1_ball(x, ids, RADII[0] * self.eps, seed=seed, draw=draw)
         return on_surface(x, ids, self.eps, self.norm, seed=seed, draw=draw)
 
     def draws(self, num_classes: int) -> int:
-        """The most runs of the attack on one image: restarts, for each target where there are several."""
+        """Return the maximum number of runs of the attack on one image: restarts, times targets if several."""
         return self.restarts * (min(self.targets, num_classes - 1) if self.targets else 1)
 
     def classes(self, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Classes that the next draw moves away from and towards, [N] each; -1 where there is none."""
+        """Return the classes that the next draw moves away from and towards, [N] each; -1 if there is none."""
         if not self.targets:
             return rows["label"], rows["target"]
         return rows["label"], rows["ranking"].gather(1, 1 + rows["draw"][:, None] // self.restarts)[:, 0]
 
     def values(self) -> dict[str, Any]:
-        """Every value that changes a number, and its source."""
+        """Return every value that changes a number, and its source."""
         return {"attack": "apgd", "criterion": self.criterion, **asdict(self)}
 
     def __str__(self) -> str:

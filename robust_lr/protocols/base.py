@@ -1,4 +1,4 @@
-"""Base of every protocol: the values of an attack, and everything that the harness needs to run it."""
+"""The base of every protocol: the values of an attack, and everything that the harness needs to run it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..utils.errors import InputError
 
 NORMS = ("linf", "l2", "l1")
 
-#: how a targeted attack gets its target
+#: ways to choose the target of a targeted attack
 TARGETS = ("uniform", "least-likely", "given")
 
 #: values that may be written as a fraction such as "8/255"
@@ -47,39 +47,39 @@ class Protocol(ABC):
         @property
         def source(self) -> str: ...
 
-    # not annotated, so that they are no fields of their own
+    # without annotations, so that they do not become dataclass fields
     criterion = "worst"
     targeted = False
     record = cast(tuple[int, ...], ())
-    #: passes of a random model that each gradient is averaged over
+    #: number of passes of a random model that each gradient is averaged over
     eot = 1
-    #: only so many images, those with the smallest ids; 0 for all
+    #: number of images, those with the smallest ids; 0 for all
     first = 0
-    #: only so many images, drawn by the seed with the same number from each class; 0 for all
+    #: number of images, drawn by the seed with equal numbers from all classes; 0 for all
     balanced = 0
 
     @abstractmethod
     def values(self) -> dict[str, Any]:
-        """Every value that changes a number, and its source."""
+        """Return every value that changes a number, and its source."""
 
     def check(self) -> None:  # noqa: B027 - most protocols have nothing left to check
-        """Check what only a library can know; InputError for a value that it refuses."""
+        """Check the values that only a library can check; InputError for a value that it refuses."""
 
     def attacks(self) -> tuple[Protocol, ...]:
-        """The attacks that run one after the other, each on the images that withstood those before."""
+        """Return the attacks that run one after the other, each on the images that withstood those before."""
         return (self,)
 
     def at(self, eps: float) -> Self:
-        """The same attack in another ball."""
+        """Return the same attack in another ball."""
         return self.with_values(eps=eps)
 
     def with_values(self, **values: Any) -> Self:
-        """The same attack with some fields replaced."""
+        """Return the same attack with some fields replaced."""
         return cast(Any, replace)(self, **values)  # type: ignore[no-any-return]
 
     @property
     def finds_distances(self) -> bool:
-        """True if the attack looks for each image's smallest perturbation; its verdict is on the nearest one found."""
+        """True if the attack minimizes the perturbation of each image; the nearest adversarial image is then judged."""
         return False
 
     @property
@@ -89,26 +89,26 @@ class Protocol(ABC):
 
     @property
     def is_keyed_by_image(self) -> bool:
-        """True if what happens to an image is independent of the images beside it."""
+        """True if the attack on an image does not depend on other images."""
         return True
 
     @property
     def needs_targets(self) -> bool:
-        """True if the targets must be handed to ``evaluate``."""
+        """True if the targets must be passed to ``evaluate``."""
         return False
 
     def with_given_targets(self) -> Self:
-        """The same attack on targets that are handed to ``evaluate``.
+        """Return the same attack with targets that are passed to ``evaluate``.
 
         Raises:
             InputError: the attack has no place for them.
         """
-        raise InputError(f"protocol {self.name!r} aims at no given class: leave the targets out")
+        raise InputError(f"protocol {self.name!r} takes no given targets: leave them out")
 
     def goals(
         self, model: Model, x: Tensor, labels: Tensor, ids: Tensor, num_classes: int, *, seed: int, draw: int = 0
     ) -> Tensor:
-        """Classes that the attack's loss is taken on, [N] int64: targets if ``targeted``, otherwise labels."""
+        """Return the classes of the attack's loss, [N] int64: targets if ``targeted``, otherwise labels."""
         return labels
 
 
@@ -123,7 +123,7 @@ class StepwiseProtocol(Protocol):
 
     @property
     def stays_in_ball(self) -> bool:
-        """True if every query lies in the ball; others count where they do."""
+        """True if every query lies in the ball; otherwise only queries inside it count."""
         return True
 
     @property
@@ -132,7 +132,7 @@ class StepwiseProtocol(Protocol):
         return self.criterion == "worst" and not self.finds_distances
 
     def final(self, x: Tensor, query: Tensor, best: Tensor | None) -> Tensor:
-        """The images to be judged where no success ended the attack; ``best`` is the state's, if it has one."""
+        """Return the images to judge if no success ended the attack; ``best`` is the state's, if it has one."""
         if self.finds_distances:
             assert best is not None, f"{type(self).__name__} keeps no best image"
             return best
@@ -144,16 +144,16 @@ class StepwiseProtocol(Protocol):
     @property
     @abstractmethod
     def objective(self) -> Objective:
-        """Objective that the attack ascends."""
+        """The objective that the attack ascends."""
 
     @property
     def objective_takes_targets(self) -> bool:
-        """True if the objective is handed target classes."""
+        """True if the objective takes target classes."""
         return self.targeted
 
     @abstractmethod
     def stepwise(self, seed: int) -> Stepwise:
-        """The attack as a sequence of queries."""
+        """Return the attack as a sequence of queries."""
 
     def evaluate_query(
         self,
@@ -172,19 +172,19 @@ class StepwiseProtocol(Protocol):
         return evaluate_objective(model, query, rows["away"], targets, self.objective, needs_gradient)
 
     def passes_per_query(self, num_classes: int) -> tuple[int, int]:
-        """Forward and backward passes that one such look takes."""
+        """Return the numbers of forward and backward passes that one query takes."""
         return 1, 1
 
     def starts(self, x: Tensor, ids: Tensor, *, seed: int, draw: int | Tensor = 0) -> Tensor:
-        """First iterates, like ``x`` [N, C, H, W]; ``draw`` is the number of the restart or epoch, one or [N]."""
+        """Return first iterates, like ``x`` [N, C, H, W]; ``draw`` is the number of the restart or epoch."""
         return clean(x)
 
     def draws(self, num_classes: int) -> int:
-        """The most runs of the attack on one image: restarts, for each target where there are several."""
+        """Return the maximum number of runs on one image: restarts, times targets if there are several."""
         return self.restarts
 
     def classes(self, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Classes that the next draw moves away from and towards, [N] each; -1 where there is none.
+        """Return the classes that the next draw moves away from and towards, [N] each; -1 if there is none.
 
         ``rows`` has the columns label, target, clean (the prediction), ranking (classes by logit, the largest first)
         and draw.
@@ -193,12 +193,12 @@ class StepwiseProtocol(Protocol):
 
 
 def format_distance(value: float, norm: str) -> str:
-    """A distance as people write it: 0.0627... -> "16/255" in L-infinity, "0.5 (L2)" in L2."""
+    """Write a distance as usual: 0.0627... -> "16/255" in L-infinity, "0.5 (L2)" in L2."""
     return f"{value * 255:.4g}/255" if norm == "linf" else f"{value:.4g} ({norm.upper()})"
 
 
 def parse_distance(key: str, value: Any, section: str = "") -> Any:
-    """The number for a distance that is written as a fraction; any other value as it is."""
+    """Convert a distance that is written as a fraction to a number; return any other value as it is."""
     if key not in DISTANCES or not isinstance(value, str):
         return value
     try:

@@ -16,9 +16,9 @@ class Cascade(Protocol):
 
     Args:
         parts: untargeted attacks in one ball.
-        first: only so many images, those with the smallest ids; 0 for all.
-        balanced: only so many images, drawn by the seed with the same number from each class; 0 for all.
-        name, source: for reports, and where the values come from.
+        first: number of images, those with the smallest ids; 0 for all.
+        balanced: number of images, drawn by the seed with equal numbers from all classes; 0 for all.
+        name, source: name in reports, and origin of the values.
 
     Raises:
         InputError: no parts, one that does not end at its first success, parts of different balls or of one name.
@@ -62,11 +62,11 @@ class Cascade(Protocol):
 
     @property
     def is_keyed_by_image(self) -> bool:
-        """True if what happens to an image is independent of the images beside it."""
+        """True if the attack on an image does not depend on other images."""
         return all(part.is_keyed_by_image for part in self.parts)
 
     def check(self) -> None:
-        """Check what only a library can know; InputError for a value that it refuses."""
+        """Check the values that only a library can check; InputError for a value that it refuses."""
         for part in self.parts:
             part.check()
 
@@ -79,7 +79,7 @@ class Cascade(Protocol):
         return replace(self, parts=tuple(part.at(eps) for part in self.parts))
 
     def values(self) -> dict[str, Any]:
-        """Every value that changes a number, and its source."""
+        """Return every value that changes a number, and its source."""
         return {
             "attack": "cascade",
             "eps": self.eps,

@@ -21,7 +21,7 @@ MAX_NAME = 120
 
 
 def with_changes(base: Protocol, changes: Mapping[str, Any]) -> Protocol:
-    """``base`` with other values, named after it and them (``fab-t,eps=4_255``) unless they include a name.
+    """Change values of ``base``; the name lists the changes (``fab-t,eps=4_255``) unless they include a name.
 
     Distances may be fractions such as "16/255"; the options of a library attack are a table of those that change.
 
@@ -54,16 +54,16 @@ def with_changes(base: Protocol, changes: Mapping[str, Any]) -> Protocol:
 
 
 def list_changes(base: Protocol, changed: Protocol) -> list[str]:
-    """The values of ``changed`` that ``base`` has not, as "key=value" with a fraction written as 4_255."""
+    """List the values in which ``changed`` differs from ``base``, as "key=value" with a fraction written as 4_255."""
     ours, theirs = (_flatten(protocol.values()) for protocol in (changed, base))
     keys = [key for key in ours if key not in ("name", "source") and ours[key] != theirs.get(key)]
-    if isinstance(changed, Cascade):  # whose parts are all in its ball
+    if isinstance(changed, Cascade):  # all of its parts share its ball
         keys = [key for key in keys if key in ("eps", "first", "balanced")]
     return [f"{key}={_format_value(key, ours[key])}" for key in keys]
 
 
 def name_after(name: str, words: Sequence[str]) -> str:
-    """A name that is a folder's name as well, and differs where the changes do."""
+    """Make a name that is valid as a folder name and unique to the changes."""
     whole = ",".join([name, *words])
     if len(whole) > MAX_NAME or re.search(r"[^\w.,=+-]", whole.removeprefix(name)):
         return f"{name},{hashlib.sha256(whole.encode()).hexdigest()[:12]}"
@@ -85,7 +85,7 @@ def _format_value(key: str, value: Any) -> str:
 
 
 def apply_grid(base: Protocol | Sweep, *, eps: str | None = None, steps: str | None = None) -> Protocol | Sweep:
-    """``base`` over a grid: "0,2,4,8/255" of eps, or "1,10,100" steps; a single value changes it alone.
+    """Run ``base`` over a grid, "0,2,4,8/255" of eps or "1,10,100" steps; a single value only changes the protocol.
 
     A sweep takes a grid for its own axis. PGD takes steps from one trajectory; with another eps its step size changes
     in proportion.
@@ -94,7 +94,7 @@ def apply_grid(base: Protocol | Sweep, *, eps: str | None = None, steps: str | N
         InputError: both grids at once, one that is no list of increasing numbers, or an attack without such a value.
     """
     if eps is not None and steps is not None:
-        raise InputError("`eps` and `steps`: give a grid for one of them, and set the other value alone")
+        raise InputError("`eps` and `steps`: give only one of them")
     if eps is not None:
         return _apply_eps_grid(base, parse_distances(eps))
     if steps is not None:
@@ -112,7 +112,7 @@ def _apply_eps_grid(base: Protocol | Sweep, grid: Sequence[float]) -> Protocol |
     else:
         pattern = base
     if not pattern.eps:
-        raise InputError(f"`eps`: protocol {base.name!r} has eps = 0, which no other eps is in proportion to")
+        raise InputError(f"`eps`: protocol {base.name!r} has eps = 0, so its step size cannot be scaled to another eps")
     return Sweep(
         name=name_after(base.name, ["eps=" + "+".join(_format_value("eps", eps) for eps in grid)]),
         axis="eps",

@@ -1,4 +1,4 @@
-"""Attacks of the user's own as protocols."""
+"""Users' own attacks as protocols."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ Attack = Callable[[Any, Tensor, Tensor, Tensor | None], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Custom(Protocol):
-    """An attack of the user's own: ``function(model, x, labels, targets) -> x_adv``.
+    """A user's own attack: ``function(model, x, labels, targets) -> x_adv``.
 
-    What it returns must lie in the ball and in [0, 1], and is judged by a pass of the model itself. ``targets`` is None
+    Its results must lie in the ball and in [0, 1], and are judged by a pass of the model itself. ``targets`` is None
     unless the attack is targeted.
 
     Args:
-        function: called with images [n, C, H, W], labels and targets [n]; None for one that is only read about.
-        eps, norm: of the ball that it must stay in.
-        targeted, target: whether it aims at classes, and which: "uniform" over the wrong ones, or "given".
-        together: whether the images of a batch are attacked together. By default each is attacked by itself, with
-            PyTorch's generator seeded by (seed, image id), so that nothing depends on the images beside it.
+        function: called with images [n, C, H, W], labels and targets [n]; None if the protocol comes from a record.
+        eps, norm: the ball that the attack must stay in.
+        targeted, target: whether it aims at target classes, and which: "uniform" over the wrong classes, or "given".
+        together: attack the images of a batch together. By default each image is attacked separately, with PyTorch's
+            generator seeded by (seed, image id), so that nothing depends on other images.
         entry, code_sha256: name of the function, and hash of its code; filled in from the function.
-        name, source: for reports, and where the values come from.
+        name, source: name in reports, and origin of the values.
 
     Raises:
         InputError: a value out of range, or something that cannot be called.
@@ -74,16 +74,16 @@ class Custom(Protocol):
 
     @property
     def is_keyed_by_image(self) -> bool:
-        """True if what happens to an image is independent of the images beside it."""
+        """True if the attack on an image does not depend on other images."""
         return not self.together
 
     @property
     def needs_targets(self) -> bool:
-        """True if the targets must be handed to ``evaluate``."""
+        """True if the targets must be passed to ``evaluate``."""
         return self.target == "given"
 
     def with_given_targets(self) -> Custom:
-        """The same attack on targets that are handed to ``evaluate``; InputError for an untargeted one."""
+        """Return the same attack with targets that are passed to ``evaluate``; InputError for an untargeted one."""
         return replace(self, target="given") if self.targeted else super().with_given_targets()
 
     def goals(
@@ -93,7 +93,7 @@ class Custom(Protocol):
         return targets.uniform(labels, ids, num_classes, seed=seed, draw=draw) if self.targeted else labels
 
     def values(self) -> dict[str, Any]:
-        """Every value that changes a number, and its source."""
+        """Return every value that changes a number, and its source."""
         values = asdict(replace(self, function=None, entry=self.entry, code_sha256=self.code_sha256))
         del values["function"]
         return {"attack": "custom", "criterion": self.criterion, **values}
@@ -103,7 +103,7 @@ class Custom(Protocol):
 
 
 def code_hash(function: Attack) -> str:
-    """SHA-256 of the file that a function is in, else of its name: a changed attack is another evaluation."""
+    """Return the SHA-256 of the file that defines a function, else of its type: changed code is another evaluation."""
     try:
         file = inspect.getsourcefile(inspect.unwrap(function)) or inspect.getsourcefile(type(function))
     except TypeError:

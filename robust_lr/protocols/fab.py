@@ -25,7 +25,7 @@ class FAB(StepwiseProtocol):
 
     Args:
         eps: radius of the ball in which a success counts, in pixels of [0, 1].
-        norm: of the ball, "linf", "l2" or "l1".
+        norm: norm of the ball, "linf", "l2" or "l1".
         steps: iterations, each with one gradient and one more query.
         targets: number of wrong classes, the likeliest on the clean image first, that are aimed at one after the
             other. Where there are fewer wrong classes, it is as many as there are. 0 is the untargeted attack, which
@@ -34,7 +34,7 @@ class FAB(StepwiseProtocol):
         alpha_max: most weight of the step from the clean image.
         eta: overshoot beyond the boundary.
         beta: factor by which an adversarial image is drawn towards the clean one.
-        name, source: for reports, and where the values come from.
+        name, source: name in reports, and origin of the values.
 
     Raises:
         InputError: a value out of range.
@@ -67,7 +67,7 @@ class FAB(StepwiseProtocol):
 
     @property
     def stays_in_ball(self) -> bool:
-        """True if every query lies in the ball; others count where they do."""
+        """True if every query lies in the ball; otherwise only queries inside it count."""
         return False
 
     @property
@@ -77,7 +77,7 @@ class FAB(StepwiseProtocol):
 
     @property
     def objective_takes_targets(self) -> bool:
-        """True if the objective is handed target classes."""
+        """True if the objective takes target classes."""
         return self.targets > 0
 
     def evaluate_query(
@@ -96,15 +96,15 @@ class FAB(StepwiseProtocol):
         return super().evaluate_query(model, query, rows, targets, needs_gradient, seed=seed)
 
     def passes_per_query(self, num_classes: int) -> tuple[int, int]:
-        """Forward and backward passes that one look takes."""
+        """Return the numbers of forward and backward passes that one query takes."""
         return 1, 1 if self.targets else num_classes - 1
 
     def stepwise(self, seed: int) -> FastAdaptiveBoundary:
-        """The attack as a sequence of queries."""
+        """Return the attack as a sequence of queries."""
         return FastAdaptiveBoundary(self.norm, self.steps, self.alpha_max, self.eta, self.beta)
 
     def starts(self, x: Tensor, ids: Tensor, *, seed: int, draw: int | Tensor = 0) -> Tensor:
-        """First iterates, like ``x`` [N, C, H, W]: the images, or for further restarts points half of eps away."""
+        """Return first iterates: the images, or for further restarts points at half of eps."""
         if self.restarts == 1:
             return x
         restart = torch.as_tensor(draw, device=x.device) % self.restarts
@@ -112,17 +112,17 @@ class FAB(StepwiseProtocol):
         return torch.where((restart > 0).view(-1, 1, 1, 1), away, x)
 
     def draws(self, num_classes: int) -> int:
-        """The most runs of the attack on one image: restarts for each target."""
+        """Return the maximum number of runs of the attack on one image: restarts times targets."""
         return self.restarts * (min(self.targets, num_classes - 1) if self.targets else 1)
 
     def classes(self, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Classes that the next draw moves away from and towards, [N] each."""
+        """Return the classes that the next draw moves away from and towards, [N] each."""
         if not self.targets:
             return rows["label"], rows["target"]
         return rows["label"], rows["ranking"].gather(1, 1 + rows["draw"][:, None] // self.restarts)[:, 0]
 
     def values(self) -> dict[str, Any]:
-        """Every value that changes a number, and its source."""
+        """Return every value that changes a number, and its source."""
         return {"attack": "fab", "criterion": self.criterion, **asdict(self)}
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Protocols as tables of values: what is printed, written as TOML, and read back from a file of the user's."""
+"""Protocols as tables of values, which are printed, written as TOML, and read back from users' files."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ _LIBRARY = "torchattacks "
 
 
 def from_values(values: Mapping[str, Any]) -> Protocol:
-    """The protocol whose ``values()`` these are; distances may be fractions such as "16/255".
+    """Make the protocol whose ``values()`` these are; distances may be fractions such as "16/255".
 
     Raises:
-        InputError: a kind of attack or a key that there is not, a value that is missing, of the wrong type or out of
-            range, or one that this kind of attack does not leave open.
+        InputError: an unknown kind of attack or key, or a value that is missing, of the wrong type, out of range, or
+            not free for this kind of attack.
     """
     rest = dict(values)
     kind = rest.pop("attack", None)
@@ -89,12 +89,12 @@ def convert_values(kind: type[Any], values: Mapping[str, Any], without: tuple[st
 
 
 def _additional_names(kind: type[Any]) -> list[str]:
-    """Names that ``values()`` prints although they are not open to choice."""
+    """Return names that ``values()`` includes although users cannot choose their values."""
     return [name for name in ("criterion", "norm", "eps") if hasattr(kind, name)]
 
 
 def _check_fixed_values(protocol: Protocol, values: Mapping[str, Any]) -> None:
-    """InputError if one of the values is not what the protocol has."""
+    """Raise InputError if one of the values differs from the protocol's."""
     for key, value in values.items():
         own = getattr(protocol, key)
         wanted = parse_distance(key, value)
@@ -103,7 +103,7 @@ def _check_fixed_values(protocol: Protocol, values: Mapping[str, Any]) -> None:
 
 
 def to_toml(protocol: Protocol, head: str = "") -> str:
-    """The protocol's values as TOML, which ``from_values`` turns into the same protocol."""
+    """Write the protocol's values as TOML, from which ``from_values`` makes the same protocol."""
     return head + "\n".join(_lines(protocol.values(), "")) + "\n"
 
 
@@ -122,7 +122,7 @@ def _is_list_of_tables(value: Any) -> bool:
 
 
 def to_literal(key: str, value: Any) -> str:
-    """A value in TOML, where numbers, strings, booleans and lists look as in JSON; distances as fractions of 255."""
+    """Write a value in TOML, where scalars and lists look as in JSON; write distances as fractions of 255."""
     if key in DISTANCES and isinstance(value, float):
         levels = round(value * 255, 6)
         if levels == int(levels) and int(levels) / 255 == value:
@@ -131,14 +131,14 @@ def to_literal(key: str, value: Any) -> str:
 
 
 def from_table(table: Mapping[str, Any], default: str = "lrnet-train") -> Protocol:
-    """A named ``protocol``, whose values the other keys replace; eps and step_size may be "16/255"."""
+    """Read a table that names a ``protocol`` and replaces some of its values; eps and step_size may be "16/255"."""
     changes = dict(table)
     base = load_protocol(changes.pop("protocol", default))
     return with_changes(base, changes) if changes else base
 
 
 def load_protocol(name: str) -> Protocol:
-    """A protocol of ``protocols.PROTOCOLS``, or what a TOML file says: every value, or a ``protocol`` and changes."""
+    """Load a protocol by name, or from a TOML file with all of its values, or with a ``protocol`` and changes."""
     if not str(name).endswith(".toml"):
         return get(name)
     table = read_toml(Path(name))

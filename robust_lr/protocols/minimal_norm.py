@@ -1,4 +1,4 @@
-"""Attacks for each image's smallest perturbation, as protocols: one run gives robust accuracy at every eps."""
+"""Minimum-norm attacks as protocols: one run gives robust accuracy at every eps."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .base import NORMS, StepwiseProtocol, convert_fractions, format_distance
 
 @dataclass(frozen=True, kw_only=True)
 class MinimalNorm(StepwiseProtocol):
-    """An untargeted attack for the smallest perturbation, from the clean image.
+    """An untargeted minimum-norm attack that starts from the clean image.
 
-    The distance in each row is that of the nearest adversarial image. Images count as robust at ``eps`` if none was
-    found within it; results are drawn for other radii as well.
+    The distance in each row is that of the nearest adversarial image. An image is robust at ``eps`` if none was found
+    within that radius; results for other radii follow from the same run.
 
     Args:
         eps: radius for the headline figure, in pixels of [0, 1].
         steps: queries, each with one gradient.
         gamma: share by which the radius grows or shrinks.
-        source: where the values come from.
+        source: origin of the values.
 
     Raises:
         InputError: a value out of range.
@@ -49,7 +49,7 @@ class MinimalNorm(StepwiseProtocol):
 
     @property
     def stays_in_ball(self) -> bool:
-        """True if every query lies in the ball; others count where they do."""
+        """True if every query lies in the ball; otherwise only queries inside it count."""
         return False
 
     @property
@@ -58,7 +58,7 @@ class MinimalNorm(StepwiseProtocol):
         return True
 
     def values(self) -> dict[str, Any]:
-        """Every value that changes a number, and its source."""
+        """Return every value that changes a number, and its source."""
         values = {"attack": self.kind, "criterion": self.criterion, "norm": self.norm, **asdict(self)}
         return {**values, "name": values.pop("name"), "source": values.pop("source")}
 
@@ -92,11 +92,11 @@ class FMN(MinimalNorm):
 
     @property
     def objective(self) -> Objective:
-        """Objective that the attack ascends."""
+        """The objective that the attack ascends."""
         return margin
 
     def stepwise(self, seed: int) -> FastMinimumNorm:
-        """The attack as a sequence of queries."""
+        """Return the attack as a sequence of queries."""
         return FastMinimumNorm(self.norm, self.steps, self.step_size, self.gamma)
 
 
@@ -121,9 +121,9 @@ class DDN(MinimalNorm):
 
     @property
     def objective(self) -> Objective:
-        """Objective that the attack ascends."""
+        """The objective that the attack ascends."""
         return cross_entropy
 
     def stepwise(self, seed: int) -> DecoupledDirectionNorm:
-        """The attack as a sequence of queries."""
+        """Return the attack as a sequence of queries."""
         return DecoupledDirectionNorm(self.steps, self.radius, self.gamma)

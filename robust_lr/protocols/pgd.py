@@ -22,7 +22,7 @@ from .base import TARGETS, StepwiseProtocol, convert_fractions, format_distance
 
 STARTS = ("uniform", "clean", "normal")
 LABELS = ("true", "predicted")
-#: largest kernel that gradients are convolved with
+#: maximum size of the kernel that gradients are convolved with
 MAX_SMOOTHING = 63
 CRITERIA = ("last", "worst")
 
@@ -35,7 +35,7 @@ class PGD(StepwiseProtocol):
         eps: radius of the ball, in pixels of [0, 1].
         step_size: same unit.
         steps: gradient steps.
-        norm: of the ball, "linf" or "l2".
+        norm: norm of the ball, "linf" or "l2".
         loss: "cross-entropy", "margin" (Carlini and Wagner 2017) or "dlr" (Croce and Hein 2020).
         momentum: decay factor of the gradients that came before (MI-FGSM, Dong et al. 2018); 0 is plain PGD.
         targeted: towards a target class instead of away from a label.
@@ -56,7 +56,7 @@ class PGD(StepwiseProtocol):
         eot: passes of a random model that each gradient is averaged over; a deterministic one makes a single pass.
         record: numbers of steps at which the figures are recorded as well, a curve from one trajectory.
         name: for reports.
-        source: where the values come from.
+        source: origin of the values.
 
     Raises:
         InputError: a value out of range.
@@ -114,7 +114,7 @@ class PGD(StepwiseProtocol):
 
     @property
     def objective(self) -> Objective:
-        """Objective that the attack ascends."""
+        """The objective that the attack ascends."""
         return LOSSES[self.loss]
 
     @property
@@ -124,17 +124,17 @@ class PGD(StepwiseProtocol):
 
     @property
     def needs_targets(self) -> bool:
-        """True if the targets must be handed to ``evaluate``."""
+        """True if the targets must be passed to ``evaluate``."""
         return self.targeted and self.target == "given"
 
     def with_given_targets(self) -> PGD:
-        """The same attack on targets that are handed to ``evaluate``; InputError for an untargeted one."""
+        """Return the same attack with targets that are passed to ``evaluate``; InputError for an untargeted one."""
         return replace(self, target="given") if self.targeted else super().with_given_targets()
 
     def goals(
         self, model: Model, x: Tensor, labels: Tensor, ids: Tensor, num_classes: int, *, seed: int, draw: int = 0
     ) -> Tensor:
-        """Classes that the attack's loss is taken on, [N] int64: targets if ``targeted``, otherwise labels."""
+        """Return the classes of the attack's loss, [N] int64: targets if ``targeted``, otherwise labels."""
         if self.targeted:
             return targets.choose_targets(self.target, model, x, labels, ids, num_classes, seed=seed, draw=draw)
         if self.label == "predicted":
@@ -143,7 +143,7 @@ class PGD(StepwiseProtocol):
         return labels
 
     def starts(self, x: Tensor, ids: Tensor, *, seed: int, draw: int | Tensor = 0) -> Tensor:
-        """First iterates, like ``x`` [N, C, H, W]; ``draw`` is the number of the restart or epoch, one or [N]."""
+        """Return first iterates, like ``x`` [N, C, H, W]; ``draw`` is the number of the restart or epoch."""
         if self.start == "clean":
             return starts.clean(x)
         if self.start == "normal":
@@ -151,7 +151,7 @@ class PGD(StepwiseProtocol):
         return starts.in_ball(x, ids, self.eps, self.norm, seed=seed, draw=draw)
 
     def stepwise(self, seed: int) -> ProjectedGradient:
-        """The attack as a sequence of queries."""
+        """Return the attack as a sequence of queries."""
         return ProjectedGradient(
             self.norm, self.eps, self.step_size, self.steps, self.momentum, is_memoryless=not self.diversity
         )
@@ -180,11 +180,11 @@ class PGD(StepwiseProtocol):
         return logits, loss, smooth_gradient(gradient, self.smoothing) if self.smoothing else gradient
 
     def passes_per_query(self, num_classes: int) -> tuple[int, int]:
-        """Forward and backward passes that one look takes."""
+        """Return the numbers of forward and backward passes that one query takes."""
         return 1 + (self.diversity > 0), 1
 
     def classes(self, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Classes that the attack moves away from and towards, [N] each; -1 where there is none."""
+        """Return the classes that the attack moves away from and towards, [N] each; -1 if there is none."""
         return rows["clean"] if self.label == "predicted" else rows["label"], rows["target"]
 
     def perturb(
@@ -201,12 +201,12 @@ class PGD(StepwiseProtocol):
         loss: Objective | None = None,
         end_at_cycles: bool = False,
     ) -> Tensor:
-        """Adversarial images of ``x`` [N, C, H, W]; ``goals`` are the labels or the targets.
+        """Attack the images ``x`` [N, C, H, W]; ``goals`` are the labels or the targets.
 
-        ``start`` and ``loss`` take the place of the protocol's; ``end_at_cycles`` as in ``attacks.pgd_linf``.
+        ``start`` and ``loss`` override the protocol's; ``end_at_cycles`` as in ``attacks.pgd_linf``.
 
         Raises:
-            InputError: gradients through diverse images or smoothed, which are for evaluations.
+            InputError: ``diversity`` or ``smoothing``, which are for evaluations only.
         """
         if self.diversity or self.smoothing:
             raise InputError("diversity and smoothing are for evaluations: train without them")
@@ -228,7 +228,7 @@ class PGD(StepwiseProtocol):
         )
 
     def values(self) -> dict[str, Any]:
-        """Every value that changes a number, and its source; ``target`` or ``label`` where it plays a part."""
+        """Return every value that changes a number, and its source; ``target`` or ``label`` where it plays a part."""
         values = {"attack": "pgd", **asdict(self), "record": list(self.record)}
         del values["label" if self.targeted else "target"]
         return values
@@ -238,7 +238,7 @@ class PGD(StepwiseProtocol):
         return f"{kind} {self.values_in_words()}"
 
     def values_in_words(self) -> str:
-        """The values that targeted and untargeted attacks share, where they are not the usual ones."""
+        """Describe the values that targeted and untargeted attacks share, leaving out usual ones."""
         unusual = [
             *[f"{self.loss} loss"] * (self.loss != "cross-entropy"),
             *[f"momentum {self.momentum:g}"] * (self.momentum > 0),

@@ -23,11 +23,11 @@ class Square(StepwiseProtocol):
 
     Args:
         eps: radius of the ball, in pixels of [0, 1].
-        norm: of the ball, "linf", "l2" or "l1".
+        norm: norm of the ball, "linf", "l2" or "l1".
         queries: of the model.
         p: share of the pixels in the first squares.
         restarts: independent searches.
-        name, source: for reports, and where the values come from.
+        name, source: name in reports, and origin of the values.
 
     Raises:
         InputError: a value out of range.
@@ -57,7 +57,7 @@ class Square(StepwiseProtocol):
 
     @property
     def objective(self) -> Objective:
-        """Objective that the attack ascends."""
+        """The objective that the attack ascends."""
         return margin
 
     @property
@@ -66,7 +66,7 @@ class Square(StepwiseProtocol):
         return False
 
     def stepwise(self, seed: int) -> SquareSearch | WindowSearch:
-        """The attack as a sequence of queries."""
+        """Return the attack as a sequence of queries."""
         if self.norm != "linf":
             return WindowSearch(self.norm, self.eps, self.queries, self.p, seed)
         return SquareSearch(self.eps, self.queries, self.p, seed)
@@ -77,7 +77,7 @@ class Square(StepwiseProtocol):
         return attack.first(x, ids.to(x.device), draw)
 
     def values(self) -> dict[str, Any]:
-        """Every value that changes a number, and its source."""
+        """Return every value that changes a number, and its source."""
         return {"attack": "square", "criterion": self.criterion, **asdict(self)}
 
     def __str__(self) -> str:

@@ -17,7 +17,7 @@ class Sweep:
     Args:
         axis: the value that differs, "eps" or "steps".
         parts: in increasing order of that value.
-        name, source: for reports, and where the values come from.
+        name, source: name in reports, and origin of the values.
 
     Raises:
         InputError: no parts, or parts out of order.
@@ -35,7 +35,7 @@ class Sweep:
             raise InputError(f"{self.axis} = {values}: a sweep needs increasing values")
 
     def values(self) -> dict[str, Any]:
-        """Every value that changes a number, and its source."""
+        """Return every value that changes a number, and its source."""
         parts = [part.values() for part in self.parts]
         return {"attack": "sweep", "axis": self.axis, "parts": parts, "name": self.name, "source": self.source}
 

@@ -26,7 +26,7 @@ class Library(Protocol):
         together: whether the images of a batch may be attacked together. By default each is attacked by itself, with a
             generator seeded by (seed, image id), so that nothing depends on the images beside it: most of these
             attacks draw random numbers for a whole batch, or stop by the loss of a whole batch.
-        name, source: for reports, and where the values come from.
+        name, source: name in reports, and origin of the values.
 
     Raises:
         InputError: a value out of range, or an option that contradicts the protocol's eps or norm.
@@ -70,11 +70,11 @@ class Library(Protocol):
 
     @property
     def is_keyed_by_image(self) -> bool:
-        """True if what happens to an image is independent of the images beside it."""
+        """True if the attack on an image does not depend on other images."""
         return not self.together
 
     def values(self) -> dict[str, Any]:
-        """Every value that changes a number, and its source."""
+        """Return every value that changes a number, and its source."""
         values = {key: value for key, value in asdict(self).items() if key not in ("attack", "options")}
         return {
             "attack": f"torchattacks {self.attack}",

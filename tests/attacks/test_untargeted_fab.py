@@ -7,7 +7,7 @@ from torch import nn
 import robust_lr as rlr
 from robust_lr.attacks.fast_adaptive_boundary import find_nearest_boundary
 from robust_lr.evaluation.guards import GUARDS
-from robust_lr.models.folding import attackable
+from robust_lr.models.folding import make_attackable
 from robust_lr.protocols import FAB
 
 DUAL = {"linf": 1, "l2": 2, "l1": float("inf")}
@@ -42,7 +42,7 @@ def test_the_nearest_boundary_is_that_of_the_whole_jacobian(norm):
 def test_one_graph_serves_all_classes_in_folded_networks_too():
     """Their kernels may write into buffers that a second backward pass needs."""
     model = rlr.build_model("lrnet26", width=1 / 16, stem="small", in_channels=1, num_classes=10)
-    folded = attackable(model.eval().requires_grad_(False))
+    folded = make_attackable(model.eval().requires_grad_(False))
     x, _, _ = rlr.data.load("fashion-mnist-mini", "test").batch(torch.arange(16))
     labels = torch.arange(16) % 10
     _, values, gradient = find_nearest_boundary(folded, x, labels, "l2")
