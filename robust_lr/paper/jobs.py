@@ -39,12 +39,14 @@ class Attack:
         name: of its column and folder.
         limit: the number of test images, 0 for all.
         runs: only so many training runs of each network are attacked, 0 for all.
+        check: how thoroughly the result is probed, a name of ``results.verdict.LEVELS``.
     """
 
     name: str
     protocol: Protocol
     limit: int = 0
     runs: int = 0
+    check: str = "default"
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,7 @@ def run_job(number: int, job: Job, tell: Callable[[Event], None]) -> None:
             out=job.evaluation(attack),
             resume=True,
             name=f"{job.label} {job.regime}",
+            check=attack.check,
             workers=workers,
             progress=lambda done, n, i=i: tell(  # type: ignore[misc]
                 Event(number, "attack", i * n + done, len(job.attacks) * n)

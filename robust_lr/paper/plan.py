@@ -53,9 +53,10 @@ def plan_row(table: Table, row: TableRow, regime: str, *, processes: int, images
     config = row.configs[regime]
     training = plan(config, processes=processes, images=images, steps=steps)
     pass_seconds = training.seconds / training.images / (config.attack.steps + TRAINING_PASS)
-    attacks = [attack for run in range(table.seeds) for attack in table.attacks(regime, run)]
+    runs = len(table.seeds_of(row, regime))
+    attacks = [attack for run in range(runs) for attack in table.attacks(regime, run)]
     passes = sum((attack.limit or TEST_IMAGES) * most_passes(attack) for attack in attacks)
-    return RowPlan(row.label, regime, training, passes * pass_seconds / processes / 3600, table.seeds)
+    return RowPlan(row.label, regime, training, passes * pass_seconds / processes / 3600, runs)
 
 
 def most_passes(attack: Attack) -> int:

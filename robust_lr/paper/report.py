@@ -54,7 +54,7 @@ def accuracies(table: Table, number: int, results: Mapping[tuple[str, str, int, 
             out.add_row(
                 row.label,
                 Text(f"{statistics.mean(top1):.1f}", style="bold"),
-                Text(f"{statistics.stdev(top1):.1f}" if several else interval(found.top1), style="dim"),
+                Text(f"{statistics.stdev(top1):.1f}" if len(runs) > 1 else interval(found.top1), style="dim"),
                 f"{statistics.mean(top5):.1f}" if top5 else "-",
                 *(figure(row.paper.get(column)) for column in given),
                 f"{found.parameters / 1e6:.2f}",
@@ -147,11 +147,13 @@ def robustness(
     first = next(iter(results.values()))
     names, several = [*table.protocols], table.seeds > 1
     runs = f", mean of {table.seeds} training runs" if several else ""
+    once = [regime for regime in table.regimes if len(table.seeds_of(table.rows[0], regime)) == 1 < table.seeds]
     out = RichTable(
         title=f"Table {number} on {first.data}, {first.n} test images: top-1 accuracy in %{runs}",
         caption=f"{table.attacks('regular', 0)[0].protocol}; last iterate. "
         f"95 % intervals over {'training runs and images' if several else 'images'}"
-        f"{'; +-: standard deviation over the runs' if several else ''}. The paper's figures are on ImageNet. "
+        f"{'; +-: standard deviation over the runs' if several else ''}"
+        f"{f'; {once[0]} training: one run, intervals over images' if once else ''}. The paper's figures are on ImageNet. "
         f"{verdicts_in_words([result.judgment for result in results.values()])}",
         box=box.SIMPLE_HEAD,
         padding=(0, 0, 0, 1),  # 80 columns are enough
@@ -168,11 +170,11 @@ def robustness(
             for name in [CLEAN, *names]:
                 paper = row.paper.get(("" if regime == "adversarial" else "regular-") + name)
                 attack, figure = (names[0], "clean") if name == CLEAN else (name, "robust")
-                if several:
+                if len(table.seeds_of(row, regime)) > 1:
                     cells.append(cell_of_runs(outcomes.estimates(row.label, regime, attack)[figure], paper))
                 else:
                     result = results[row.label, regime, seed, attack]
-                    cells.append(cell(result.clean if name == CLEAN else result.robust, paper))
+                    cells.append(cell(result.clean if name == CLEAN else result.robust, paper, several))
         lines = Text(f"{row.label}\n").append("+-\n95 %\n" if several else "95 %\n", style="dim")
         out.add_row(lines.append("paper", style="italic"), *cells, end_section=True)
     return out
@@ -265,8 +267,9 @@ def claims(verdicts: Sequence[Verdict]) -> RichTable:
     return out
 
 
-def cell(share: Proportion, paper: float | None) -> Text:
-    text = Text(f"{value(share)}\n", style="bold").append(interval(share), style="not bold dim")
+def cell(share: Proportion, paper: float | None, beside_several: bool) -> Text:
+    text = Text(f"{value(share)}\n", style="bold")
+    text.append(f"-\n{interval(share)}" if beside_several else interval(share), style="not bold dim")
     return text if paper is None else text.append(f"\n{paper:.1f}", style="not bold italic")
 
 

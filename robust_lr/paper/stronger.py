@@ -7,13 +7,15 @@ from typing import Any
 
 from ..protocols.files import from_table
 from ..protocols.presets import SWEEPS
-from ..utils.checks import at_least, typed
+from ..results.verdict import LEVELS
+from ..utils.checks import at_least, check_name, typed
 from ..utils.errors import InputError
 from .jobs import Attack
 
 
 def read_stronger(entries: Any) -> tuple[Attack, ...]:
-    """Read [[stronger]]: a protocol with changes or a sweep, a name, and how many images and training runs it takes.
+    """Read [[stronger]]: a protocol with changes or a sweep, its name, how many images and training runs it takes, and
+    how thoroughly its results are probed.
 
     Raises:
         InputError: unknown keys, wrong values, or a name twice.
@@ -32,11 +34,13 @@ def read_entry(entry: dict[str, Any]) -> list[Attack]:
     """Read one entry: the parts of a sweep are attacks of their own."""
     limit, runs = (typed(int, entry.pop(key, 0), f"[[stronger]] {key}") for key in ("limit", "runs"))
     at_least(0, limit=limit, runs=runs)
+    check = typed(str, entry.pop("check", "default"), "[[stronger]] check")
+    check_name("check in [[stronger]]", check, LEVELS)
     if "protocol" not in entry:
         raise InputError("[[stronger]] has no protocol: give the name of one, see robust-lr list")
     if (sweep := SWEEPS.get(str(entry["protocol"]))) is not None:
         if len(entry) > 1:
-            raise InputError(f"[[stronger]] protocol = {sweep.name!r}: a sweep takes limit and runs alone")
-        return [Attack(f"{sweep.name}-{part.name}", part, limit, runs) for part in sweep.parts]
+            raise InputError(f"[[stronger]] protocol = {sweep.name!r}: a sweep takes limit, runs and check alone")
+        return [Attack(f"{sweep.name}-{part.name}", part, limit, runs, check) for part in sweep.parts]
     found = from_table(entry)
-    return [Attack(found.name, found, limit, runs)]
+    return [Attack(found.name, found, limit, runs, check)]

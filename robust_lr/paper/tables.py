@@ -6,7 +6,7 @@ A table has several training runs of each network, if it asks for ``seeds``; the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class TableRow:
     @property
     def options(self) -> dict[str, Any]:
         """Arguments of ``build_model`` at the paper's size: those that say what kind of network it is."""
-        size = [field.name for field in fields(Frame)]
+        size = [each.name for each in fields(Frame)]
         return {key: value for key, value in self.model.items() if key not in size}
 
     def profile(self) -> Profile:
@@ -74,6 +74,7 @@ class Table:
         protocols: the paper's attacks; without any, accuracy on clean images is measured.
         limit: the number of test images, 0 for all.
         seeds: the number of training runs of each network, with consecutive seeds.
+        runs: by regime, only so many of these; 0 for all.
         stronger: attacks beside the paper's, on adversarially trained networks.
         claims: statements of the paper that the table tests.
     """
@@ -83,6 +84,7 @@ class Table:
     protocols: Sequence[str]
     limit: int = 0
     seeds: int = 1
+    runs: Mapping[str, int] = field(default_factory=dict)
     stronger: Sequence[Attack] = ()
     claims: Sequence[Claim] = ()
 
@@ -94,7 +96,7 @@ class Table:
     def seeds_of(self, row: TableRow, regime: str) -> list[int]:
         """Seeds of the training runs."""
         first = row.configs[regime].seed
-        return list(range(first, first + self.seeds))
+        return list(range(first, first + min(self.seeds, self.runs.get(regime) or self.seeds)))
 
     def attacks(self, regime: str, run: int) -> tuple[Attack, ...]:
         """Attacks on the training run of this number, from 0."""
@@ -135,7 +137,8 @@ def read(name: str | Path, overrides: Sequence[str] = (), limit: int | None = No
         raise InputError(f"protocols = {names!r}: a list of names is needed, none of them twice")
     for protocol in names:
         protocols.get(protocol)
-    regimes = {regime: mapping(table.pop(regime), regime) for regime in REGIMES if regime in table}
+    regimes = {regime: dict(mapping(table.pop(regime), regime)) for regime in REGIMES if regime in table}
+    runs = {regime: typed(int, values.pop("runs", 0), f"{regime}.runs") for regime, values in regimes.items()}
     if names and not regimes:
         raise InputError(f"{name}: what is attacked must be trained: [regular] or [adversarial] is needed")
     for section in ("model", "data"):
@@ -146,7 +149,7 @@ def read(name: str | Path, overrides: Sequence[str] = (), limit: int | None = No
     for label in labels:
         if [slug(other) for other in labels].count(slug(label)) > 1:
             raise InputError(f"[[rows]] label = {label!r}: another row's label gives the same folder {slug(label)!r}")
-    at_least(0, limit=limit)
+    at_least(0, limit=limit, **{f"{regime}.runs": number for regime, number in runs.items()})
     if not 1 <= seeds <= MAX_SEEDS:
         raise InputError(f"seeds = {seeds}: the number of training runs is between 1 and {MAX_SEEDS}")
     if stronger and (not names or "adversarial" not in regimes):
@@ -161,6 +164,7 @@ def read(name: str | Path, overrides: Sequence[str] = (), limit: int | None = No
         names,
         limit,
         seeds,
+        runs,
         stronger,
         read_claims(claims, labels, figures if "adversarial" in regimes else []),
     )
@@ -236,7 +240,7 @@ def jobs(table: Table, folder: Path) -> list[Job]:
         for regime in reversed(table.regimes)
         for run in range(table.seeds)
         for row in table.rows
-        for seed in [table.seeds_of(row, regime)[run]]
+        for seed in table.seeds_of(row, regime)[run : run + 1]
     ]
 
 

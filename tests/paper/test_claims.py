@@ -89,13 +89,13 @@ def test_mistakes_in_claims_are_named(entries, words):
 def test_stronger_attacks_are_protocols_with_changes_or_sweeps():
     pgd, *parts = read_stronger(
         [
-            {"name": "pgd-9", "protocol": "lrnet-untargeted", "steps": 9, "limit": 7, "runs": 1},
-            {"protocol": "sweep-eps", "limit": 5},
+            {"name": "pgd-9", "protocol": "lrnet-untargeted", "steps": 9, "limit": 7, "runs": 1, "check": "off"},
+            {"protocol": "sweep-eps", "limit": 5, "check": "thorough"},
         ]
     )
-    assert (pgd.name, pgd.protocol.steps, pgd.limit, pgd.runs) == ("pgd-9", 9, 7, 1)
+    assert (pgd.name, pgd.protocol.steps, pgd.limit, pgd.runs, pgd.check) == ("pgd-9", 9, 7, 1, "off")
     assert len(parts) == 10
-    assert {part.limit for part in parts} == {5}
+    assert {(part.limit, part.check) for part in parts} == {(5, "thorough")}
     assert parts[-1].name == "sweep-eps-eps-255"
 
 
@@ -104,9 +104,10 @@ def test_stronger_attacks_are_protocols_with_changes_or_sweeps():
     [
         ([{"limit": 3}], "no protocol"),
         ([{"protocol": "lrnet"}], "'lrnet'"),
-        ([{"protocol": "sweep-eps", "steps": 3}], "a sweep takes limit and runs alone"),
+        ([{"protocol": "sweep-eps", "steps": 3}], "a sweep takes limit, runs and check alone"),
         ([{"protocol": "lrnet-targeted", "limit": -1}], "limit"),
         ([{"protocol": "lrnet-targeted", "runs": "all"}], "runs"),
+        ([{"protocol": "lrnet-targeted", "check": "of"}], "did you mean 'off'"),
         ([{"protocol": "lrnet-targeted"}, {"protocol": "lrnet-targeted"}], "twice"),
         ("pgd", "stronger"),
     ],
@@ -128,12 +129,15 @@ def test_a_table_replaces_values_of_its_base(tmp_path):
         tables.read(tmp_path / "other.toml")
     with pytest.raises(InputError, match="seeds = 0"):
         tables.read("table9", seeds=0)
+    with pytest.raises(InputError, match="regular.runs = -1"):
+        tables.read("table9", ["regular.runs=-1"])
 
 
 def test_every_training_run_is_a_job_of_its_own(tmp_path):
     table = tables.read("table9", seeds=3)
     jobs = tables.jobs(table, tmp_path)
-    assert len(jobs) == len({job.folder for job in jobs}) == 18
+    assert len(jobs) == len({job.folder for job in jobs}) == 12
+    assert [job.config.seed for job in jobs if job.regime == "regular"] == [0, 0, 0]
     assert {job.config.seed for job in jobs} == {0, 1, 2}
     names = {job.name: [attack.name for attack in job.attacks] for job in jobs}
     assert "autoattack" in names["LR-Net-26 adversarial, seed 0"]

@@ -285,12 +285,11 @@ def test_a_finished_job_takes_everything_from_disk(done, toml):
 @pytest.mark.slow
 def test_several_training_runs_are_compared(toml, tmp_path):
     """Two runs of each network: means, claims and stronger attacks; a third run keeps the first two."""
-    text = toml.read_text().replace("[regular.attack]\n", "[unused]\n")
-    start, rest = text.split("[unused]")
-    small = start + rest[rest.index("[adversarial.attack]") : rest.index("[[rows]]")]
+    text = toml.read_text().replace("[regular.attack]\n", "[regular]\nruns = 1\n[regular.attack]\n")
+    small = text[: text.index("[[rows]]")]
     for label, rate in {"A": 0.01, "B": 0.1}.items():
         small += f'[[rows]]\nlabel = "{label}"\nmodel = {{ name = "resnet18" }}\nadversarial.train.lr = {rate}\n'
-    small += '[[stronger]]\nname = "pgd-3"\nprotocol = "lrnet-untargeted"\nsteps = 3\nlimit = 10\n'
+    small += '[[stronger]]\nname = "pgd-3"\nprotocol = "lrnet-untargeted"\nsteps = 3\nlimit = 10\ncheck = "off"\n'
     small += '[[claims]]\nfirst = "A"\nsecond = "B"\nattack = "pgd-3"\nfigure = "worst-seen"\npaper = 1.0\n'
     (tmp_path / "two.toml").write_text(small)
     result = invoke(tmp_path / "two.toml", tmp_path, "--seeds", "2", "--jobs", "1")
@@ -302,7 +301,11 @@ def test_several_training_runs_are_compared(toml, tmp_path):
     ours = record["rows"][0]["ours"]["adversarial"]["lrnet-untargeted"]
     assert [run["train_seed"] for run in ours["runs"]] == [4, 5]
     assert ours["over_runs"]["robust"]["per_run"] == [run["robust_accuracy"] for run in ours["runs"]]
-    for words in ("mean of 2 training runs", "pgd-3", "The paper's claims", "A over B"):
+    regular = record["rows"][0]["ours"]["regular"]["lrnet-untargeted"]
+    assert [run["train_seed"] for run in regular["runs"]] == [4]
+    assert regular["runs"][0]["verdict"] is not None
+    assert record["rows"][0]["ours"]["adversarial"]["pgd-3"]["runs"][0]["verdict"] is None  # check = "off"
+    for words in ("mean of 2 training runs", "regular training: one run", "pgd-3", "The paper's claims", "A over B"):
         assert words in " ".join(result.stdout.split())
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("*.safetensors")}
     assert invoke(tmp_path / "two.toml", tmp_path, "--seeds", "3", "--jobs", "1").exit_code == 0
