@@ -129,7 +129,7 @@ def test_a_table_replaces_values_of_its_base(tmp_path):
         tables.read(tmp_path / "other.toml")
     with pytest.raises(InputError, match="seeds = 0"):
         tables.read("table9", seeds=0)
-    with pytest.raises(InputError, match="regular.runs = -1"):
+    with pytest.raises(InputError, match=r"regular\.runs = -1"):
         tables.read("table9", ["regular.runs=-1"])
 
 
