@@ -153,7 +153,8 @@ def robustness(
         caption=f"{table.attacks('regular', 0)[0].protocol}; last iterate. "
         f"95 % intervals over {'training runs and images' if several else 'images'}"
         f"{'; +-: standard deviation over the runs' if several else ''}"
-        f"{f'; {once[0]} training: one run, intervals over images' if once else ''}. The paper's figures are on ImageNet. "
+        f"{f'; {once[0]} training: one run, intervals over images' if once else ''}. "
+        "The paper's figures are on ImageNet. "
         f"{verdicts_in_words([result.judgment for result in results.values()])}",
         box=box.SIMPLE_HEAD,
         padding=(0, 0, 0, 1),  # 80 columns are enough
