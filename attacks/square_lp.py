@@ -130,26 +130,32 @@ AHEAD = 32
 
 
 def begin_number_buffer(x: Tensor, count: int) -> State:
-    """Make the column of the state in which ``draw_numbers`` keeps numbers drawn ahead."""
-    return {"ahead": x.new_zeros(len(x), AHEAD, count, dtype=torch.float32)} if x.device.type == "cpu" else {}
+    """Make the columns of the state in which ``draw_numbers`` keeps numbers drawn ahead, and the first of them."""
+    if x.device.type != "cpu":
+        return {}
+    return {
+        "ahead": x.new_zeros(len(x), AHEAD, count, dtype=torch.float32),
+        "ahead_from": torch.full((len(x),), -AHEAD),
+    }
 
 
 def draw_numbers(state: State, step: Tensor, seed: int, steps: int, count: int) -> tuple[Tensor, State]:
-    """Return the uniform numbers of query ``step`` [N] of a search of ``steps``, [N, count], and the column to keep.
+    """Return the uniform numbers of query ``step`` [N] of a search of ``steps``, [N, count], and the columns to keep.
 
     They are functions of (seed, image id, draw, step), whether drawn ahead or not.
     """
     at = state["draws"] * (steps + 1) + 1 + step
     if "ahead" not in state:
         return uniform(seed, SEARCH, state["ids"], (count,), at), {}
-    ahead, place = state["ahead"], step % AHEAD
-    due = place == 0
-    if bool(due.any()):
+    ahead, first = state["ahead"], state["ahead_from"]
+    if bool((at - first >= AHEAD).any()):
+        due = at - first >= AHEAD // 2  # those that will be due soon as well: fewer and larger draws
         draws = at[due][:, None] + torch.arange(AHEAD)
         drawn = uniform(seed, SEARCH, state["ids"][due].repeat_interleave(AHEAD), (count,), draws.flatten())
         ahead = ahead.clone()
         ahead[due] = drawn.view(-1, AHEAD, count)
-    return ahead[torch.arange(len(step)), place], {"ahead": ahead}
+        first = torch.where(due, at, first)
+    return ahead[torch.arange(len(step)), at - first], {"ahead": ahead, "ahead_from": first}
 
 
 def to_signs(drawn: Tensor) -> Tensor:

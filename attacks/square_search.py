@@ -52,6 +52,10 @@ def square(
     return run(attack, model, x, labels, None, attack.first(x, ids, draws), margin, observe, ids)
 
 
+#: repeated queries that are skipped between two passes; each further one costs more than it saves
+MAX_SKIPS = 3
+
+
 @dataclass(frozen=True)
 class SquareSearch:
     """Square Attack as a sequence of queries; arguments as in ``square``."""
@@ -80,6 +84,11 @@ class SquareSearch:
     def advance(self, x: Tensor, state: State, step: Tensor, loss: Tensor, gradient: Tensor, reached: Tensor) -> State:
         better = loss > state["best_loss"]
         best = torch.where(better.view(-1, 1, 1, 1), state["query"], state["best"])
+        best_loss = torch.where(better, loss, state["best_loss"])
+        return self.propose(x, {**state, "best": best, "best_loss": best_loss}, step)
+
+    def propose(self, x: Tensor, state: State, step: Tensor) -> State:
+        """The state whose query is the best one with a square of its own random place, sign and size."""
         channels, height, width = x.shape[1:]
         drawn, ahead = draw_numbers(state, step, self.seed, self.steps, 2 + channels)
         drawn = drawn[:, :, None, None]
@@ -89,9 +98,22 @@ class SquareSearch:
         column = torch.arange(width, device=x.device).view(1, 1, 1, -1)
         inside = (row >= top) & (row < top + side) & (column >= left) & (column < left + side)
         delta = 2 * self.eps * torch.where(drawn[:, 2:] < 0.5, -1.0, 1.0) * inside
-        query = torch.min(torch.max(best + delta, x - self.eps), x + self.eps).clamp(0, 1)
-        best_loss = torch.where(better, loss, state["best_loss"])
-        return {**state, **ahead, "query": query, "best": best, "best_loss": best_loss}
+        query = torch.min(torch.max(state["best"] + delta, x - self.eps), x + self.eps).clamp(0, 1)
+        return {**state, **ahead, "query": query}
+
+    def skip_repeats(self, x: Tensor, state: State, step: Tensor) -> tuple[State, Tensor]:
+        """Draw again where a square changes no pixel, as where all of them are at that end of the ball already."""
+        skipped = torch.zeros_like(step)
+        for _ in range(MAX_SKIPS):
+            repeats = (state["query"] == state["best"]).flatten(1).all(1) & (step + skipped < self.steps)
+            here = repeats.nonzero()[:, 0]
+            if not len(here):
+                break
+            few = self.propose(x[here], {name: column[here] for name, column in state.items()}, (step + skipped)[here])
+            redrawn = ("query", "ahead", "ahead_from")
+            state = {**state, **{name: state[name].index_copy(0, here, few[name]) for name in redrawn if name in few}}
+            skipped = skipped + repeats
+        return state, skipped
 
     def sides(self, step: Tensor, height: int, width: int) -> Tensor:
         """Return the sides of the squares in pixels, [N]."""

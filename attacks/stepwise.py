@@ -45,6 +45,17 @@ class TestsProposals(Protocol):
         """Return the next state, given whether the query proposed by ``advance`` is at the attack's aim, [N] bool."""
 
 
+@runtime_checkable
+class SkipsRepeats(Protocol):
+    """A stepwise attack whose next query may be one that the model has answered already."""
+
+    def skip_repeats(self, x: Tensor, state: State, step: Tensor) -> tuple[State, Tensor]:
+        """Return the state after queries whose answer is known, and the number of such queries, [N] int64.
+
+        ``step`` [N] is that of the next query. A deterministic model would answer as before, so nothing else changes.
+        """
+
+
 @lru_cache(maxsize=64)
 def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return ``values`` as a read-only tensor on ``device``, cached because each copy makes a GPU wait."""

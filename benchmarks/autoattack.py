@@ -1,6 +1,6 @@
 """AutoAttack of this package beside the official code: time and passes on the same network and images.
 
-    AUTOATTACK=FOLDER python benchmarks/autoattack.py --out FILE [--images 256] [--rounds 3] [--network NAME ...]
+    AUTOATTACK=FOLDER python benchmarks/autoattack.py --out FILE [--images 256] [--parts 2] [--rounds 3] [--network ...]
     python benchmarks/autoattack.py --fast --out FILE [--images 256] [--network NAME ...]
 
 FOLDER holds a checkout of fra31/auto-attack, of which nothing is part of this repository. Each run is a new process
@@ -8,6 +8,9 @@ with the defaults of its program and no environment variable set for it; the pro
 the evaluation alone, without imports and loading, on the wall and of the processors; the medians are compared. Passes
 are images shown to the model, forward and backward. Ours is `evaluate` with guards, ledger and result, once without
 probes and once with them. Networks are the shipped one and those of `parity.py`, which it trains.
+
+With --parts, the images of every program are shared by so many runs one after the other, whose times add up; runs
+that FILE has already are not made again, so that the benchmark goes on where it was interrupted.
 
 With --fast, `autoattack-fast` is compared with `autoattack-standard` instead: verdicts and passes, which no load of the
 machine changes. Networks that FILE has already are not run again.
@@ -24,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +100,7 @@ def run_ours(model: Any, data: Any, eps: float, check: str) -> dict[str, Any]:
     }
 
 
-def run(program: str, network: str, images: int) -> None:
+def run(program: str, network: str, images: int, part: int, parts: int) -> None:
     """One run, in a process of its own; prints JSON."""
     import torch
 
@@ -105,6 +109,7 @@ def run(program: str, network: str, images: int) -> None:
 
     model, eps = load(network), NETWORKS[network]
     data = spread(rlr.data.load("fashion-mnist-mini", "test"), images)
+    data = data.subset(range(part, images, parts))
     with torch.no_grad():
         model(data.batch(torch.arange(2))[0])  # kernels are compiled, if at all, before the clock runs
     if program == "official":
@@ -114,10 +119,10 @@ def run(program: str, network: str, images: int) -> None:
     print(json.dumps({**found, "threads": torch.get_num_threads()}))
 
 
-def in_own_process(program: str, network: str, images: int) -> dict[str, Any]:
+def in_own_process(*arguments: str | int) -> dict[str, Any]:
     """Run a program with a user's environment and parse what it prints."""
     environment = {name: value for name, value in os.environ.items() if name not in POLICY}
-    command = [sys.executable, __file__, "--run", program, network, str(images)]
+    command = [sys.executable, __file__, "--run", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
@@ -125,33 +130,58 @@ def in_own_process(program: str, network: str, images: int) -> dict[str, Any]:
     return found
 
 
-def compare(network: str, images: int, rounds: int, programs: list[str]) -> dict[str, Any]:
-    """All programs on one network, each so many times, taking turns."""
-    runs: dict[str, list[dict[str, Any]]] = {program: [] for program in programs}
-    for _ in range(rounds):
-        for program in programs:
-            runs[program].append(in_own_process(program, network, images))
-            print(network, program, {k: v for k, v in runs[program][-1].items() if k != "robust"}, flush=True)
-    first = {program: found[0] for program, found in runs.items()}
+def measure(network: str, options: argparse.Namespace, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """All programs on one network, each so many times, taking turns; finished runs are kept and not repeated."""
+    kept: dict[str, Any] = {}
+    if options.out.exists():
+        kept = json.loads(options.out.read_text())["networks"].get(network, {}).get("runs", {})
+    for number in range(options.rounds):
+        for part in range(options.parts):
+            for program in options.program:
+                key = f"{program}, part {part + 1} of {options.parts}, round {number + 1}"
+                if key not in kept:
+                    kept[key] = in_own_process(program, network, options.images, part, options.parts)
+                    print(network, key, {k: v for k, v in kept[key].items() if k != "robust"}, flush=True)
+                    keep({"eps": NETWORKS[network], "images": options.images, "runs": kept})
+    return summary(network, options, kept)
+
+
+def summary(network: str, options: argparse.Namespace, runs: dict[str, Any]) -> dict[str, Any]:
+    """Sums over the parts, medians over the rounds, and the verdicts compared image by image."""
+
+    def of(program: str, number: int) -> list[dict[str, Any]]:
+        return [
+            runs[f"{program}, part {part + 1} of {options.parts}, round {number + 1}"] for part in range(options.parts)
+        ]
+
+    first = {program: of(program, 0) for program in options.program}
+    robust = {program: [value for found in parts for value in found["robust"]] for program, parts in first.items()}
     record: dict[str, Any] = {
         "eps": NETWORKS[network],
-        "images": images,
-        "threads": {program: found["threads"] for program, found in first.items()},
-        "robust": {program: sum(found["robust"]) for program, found in first.items()},
-        "passes": {program: {key: found[key] for key in ("forwards", "backwards")} for program, found in first.items()},
+        "images": options.images,
+        "threads": {program: parts[0]["threads"] for program, parts in first.items()},
+        "robust": {program: sum(values) for program, values in robust.items()},
+        "passes": {
+            program: {key: sum(found[key] for found in parts) for key in ("forwards", "backwards")}
+            for program, parts in first.items()
+        },
     }
     for key in ("seconds", "processor_seconds"):
-        medians = {program: statistics.median(each[key] for each in found) for program, found in runs.items()}
+        medians = {
+            program: statistics.median(
+                sum(found[key] for found in of(program, number)) for number in range(options.rounds)
+            )
+            for program in options.program
+        }
         record[key] = medians
-        record[f"all_{key}"] = {program: [each[key] for each in found] for program, found in runs.items()}
         if "official" in medians:
             record[f"official_over, {key}"] = {name: medians["official"] / value for name, value in medians.items()}
-    if "official" in first:
+    if "official" in robust:
         record["same_verdicts_as_official"] = {
-            program: sum(a == b for a, b in zip(found["robust"], first["official"]["robust"], strict=True))
-            for program, found in first.items()
+            program: sum(a == b for a, b in zip(values, robust["official"], strict=True))
+            for program, values in robust.items()
         }
-    return record
+    return {**record, "runs": runs}
 
 
 def compare_fast(network: str, images: int) -> dict[str, Any]:
@@ -186,17 +216,18 @@ def compare_fast(network: str, images: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--run", nargs=5, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--parts", type=int, default=1, help="runs that share the images of a program")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--network", nargs="+", default=["shipped"], choices=list(NETWORKS))
     parser.add_argument("--fast", action="store_true", help="autoattack-fast beside autoattack-standard")
     parser.add_argument("--program", nargs="+", default=list(PROGRAMS), choices=PROGRAMS)
     options = parser.parse_args()
     if options.run:
-        program, network, images = options.run
-        run(program, network, int(images))
+        program, network, *numbers = options.run
+        run(program, network, *map(int, numbers))
         return
     if options.out is None:
         parser.error("--out FILE is needed")
@@ -208,9 +239,10 @@ def main() -> None:
     from robust_lr.utils.provenance import device_name, versions
 
     record: dict[str, Any] = {
-        "command": "AUTOATTACK=FOLDER python benchmarks/autoattack.py --out FILE"
-        if not options.fast
-        else "python benchmarks/autoattack.py --fast --out FILE",
+        "command": "python benchmarks/autoattack.py --fast --out FILE"
+        if options.fast
+        else "AUTOATTACK=FOLDER python benchmarks/autoattack.py --out FILE"
+        f" --images {options.images} --parts {options.parts} --rounds {options.rounds}",
         "device": device_name(torch.device("cpu")),
         "cores": os.cpu_count(),
         "versions": versions(),
@@ -222,8 +254,12 @@ def main() -> None:
                 record["networks"][network] = compare_fast(network, options.images)
                 write_json(options.out, record)
             continue
-        record["networks"][network] = compare(network, options.images, options.rounds, options.program)
-        write_json(options.out, record)
+
+        def keep(found: dict[str, Any], network: str = network) -> None:
+            record["networks"][network] = found
+            write_json(options.out, record)
+
+        keep(measure(network, options, keep))
 
 
 if __name__ == "__main__":

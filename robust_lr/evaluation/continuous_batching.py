@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from math import inf
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ..attacks.arguments import compare_with_ball
 from ..attacks.losses import lead
-from ..attacks.stepwise import Stepwise, TestsProposals, constant
+from ..attacks.stepwise import SkipsRepeats, Stepwise, TestsProposals, constant
 from ..protocols.base import StepwiseProtocol
 from .batch_state import Rows, add_elapsed_time, join, size, split, split_first
 from .cycle_end import ON, begin_columns, is_recorded, skip_periods
@@ -41,9 +42,10 @@ def attack_pool(part: StepwiseProtocol, number: int, source: Iterator[Rows], ben
     finished: Rows = {}  # waiting for their verdict
     ends = torch.empty(0, dtype=torch.int64)  # turn at which each active row ends, known without asking the device
     turn = 0
+    room = bench.rows * bench.passes_per_step
     columns: list[str] = []
     while True:
-        while size(finished) < bench.rows and size(active) + size(returning) + size(queue) < bench.rows:
+        while size(finished) < bench.rows and size(active) + size(returning) + size(queue) < room:
             if (group := next(source, None)) is None:
                 break
             began = time.perf_counter()
@@ -53,8 +55,8 @@ def attack_pool(part: StepwiseProtocol, number: int, source: Iterator[Rows], ben
             if done:
                 yield done
         began = time.perf_counter()
-        resumed, returning = split_first(returning, bench.rows - size(active))
-        fresh, queue = split_first(queue, bench.rows - size(active) - size(resumed))
+        resumed, returning = split_first(returning, room - size(active))
+        fresh, queue = split_first(queue, room - size(active) - size(resumed))
         fresh = add_elapsed_time(begin_next_draw(part, attack, fresh, bench), began) if fresh else {}
         began = time.perf_counter()
         for rows in (resumed, fresh):
@@ -86,8 +88,16 @@ def attack_pool(part: StepwiseProtocol, number: int, source: Iterator[Rows], ben
             finished, ends = join([finished, ended]), ends[~ending]
         else:
             active, turn = add_elapsed_time(advance_one_step(part, attack, active, bench), began), turn + 1
-            if bench.cycles == ON:
+            if bench.cycles == ON or skips_repeats(attack, bench):
                 ends = turn + attack.steps - active["step"]
+
+
+def skips_repeats(attack: Stepwise, bench: Bench) -> TypeGuard[SkipsRepeats]:
+    """Return True if queries with a known answer are not shown to the model: to a deterministic one, on a CPU.
+
+    On a GPU, finding them would make the host wait in every step.
+    """
+    return isinstance(attack, SkipsRepeats) and bench.randomness is None and bench.patience == 1
 
 
 def begin_next_draw(part: StepwiseProtocol, attack: Stepwise, rows: Rows, bench: Bench) -> Rows:
@@ -128,13 +138,17 @@ def advance_one_step(part: StepwiseProtocol, attack: Stepwise, rows: Rows, bench
     rows = {**rows, **noted}
     if isinstance(attack, TestsProposals):
         undecided = ~rows["decided"]
-        with bench.precision(), torch.no_grad():
-            logits = bench.attacked(state["query"])
+        with bench.precision():
+            logits = bench.query(state["query"])
         after = {**rows, "step": rows["step"] + 1}
         noted, reached = record_query(part, after, state["query"], logits, undecided)
         state = attack.settle(rows["x"], state, reached)
         rows = {**rows, **noted, "forwards": rows["forwards"] + undecided}
-    rows = {**rows, **{STATE + name: c for name, c in state.items()}, "step": rows["step"] + 1}
+    step = rows["step"] + 1
+    if skips_repeats(attack, bench):
+        state, skipped = attack.skip_repeats(rows["x"], state, step)
+        step = step + skipped
+    rows = {**rows, **{STATE + name: c for name, c in state.items()}, "step": step}
     rows = {name: column[:n] for name, column in rows.items()}
     return skip_periods(part, attack, rows, {name: column[:n] for name, column in state.items()})
 

@@ -37,6 +37,7 @@ class Bench:
         places: whether ``model`` gave an image the same bits in every place of a pass when this was tested.
         surrogate: name and hash of the network that ``attacked`` is, if it is another one than ``model``; its
             predictions during the attack are then ignored.
+        passes_per_step: most passes that one step of an attack takes: images in flight fill so many.
         cycles: ``cycle_end.ON`` if attacks end early once iterates repeat, else the reason why not.
     """
 
@@ -53,6 +54,7 @@ class Bench:
     cycles: str = "off: not wanted"
     keep_images: bool = False
     surrogate: Mapping[str, str] | None = None
+    passes_per_step: int = 1
 
     @property
     def is_keyed(self) -> bool:
@@ -69,8 +71,9 @@ class Bench:
         return part.passes_per_query(self.num_classes)
 
     def rows_for(self, n: int) -> int:
-        """Return the number of rows that a pass of ``attacked`` with ``n`` images is padded to."""
-        return next((size for size in self.sizes if size >= n), self.rows)
+        """Return the number of rows that ``n`` images are padded to: full passes, and one for the rest."""
+        full, rest = divmod(n, self.rows)
+        return full * self.rows + (next((size for size in self.sizes if size >= rest), self.rows) if rest else 0)
 
     def verdict_logits(self, x: Tensor, ids: Tensor, moments: Tensor) -> Tensor:
         """Return the logits that a verdict on ``x`` rests on, [passes, N, num_classes]; errors as ``logits``.
@@ -83,7 +86,19 @@ class Bench:
         self, part: StepwiseProtocol, query: Tensor, rows: Mapping[str, Tensor], targets: Tensor | None, gradient: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits, objective and its gradient at ``query``, computed through the attacked model."""
-        return part.evaluate_query(self.attacked, query, rows, targets, gradient, seed=self.seed)
+        answers = []
+        for at in range(0, len(query), self.rows):
+            here = slice(at, at + self.rows)
+            columns = {name: rows[name][here] for name in ("id", "draw", "step", "away")}
+            toward = None if targets is None else targets[here]
+            answers.append(part.evaluate_query(self.attacked, query[here], columns, toward, gradient, seed=self.seed))
+        logits, loss, slopes = (torch.cat(each) for each in zip(*answers, strict=True))
+        return logits, loss, slopes
+
+    def query(self, query: Tensor) -> Tensor:
+        """Return logits of the attacked model without gradients."""
+        with torch.no_grad():
+            return torch.cat([self.attacked(part) for part in torch.split(query, self.rows)])
 
     def logits(self, x: Tensor, ids: Tensor) -> Tensor:
         """Return the logits of the judging model, [N, num_classes], for at most ``rows`` images, after checking them.
@@ -109,7 +124,7 @@ class Bench:
 
 
 #: numbers of rows that a pass may be padded to instead of all of them
-SIZES = (4, 8, 16, 32)
+SIZES = (4, 8, 12, 16, 24, 32, 48)
 
 
 def equal_sizes(model: Model, x: Tensor, labels: Tensor) -> tuple[int, ...]:

@@ -51,6 +51,9 @@ from .surrogate import attackable_surrogate, check_transfer, describe_surrogate
 MAX_COMPUTE_BATCH, MIN_COMPUTE_BATCH = 64, 16
 LARGE, MIN_COMPUTE_BATCH_LARGE = 64 * 64, 8
 
+#: passes that a step of an attack fills on a CPU, where images are small: what a step costs beside them is shared
+MAX_PASSES_PER_STEP = 2
+
 #: how thoroughly evaluations are probed by default
 DEFAULT_CHECK = "default"
 
@@ -216,6 +219,7 @@ def prepare(
             precision=nullcontext,
             sizes=sizes,
             places=places,
+            passes_per_step=passes_per_step(len(most), rows, processes, data.image_shape) if compute_batch else 1,
             surrogate=None if surrogate is None else describe_surrogate(surrogate),
             cycles=decide_cycle_detection(
                 protocols,
@@ -254,6 +258,13 @@ def prepare(
         precision=precision,
         check=check,
     )
+
+
+def passes_per_step(images: int, rows: int, processes: int, image_shape: Sequence[int]) -> int:
+    """Return how many passes of ``rows`` images a step of an attack fills; every process must get its share."""
+    if image_shape[-2] * image_shape[-1] > LARGE:
+        return 1
+    return max(1, min(MAX_PASSES_PER_STEP, images // max(processes, 1) // rows))
 
 
 def default_compute_batch(images: int, image_shape: Sequence[int]) -> int:
