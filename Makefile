@@ -25,9 +25,9 @@ test-fast: $(VENV)/installed  ## the tests that take less than a few seconds eac
 zoo: $(VENV)/installed  ## broken defenses and honest networks under default probes; writes docs/zoo.md
 	$(BIN)/python benchmarks/zoo.py --twins
 
-xval: $(VENV)/installed  ## attacks against torchattacks, cleverhans, and foolbox, installed alone; AUTOATTACK=FOLDER: the official code too
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps cleverhans foolbox eagerpy gitpython gitdb smmap
-	$(BIN)/pytest tests/attacks/test_cross_validation.py tests/attacks/test_official_autoattack.py -rs
+xval: $(VENV)/installed  ## attacks against torchattacks, cleverhans, foolbox and adv-lib, installed alone; AUTOATTACK=FOLDER: the official code too
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps cleverhans foolbox eagerpy gitpython gitdb smmap adv-lib
+	$(BIN)/pytest tests/attacks/test_cross_validation.py tests/attacks/test_adversarial_library.py tests/attacks/test_official_autoattack.py -rs
 
 gpu-check: $(VENV)/installed  ## on a machine with a GPU: build, test, sanitize and time the CUDA kernels
 	$(BIN)/python benchmarks/gpu_check.py $(if $(AUTHORS),--authors $(AUTHORS))

@@ -262,10 +262,14 @@ def complain_about_normalization(s: Sample) -> str | None:
     if centered and int(right.sum()) * s.num_classes > 2 * len(right):
         return None
     best: tuple[int, str] | None = None
-    for words, x in alternative_forms(s.x):
+    forms = alternative_forms(s.x)
+    for words, x in forms:
         better = s.ask(x).argmax(1) == s.labels
         gained, lost = int((better & ~right).sum()), int((right & ~better).sum())
-        if gained > lost and mcnemar(gained, lost) < SIGNIFICANT and (best is None or int(better.sum()) > best[0]):
+        # an untrained model is right by chance, now for this form and now for that one
+        is_above_chance = int(better.sum()) * s.num_classes > 2 * len(right)
+        is_better = gained > lost and mcnemar(gained, lost) < SIGNIFICANT / len(forms) and is_above_chance
+        if is_better and (best is None or int(better.sum()) > best[0]):
             best = int(better.sum()), words
     if best is None:
         return None

@@ -13,7 +13,7 @@ from torch import nn
 
 import robust_lr as rlr
 from robust_lr.evaluation.guards import GUARDS
-from robust_lr.protocols import APGD, PGD, Cascade
+from robust_lr.protocols import APGD, FMN, PGD, Cascade, Square
 from robust_lr.results.images import IMAGES, read_images
 from robust_lr.utils.errors import InputError
 
@@ -45,7 +45,9 @@ def model():
 
 
 def files(run):
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in (run / IMAGES).iterdir()}
+    """Hashes of the image files of an evaluation, or of all those in a folder."""
+    found = run.rglob(f"{IMAGES}/*")
+    return {str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in found}
 
 
 @pytest.mark.parametrize(
@@ -108,12 +110,20 @@ def test_shards_are_the_same_for_any_batch_size_and_joined(tmp_path, data, model
         assert files(tmp_path / other) == files(tmp_path / "whole")
 
 
+KILLED_ATTACKS = {
+    "pgd": LAST,
+    "all targets": PGD(eps=EPS, step_size=2 / 255, steps=2, targeted=True),
+    "apgd targeted": APGD(eps=EPS, steps=6, targeted=True),
+    "fmn": FMN(eps=EPS, steps=6),
+    "square": Square(eps=EPS, queries=10),
+}
+
 KILLED = """
 import os, signal, sys
 import robust_lr as rlr
 from robust_lr.results import images
 from robust_lr.results.ledger import Ledger
-from tests.evaluation.test_saved_images import LAST, QUICK, linear
+from tests.evaluation.test_saved_images import KILLED_ATTACKS, QUICK, linear
 
 images.MAX_SHARD_IMAGES = 16
 left = [0]
@@ -126,11 +136,14 @@ def deadly(function):
         return function(*arguments, **options)
     return call
 
+attack = KILLED_ATTACKS[sys.argv[2]]
+evaluate = rlr.attack_all_targets if sys.argv[2] == "all targets" else rlr.evaluate
+
 def run(name, moment):
     child = os.fork()
     if child == 0:
         left[0] = moment
-        rlr.evaluate(model, data, LAST, out=f"{sys.argv[1]}/{name}", resume=True, images=True, **QUICK)
+        evaluate(model, data, attack, out=f"{sys.argv[1]}/{name}", resume=True, images=True, **QUICK)
         os._exit(0)
     return os.waitpid(child, 0)[1]
 
@@ -146,14 +159,15 @@ for moment in (1, 2, 3, 4, 5, 6, 7, 8, 10, 12):
 
 
 @pytest.mark.slow
-def test_images_are_the_same_files_after_kill_9_at_ten_moments(tmp_path):
+@pytest.mark.parametrize("attack", KILLED_ATTACKS)
+def test_images_are_the_same_files_after_kill_9_at_ten_moments(tmp_path, attack):
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    command = [sys.executable, "-c", KILLED, str(tmp_path), attack]
     done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     whole = files(tmp_path / "whole")
-    assert len(whole) == 3
+    assert len(whole) == (9 * 3 if attack == "all targets" else 3)
     runs = list(tmp_path.glob("run*"))
     assert len(runs) == 10
     for run in runs:
