@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import nn
 from zoo import BROKEN, networks
+from zoo.honest import HONEST
 
 import robust_lr as rlr
 from robust_lr.evaluation import probes
 from robust_lr.evaluation.fitted_surrogate import fitted_surrogate, surrogate_probes
 from robust_lr.evaluation.probe_attacks import Ball, Victims
 from robust_lr.evaluation.probe_groups import Group, Subject
+from robust_lr.evaluation.probes import MISLEADING
 from robust_lr.evaluation.structure import STRUCTURE, Specimen, run_structural_checks
 from robust_lr.protocols.pgd import PGD
 from robust_lr.results.ledger import Row
@@ -74,7 +76,7 @@ def specimen(model, data):
 
 def test_every_check_of_the_structure_is_tested():
     assert set(SEEN.values()) == set(STRUCTURE)
-    assert set(probes.MISLEADING) < set(STRUCTURE)
+    assert set(MISLEADING) < set(STRUCTURE)
 
 
 @pytest.mark.parametrize("name", SEEN)
@@ -85,6 +87,13 @@ def test_each_check_fails_on_its_defense_and_passes_on_the_honest_twin(name, dat
     assert found[SEEN[name]].advice
     twin = run_structural_checks(specimen(page.twin(), data))
     assert [(check.name, check.found) for check in twin if check.passed is False] == []
+
+
+@pytest.mark.parametrize("name", ["robust, contrast stretched", "robust, maxima", "robust, 8 bits"])
+def test_maxima_of_equal_pixels_and_levels_of_8_bits_are_honest(name, data):
+    """Neither has a derivative of its own at the images, and neither hides one in the ball."""
+    found = run_structural_checks(specimen(HONEST[name](), data))
+    assert [(check.name, check.found) for check in found if check.passed is False and check.name in MISLEADING] == []
 
 
 @pytest.mark.slow

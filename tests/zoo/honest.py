@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import robust_lr as rlr
@@ -61,6 +62,40 @@ class Standardized(nn.Module):
         return self.net(centered / (centered.std((1, 2, 3), keepdim=True) + 0.05) * 0.35 + 0.29)
 
 
+class Stretched(nn.Module):
+    """Stretches the contrast of each image to the full range, then the network."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
+        return self.net((x - low) / (high - low + 1e-3))
+
+
+class Maxima(nn.Module):
+    """Takes the brightest pixel of each 2 x 2 square for all four, then the network."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(F.max_pool2d(x, 2).repeat_interleave(2, 2).repeat_interleave(2, 3))
+
+
+class EightBits(nn.Module):
+    """Rounds images to 8 bits, with the straight-through gradient of training for quantized inference."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(torch.fake_quantize_per_tensor_affine(x, 1 / 255, 0, 0, 255))
+
+
 def untrained() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(3)
@@ -98,6 +133,9 @@ HONEST: dict[str, Callable[[], nn.Module]] = {
     "robust, MLP": lambda: trained("mlp", robust=True),
     "robust, LR-Net-26": rlr.load_model,
     "robust, standardized": lambda: Standardized(robust()),
+    "robust, contrast stretched": lambda: Stretched(robust()),
+    "robust, maxima": lambda: Maxima(robust()),
+    "robust, 8 bits": lambda: EightBits(robust()),
     "robust and regular averaged": lambda: Average(robust(), regular()),
     "float64": lambda: InDtype(regular(), torch.float64),
     "float16": lambda: InDtype(regular(), torch.float16),
