@@ -234,7 +234,7 @@ def check_gradient_correlation(s: Specimen) -> Finding:
     """Check that the margin changes along random directions as the gradient predicts, at the images or in the ball."""
     model, found = s.fresh(), None
     floor = 8 * s.resolution * float(query_logits(model, s.x).abs().max())
-    for step, points in ((STEP, (s.x, s.away)), (STEP, (s.inner(0),)), (LEVEL, (s.x, s.away))):
+    for step, points in ((STEP, (s.x, s.away)), (INVISIBLE, (s.inner(0),)), (LEVEL, (s.x, s.away))):
         predicted, actual = [], []
         for number, x in enumerate(points):
             before, gradient = margin_and_gradient(model, x, s.labels)
