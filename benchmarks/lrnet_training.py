@@ -28,7 +28,7 @@ from robust_lr.config.training import Config, to_dict
 from robust_lr.models.layers.geometric_prior import START_SCALE, GeometricPrior
 from robust_lr.models.layers.local_relation import LocalRelation2d
 from robust_lr.models.resnet import Block
-from robust_lr.training.loop import adversarial_train, moving_average, sgd
+from robust_lr.training.loop import adversarial_train, make_optimizer, moving_average
 from robust_lr.training.run import Ready, new_network, prepare
 from robust_lr.training.validation import accuracy
 from robust_lr.utils.errors import RunError
@@ -60,7 +60,9 @@ class Variant:
     hypothesis: str
     overrides: tuple[str, ...] = ()
     initialize: Callable[[nn.Module], None] = lambda model: None
-    optimizer: Callable[[nn.Module, Config], torch.optim.Optimizer] = lambda model, config: sgd(model, config.train)
+    optimizer: Callable[[nn.Module, Config], torch.optim.Optimizer] = lambda model, config: make_optimizer(
+        model, config.train
+    )
 
 
 def relations(model: nn.Module) -> Iterable[LocalRelation2d]:

@@ -42,7 +42,7 @@ from robust_lr import build_model, config, data, protocols
 from robust_lr.config.training import Config
 from robust_lr.data.dataset import Dataset
 from robust_lr.training import run as runs
-from robust_lr.training.loop import adversarial_train, sgd
+from robust_lr.training.loop import adversarial_train, make_optimizer
 from robust_lr.training.metrics import Metrics
 from robust_lr.training.run_folder import read_metrics
 from robust_lr.training.run_writer import state_of
@@ -296,7 +296,7 @@ def checkpoints(arguments: argparse.Namespace) -> dict[str, Any]:
     record = {}
     for label, name in NETWORKS.items():
         model = build_model(name).to(arguments.device)
-        optimizer = sgd(model, config.TrainConfig())
+        optimizer = make_optimizer(model, config.TrainConfig())
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
@@ -307,7 +307,7 @@ def checkpoints(arguments: argparse.Namespace) -> dict[str, Any]:
                 step=1, steps=2, epoch=1.0, loss=1.0, accuracy=0.0, lr=0.1, seconds=1.0, waited=0.0, images=1
             )
             seconds = []
-            with saver.opened(0):
+            with saver.open(0):
                 for number in range(1, arguments.repeats + 1):
                     began = time.perf_counter()
                     saver.save(replace(step, step=number, steps=99), state_of(model, optimizer, None), model)

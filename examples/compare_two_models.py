@@ -22,7 +22,7 @@ protocol = rlr.protocols.PGD(name="pgd-10", eps=16 / 255, step_size=4 / 255, ste
 folder = Path(tempfile.mkdtemp())
 rlr.benchmark({"shipped": first, "disturbed": second}, data, [protocol], out=folder)
 comparison = rlr.compare([folder / "shipped" / "pgd-10", folder / "disturbed" / "pgd-10"])
-for pair in comparison.of("robust"):
+for pair in comparison.pairs_in("robust"):
     low, high = pair.interval
     print(f"{pair.first} - {pair.second}: {pair.difference:+.1%} [{low:+.1%}, {high:+.1%}], p = {pair.p_holm:.2g}")
 (folder / "report.html").write_text(html(build([folder])), encoding="utf-8")

@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves
 from robust_lr.models.checkpoint import WEIGHTS, read_tensors
 from robust_lr.training.run import train_run
 from robust_lr.training.run_folder import read_metrics
-from robust_lr.training.train_state import states
+from robust_lr.training.train_state import list_states
 
 
 def noise(file, side, classes, **splits):
@@ -47,7 +47,7 @@ def untimed(folder):
 
 def assert_finished_like(folder, straight):
     """Weights and state to the bit, and one line for each step."""
-    for file in (lambda path: path / WEIGHTS, lambda path: states(path)[0]):
+    for file in (lambda path: path / WEIGHTS, lambda path: list_states(path)[0]):
         (ours, about_ours), (theirs, about_theirs) = (read_tensors(file(path)) for path in (folder, straight))
         assert about_ours == about_theirs
         assert ours.keys() == theirs.keys()

@@ -42,7 +42,7 @@ def adv_train(
     robust-lr adv-train --resume runs/mine                        go on with an interrupted run
     torchrun --nproc-per-node 2 -m robust_lr adv-train CONFIG     two processes, one batch
     """
-    from ..config.advice import advice
+    from ..config.advice import give_advice
     from ..training.run import prepare, train_run
     from ..training.run_folder import clear_folder
     from ..training.watch import Latest
@@ -61,7 +61,7 @@ def adv_train(
         describe(settings, folder, resume)
         return
     ready = prepare(settings, int(os.environ.get("WORLD_SIZE", 1)))
-    for line in advice(settings, ready.train.image_shape) if first and not resume else ():
+    for line in give_advice(settings, ready.train.image_shape) if first and not resume else ():
         log.warning("warning: %s", line)
     if fresh and first:
         clear_folder(settings, folder)
@@ -74,8 +74,8 @@ def adv_train(
     with progress_bars() as bars:
         task = bars.add("starting", total=None)
         for step in run:
-            latest = latest.after(step)
-            bars.update(task, completed=step.step, total=step.steps, description=latest.words())
+            latest = latest.add_step(step)
+            bars.update(task, completed=step.step, total=step.steps, description=latest.describe())
             if step.test_accuracy is not None:
                 bars.say(latest.epoch_words())
     if latest.step is None:

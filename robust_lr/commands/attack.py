@@ -198,7 +198,7 @@ def attack(
     from ..results.stored import RESULT, read_evaluation
     from ..results.target_matrix import MATRIX
     from ..results.targets import load_targets
-    from ..utils.checks import at_least
+    from ..utils.checks import check_at_least
     from ..utils.devices import device_of_process, torchrun_shard
     from ..utils.files import check_writable, check_writable_folder
     from ..utils.machine import check_processes
@@ -219,7 +219,7 @@ def attack(
         raise InputError("--budget is that of --until-sound: give both")
     if len(chosen) != 1:
         raise InputError("which attack? give one of --targeted, --untargeted, --protocol NAME and --attack SOURCE")
-    at_least(1, batch_size=batch_size)
+    check_at_least(1, batch_size=batch_size)
     check_processes(workers=workers)
     table: dict[str, Any] = {"protocol": chosen[0]}
     set_values(table, overrides, "key=value, e.g. eps=8/255")

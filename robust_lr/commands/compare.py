@@ -124,7 +124,7 @@ def pair_table(comparison: Comparison, figure: str) -> Table:
     table.add_column("first\nsecond", overflow="fold", min_width=16)
     for heading in ("first -\nsecond", "95 %\ninterval", "only\nfirst", "only\nsecond", "\np", "p\n(Holm)"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for pair in comparison.of(figure):
+    for pair in comparison.pairs_in(figure):
         low, high = pair.interval
         table.add_row(
             Text(f"{pair.first}\n{pair.second}"),
@@ -175,7 +175,7 @@ def difference_table(comparison: GroupComparison, figure: str) -> Table:
     table.add_column("first\nsecond", overflow="fold", min_width=16)
     for heading in ("first -\nsecond", "95 %\ninterval", "\np", "p\n(Holm)", "runs to\ndecide"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for each in comparison.of(figure):
+    for each in comparison.differences_in(figure):
         low, high = each.estimate.interval
         table.add_row(
             Text(f"{each.first}\n{each.second}"),

@@ -58,7 +58,7 @@ def composability(
     """Draw key and query maps of an image, and the weights of one pixel's window on it (the paper's Figure 5)."""
     from ..models.checkpoint import load_model
     from ..paper.figures import draw_compositions
-    from ..paper.inspection import STAGES, compositions, read_image
+    from ..paper.inspection import STAGES, compute_compositions, read_image
     from ..utils.pictures import check_picture, save_picture
 
     check_picture("out", out)
@@ -66,7 +66,7 @@ def composability(
     x = read_image(image, len(model.normalize.mean), size)
     check_size(checkpoint, (x.shape[1], x.shape[2]))
     at = (x.shape[1] // 2, x.shape[2] // 2) if pixel is None else parse(pixel)
-    found = compositions(model, x, at, None if group is None else [group] * len(STAGES))
+    found = compute_compositions(model, x, at, None if group is None else [group] * len(STAGES))
     found = larger_than_windows(found)
     save_picture(draw_compositions(x, at, found, checkpoint_name(checkpoint)), out)
     say(f"Written to {out}")

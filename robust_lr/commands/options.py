@@ -103,11 +103,11 @@ def choose(
     from ..data.selection import find_listed
     from ..models import checkpoint as checkpoint_room
     from ..models.external import load_source, source_name
-    from ..utils.checks import at_least
+    from ..utils.checks import check_at_least
     from ..utils.devices import pick_device
 
     if limit is not None:
-        at_least(1, limit=limit)
+        check_at_least(1, limit=limit)
     chosen_device = pick_device(device)
     if source is None:
         own = {
@@ -155,13 +155,13 @@ def test_images(name: str, root: Path | None, resize: int | None, crop: int | No
 
     from .. import data as data_room
     from ..data.encoded import center_crop
-    from ..utils.checks import at_least
+    from ..utils.checks import check_at_least
 
     if resize is None and crop is None:
         return data_room.load(name, "test", root)
     side = crop or resize or 0
     short = resize or side
-    at_least(1, resize=short, crop=side)
+    check_at_least(1, resize=short, crop=side)
     if max(short, side) > MAX_SIDE or side > short:
         raise InputError(
             f"`crop` {side} of `resize` {short}: at most {MAX_SIDE} pixels, and no larger crop than the resized side"

@@ -47,10 +47,10 @@ def profile(
     from ..config.training import set_values
     from ..models.build import build_model
     from ..models.geometry import layers, warnings
-    from ..utils.checks import at_least
+    from ..utils.checks import check_at_least
     from ..utils.errors import InputError
 
-    at_least(1, image_size=image_size, channels=channels, classes=classes)
+    check_at_least(1, image_size=image_size, channels=channels, classes=classes)
     if image_size > MAX_SIDE:
         raise InputError(f"`image_size` = {image_size}: at most {MAX_SIDE} pixels a side")
     options: dict[str, Any] = {}

@@ -76,13 +76,13 @@ def suite(
     from ..results.shards import parse_shard
     from ..suites.job import make_jobs
     from ..suites.spec import read
-    from ..utils.checks import at_least
+    from ..utils.checks import check_at_least
     from ..utils.devices import device_of_process, pick_device, torchrun_shard
     from ..utils.files import check_writable_folder
     from ..utils.machine import check_processes
     from .options import checkpoint_name
 
-    at_least(1, jobs=jobs, batch_size=batch_size)
+    check_at_least(1, jobs=jobs, batch_size=batch_size)
     check_processes(jobs=jobs, workers=workers)
     launched = torchrun_shard()
     if launched is not None and (shard_text is not None or jobs > 1):
@@ -137,7 +137,7 @@ def describe(
     todo: Sequence[SuiteJob], chosen: Suite, folder: Path, changes: tuple[str, ...], limit: int | None, jobs: int
 ) -> None:
     """List everything that would run, with an upper bound of its time."""
-    from ..paper.tables import jobs as jobs_of_table
+    from ..paper.tables import make_jobs as jobs_of_table
     from ..paper.tables import read
     from ..suites.estimate import estimate, estimate_table
 

@@ -107,19 +107,18 @@ def show(
     """Read, run and print a table, and write its JSON; that of static columns only with ``--json``."""
     from ..paper import tables as room
     from ..paper.claims import judge, read_outcomes
-    from ..paper.report import architectures, claims, counts, render, stronger_attacks
-    from ..paper.report import verdicts as verdict_table
-    from ..utils.checks import at_least
+    from ..paper.report import architecture_table, claims_table, cost_table, render, stronger_attacks, verdict_table
+    from ..utils.checks import check_at_least
     from ..utils.files import check_writable, check_writable_folder
 
     given = {"limit": limit, "jobs": jobs, "seeds": seeds}
-    at_least(1, **{name: value for name, value in given.items() if value is not None})
+    check_at_least(1, **{name: value for name, value in given.items() if value is not None})
     check_writable(json_file=json_file)
     rows = room.read(config, overrides, limit, seeds)
     if count_only or not rows.regimes:
         if not rows.regimes:
-            console.print(architectures(rows, number))
-        console.print(counts(rows, number))
+            console.print(architecture_table(rows, number))
+        console.print(cost_table(rows, number))
         if json_file is not None:
             write_record(json_file, room.counts_to_dict(rows, number))
         return
@@ -128,11 +127,11 @@ def show(
     check_writable(json_file=file)
     check_writable_folder(out=folder)
     if dry_run:
-        describe(room.jobs(rows, folder))
+        describe(room.make_jobs(rows, folder))
         return
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that workers save their work
     began = time.monotonic()
-    todo = room.jobs(rows, folder)
+    todo = room.make_jobs(rows, folder)
     with progress_bars() as bars:
         results = run_all(todo, jobs or 0, bars)
     outcomes = read_outcomes(todo)
@@ -145,8 +144,10 @@ def show(
     if rows.stronger:
         console.print(stronger_attacks(rows, outcomes))
     if verdicts:
-        console.print(claims(verdicts))
-    write_record(file, {**record, "seconds": seconds, "seconds_of_all_jobs": sum(job.seconds() for job in todo)})
+        console.print(claims_table(verdicts))
+    write_record(
+        file, {**record, "seconds": seconds, "seconds_of_all_jobs": sum(job.measured_seconds() for job in todo)}
+    )
     say(f"{duration(seconds)} in all; runs in {folder}")
 
 
@@ -168,7 +169,7 @@ def run_all(todo: list[Job], workers: int, bars: Bars) -> dict[tuple[str, str, i
     from ..paper.report import one_line
 
     results = {}
-    overall = bars.add("all", total=sum(job.work() for job in todo))
+    overall = bars.add("all", total=sum(job.estimated_work() for job in todo))
     tasks: dict[int, Any] = {}
     shares: dict[int, float] = {}
     for job, event in jobs.run(todo, workers=workers):
@@ -181,7 +182,7 @@ def run_all(todo: list[Job], workers: int, bars: Bars) -> dict[tuple[str, str, i
             tasks[event.job] = bars.add(job.name, total=1.0)
         part = event.done / event.total
         share = {"train": 0.9 * part, "attack": 0.9 + 0.1 * part, "end": 1.0}[event.kind]
-        shares[event.job] = share * job.work()
+        shares[event.job] = share * job.estimated_work()
         doing = {"train": "training", "attack": "attacking", "end": "done"}[event.kind]
         bars.update(tasks[event.job], completed=share, description=f"{job.name}: {doing}", visible=event.kind != "end")
         bars.update(overall, completed=sum(shares.values()))

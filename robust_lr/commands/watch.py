@@ -54,7 +54,7 @@ def follow(run: Path, follower: Follower, seconds: float, once: bool) -> None:
         while True:
             latest, state = follower.read(), follower.state()
             left = f", {duration(latest.seconds_left)} left" if state == "running" and latest.step is not None else ""
-            say(f"{run}: {state}: {latest.words()}{left}")
+            say(f"{run}: {state}: {latest.describe()}{left}")
             if once or state != "running":
                 return
             time.sleep(seconds)
@@ -80,10 +80,12 @@ def picture(run: Path, state: str, latest: Latest) -> Group:
         shares = (each.accuracy, each.test_accuracy, each.validation_accuracy, each.robust_accuracy)
         percent = ("" if share is None else f"{100 * share:.1f}" for share in shares)
         rows.add_row(f"{each.epoch:.0f}", f"{each.lr:g}", f"{each.loss:.3f}", *percent)
-    waiting = f"waiting for images {100 * latest.waiting:.0f} % of the time, " if latest.waiting > 0.01 else ""
+    waiting = (
+        f"waiting for images {100 * latest.waiting_share:.0f} % of the time, " if latest.waiting_share > 0.01 else ""
+    )
     return Group(
         head,
-        Text(latest.words()),
+        Text(latest.describe()),
         Text(f"{waiting}{duration(latest.seconds_left)} left"),
         ProgressBar(total=step.steps, completed=step.step, width=60),
         rows,

@@ -11,7 +11,7 @@ CIFAR_RECIPES = ("madry", "trades", "fast")
 MIN_CIFAR_EPOCHS = 15
 
 
-def advice(config: Config, image_shape: tuple[int, int, int]) -> list[str]:
+def give_advice(config: Config, image_shape: tuple[int, int, int]) -> list[str]:
     """Return sentences about values of ``config`` that do not suit images of ``image_shape``, or its recipe."""
     found = []
     side = min(image_shape[1:])

@@ -17,25 +17,25 @@ Table = Mapping[str, Any]
 _PLAIN = {"loss": "cross-entropy", "mix": 0.0, "clean_start": 0.0, "label_smoothing": 0.0}
 
 
-def _recipe(protocol: str, *, validation: Table | None = None, **train: Any) -> dict[str, dict[str, Any]]:
+def _recipe_for(protocol: str, *, validation: Table | None = None, **train: Any) -> dict[str, dict[str, Any]]:
     return {"attack": {"protocol": protocol}, "train": {**_PLAIN, **train}, "validation": dict(validation or {})}
 
 
 RECIPES: Mapping[str, Mapping[str, Table]] = {
     # no attack: the same loop learns from the images as they are
-    "regular": _recipe("none"),
+    "regular": _recipe_for("none"),
     # Hu et al. 2019 (LR-Net), appendix
-    "lrnet": _recipe("lrnet-train"),
+    "lrnet": _recipe_for("lrnet-train"),
     # Kannan et al. 2018, the released code: half of each batch is clean
-    "alp-release": _recipe("alp-train", mix=0.5, label_smoothing=0.1),
+    "alp-release": _recipe_for("alp-train", mix=0.5, label_smoothing=0.1),
     # Xie et al. 2019 (feature denoising); they draw the clean start for each GPU's batch, we draw it for each image
-    "xie2019": _recipe("xie2019-train", clean_start=0.2, label_smoothing=0.1),
+    "xie2019": _recipe_for("xie2019-train", clean_start=0.2, label_smoothing=0.1),
     # Madry et al. 2018, CIFAR-10, with the 10 steps of Rice et al. 2020
-    "madry": _recipe("madry-train"),
+    "madry": _recipe_for("madry-train"),
     # Zhang et al. 2019, CIFAR-10
-    "trades": _recipe("trades-train", loss="trades", beta=6.0),
+    "trades": _recipe_for("trades-train", loss="trades", beta=6.0),
     # Wong et al. 2020, CIFAR-10, with their guard against catastrophic over-fitting
-    "fast": _recipe("fast-train", validation={"images": 256, "max_drop": 0.2}),
+    "fast": _recipe_for("fast-train", validation={"images": 256, "max_drop": 0.2}),
 }
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .. import protocols
 from ..data.augmentation import AUGMENTATIONS
-from ..utils.checks import at_least, check_name, share
+from ..utils.checks import check_at_least, check_name, check_shares
 from ..utils.errors import InputError
 from ..utils.machine import check_processes, check_threads
 
@@ -41,7 +41,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_name("augmentation", self.augment, AUGMENTATIONS)
         check_name("choice for data.unreadable", self.unreadable, UNREADABLE)
-        at_least(0, limit=self.limit)
+        check_at_least(0, limit=self.limit)
         check_processes(workers=self.workers)
 
 
@@ -88,13 +88,13 @@ class TrainConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        at_least(1, epochs=self.epochs)
-        at_least(2, batch_size=self.batch_size)  # batch norm needs two images
-        at_least(0, lr=self.lr, lr_images=self.lr_images, warmup_epochs=self.warmup_epochs)
-        at_least(0, weight_decay=self.weight_decay, beta=self.beta)
+        check_at_least(1, epochs=self.epochs)
+        check_at_least(2, batch_size=self.batch_size)  # batch norm needs two images
+        check_at_least(0, lr=self.lr, lr_images=self.lr_images, warmup_epochs=self.warmup_epochs)
+        check_at_least(0, weight_decay=self.weight_decay, beta=self.beta)
         check_threads(self.threads)
-        at_least(0, eps_warmup_epochs=self.eps_warmup_epochs)
-        share(momentum=self.momentum, mix=self.mix, label_smoothing=self.label_smoothing, ema=self.ema)
+        check_at_least(0, eps_warmup_epochs=self.eps_warmup_epochs)
+        check_shares(momentum=self.momentum, mix=self.mix, label_smoothing=self.label_smoothing, ema=self.ema)
         check_name("loss", self.loss, LOSSES)
         check_name("schedule", self.schedule, SCHEDULES)
         if not 0 <= self.clean_start <= 1:
@@ -127,9 +127,9 @@ class ValidationConfig:
     max_drop: float = 0.0
 
     def __post_init__(self) -> None:
-        at_least(0, images=self.images)
-        at_least(1, every=self.every)
-        share(max_drop=self.max_drop)
+        check_at_least(0, images=self.images)
+        check_at_least(1, every=self.every)
+        check_shares(max_drop=self.max_drop)
         if self.protocol is not None:
             protocols.get_pgd(self.protocol)
         if self.max_drop and not self.images:
@@ -157,7 +157,7 @@ class ComputeConfig:
 
     def __post_init__(self) -> None:
         if self.micro_batch != 0:
-            at_least(2, micro_batch=self.micro_batch)  # batch norm needs two images
+            check_at_least(2, micro_batch=self.micro_batch)  # batch norm needs two images
         check_name("precision", self.precision, PRECISIONS)
         check_name("attack_precision", self.attack_precision, PRECISIONS)
         check_name("choice for compute.compile", self.compile, COMPILED)
@@ -176,4 +176,4 @@ class OutputConfig:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        at_least(1, keep=self.keep)
+        check_at_least(1, keep=self.keep)

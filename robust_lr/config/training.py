@@ -10,13 +10,13 @@ from typing import Any
 
 from .. import protocols
 from ..protocols.files import from_table
-from ..utils.checks import at_least, make
+from ..utils.checks import build_record, check_at_least
 from ..utils.errors import InputError
 from ..utils.toml import read_toml, to_literal
 from . import recipes
 from .sections import ComputeConfig, DataConfig, OutputConfig, TrainConfig, ValidationConfig
 
-__all__ = ["ComputeConfig", "Config", "DataConfig", "OutputConfig", "TrainConfig", "ValidationConfig", "at_least"]
+__all__ = ["ComputeConfig", "Config", "DataConfig", "OutputConfig", "TrainConfig", "ValidationConfig", "check_at_least"]
 
 
 #: values of [model] that every network has; they stay if another network is set, the others are of one kind of layer
@@ -155,21 +155,21 @@ def from_dict(table: Mapping[str, Any]) -> Config:
         if not isinstance(section, Mapping):
             raise InputError(f"{name} = {section!r}: a [{name}] table is needed")
         sections[name] = section
-    top = make(Config, table, "")
+    top = build_record(Config, table, "")
     model = {key: tuple(v) if isinstance(v, list) else v for key, v in sections["model"].items()}
     return replace(
         top,
         model=model or top.model,
-        attack=attack(sections["attack"]),
-        data=make(DataConfig, sections["data"], "data"),
-        train=make(TrainConfig, sections["train"], "train"),
-        validation=make(ValidationConfig, sections["validation"], "validation"),
-        compute=make(ComputeConfig, sections["compute"], "compute"),
-        output=make(OutputConfig, sections["output"], "output"),
+        attack=read_attack(sections["attack"]),
+        data=build_record(DataConfig, sections["data"], "data"),
+        train=build_record(TrainConfig, sections["train"], "train"),
+        validation=build_record(ValidationConfig, sections["validation"], "validation"),
+        compute=build_record(ComputeConfig, sections["compute"], "compute"),
+        output=build_record(OutputConfig, sections["output"], "output"),
     )
 
 
-def attack(table: Mapping[str, Any], default: str = "lrnet-train") -> protocols.PGD:
+def read_attack(table: Mapping[str, Any], default: str = "lrnet-train") -> protocols.PGD:
     """Read the [attack] of a training run, which must be PGD."""
     changed = from_table({"protocol": table.get("protocol", default)})
     if not isinstance(changed, protocols.PGD):
@@ -183,13 +183,15 @@ def to_dict(config: Config) -> dict[str, Any]:
     """Return nested tables that ``from_dict`` turns into the same Config; unset values are left out."""
     sections = {
         "model": dict(config.model),
-        **{name: {f.name: getattr(part, f.name) for f in fields(part)} for name, part in parts(config).items()},
+        **{
+            name: {f.name: getattr(part, f.name) for f in fields(part)} for name, part in split_sections(config).items()
+        },
     }
     clean = {name: {k: v for k, v in section.items() if v is not None} for name, section in sections.items()}
     return {"seed": config.seed, **clean}
 
 
-def parts(config: Config) -> dict[str, Any]:
+def split_sections(config: Config) -> dict[str, Any]:
     return {name: getattr(config, name) for name in ("data", "attack", *RECORDS)}
 
 

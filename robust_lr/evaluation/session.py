@@ -24,7 +24,7 @@ from ..models.folding import make_attackable
 from ..models.outputs import LogitsOf
 from ..protocols.base import Protocol, StepwiseProtocol
 from ..results.verdict import LEVELS
-from ..utils.checks import at_least, check_name
+from ..utils.checks import check_at_least, check_name
 from ..utils.contexts import device_of, fp32, frozen
 from ..utils.errors import InputError
 from ..utils.machine import check_batch, check_processes
@@ -135,8 +135,8 @@ def prepare(
         check_classes(data.num_classes)
     if not 0 <= seed < 2**32:
         raise InputError(f"seed = {seed}: must be between 0 and 2^32 - 1")
-    at_least(1, batch_size=batch_size)
-    at_least(0, compute_batch=compute_batch or 0)
+    check_at_least(1, batch_size=batch_size)
+    check_at_least(0, compute_batch=compute_batch or 0)
     check_processes(workers=workers)
     device = device_of(model)
     processes = process_count(processes)

@@ -22,7 +22,7 @@ from ..results.ledger import Row
 from ..results.result import Result
 from ..results.stored import RESULT
 from ..results.verdict import MISLED, SOUND
-from ..utils.checks import at_least
+from ..utils.checks import check_at_least
 from ..utils.errors import InputError
 from ..utils.files import write_json
 from ..utils.statistics import Proportion
@@ -116,7 +116,7 @@ def strengthen(
     Raises:
         InputError: a targeted or minimum-norm evaluation, or one without a verdict; and as ``evaluate``.
     """
-    at_least(1, budget=budget)
+    check_at_least(1, budget=budget)
     check_can_be_strengthened(first)
     position = {id_: number for number, id_ in enumerate(data.ids.tolist())}
     left = robust_ids(first.rows)

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from ..utils.checks import check_name, choose, typed
+from ..utils.checks import check_name, choose, convert
 from ..utils.errors import InputError
-from ..utils.machine import memory
+from ..utils.machine import memory_limit
 from .conv_nets import convolution, depthwise, non_local_net, resnet
 from .layers.basic import IMAGENET_MEAN, IMAGENET_STD
 from .lr_net import lr_net
@@ -71,7 +71,7 @@ def build_model(
     hints = {**typing.get_type_hints(builder.func), **typing.get_type_hints(Frame)}
     parameters = inspect.signature(builder.func).parameters.values()
     own = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-    in_channels = typed(int, in_channels, "in_channels")
+    in_channels = convert(int, in_channels, "in_channels")
     if not 1 <= in_channels <= MAX_CHANNELS:
         raise InputError(f"in_channels = {in_channels}: must be between 1 and {MAX_CHANNELS}")
     color = in_channels == 3
@@ -83,10 +83,10 @@ def build_model(
         "mean": mean if mean is not None else IMAGENET_MEAN if color else (0.5,) * in_channels,
         "std": std if std is not None else IMAGENET_STD if color else (0.25,) * in_channels,
     }
-    values = {key: typed(hints[key], value, key) for key, value in values.items()}
+    values = {key: convert(hints[key], value, key) for key, value in values.items()}
     for key, value in options.items():
         check_name(f"option of {name}", key, [*values, *own])
-        options[key] = typed(hints[key], value, key)
+        options[key] = convert(hints[key], value, key)
     if values["num_classes"] < 1 or not 0 < values["width"] < 100:
         raise InputError(
             f"num_classes = {num_classes}, width = {width}: "
@@ -104,7 +104,7 @@ def check_size(builder: Callable[..., ResNet], values: Mapping[str, Any], option
     """Refuse a network whose weights would not fit half of the memory, without allocating any of them."""
     with torch.device("meta"):
         weights = sum(parameter.numel() for parameter in builder(Frame(**values), **options).parameters())
-    if 4 * weights > memory() // 2:
+    if 4 * weights > memory_limit() // 2:
         raise InputError(
             f"width = {values['width']:g}, num_classes = {values['num_classes']}: {weights:,} weights do not fit this "
             "machine's memory; make the network smaller"

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..results.compare import FIGURES
 from ..results.compare_groups import estimate_to_dict
 from ..results.stored import read_evaluation
-from ..utils.checks import check_name, typed
+from ..utils.checks import check_name, convert
 from ..utils.errors import InputError
 from ..utils.random_effects import LEVEL, Estimate, images_needed, mean_over_runs, runs_needed
 from ..utils.statistics import holm
@@ -65,25 +65,27 @@ class Verdict:
         return images_needed(self.estimate, tests=self.claims)
 
     @property
-    def word(self) -> str:
+    def outcome(self) -> str:
         """ "confirmed", "contradicted" or "not decided"."""
         if self.p_holm >= 1 - LEVEL:
             return "not decided"
         return "confirmed" if self.estimate.value > 0 else "contradicted"
 
-    def sentence(self) -> str:
-        """The verdict with what would decide, or how the paper's figure compares."""
+    def describe(self) -> str:
+        """Describe the verdict: what would decide it, or how the paper's figure compares."""
         low, high = self.estimate.interval
         if self.estimate.components is None:
             return "not decided: a single training run says nothing of others, take more seeds"
-        if self.word == "not decided":
+        if self.outcome == "not decided":
             ways = [f"{self.runs_needed:,} seeds"] if self.runs_needed else []
             ways += [f"{self.images_needed:,} images"] if self.images_needed else []
             return f"not decided; a true difference of this size would take {' or '.join(ways) or 'more of both'}"
         if self.claim.paper is None:
-            return self.word
+            return self.outcome
         inside = low <= self.claim.paper / 100 <= high
-        return f"{self.word}; the paper's {self.claim.paper:+.1f} is {'inside' if inside else 'outside'} the interval"
+        return (
+            f"{self.outcome}; the paper's {self.claim.paper:+.1f} is {'inside' if inside else 'outside'} the interval"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form; differences are fractions, but the paper's, in points."""
@@ -95,8 +97,8 @@ class Verdict:
             "paper": self.claim.paper,
             **estimate_to_dict(self.estimate),
             "p_holm": self.p_holm,
-            "verdict": self.word,
-            "sentence": self.sentence(),
+            "verdict": self.outcome,
+            "sentence": self.describe(),
             "runs_needed": self.runs_needed,
             "images_needed": self.images_needed,
         }
@@ -108,15 +110,15 @@ class Outcomes:
 
     values: Mapping[tuple[str, str, str], Mapping[str, Tensor]]
 
-    def of(self, label: str, attack: str, figure: str) -> Tensor:
-        """Values of an adversarially trained network."""
+    def values_of(self, label: str, attack: str, figure: str) -> Tensor:
+        """Return the values of an adversarially trained network."""
         if attack == CLEAN:
             first = next(key for key in self.values if key[:2] == (label, REGIME))
             return self.values[first]["clean"]
         return self.values[label, REGIME, attack][figure]
 
     def estimates(self, label: str, regime: str, attack: str) -> dict[str, Estimate]:
-        """Accuracies over runs and images, by figure; nothing where no image was attacked."""
+        """Estimate accuracies over runs and images, by figure; empty if no image was attacked."""
         found = self.values.get((label, regime, attack), {})
         return {figure: mean_over_runs(values) for figure, values in found.items()}
 
@@ -126,7 +128,7 @@ def read_outcomes(jobs: Sequence[Job]) -> Outcomes:
     runs: dict[tuple[str, str, str], dict[str, list[list[bool]]]] = {}
     for job in jobs:
         for attack in job.attacks:
-            rows = read_evaluation(job.evaluation(attack)).rows
+            rows = read_evaluation(job.evaluation_folder(attack)).rows
             for figure, is_right in FIGURES.items():
                 by_figure = runs.setdefault((job.label, job.regime, attack.name), {})
                 by_figure.setdefault(figure, []).append([is_right(row) for row in rows])
@@ -142,7 +144,8 @@ def judge(claims: Sequence[Claim], outcomes: Outcomes) -> list[Verdict]:
     """Test every claim, paired by image within seeds; p-values are corrected for their number (Holm 1979)."""
     estimates = [
         mean_over_runs(
-            outcomes.of(claim.first, claim.attack, claim.figure) - outcomes.of(claim.second, claim.attack, claim.figure)
+            outcomes.values_of(claim.first, claim.attack, claim.figure)
+            - outcomes.values_of(claim.second, claim.attack, claim.figure)
         )
         for claim in claims
     ]
@@ -163,14 +166,14 @@ def read_claims(entries: Any, labels: Sequence[str], attacks: Sequence[str]) -> 
         for key in entry:
             check_name("key of [[claims]]", key, ["first", "second", "attack", "figure", "paper"])
         first, second, attack = (
-            typed(str, entry.get(key, 0), f"claims.{key}") for key in ("first", "second", "attack")
+            convert(str, entry.get(key, 0), f"claims.{key}") for key in ("first", "second", "attack")
         )
         for label in (first, second):
             check_name("label in [[claims]]", label, labels)
         check_name("attack in [[claims]]", attack, attacks)
-        figure = typed(str, entry.get("figure", "robust"), "claims.figure")
+        figure = convert(str, entry.get("figure", "robust"), "claims.figure")
         check_name("figure in [[claims]]", figure, CLAIM_FIGURES)
-        paper = typed(float, entry["paper"], "claims.paper") if "paper" in entry else None
+        paper = convert(float, entry["paper"], "claims.paper") if "paper" in entry else None
         if paper is not None and not isfinite(paper):
             raise InputError(f"claims.paper = {paper}: a finite number is needed")
         claims.append(Claim(first, second, attack, figure, paper))

@@ -38,7 +38,7 @@ def draw_priors(priors: Mapping[str, Tensor], title: str) -> Figure:
             axes.set_title(f"group {group}", fontsize=7, pad=2)
         side, total = values.shape[-1], len(values)
         groups = f"all {total} groups" if total <= columns else f"{columns} of {total} groups"
-        label(row[0], f"{stage}\n{side} x {side}\n{groups}")
+        draw_label(row[0], f"{stage}\n{side} x {side}\n{groups}")
     bar = figure.colorbar(drawn, ax=grid.ravel().tolist(), fraction=0.02, pad=0.01)
     bar.ax.tick_params(labelsize=7)
     for side in {values.shape[-1] for values in priors.values()}:
@@ -66,7 +66,7 @@ def draw_compositions(image: Tensor, pixel: tuple[int, int], found: Sequence[Com
             axes.set_title(f"{name} map, {values.shape[0]} x {values.shape[1]}", fontsize=8)
             axes.plot(pixel[1], pixel[0], marker="+", color="red", markersize=8)
         figure.colorbar(drawn, ax=list(row[:2]), fraction=0.046, pad=0.02).ax.tick_params(labelsize=7)
-        overlay(figure, row[2], image, pixel, one, extent)
+        draw_weights(figure, row[2], image, pixel, one, extent)
         for axes in row:
             axes.set_xticks([])
             axes.set_yticks([])
@@ -75,7 +75,7 @@ def draw_compositions(image: Tensor, pixel: tuple[int, int], found: Sequence[Com
     return figure
 
 
-def overlay(
+def draw_weights(
     figure: Figure,
     axes: Any,
     image: Tensor,
@@ -105,6 +105,6 @@ def overlay(
     figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.02).ax.tick_params(labelsize=7)
 
 
-def label(axes: Any, words: str) -> None:
+def draw_label(axes: Any, words: str) -> None:
     """Write a label left of axes that are switched off."""
     axes.text(-0.15, 0.5, words, transform=axes.transAxes, ha="right", va="center", fontsize=8)

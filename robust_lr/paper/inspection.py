@@ -100,7 +100,7 @@ def learnt_priors(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def compositions(
+def compute_compositions(
     model: nn.Module, image: Tensor, pixel: tuple[int, int], groups: Sequence[int] | None = None
 ) -> list[Composition]:
     """Return key and query maps of the last layer of each stage, and the weights of one pixel's window (Figure 5).
@@ -141,12 +141,12 @@ def compositions(
         cell = (height / key.shape[2], width / key.shape[3])
         place = (int(pixel[0] / cell[0]) // layer.stride, int(pixel[1] / cell[1]) // layer.stride)
         center = (place[0] * layer.stride, place[1] * layer.stride)
-        weights = window(layer, query[group, :, place[0], place[1]], key[group], center, group)
+        weights = window_weights(layer, query[group, :, place[0], place[1]], key[group], center, group)
         found.append(Composition(stage, group, query[group, 0], key[group, 0], weights, center, cell))
     return found
 
 
-def window(layer: LocalRelation2d, query: Tensor, key: Tensor, center: tuple[int, int], group: int) -> Tensor:
+def window_weights(layer: LocalRelation2d, query: Tensor, key: Tensor, center: tuple[int, int], group: int) -> Tensor:
     """Compute the weights [K, K] of one window: ``query`` [d] against ``key`` [d, H, W] around ``center``."""
     size, radius = layer.kernel_size, layer.kernel_size // 2
     rows, columns = (slice(at, at + size) for at in center)

@@ -64,17 +64,17 @@ class Job:
     def name(self) -> str:
         return f"{self.label} {self.regime}, seed {self.config.seed}"
 
-    def evaluation(self, attack: Attack) -> Path:
+    def evaluation_folder(self, attack: Attack) -> Path:
         """Return the folder of an evaluation."""
         return self.folder / "attacks" / attack.name
 
-    def seconds(self) -> float:
+    def measured_seconds(self) -> float:
         """Add up the time of a finished job's training steps and evaluations, over all invocations."""
         training = sum(float(step["seconds"] + step["waited"]) for step in read_metrics(self.folder))
-        folders = [self.evaluation(attack) for attack in self.attacks]
+        folders = [self.evaluation_folder(attack) for attack in self.attacks]
         return training + sum(float(read_evaluation(folder).record["seconds"]) for folder in folders)
 
-    def work(self) -> float:
+    def estimated_work(self) -> float:
         """Estimate passes over the training images, for the time left; a test set is taken for a quarter of them."""
         attacks = sum(attack.protocol.steps + 1 for attack in self.attacks)
         return self.config.train.epochs * (self.config.attack.steps + 2) + attacks / 4
@@ -103,7 +103,7 @@ class Task(Interface):
         """Tell whether the work needs no GPU."""
 
     def run(self, number: int, tell: Callable[[Event], None]) -> None:
-        """Do the work, and tell of it as job ``number``."""
+        """Do the work, and report it as job ``number``."""
 
 
 AnyTask = TypeVar("AnyTask", bound=Task)
@@ -145,7 +145,7 @@ def run_job(number: int, job: Job, tell: Callable[[Event], None]) -> None:
             spread(data, attack.limit) if attack.limit else data,
             attack.protocol,
             seed=job.config.seed,
-            out=job.evaluation(attack),
+            out=job.evaluation_folder(attack),
             resume=True,
             name=f"{job.label} {job.regime}",
             check=attack.check,

@@ -61,10 +61,10 @@ def plan_row(table: Table, row: TableRow, regime: str, *, processes: int, images
 
 def most_passes(attack: Attack) -> int:
     """Count the passes of an attack on one image that withstands it; a pass without gradient counts as a third."""
-    return 1 + sum(passes_of(part) for part in attack.protocol.attacks())
+    return 1 + sum(count_passes(part) for part in attack.protocol.attacks())
 
 
-def passes_of(protocol: Protocol) -> int:
+def count_passes(protocol: Protocol) -> int:
     """Count the passes of one attack; the targeted ones of AutoAttack run for nine classes."""
     draws = protocol.draws(10) if isinstance(protocol, StepwiseProtocol) else 9
     passes = draws * protocol.steps

@@ -16,7 +16,7 @@ from ..utils.random_effects import Estimate
 from ..utils.statistics import Proportion, interval, value
 from .claims import Outcomes, Verdict
 from .clean_accuracy import CLEAN, Accuracy
-from .stages import describe
+from .stages import describe_stages
 from .tables import Results, Table
 
 
@@ -24,11 +24,11 @@ def render(table: Table, number: int, results: Results, outcomes: Outcomes) -> R
     """Return the table of what was measured."""
     if table.protocols:
         found = {key: result for key, result in results.items() if isinstance(result, Result)}
-        return robustness(table, number, found, outcomes)
-    return accuracies(table, number, {key: found for key, found in results.items() if isinstance(found, Accuracy)})
+        return robustness_table(table, number, found, outcomes)
+    return accuracy_table(table, number, {key: found for key, found in results.items() if isinstance(found, Accuracy)})
 
 
-def accuracies(table: Table, number: int, results: Mapping[tuple[str, str, int, str], Accuracy]) -> RichTable:
+def accuracy_table(table: Table, number: int, results: Mapping[tuple[str, str, int, str], Accuracy]) -> RichTable:
     """Return accuracy on clean images and cost: ours, as trained, and the paper's."""
     first = next(iter(results.values()))
     several = table.seeds > 1
@@ -56,14 +56,14 @@ def accuracies(table: Table, number: int, results: Mapping[tuple[str, str, int, 
                 Text(f"{statistics.mean(top1):.1f}", style="bold"),
                 Text(f"{statistics.stdev(top1):.1f}" if len(runs) > 1 else interval(found.top1), style="dim"),
                 f"{statistics.mean(top5):.1f}" if top5 else "-",
-                *(figure(row.paper.get(column)) for column in given),
+                *(format_figure(row.paper.get(column)) for column in given),
                 f"{found.parameters / 1e6:.2f}",
                 f"{found.multiply_adds / 1e6:.1f}",
             )
     return out
 
 
-def counts(table: Table, number: int) -> RichTable:
+def cost_table(table: Table, number: int) -> RichTable:
     """Return the static columns: what networks cost at the paper's size, and what the paper says."""
     accuracy = paper_columns(table)
     out = RichTable(
@@ -85,11 +85,11 @@ def counts(table: Table, number: int) -> RichTable:
         out.add_row(
             row.label,
             f"{found.parameters / 1e6:.1f}",
-            figure(params),
+            format_figure(params),
             "-" if params is None else f"{100 * (found.parameters / 1e6 / params - 1):+.1f}",
             f"{found.multiply_adds / 1e9:.2f}",
-            figure(row.size.get("flops")),
-            *(figure(row.paper.get(column)) for column in accuracy),
+            format_figure(row.size.get("flops")),
+            *(format_figure(row.paper.get(column)) for column in accuracy),
         )
     return out
 
@@ -99,7 +99,7 @@ def paper_columns(table: Table) -> list[str]:
     return [column for column in ("top1", "top5") if any(column in row.paper for row in table.rows)]
 
 
-def architectures(table: Table, number: int) -> RichTable:
+def architecture_table(table: Table, number: int) -> RichTable:
     """Return the networks stage by stage."""
     out = RichTable(
         title=f"Table {number}: {table.title}",
@@ -114,7 +114,7 @@ def architectures(table: Table, number: int) -> RichTable:
     out.add_column("M params", justify="right")
     out.add_column("G mult.-adds", justify="right")
     for row in table.rows:
-        stages = describe(**row.options)
+        stages = describe_stages(**row.options)
         for stage in stages:
             out.add_row(
                 row.label if stage is stages[0] else "",
@@ -135,12 +135,12 @@ def one_line(result: Result | Accuracy) -> str:
     return f"top-1 {result.top1}" + ("" if result.top5 is None else f", top-5 {result.top5}")
 
 
-def figure(number: float | None) -> Text:
+def format_figure(number: float | None) -> Text:
     """Write a figure of the paper."""
     return Text("-" if number is None else f"{number:.1f}", style="italic")
 
 
-def robustness(
+def robustness_table(
     table: Table, number: int, results: Mapping[tuple[str, str, int, str], Result], outcomes: Outcomes
 ) -> RichTable:
     """Return accuracy on the true label under the paper's attacks: ours, its interval, and the paper's figure."""
@@ -175,13 +175,13 @@ def robustness(
                     cells.append(cell_of_runs(outcomes.estimates(row.label, regime, attack)[figure], paper))
                 else:
                     result = results[row.label, regime, seed, attack]
-                    cells.append(cell(result.clean if name == CLEAN else result.robust, paper, several))
+                    cells.append(format_share(result.clean if name == CLEAN else result.robust, paper, several))
         lines = Text(f"{row.label}\n").append("+-\n95 %\n" if several else "95 %\n", style="dim")
         out.add_row(lines.append("paper", style="italic"), *cells, end_section=True)
     return out
 
 
-def verdicts(results: Results) -> RichTable | None:
+def verdict_table(results: Results) -> RichTable | None:
     """Return the verdicts on the robust accuracies, one line for each network and attack; None without any."""
     kinds: dict[tuple[str, str, str], list[Result]] = {}
     for (label, regime, _, attack), result in results.items():
@@ -241,7 +241,7 @@ def stronger_attacks(table: Table, outcomes: Outcomes) -> RichTable:
     return out
 
 
-def claims(verdicts: Sequence[Verdict]) -> RichTable:
+def claims_table(verdicts: Sequence[Verdict]) -> RichTable:
     """Return the paper's statements, adversarially trained, with our differences and verdicts."""
     out = RichTable(
         title="The paper's claims: differences of accuracy in points, adversarially trained",
@@ -263,12 +263,12 @@ def claims(verdicts: Sequence[Verdict]) -> RichTable:
             Text(f"{100 * verdict.estimate.value:+.1f}", style="bold"),
             f"{100 * low:+.1f} to {100 * high:+.1f}" if isfinite(low) else "-",
             f"{verdict.p_holm:.2g}",
-            verdict.sentence(),
+            verdict.describe(),
         )
     return out
 
 
-def cell(share: Proportion, paper: float | None, beside_several: bool) -> Text:
+def format_share(share: Proportion, paper: float | None, beside_several: bool) -> Text:
     text = Text(f"{value(share)}\n", style="bold")
     text.append(f"-\n{interval(share)}" if beside_several else interval(share), style="not bold dim")
     return text if paper is None else text.append(f"\n{paper:.1f}", style="not bold italic")

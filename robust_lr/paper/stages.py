@@ -26,7 +26,7 @@ class StageLine:
     multiply_adds: int
 
 
-def describe(name: str, **options: Any) -> list[StageLine]:
+def describe_stages(name: str, **options: Any) -> list[StageLine]:
     """Describe the stages of a network for one image of 224 x 224 and 1000 classes, counted as ``profile`` does."""
     with torch.device("meta"):
         model, x = build_model(name, **options), torch.empty(1, 3, 224, 224)
@@ -37,9 +37,9 @@ def describe(name: str, **options: Any) -> list[StageLine]:
             y: Tensor = module.eval()(x)
             blocks = [block for block in module.children() if isinstance(block, Block)]
             others = [block for block in module.children() if not isinstance(block, Block)]
-            words = join(blocks[-1]) + f" x {len(blocks)}" if blocks else join(module)
+            words = name_layers(blocks[-1]) + f" x {len(blocks)}" if blocks else name_layers(module)
             if blocks and others:
-                words += f", each then {join(others[-1])}"
+                words += f", each then {name_layers(others[-1])}"
             found = profile(module, x)
             lines.append(StageLine(stage, y.shape[-1], words, found.parameters, found.multiply_adds))
             x = y
@@ -47,7 +47,7 @@ def describe(name: str, **options: Any) -> list[StageLine]:
     return [*lines, StageLine("fc", 1, f"pooling, {model.fc.out_features}", found.parameters, found.multiply_adds)]
 
 
-def join(module: nn.Module) -> str:
+def name_layers(module: nn.Module) -> str:
     """Name the layers of a module in words."""
     inside: set[nn.Module] = set()
     words = []

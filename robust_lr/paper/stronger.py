@@ -8,7 +8,7 @@ from typing import Any
 from ..protocols.files import from_table
 from ..protocols.presets import SWEEPS
 from ..results.verdict import LEVELS
-from ..utils.checks import at_least, check_name, typed
+from ..utils.checks import check_at_least, check_name, convert
 from ..utils.errors import InputError
 from .jobs import Attack
 
@@ -32,9 +32,9 @@ def read_stronger(entries: Any) -> tuple[Attack, ...]:
 
 def read_entry(entry: dict[str, Any]) -> list[Attack]:
     """Read one entry: the parts of a sweep are attacks of their own."""
-    limit, runs = (typed(int, entry.pop(key, 0), f"[[stronger]] {key}") for key in ("limit", "runs"))
-    at_least(0, limit=limit, runs=runs)
-    check = typed(str, entry.pop("check", "default"), "[[stronger]] check")
+    limit, runs = (convert(int, entry.pop(key, 0), f"[[stronger]] {key}") for key in ("limit", "runs"))
+    check_at_least(0, limit=limit, runs=runs)
+    check = convert(str, entry.pop("check", "default"), "[[stronger]] check")
     check_name("check in [[stronger]]", check, LEVELS)
     if "protocol" not in entry:
         raise InputError("[[stronger]] has no protocol: give the name of one, see robust-lr list")

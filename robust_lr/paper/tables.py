@@ -17,7 +17,7 @@ from ..models.cost import Profile, paper_size
 from ..models.resnet import Frame
 from ..results.compare_groups import METHODS, estimate_to_dict
 from ..results.result import Result
-from ..utils.checks import at_least, check_name, typed
+from ..utils.checks import check_at_least, check_name, convert
 from ..utils.errors import InputError
 from ..utils.toml import read_toml
 from .claims import Claim, Outcomes, Verdict, read_claims
@@ -125,9 +125,9 @@ def read(name: str | Path, overrides: Sequence[str] = (), limit: int | None = No
             words = " or ".join(f"{regime}.{key}" for regime in REGIMES)
             raise InputError(f"{key}: networks of a table are trained in two ways, say for which: {words}")
         check_name("key of a table", key, KEYS)
-    title = typed(str, table.pop("title", Path(name).stem), "title")
+    title = convert(str, table.pop("title", Path(name).stem), "title")
     names, rows = table.pop("protocols", []), table.pop("rows", [])
-    own_limit, own_seeds = (typed(int, table.pop(key, value), key) for key, value in (("limit", 0), ("seeds", 1)))
+    own_limit, own_seeds = (convert(int, table.pop(key, value), key) for key, value in (("limit", 0), ("seeds", 1)))
     limit, seeds = own_limit if limit is None else limit, own_seeds if seeds is None else seeds
     stronger = read_stronger(table.pop("stronger", []))
     claims = table.pop("claims", [])
@@ -137,19 +137,21 @@ def read(name: str | Path, overrides: Sequence[str] = (), limit: int | None = No
         raise InputError(f"protocols = {names!r}: a list of names is needed, none of them twice")
     for protocol in names:
         protocols.get(protocol)
-    regimes = {regime: dict(mapping(table.pop(regime), regime)) for regime in REGIMES if regime in table}
-    runs = {regime: typed(int, values.pop("runs", 0), f"{regime}.runs") for regime, values in regimes.items()}
+    regimes = {regime: dict(check_mapping(table.pop(regime), regime)) for regime in REGIMES if regime in table}
+    runs = {regime: convert(int, values.pop("runs", 0), f"{regime}.runs") for regime, values in regimes.items()}
     if names and not regimes:
         raise InputError(f"{name}: what is attacked must be trained: [regular] or [adversarial] is needed")
     for section in ("model", "data"):
-        mapping(table.get(section, {}), section)
+        check_mapping(table.get(section, {}), section)
     measured = [CLEAN, *names] if names else ["top1", "top5"]
     columns = [prefix + column for prefix in ("", "regular-") for column in measured]
     labels = [row_label(row) for row in (rows if isinstance(rows, list) else [rows])]
     for label in labels:
-        if [slug(other) for other in labels].count(slug(label)) > 1:
-            raise InputError(f"[[rows]] label = {label!r}: another row's label gives the same folder {slug(label)!r}")
-    at_least(0, limit=limit, **{f"{regime}.runs": number for regime, number in runs.items()})
+        if [to_slug(other) for other in labels].count(to_slug(label)) > 1:
+            raise InputError(
+                f"[[rows]] label = {label!r}: another row's label gives the same folder {to_slug(label)!r}"
+            )
+    check_at_least(0, limit=limit, **{f"{regime}.runs": number for regime, number in runs.items()})
     if not 1 <= seeds <= MAX_SEEDS:
         raise InputError(f"seeds = {seeds}: the number of training runs is between 1 and {MAX_SEEDS}")
     if stronger and (not names or "adversarial" not in regimes):
@@ -175,20 +177,20 @@ def with_base(table: Mapping[str, Any]) -> dict[str, Any]:
     values = dict(table)
     if (base := values.pop("base", None)) is None:
         return values
-    below = read_toml(find(typed(str, base, "base")))
+    below = read_toml(find(convert(str, base, "base")))
     if "base" in below:
         raise InputError(f"base = {base!r}: that file has a base itself, name the one that has none")
-    return merged(below, values)
+    return merge_tables(below, values)
 
 
-def mapping(value: Any, name: str) -> Mapping[str, Any]:
+def check_mapping(value: Any, name: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise InputError(f"{name} = {value!r}: a [{name}] table is needed")
     return value
 
 
 def row_label(row: Any) -> str:
-    label: str = typed(str, mapping(row, "rows").get("label", 0), "[[rows]] label")
+    label: str = convert(str, check_mapping(row, "rows").get("label", 0), "[[rows]] label")
     return label
 
 
@@ -198,21 +200,21 @@ def table_row(
     """Read a row, whose values replace those of a regime, which replace the shared ones."""
     for key in row:
         check_name("key of [[rows]]", key, ["label", "model", "paper", "size", *REGIMES])
-    own = {regime: mapping(row.get(regime, {}), f"[[rows]] {regime}") for regime in REGIMES}
-    model = mapping(row.get("model", {}), "model")
+    own = {regime: check_mapping(row.get(regime, {}), f"[[rows]] {regime}") for regime in REGIMES}
+    model = check_mapping(row.get("model", {}), "model")
     figures = {"paper": columns, "size": ["params", "flops"]}
     for section, allowed in figures.items():
-        for column in mapping(row.get(section, {}), section):
+        for column in check_mapping(row.get(section, {}), section):
             check_name(f"column of [[rows]] {section}", column, allowed)
     paper, size = (
-        {column: typed(float, figure, f"{section}.{column}") for column, figure in row.get(section, {}).items()}
+        {column: convert(float, figure, f"{section}.{column}") for column, figure in row.get(section, {}).items()}
         for section in figures
     )
     return TableRow(
         label=row["label"],
-        model=from_dict(merged(shared, {"model": model})).model,
+        model=from_dict(merge_tables(shared, {"model": model})).model,
         configs={
-            regime: from_dict(merged(merged(merged(shared, sections), {"model": model}), own[regime]))
+            regime: from_dict(merge_tables(merge_tables(merge_tables(shared, sections), {"model": model}), own[regime]))
             for regime, sections in regimes.items()
         },
         paper=paper,
@@ -220,13 +222,13 @@ def table_row(
     )
 
 
-def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``changes``; where both hold a table, the two are merged."""
-    both = {key: merged(base[key], v) for key, v in changes.items() if isinstance(v, Mapping) and key in base}
+def merge_tables(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Apply ``changes`` to ``base``; tables that occur in both are merged."""
+    both = {key: merge_tables(base[key], v) for key, v in changes.items() if isinstance(v, Mapping) and key in base}
     return {**base, **changes, **both}
 
 
-def jobs(table: Table, folder: Path) -> list[Job]:
+def make_jobs(table: Table, folder: Path) -> list[Job]:
     """Return a job for every training run, with a folder of its own; adversarial ones first, as they take longest."""
     return [
         Job(
@@ -235,7 +237,7 @@ def jobs(table: Table, folder: Path) -> list[Job]:
             replace(row.configs[regime], seed=seed),
             table.attacks(regime, run),
             table.limit,
-            folder / f"{slug(row.label)}-{regime}" / f"seed-{seed}",
+            folder / f"{to_slug(row.label)}-{regime}" / f"seed-{seed}",
         )
         for regime in reversed(table.regimes)
         for run in range(table.seeds)
@@ -244,7 +246,7 @@ def jobs(table: Table, folder: Path) -> list[Job]:
     ]
 
 
-def slug(label: str) -> str:
+def to_slug(label: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in label.lower())
 
 

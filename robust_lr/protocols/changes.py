@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from ..utils.checks import check_name, make, typed
+from ..utils.checks import build_record, check_name, convert
 from ..utils.errors import InputError
 from .base import DISTANCES, Protocol, parse_distance
 from .cascade import Cascade
@@ -39,12 +39,12 @@ def with_changes(base: Protocol, changes: Mapping[str, Any]) -> Protocol:
     values = {key: parse_distance(key, value, "attack.") for key, value in changes.items()}
     changed = base
     if cascade and "eps" in values:
-        changed = changed.at(typed(float, values.pop("eps"), "attack.eps"))
+        changed = changed.at(convert(float, values.pop("eps"), "attack.eps"))
     if isinstance(base, Library) and "options" in values:
         if not isinstance(given := values.pop("options"), Mapping):
             raise InputError(f"attack.options = {given!r}: a table of options is needed, e.g. options.steps=20")
         changed = replace(base, options={**base.options, **given})
-    changed = make(type(changed), values, "attack", base=changed)
+    changed = build_record(type(changed), values, "attack", base=changed)
     words = list_changes(base, changed)
     if not words:
         return changed

@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..utils.checks import check_name, typed
+from ..utils.checks import check_name, convert
 from ..utils.errors import InputError
 from ..utils.toml import read_toml
 from .apgd import APGD
@@ -81,7 +81,7 @@ def convert_values(kind: type[Any], values: Mapping[str, Any], without: tuple[st
     names = {field.name for field in own}
     for key in values:
         check_name("key of the protocol", key, [*names, *_additional_names(kind)])
-    out = {key: typed(hints[key], parse_distance(key, value), key) for key, value in values.items() if key in names}
+    out = {key: convert(hints[key], parse_distance(key, value), key) for key, value in values.items() if key in names}
     for field in own:
         if field.name not in out and field.default is field.default_factory:  # neither: both are MISSING
             raise InputError(f"{field.name} is missing: the protocol needs it")

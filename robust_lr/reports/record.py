@@ -10,7 +10,7 @@ from typing import Any
 
 from ..protocols.base import format_distance
 from ..protocols.files import from_values
-from ..results.compare import FIGURES, Pair, check_comparable, misled, pairs
+from ..results.compare import FIGURES, Pair, check_comparable, compare_pairs, find_misled
 from ..utils.errors import InputError
 from .collect import Collection, Found, collect
 
@@ -158,7 +158,9 @@ def group(members: Sequence[Found], report: Report, apart: str | None) -> Group:
         pairs=tuple(
             pair
             for figure in FIGURES
-            for pair in pairs(evaluations, figure, withheld=() if figure == "clean" else misled(evaluations))
+            for pair in compare_pairs(
+                evaluations, figure, withheld=() if figure == "clean" else find_misled(evaluations)
+            )
         )
         if len(named) > 1
         else (),

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..utils.errors import InputError
 from ..utils.statistics import Proportion, difference, holm, mcnemar
-from .ledger import Row, first_difference, meaning, shown
+from .ledger import Row, explain_difference, first_difference, format_for_message
 from .stored import Evaluation, read_evaluation
 from .verdict import MISLED
 
@@ -62,7 +62,7 @@ class Comparison:
     pairs: tuple[Pair, ...]
     verdicts: dict[str, str | None] = field(default_factory=dict)
 
-    def of(self, figure: str) -> list[Pair]:
+    def pairs_in(self, figure: str) -> list[Pair]:
         return [pair for pair in self.pairs if pair.figure == figure]
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,7 +128,9 @@ def compare(folders: Sequence[str | Path], *, allow: Collection[str] = ()) -> Co
         pairs=tuple(
             pair
             for figure in FIGURES
-            for pair in pairs(named, figure, withheld=() if figure == "clean" or "misled" in allow else misled(named))
+            for pair in compare_pairs(
+                named, figure, withheld=() if figure == "clean" or "misled" in allow else find_misled(named)
+            )
         ),
         verdicts={name: run.record.get("verdict") for name, run in named.items()},
     )
@@ -156,8 +158,8 @@ def check_comparable(first: Evaluation, second: Evaluation, *, same_draw: bool =
     if found is not None:
         key, its, theirs = found
         raise InputError(
-            f"{first.folder} and {second.folder} cannot be compared: {key} is {shown(its)} in the "
-            f"first, {shown(theirs)} in the second{meaning(key)}{_ADVICE.get(key, '')}"
+            f"{first.folder} and {second.folder} cannot be compared: {key} is {format_for_message(its)} in the "
+            f"first, {format_for_message(theirs)} in the second{explain_difference(key)}{_ADVICE.get(key, '')}"
         )
     for row, theirs in zip(first.rows, second.rows, strict=True):
         for name in ("id", "input_hash", "label", *(("target",) if same_draw else ())):
@@ -172,12 +174,12 @@ def check_comparable(first: Evaluation, second: Evaluation, *, same_draw: bool =
 _ADVICE = {"targets_sha256": "; save the targets of one and give them to the other as `targets`"}
 
 
-def misled(named: dict[str, Evaluation]) -> set[str]:
+def find_misled(named: dict[str, Evaluation]) -> set[str]:
     """Name the models whose robust accuracy is misled by its own verdict."""
     return {name for name, run in named.items() if run.record.get("verdict") == MISLED}
 
 
-def pairs(named: dict[str, Evaluation], figure: str, withheld: Collection[str] = ()) -> list[Pair]:
+def compare_pairs(named: dict[str, Evaluation], figure: str, withheld: Collection[str] = ()) -> list[Pair]:
     """Compare every pair of models in one figure, in the order given, without testing those in ``withheld``."""
     right = {name: [FIGURES[figure](row) for row in run.rows] for name, run in named.items()}
     chosen = list(combinations(named, 2))

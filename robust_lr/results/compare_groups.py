@@ -79,7 +79,7 @@ class GroupComparison:
     differences: tuple[Difference, ...]
     verdicts: dict[str, tuple[str | None, ...]]
 
-    def of(self, figure: str) -> list[Difference]:
+    def differences_in(self, figure: str) -> list[Difference]:
         """Return the differences in one figure."""
         return [difference for difference in self.differences if difference.figure == figure]
 
@@ -119,7 +119,7 @@ def compare_groups(groups: Sequence[Sequence[str | Path]], *, allow: Collection[
             f"the groups have {', '.join(map(str, sizes))} runs: give one run for each seed in every group"
         )
     runs = [[read_evaluation(folder) for folder in group] for group in groups]
-    return compare_runs(dict(zip(names(runs), runs, strict=True)), allow=allow)
+    return compare_runs(dict(zip(name_groups(runs), runs, strict=True)), allow=allow)
 
 
 def compare_runs(named: Mapping[str, Sequence[Evaluation]], *, allow: Collection[str] = ()) -> GroupComparison:
@@ -142,31 +142,34 @@ def compare_runs(named: Mapping[str, Sequence[Evaluation]], *, allow: Collection
         protocol=runs[0][0].protocol,
         seeds=tuple(run.record["seed"] for run in runs[0]),
         accuracies={
-            name: {figure: mean_over_runs(right(group, figure)) for figure in FIGURES} for name, group in named.items()
+            name: {figure: mean_over_runs(right_by_run(group, figure)) for figure in FIGURES}
+            for name, group in named.items()
         },
         differences=tuple(
             difference
             for figure in FIGURES
-            for difference in differences(named, figure, set() if figure == "clean" else withheld)
+            for difference in compare_pairs(named, figure, set() if figure == "clean" else withheld)
         ),
         verdicts=verdicts,
     )
 
 
-def names(runs: Sequence[Sequence[Evaluation]]) -> list[str]:
+def name_groups(runs: Sequence[Sequence[Evaluation]]) -> list[str]:
     """Name the groups by their models, or by their first folders where the models do not tell them apart."""
     models = [group[0].record["model"] for group in runs]
     return models if len(set(models)) == len(models) else [str(group[0].folder) for group in runs]
 
 
-def right(group: Sequence[Evaluation], figure: str) -> Tensor:
+def right_by_run(group: Sequence[Evaluation], figure: str) -> Tensor:
     """Return 1 for each image that a run is right on in this figure, else 0: [runs, images]."""
     return torch.tensor([[FIGURES[figure](row) for row in run.rows] for run in group], dtype=torch.float64)
 
 
-def differences(named: Mapping[str, Sequence[Evaluation]], figure: str, withheld: Collection[str]) -> list[Difference]:
+def compare_pairs(
+    named: Mapping[str, Sequence[Evaluation]], figure: str, withheld: Collection[str]
+) -> list[Difference]:
     """Compare every pair of groups in one figure, in the order given; groups in ``withheld`` get no p-value."""
-    values = {name: right(group, figure) for name, group in named.items()}
+    values = {name: right_by_run(group, figure) for name, group in named.items()}
     chosen = list(combinations(named, 2))
     estimates = [mean_over_runs(values[first] - values[second]) for first, second in chosen]
     adjusted = holm([estimate.p for estimate in estimates])

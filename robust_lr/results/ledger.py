@@ -91,13 +91,13 @@ _MEANINGS = {
 }
 
 
-def shown(value: Any) -> str:
+def format_for_message(value: Any) -> str:
     """Show a value in a message; the first digits of a hash are enough to tell it apart."""
     is_hash = isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
     return f"{value[:8]}..." if is_hash else repr(value)
 
 
-def meaning(key: str) -> str:
+def explain_difference(key: str) -> str:
     """Explain a difference in ``key``, in parentheses; empty if the values explain themselves."""
     return f" ({_MEANINGS[key]})" if key in _MEANINGS else ""
 
@@ -114,11 +114,11 @@ def first_difference(
 
 def remove(path: Path) -> None:
     """Delete a ledger and the journal of an interrupted transaction, which SQLite would apply to the next ledger."""
-    for file in (path, journal(path)):
+    for file in (path, journal_of(path)):
         file.unlink(missing_ok=True)
 
 
-def journal(path: Path) -> Path:
+def journal_of(path: Path) -> Path:
     """Return the file in which SQLite keeps what a transaction overwrites."""
     return path.with_name(f"{path.name}-journal")
 
@@ -129,13 +129,13 @@ def read(path: Path) -> list[Row]:
     Raises:
         InputError: there is no ledger, or another version wrote it.
     """
-    with _opened(path) as connection:
+    with _open_for_reading(path) as connection:
         return _rows(connection)
 
 
 def read_configuration(path: Path) -> dict[str, Any]:
     """Read the configuration of a ledger on disk; InputError as ``read``, or where none was written yet."""
-    with _opened(path) as connection:
+    with _open_for_reading(path) as connection:
         kept = connection.execute("SELECT json FROM configuration").fetchone()
     if kept is None:
         raise InputError(f"{path} is empty: run the same command again")
@@ -145,18 +145,18 @@ def read_configuration(path: Path) -> dict[str, Any]:
 
 def read_finding(path: Path, name: str) -> Any:
     """Read the finding that ``Ledger.remember`` saved under a name in a ledger on disk, None if there is none."""
-    with _opened(path) as connection:
+    with _open_for_reading(path) as connection:
         kept = connection.execute("SELECT json FROM findings WHERE name = ?", (name,)).fetchone()
     return None if kept is None else json.loads(kept[0])
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[sqlite3.Connection]:
+def _open_for_reading(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a ledger for reading; what a killed process left unfinished is rolled back, which takes writing."""
     if not path.is_file():
         raise InputError(f"{path}: there is no ledger")
     try:
-        mode = "rw" if journal(path).exists() else "ro"
+        mode = "rw" if journal_of(path).exists() else "ro"
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode={mode}", uri=True)) as connection:
             yield connection
     except sqlite3.Error as error:
@@ -217,8 +217,9 @@ class Ledger:
             return
         if (found := first_difference(json.loads(json.dumps(configuration)), json.loads(kept[0]))) is not None:
             key, now, before = found
+            was, is_now = format_for_message(before), format_for_message(now)
             raise InputError(
-                f"{self.path} holds another evaluation: {key} was {shown(before)} and is {shown(now)}{meaning(key)}; "
+                f"{self.path} holds another evaluation: {key} was {was} and is {is_now}{explain_difference(key)}; "
                 "start afresh (`fresh`), or choose another folder (`out`)"
             )
 

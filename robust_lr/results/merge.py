@@ -14,11 +14,11 @@ from ..utils.errors import InputError
 from ..utils.files import write_json
 from ..utils.statistics import Proportion
 from .images import IMAGES, gather
-from .ledger import Ledger, Row, first_difference, journal, read_finding, remove
+from .ledger import Ledger, Row, first_difference, journal_of, read_finding, remove
 from .result import Result
 from .stored import LEDGER, RESULT, Evaluation, read_evaluation
 from .summary import summarize
-from .verdict import LEVELS, Probes, joined, probes_finding
+from .verdict import LEVELS, Probes, join_probes, probes_finding
 
 
 def merge(folders: Sequence[str | Path], out: str | Path, *, fresh: bool = False) -> Result:
@@ -64,7 +64,7 @@ class Whole:
                 if self.level is not None and self.result.probes is not None:
                     ledger.remember(probes_finding(self.level), self.result.probes.to_json())
                 ledger.remember("origin", dict(self.result.origin))
-            journal(out / LEDGER).unlink(missing_ok=True)  # SQLite would apply an old journal to the new ledger
+            journal_of(out / LEDGER).unlink(missing_ok=True)  # SQLite would apply an old journal to the new ledger
             os.replace(partial, out / LEDGER)
         finally:
             remove(partial)
@@ -76,7 +76,7 @@ class Whole:
 def join(folders: Sequence[str | Path]) -> Whole:
     """Combine the shards in ``folders``; InputError as ``merge``."""
     ordered = in_order([read_evaluation(folder) for folder in folders])
-    same(ordered)
+    check_same_evaluation(ordered)
     first = ordered[0]
     rows = sorted((row for shard in ordered for row in shard.rows), key=lambda row: row.id)
     configuration = {**first.configuration, "images": len(rows), "shard": None}
@@ -94,7 +94,7 @@ def join(folders: Sequence[str | Path]) -> Whole:
             hashes={name: first.record[f"{name}_sha256"] for name in ("weights", "images")},
             device="; ".join(dict.fromkeys(record["device"] for record in records)),
             precision=first.record["precision"],
-            agreement=agreement(records),
+            agreement=merge_agreement(records),
             cycle_detection=first.record["cycle_detection"],
             model_output=first.record["model_output"],
             surrogate=first.configuration["surrogate"],
@@ -114,7 +114,7 @@ def probes_of(shards: Sequence[Evaluation]) -> tuple[str | None, Probes | None]:
     for level in reversed(LEVELS):
         kept = [read_finding(shard.folder / LEDGER, probes_finding(level)) for shard in shards]
         if all(each is not None for each in kept):
-            return level, joined([Probes.from_json(each) for each in kept])
+            return level, join_probes([Probes.from_json(each) for each in kept])
     return None, None
 
 
@@ -148,7 +148,7 @@ def in_order(shards: Sequence[Evaluation]) -> list[Evaluation]:
     return [by_index[index] for index in range(1, count + 1)]
 
 
-def same(shards: Sequence[Evaluation]) -> None:
+def check_same_evaluation(shards: Sequence[Evaluation]) -> None:
     """Raise an InputError, with the first difference, unless all shards are of one evaluation and share no image."""
     first = shards[0]
     owner: dict[int, Path] = {}
@@ -165,7 +165,7 @@ def same(shards: Sequence[Evaluation]) -> None:
             owner[row.id] = shard.folder
 
 
-def agreement(records: Sequence[dict[str, Any]]) -> Proportion | None:
+def merge_agreement(records: Sequence[dict[str, Any]]) -> Proportion | None:
     """Return how often verdicts at a lower precision agree with those of fp32, on the sample that all shards share."""
     for record in records:
         value, n = record.get("precision_agreement"), record["denominators"].get("precision_agreement")

@@ -60,7 +60,7 @@ class Probes:
         )
 
 
-def joined(parts: Sequence[Probes | None]) -> Probes | None:
+def join_probes(parts: Sequence[Probes | None]) -> Probes | None:
     """Join the probes of all shards of an evaluation; None unless every shard was probed."""
     known = [part for part in parts if part is not None]
     if not known or len(known) < len(parts):

@@ -149,7 +149,7 @@ def estimate_table(job: Job) -> Iterator[Line]:
     for attack in job.attacks:
         test = spread(ready.test, attack.limit) if attack.limit else ready.test
         forwards, backwards = count_passes(attack.protocol, test.num_classes)
-        done = min(len(test), count_rows(job.evaluation(attack)))
+        done = min(len(test), count_rows(job.evaluation_folder(attack)))
         yield Line(
             model=job.name,
             data=job.config.data.name,

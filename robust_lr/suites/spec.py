@@ -12,7 +12,7 @@ from ..protocols import SWEEPS, Sweep
 from ..protocols.base import Protocol, parse_distance
 from ..protocols.files import from_table as read_protocol
 from ..protocols.files import load_protocol
-from ..utils.checks import at_least, make
+from ..utils.checks import build_record, check_at_least
 from ..utils.errors import InputError
 from ..utils.toml import read_toml
 
@@ -179,10 +179,10 @@ def build_suite(
     most = table.get("limit", 0) if limit is None else limit
     if not isinstance(most, int):
         raise InputError(f"limit = {most!r}: a whole number is needed")
-    at_least(0, limit=most)
+    check_at_least(0, limit=most)
     ball = table.get("eps") if eps is None else eps
     models = {name: read_model(name, value) for name, value in tables_of(table, "models").items()}
-    sets = {name: make(DataSpec, value, f"data.{name}") for name, value in tables_of(table, "data").items()}
+    sets = {name: build_record(DataSpec, value, f"data.{name}") for name, value in tables_of(table, "data").items()}
     if checkpoints:
         models = {name: ModelSpec(checkpoint=path) for name, path in checkpoints.items()}
     if data is not None:
@@ -193,7 +193,7 @@ def build_suite(
     if not isinstance(entries, list):
         raise InputError(f"protocols = {entries!r}: a list of names and tables is needed")
     rest = {key: table[key] for key in ("precision", "allow", "images", "tables") if key in table}
-    return make(
+    return build_record(
         Suite,
         rest,
         "",
@@ -222,7 +222,7 @@ def tables_of(table: Mapping[str, Any], key: str) -> dict[str, Any]:
 def read_model(name: str, table: Mapping[str, Any]) -> ModelSpec:
     """Read one model's table; InputError if it names more than one kind of model."""
     options = table.get("options", {})
-    spec = make(ModelSpec, {key: value for key, value in table.items() if key != "options"}, f"models.{name}")
+    spec = build_record(ModelSpec, {key: value for key, value in table.items() if key != "options"}, f"models.{name}")
     given = [key for key in ("checkpoint", "source", "config") if getattr(spec, key)]
     if len(given) > 1:
         raise InputError(f"models.{name}: give one of {' and '.join(given)}")

@@ -1,4 +1,4 @@
-"""The attack on training batches: the network in eval mode, gradients by the image alone, no trace left behind."""
+"""Attack training batches: the network is in eval mode, and only gradients with respect to images are computed."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from ..utils.rng import CHOICE, uniform
 
 
 class Attacker:
-    """Makes adversarial images for training, as ``config.attack``, ``config.train`` and ``config.compute`` say.
+    """Make adversarial images for training, as set in ``config.attack``, ``config.train`` and ``config.compute``.
 
-    Our networks are attacked through a folded copy that follows the weights; others in place, frozen meanwhile.
+    Our networks are attacked through a folded copy that follows the weights; other networks are attacked directly, and
+    are frozen during the attack.
     """
 
     def __init__(self, model: nn.Module, config: Config, num_classes: int):
@@ -34,17 +35,17 @@ class Attacker:
             self.attacked = torch.compile(self.attacked, mode=compiled)  # type: ignore[assignment]
 
     def __call__(self, x: Tensor, labels: Tensor, ids: Tensor, epoch: int, scale: float = 1.0) -> Tensor:
-        """Adversarial images for ``x`` [N, C, H, W], with starts and targets of this epoch.
+        """Return adversarial images for ``x`` [N, C, H, W], with the starts and targets of this epoch.
 
-        ``scale``, in (0, 1], multiplies eps and the step size while they warm up.
+        ``scale``, in (0, 1], multiplies eps and the step size during warm-up.
         """
         if self.idle or not len(x):
             return x
         protocol, train, seed = self.config.attack, self.config.train, self.config.seed
         if scale < 1:
             protocol = replace(protocol, eps=scale * protocol.eps, step_size=scale * protocol.step_size)
-        with self.ready(), precision(x.device, self.config.compute.attack_precision):
-            loss = self.divergence(x) if train.loss == "trades" else None
+        with self.prepare_attacked_model(), attack_precision(x.device, self.config.compute.attack_precision):
+            loss = self.divergence_objective(x) if train.loss == "trades" else None
             goals = protocol.goals(self.attacked, x, labels, ids, self.num_classes, seed=seed, draw=epoch)
             start = protocol.starts(x, ids, seed=seed, draw=epoch)
             if train.clean_start:
@@ -53,14 +54,14 @@ class Attacker:
             return protocol.perturb(self.attacked, x, labels, goals, ids, seed=seed, draw=epoch, start=start, loss=loss)
 
     @torch.no_grad()
-    def divergence(self, x: Tensor) -> Objective:
-        """Objective of TRADES: KL(prediction for ``x`` || for the iterate), up to a constant."""
+    def divergence_objective(self, x: Tensor) -> Objective:
+        """Return the objective of TRADES: KL(prediction for ``x`` || prediction for the iterate), up to a constant."""
         predicted = self.attacked(x).softmax(1)
         return lambda logits, labels, targets: F.cross_entropy(logits, predicted, reduction="none")
 
     @contextmanager
-    def ready(self) -> Iterator[None]:
-        """The folded copy as the model is now, or the model frozen."""
+    def prepare_attacked_model(self) -> Iterator[None]:
+        """Update the folded copy to the model's weights, or freeze the model."""
         if self.folded is not None and isinstance(self.model, ResNet):
             self.folded.load_state_dict(folded_state(self.model))
             yield
@@ -70,7 +71,7 @@ class Attacker:
 
 
 @contextmanager
-def precision(device: torch.device, name: str) -> Iterator[None]:
-    """Arithmetic of the attack: exact "fp32", or "bf16" by autocast; the same in every run."""
+def attack_precision(device: torch.device, name: str) -> Iterator[None]:
+    """Set the arithmetic of the attack: exact "fp32", or "bf16" by autocast."""
     with fp32(device), torch.autocast(device.type, dtype=torch.bfloat16, enabled=name == "bf16"):
         yield

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..utils.devices import CPU, under_torchrun
 from ..utils.errors import InputError, RunError
-from .sync_batchnorm import synchronized
+from .sync_batchnorm import synchronize_batch_norms
 
 Result = TypeVar("Result")
 
@@ -135,13 +135,13 @@ def join_group(device: torch.device) -> Iterator[Group]:
 
 
 def distribute(model: nn.Module, group: Group, *, synchronize: bool, compiled: str = "off") -> nn.Module:
-    """``model`` for training in ``group``, with the same parameters and buffers: gradients are averaged over it.
+    """Prepare ``model`` for training in ``group``, whose processes average their gradients; parameters stay shared.
 
     Args:
-        synchronize: batch norm over the images of all processes, not of each.
+        synchronize: compute batch norm over the images of all processes, not of each separately.
         compiled: "off", or a mode of torch.compile.
     """
-    network = synchronized(model) if synchronize and group.size > 1 else model
+    network = synchronize_batch_norms(model) if synchronize and group.size > 1 else model
     if compiled != "off":
         network = torch.compile(network, mode=compiled)  # type: ignore[assignment]
     if group.size == 1:

@@ -27,11 +27,11 @@ from ..utils.contexts import device_of, fp32
 from ..utils.errors import InputError, RunError
 from .adversary import Attacker
 from .distributed import Group, average_buffers, distribute, settle_buckets, skip_gradient_averaging
-from .metrics import Metrics, diverged
+from .metrics import Metrics, divergence_error
 from .schedule import attack_scale, learning_rate
 
 
-def sgd(model: nn.Module, train: TrainConfig) -> torch.optim.SGD:
+def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.SGD:
     """Make the paper's optimizer; its learning rate is set before each step."""
     return torch.optim.SGD(model.parameters(), lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay)
 
@@ -43,7 +43,7 @@ def moving_average(model: nn.Module, train: TrainConfig) -> AveragedModel | None
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(train.ema), use_buffers=True)  # type: ignore[no-untyped-call]
 
 
-def check(data: Dataset, config: Config) -> None:
+def check_trainable(data: Dataset, config: Config) -> None:
     """Check that ``config`` can be trained on ``data``; InputError if not."""
     if len(data) < config.train.batch_size:
         raise InputError(f"train.batch_size = {config.train.batch_size}: there are only {len(data)} training images")
@@ -87,7 +87,7 @@ def adversarial_train(
         data: training images.
         config: ``attack``, ``train``, ``compute``, ``data.augment``, ``data.workers``, ``data.unreadable`` and ``seed``
             count here.
-        optimizer: by default ``sgd(model, config.train)``.
+        optimizer: by default ``make_optimizer(model, config.train)``.
         start_step: steps already done, when a run is resumed.
         average: ``moving_average(model, config.train)``, which follows the weights.
         group: the processes that train together, all with the same weights to begin with.
@@ -97,10 +97,10 @@ def adversarial_train(
             augmentation that needs files, or logits that do not fit the classes.
         RunError: a loss that is not finite; the step is not taken.
     """
-    check(data, config)
+    check_trainable(data, config)
     train, group = config.train, group or Group()
     parts = micro_batches(config, group.size)
-    optimizer = optimizer or sgd(model, train)
+    optimizer = optimizer or make_optimizer(model, train)
     per_epoch = len(data) // train.batch_size
     steps = train.epochs * per_epoch
     device = device_of(model)
@@ -112,7 +112,7 @@ def adversarial_train(
     clean = group.share(left_clean(train)).to(device)
     loaded = stream(
         data,
-        orders(data, config, group, start_step),
+        yield_orders(data, config, group, start_step),
         workers=config.data.workers,
         seed=config.seed if config.data.augment in TRANSFORMS else None,
         skip=config.data.unreadable == "skip",
@@ -139,13 +139,13 @@ def adversarial_train(
                 x_adv = attack(some, labels, keys, epoch, scale)
             network.train()
             with skip_gradient_averaging(network, part < parts), fp32(device):
-                loss, logits = objective(network, some, x_adv, labels, data.num_classes, config)
+                loss, logits = compute_loss(network, some, x_adv, labels, data.num_classes, config)
                 torch.autograd.backward(loss * (weight * group.size))  # DDP takes the mean over processes
             right = (logits.detach().argmax(1) == labels).double().mean()
             totals += weight * torch.stack([loss.detach().double(), right])
         value, accuracy = group.sum(totals).tolist()
         if not math.isfinite(value):
-            raise group.error_of_rank(diverged(f"the loss became {value}", step + 1, steps, train))
+            raise group.error_of_rank(divergence_error(f"the loss became {value}", step + 1, steps, train))
         optimizer.step()
         if not config.compute.sync_batchnorm:
             average_buffers(model, group)
@@ -190,7 +190,7 @@ def left_clean(train: TrainConfig) -> Tensor:
     return due.diff() > 0
 
 
-def orders(data: Dataset, config: Config, group: Group, start_step: int) -> Iterator[Order]:
+def yield_orders(data: Dataset, config: Config, group: Group, start_step: int) -> Iterator[Order]:
     """Yield this process's part of every batch that is left."""
     batch_size = config.train.batch_size
     per_epoch = len(data) // batch_size
@@ -201,7 +201,7 @@ def orders(data: Dataset, config: Config, group: Group, start_step: int) -> Iter
             yield group.share(positions), epoch
 
 
-def objective(
+def compute_loss(
     network: nn.Module, x: Tensor, x_adv: Tensor, labels: Tensor, num_classes: int, config: Config
 ) -> tuple[Tensor, Tensor]:
     """Return the loss, a mean over the images, and the logits of the adversarial ones.

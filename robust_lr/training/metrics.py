@@ -13,16 +13,16 @@ class Metrics:
     """One step of training, over the images of all processes.
 
     Attributes:
-        step, steps: steps done, and those of the whole run.
-        epoch: epochs done, with a fraction.
-        loss: mean over the batch, in train mode.
-        accuracy: on the batch as attacked, a fraction.
-        lr: of this step.
-        seconds: of this step, attack included.
-        waited: seconds before it, for images to be loaded.
-        images: in the batch.
-        test_accuracy: on the clean test images, a fraction, after the last step of an epoch.
-        validation_accuracy, robust_accuracy: on the held-out images, clean and attacked, after a validation.
+        step, steps: number of steps done, and number in the whole run.
+        epoch: number of epochs done, with a fraction.
+        loss: mean loss over the batch, in train mode.
+        accuracy: accuracy on the attacked batch, a fraction.
+        lr: learning rate of this step.
+        seconds: duration of this step, including the attack.
+        waited: seconds spent waiting for images before the step.
+        images: number of images in the batch.
+        test_accuracy: accuracy on the clean test images, a fraction, after the last step of an epoch.
+        validation_accuracy, robust_accuracy: accuracy on the held-out images, clean and attacked, after a validation.
     """
 
     step: int
@@ -44,7 +44,7 @@ class Metrics:
         return self.epoch == int(self.epoch)
 
 
-def diverged(what: str, step: int, steps: int, train: TrainConfig) -> RunError:
+def divergence_error(what: str, step: int, steps: int, train: TrainConfig) -> RunError:
     return RunError(
         f"{what} at step {step} of {steps}: try a learning rate below train.lr = {train.lr} or a longer "
         f"train.warmup_epochs than {train.warmup_epochs:g}"

@@ -13,7 +13,7 @@ from ..config.sections import ValidationConfig
 from ..config.training import Config
 from ..data.dataset import Dataset, from_arrays
 from ..models.build import build_model
-from ..utils.checks import at_least
+from ..utils.checks import check_at_least
 from ..utils.devices import pick_device
 from ..utils.errors import InputError
 from ..utils.machine import check_batch
@@ -91,10 +91,10 @@ def plan(config: Config, *, processes: int = 1, images: int = 0, steps: int = 3)
     Raises:
         InputError: bad values, or data that are neither here nor of a known size.
     """
-    at_least(1, processes=processes, steps=steps)
-    at_least(0, images=images)
+    check_at_least(1, processes=processes, steps=steps)
+    check_at_least(0, images=images)
     device = pick_device(config.train.device)
-    epoch_images, classes, shape, assumed = size(config)
+    epoch_images, classes, shape, assumed = find_size(config)
     check_batch("images * (steps + 1)", images * (steps + 1), prod(shape))
     batch_size = config.train.batch_size
     share = -(-batch_size // processes)
@@ -131,7 +131,7 @@ def plan(config: Config, *, processes: int = 1, images: int = 0, steps: int = 3)
     )
 
 
-def size(config: Config) -> tuple[int, int, tuple[int, int, int], str | None]:
+def find_size(config: Config) -> tuple[int, int, tuple[int, int, int], str | None]:
     """Return training images, classes and image shape, and what is assumed of a known data set that is not here."""
     name = config.data.name
     try:

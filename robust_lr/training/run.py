@@ -2,9 +2,9 @@
 
 config.toml           the config as resolved
 provenance.json       versions, device, precision, processes, hashes
-metrics.jsonl         one line a step; the last of an epoch has the test accuracy, and that of a validation its own
+metrics.jsonl         one line per step; lines at the end of an epoch have the test accuracy, after a validation its own
 weights.safetensors   the network, averaged if the config says so, with all that is needed to build it
-best.safetensors      the same, when robust accuracy on the held-out images was highest
+best.safetensors      the same, from the step with the highest robust accuracy on the held-out images
 states/               the last states (network, momentum, average, step), to resume from
 """
 
@@ -33,13 +33,13 @@ from ..utils.errors import InputError, RunError
 from ..utils.provenance import device_name, versions
 from ..utils.rng import HELD_OUT, words
 from .distributed import Group, join_group
-from .loop import adversarial_train, check, micro_batches, moving_average, sgd
+from .loop import adversarial_train, check_trainable, make_optimizer, micro_batches, moving_average
 from .metrics import Metrics
-from .run_folder import CONFIG, METRICS, PROVENANCE, locked, open_folder, read_metrics, robust_accuracies
-from .run_writer import Record, restore, state_of, summary_writer
+from .run_folder import CONFIG, METRICS, PROVENANCE, lock_folder, open_folder, read_metrics, robust_accuracies
+from .run_writer import Record, restore_state, state_of, summary_writer
 from .signals import Interrupted, collect_stop_signals
 from .train_state import State
-from .validation import accuracy, protocol
+from .validation import accuracy, validation_protocol
 
 __all__ = [
     "CONFIG",
@@ -53,14 +53,14 @@ __all__ = [
     "train_run",
 ]
 
-#: a killed run loses at most this much
+#: interval between saved states: a killed run loses at most this much work
 SAVE_SECONDS = 300.0
 
 
 def train_run(config: Config, folder: str | Path, *, resume: bool = False) -> Iterator[Metrics]:
-    """Train as ``config`` says and keep everything in ``folder``; yields after every step.
+    """Train as set in ``config``, save everything in ``folder``, and yield the metrics of every step.
 
-    Under torchrun all its processes train together, and the first writes. SIGINT, SIGTERM and SIGHUP are acted on
+    Under torchrun, all processes train together, and the first one writes. SIGINT, SIGTERM and SIGHUP take effect
     between steps: the state is saved, then ``Interrupted`` is raised.
 
     Raises:
@@ -80,18 +80,18 @@ def _train_run(config: Config, folder: Path, resume: bool, group: Group) -> Iter
         error = InputError(f"{config.data.name}: the machines do not have the same training images")
         raise group.error_of_rank(error, 2)
     model = group.run_on_all(partial(new_network, ready.spec, config.seed)).to(group.device)
-    optimizer, average = sgd(model, config.train), moving_average(model, config.train)
+    optimizer, average = make_optimizer(model, config.train), moving_average(model, config.train)
     kept = model if average is None else average.module
     with ExitStack() as stack:
 
         def begin() -> tuple[State | None, list[float], dict[str, str]]:
-            stack.enter_context(locked(folder))
+            stack.enter_context(lock_folder(folder))
             hashes = {"data_sha256": content_hash(ready.train), "test_data_sha256": content_hash(ready.test)}
             found = open_folder(config, folder, hashes["data_sha256"], resume=resume)
             return found, [] if found is None else robust_accuracies(folder), hashes
 
         state, robust, hashes = group.run_on_first(begin)
-        start = restore(state, model, optimizer, average, folder)
+        start = restore_state(state, model, optimizer, average, folder)
         provenance = {
             "versions": versions(),
             "device": device_name(group.device),
@@ -101,7 +101,7 @@ def _train_run(config: Config, folder: Path, resume: bool, group: Group) -> Iter
             **hashes,
         }
         record = Record(config, folder, ready.spec, provenance) if group.rank == 0 else None
-        group.run_on_all(partial(stack.enter_context, nullcontext() if record is None else record.opened(start)))
+        group.run_on_all(partial(stack.enter_context, nullcontext() if record is None else record.open(start)))
 
         def save(step: Metrics) -> None:
             if record is not None:
@@ -118,11 +118,11 @@ def _train_run(config: Config, folder: Path, resume: bool, group: Group) -> Iter
             model, ready.train, config, optimizer=optimizer, start_step=start, average=average, group=group
         ):
             if step.ends_epoch:
-                right = accuracy(kept, ready.test, **reading(config), group=group)
+                right = accuracy(kept, ready.test, **loading_options(config), group=group)
                 step = replace(step, test_accuracy=right)
-            if ready.validation is not None and due(step, config.validation.every):
-                step = validated(step, kept, ready.validation, config, group)
-            collapsed = collapse(step, robust, config.validation.max_drop)
+            if ready.validation is not None and is_validation_due(step, config.validation.every):
+                step = validate(step, kept, ready.validation, config, group)
+            collapsed = detect_collapse(step, robust, config.validation.max_drop)
             best = step.robust_accuracy is not None and step.robust_accuracy > max(robust, default=-1.0)
             group.run_on_all(partial(write, step, best, collapsed is not None))
             if collapsed is not None:
@@ -142,24 +142,26 @@ def new_network(spec: Mapping[str, Any], seed: int) -> nn.Module:
         return build_model(**spec)
 
 
-def due(step: Metrics, every: int) -> bool:
+def is_validation_due(step: Metrics, every: int) -> bool:
     """Check whether a validation follows this step: the last of every ``every``-th epoch, and of the run."""
     return step.ends_epoch and (int(step.epoch) % every == 0 or step.step == step.steps)
 
 
-def validated(step: Metrics, model: nn.Module, data: Dataset, config: Config, group: Group) -> Metrics:
+def validate(step: Metrics, model: nn.Module, data: Dataset, config: Config, group: Group) -> Metrics:
     """Add the accuracies on the held-out images to ``step``."""
-    clean = accuracy(model, data, **reading(config), group=group)
-    robust = accuracy(model, data, protocol(config), seed=config.seed, **reading(config), group=group)
+    clean = accuracy(model, data, **loading_options(config), group=group)
+    robust = accuracy(
+        model, data, validation_protocol(config), seed=config.seed, **loading_options(config), group=group
+    )
     return replace(step, validation_accuracy=clean, robust_accuracy=robust)
 
 
-def reading(config: Config) -> dict[str, Any]:
+def loading_options(config: Config) -> dict[str, Any]:
     """Return the options with which ``accuracy`` loads images."""
     return {"workers": config.data.workers, "skip": config.data.unreadable == "skip"}
 
 
-def collapse(step: Metrics, before: Sequence[float], most: float) -> RunError | None:
+def detect_collapse(step: Metrics, before: Sequence[float], most: float) -> RunError | None:
     """Return an error if robust accuracy fell by more than ``most``, unless that is 0, since the validation before."""
     now = step.robust_accuracy
     if now is None or not before or not most or now >= before[-1] - most:
@@ -190,7 +192,7 @@ def prepare(config: Config, processes: int = 1) -> Ready:
         held = torch.zeros(len(train), dtype=torch.bool)
         held[validation_rows(config, train)] = True
         train, validation = (train.subset(rows.nonzero()[:, 0]) for rows in (~held, held))
-    check(train, config)
+    check_trainable(train, config)
     micro_batches(config, processes)
     if c.augment in TRANSFORMS and isinstance(train, LazyDataset):
         train = train.transformed(TRANSFORMS[c.augment])

@@ -30,8 +30,8 @@ FREE = (
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """``folder`` for this process alone, as long as it lives; InputError if another one trains there."""
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Lock ``folder`` for this process as long as it lives; InputError if another process trains there."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: choose another folder for the run")
     try:
@@ -40,7 +40,7 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror}; choose another folder") from None
     try:
-        if not _lock(handle):
+        if not _try_lock(handle):
             raise InputError(
                 f"{folder}: another process is training in this folder; wait for it, stop it, or choose another folder"
             )
@@ -53,12 +53,12 @@ def in_use(folder: Path) -> bool:
     """Return True if a process trains in ``folder``, on this machine or where the file system shares locks."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        return not _lock(handle)
+        return not _try_lock(handle)
     finally:
         os.close(handle)
 
 
-def _lock(handle: int) -> bool:
+def _try_lock(handle: int) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -102,7 +102,7 @@ def clear_folder(config: Config, folder: Path) -> None:
     """
     if not (folder / CONFIG).is_file():
         return
-    with locked(folder):
+    with lock_folder(folder):
         for name in (METRICS, PROVENANCE, WEIGHTS, BEST):
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / STATES, ignore_errors=True)
@@ -111,7 +111,7 @@ def clear_folder(config: Config, folder: Path) -> None:
 
 def same_config(before: Config, now: Config, folder: Path) -> None:
     """InputError, with the first difference, unless both configs would train the same weights."""
-    old, new = flat(before), flat(now)
+    old, new = flatten(before), flatten(now)
     for key in [*new, *old]:
         if old.get(key) != new.get(key) and key not in FREE:
             raise InputError(
@@ -120,7 +120,7 @@ def same_config(before: Config, now: Config, folder: Path) -> None:
             )
 
 
-def flat(config: Config) -> dict[str, Any]:
+def flatten(config: Config) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name, section in json.loads(json.dumps(to_dict(config))).items():
         out.update({f"{name}.{k}": v for k, v in section.items()} if isinstance(section, dict) else {name: section})
@@ -128,17 +128,17 @@ def flat(config: Config) -> dict[str, Any]:
 
 
 def keep_metrics(file: Path, step: int) -> None:
-    """Drop the lines of steps that were never saved: they will be taken again."""
+    """Drop the lines of steps after the saved state, because these steps will be repeated."""
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     if len(lines) > step:
         write_atomic(file, "".join(lines[:step]).encode())
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
-    """The steps of a run, as ``Metrics`` fields."""
+    """Read the steps of a run, each as a dict of the fields of ``Metrics``."""
     return [json.loads(line) for line in (Path(folder) / METRICS).read_text().splitlines()]
 
 
 def robust_accuracies(folder: Path) -> list[float]:
-    """Robust accuracies of all validations so far."""
+    """Return the robust accuracies of all validations so far."""
     return [line["robust_accuracy"] for line in read_metrics(folder) if "robust_accuracy" in line]

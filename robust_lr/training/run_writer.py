@@ -1,4 +1,4 @@
-"""Files that the first process of a run writes: metrics, weights, states; every failure to write is one clear line."""
+"""Write the files of a run from its first process: metrics, weights and states; a failed write is one clear line."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from ..config.training import Config
 from ..models.checkpoint import BEST, WEIGHTS, load_tensors, save_weights, weights_hash
 from ..utils.errors import InputError, RunError
 from ..utils.files import write_json
-from .metrics import Metrics, diverged
+from .metrics import Metrics, divergence_error
 from .run_folder import METRICS, PROVENANCE
 from .train_state import STATES, State, save_state
 
-#: curves of TensorBoard
+#: metrics that are shown as curves in TensorBoard
 CURVES = ("loss", "accuracy", "lr", "test_accuracy", "validation_accuracy", "robust_accuracy")
 
 
 class Record:
-    """Writes into ``folder`` while ``open``.
+    """The files of a run in ``folder``, which are written inside the context of ``open``.
 
     Attributes:
-        saved: when the last state was saved, or the record opened; seconds of the monotonic clock.
+        saved: time of the monotonic clock at which the last state was saved, or the record opened.
     """
 
     def __init__(self, config: Config, folder: Path, spec: Mapping[str, Any], provenance: Mapping[str, Any]):
@@ -42,12 +42,12 @@ class Record:
         self.board: Any = None
 
     @contextmanager
-    def opened(self, step: int) -> Iterator[Record]:
-        """From ``step`` on."""
+    def open(self, step: int) -> Iterator[Record]:
+        """Open the files for the steps after ``step``."""
         self.last_saved = step
         with ExitStack() as stack:
-            with self.writing(step):
-                # unbuffered: a line that found no room must not come back when the file is closed
+            with self.name_write_errors(step):
+                # unbuffered: a line that failed on a full disk must not be written when the file is closed
                 self.metrics = stack.enter_context(FileIO(self.folder / METRICS, "a"))
                 if self.config.output.tensorboard:
                     self.board = summary_writer()(str(self.folder / "tensorboard"), purge_step=step + 1)
@@ -56,9 +56,9 @@ class Record:
             yield self
 
     def add(self, step: Metrics, best: nn.Module | None = None) -> None:
-        """The metrics of a step, and the network if it is the ``best`` so far."""
+        """Write the metrics of a step, and the network if it is the ``best`` so far."""
         values = {key: value for key, value in asdict(step).items() if value is not None}
-        with self.writing(step.step):
+        with self.name_write_errors(step.step):
             line = (json.dumps(values) + "\n").encode()
             if self.metrics.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -71,65 +71,65 @@ class Record:
                 save_weights(self.folder / BEST, best, self.spec, about)
 
     def save(self, step: Metrics, state: Mapping[str, Tensor], kept: nn.Module) -> None:
-        """Weights, provenance and ``state``; RunError, with nothing written, if a value is not finite."""
+        """Write weights, provenance and ``state``; RunError, with nothing written, if a value is not finite."""
         for name, tensor in state.items():
             if not tensor.isfinite().all():
-                raise diverged(f"{name} is not finite", step.step, step.steps, self.config.train)
-        with self.writing(step.step):
+                raise divergence_error(f"{name} is not finite", step.step, step.steps, self.config.train)
+        with self.name_write_errors(step.step):
             os.fsync(self.metrics.fileno())
             save_weights(self.folder / WEIGHTS, kept, self.spec, {**self.about, "epoch": step.epoch})
             finished = step.step == step.steps
             progress = {"step": step.step, "steps": step.steps, "finished": finished}
             write_json(self.folder / PROVENANCE, {**self.provenance, **progress, "weights_sha256": weights_hash(kept)})
-            # last: a run that dies before this is done takes the steps again and writes all of it again
+            # the state comes last: a run that dies earlier repeats the steps and writes everything again
             data = {"data_sha256": self.provenance["data_sha256"]}
             save_state(self.folder, step.step, state, data, keep=self.config.output.keep)
         self.last_saved, self.saved = step.step, time.monotonic()
 
     @contextmanager
-    def writing(self, step: int) -> Iterator[None]:
+    def name_write_errors(self, step: int) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             kept = f"the state after step {self.last_saved} is kept" if self.last_saved else "no state is saved yet"
             raise RunError(
-                f"{self.folder}: {error.strerror or error}, at step {step}; {kept}, `resume` goes on when there is room"
+                f"{self.folder}: {error.strerror or error}, at step {step}; {kept}, use `resume` when there is room"
             ) from error
 
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel | None) -> dict[str, Tensor]:
-    """Everything that a run is resumed from, by name."""
+    """Collect the tensors that a run is resumed from, by name."""
     momentum = {f"momentum/{i}": s["momentum_buffer"] for i, s in optimizer.state_dict()["state"].items()}
     mean = {} if average is None else {f"average/{name}": tensor for name, tensor in average.state_dict().items()}
     return {**{f"model/{name}": tensor for name, tensor in model.state_dict().items()}, **momentum, **mean}
 
 
-def restore(
+def restore_state(
     state: State | None,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: AveragedModel | None,
     folder: Path,
 ) -> int:
-    """Put ``state_of`` back; returns the number of steps that were done."""
+    """Restore what ``state_of`` collected; return the number of steps done."""
     if state is None:
         return 0
     tensors, about = state
-    load_tensors(model, _part(tensors, "model"), folder / STATES)
+    load_tensors(model, _select_part(tensors, "model"), folder / STATES)
     if average is not None:
-        load_tensors(average, _part(tensors, "average"), folder / STATES)
-    momentum = {int(i): {"momentum_buffer": tensor} for i, tensor in _part(tensors, "momentum").items()}
+        load_tensors(average, _select_part(tensors, "average"), folder / STATES)
+    momentum = {int(i): {"momentum_buffer": tensor} for i, tensor in _select_part(tensors, "momentum").items()}
     optimizer.load_state_dict({**optimizer.state_dict(), "state": momentum})
     return int(about["step"])
 
 
-def _part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+def _select_part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     prefix = f"{name}/"
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
 def summary_writer() -> Any:
-    """TensorBoard's writer; InputError if it is not installed."""
+    """Import TensorBoard's writer; InputError if it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ..utils.contexts import device_of
 
 
-def synchronized(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` with synchronized batch norms; parameters and buffers are the same objects."""
+def synchronize_batch_norms(model: nn.Module) -> nn.Module:
+    """Copy ``model`` with synchronized batch norms; parameters and buffers are the same objects."""
     shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     twin = copy.deepcopy(model, shared)
     if device_of(model).type == "cuda":

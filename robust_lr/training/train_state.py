@@ -1,4 +1,4 @@
-"""Training states of a run: the newest few are kept, and checked when read, so that a damaged one costs little."""
+"""Training states of a run: keep the newest few and check them when reading, so that a damaged one costs little."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ log = logging.getLogger(__name__)
 
 STATES = "states"
 
-#: tensors, and what is said about them
+#: tensors and metadata
 State = tuple[dict[str, Tensor], dict[str, str]]
 
 
-def states(folder: Path) -> list[Path]:
-    """The files of a run's states, the newest first."""
+def list_states(folder: Path) -> list[Path]:
+    """List the files of a run's states, newest first."""
     return sorted((folder / STATES).glob("step-*.safetensors"), reverse=True)
 
 
@@ -28,12 +28,12 @@ def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], about: Ma
     """Write the state after ``step``, atomically; then drop all but the ``keep`` newest."""
     metadata = {**about, "step": str(step), "sha256": tensors_hash(dict(sorted(tensors.items())))}
     write_tensors(folder / STATES / f"step-{step:010d}.safetensors", tensors, metadata)
-    for file in states(folder)[keep:]:
+    for file in list_states(folder)[keep:]:
         file.unlink()
 
 
 def read_state(file: Path) -> State:
-    """InputError if the file is truncated or was changed after it was written."""
+    """Read a state; InputError if the file is truncated or was changed after it was written."""
     tensors, metadata = read_tensors(file)
     if tensors_hash(dict(sorted(tensors.items()))) != metadata.get("sha256"):
         raise InputError(f"{file}: its content does not match its checksum")
@@ -41,13 +41,13 @@ def read_state(file: Path) -> State:
 
 
 def newest_state(folder: Path) -> State | None:
-    """The newest state that can be read, None if there is none at all; damaged ones are named and removed.
+    """Return the newest readable state, None if there are no states; damaged ones are reported and removed.
 
     Raises:
-        InputError: there are states, and all of them are damaged.
+        InputError: all states are damaged.
     """
     damaged: list[Path] = []
-    for file in states(folder):
+    for file in list_states(folder):
         try:
             state = read_state(file)
         except InputError as error:
@@ -57,8 +57,8 @@ def newest_state(folder: Path) -> State | None:
         for broken in damaged:
             broken.unlink()
         if damaged:
-            log.warning("going on from step %s, %s", int(state[1]["step"]), file)
+            log.warning("continuing from step %s, %s", int(state[1]["step"]), file)
         return state
     if damaged:
-        raise InputError(f"{folder}: no saved state can be read, begin anew in another folder with `out`")
+        raise InputError(f"{folder}: no saved state can be read, start afresh in another folder with `out`")
     return None

@@ -22,7 +22,7 @@ from ..utils.statistics import Proportion
 from .distributed import Group
 
 
-def protocol(config: Config) -> PGD:
+def validation_protocol(config: Config) -> PGD:
     """Protocol that attacks the held-out images, see ``ValidationConfig.protocol``."""
     if config.validation.protocol is not None:
         return get_pgd(config.validation.protocol)

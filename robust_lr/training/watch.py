@@ -1,4 +1,4 @@
-"""Progress of a run, from its metrics: for the process that trains, and for others that look at its folder."""
+"""The progress of a run, from its metrics, for the training process and for others that watch its folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..utils.errors import InputError
 from .metrics import Metrics
 from .run_folder import CONFIG, METRICS, in_use
 
-#: steps that speed and time left are estimated from
+#: number of latest steps from which speed and time left are estimated
 RECENT = 100
 
 
@@ -21,17 +21,17 @@ class Latest:
     """A run after its last step.
 
     Attributes:
-        step: the last one, None before the first.
+        step: the last step, None before the first.
         epochs: the last step of each epoch, with its accuracies.
-        rates: images, and seconds with waiting and without, of the last steps.
+        rates: for the last steps: images, seconds in all, and seconds of waiting.
     """
 
     step: Metrics | None = None
     epochs: tuple[Metrics, ...] = ()
     rates: tuple[tuple[int, float, float], ...] = ()
 
-    def after(self, step: Metrics) -> Latest:
-        """One step later."""
+    def add_step(self, step: Metrics) -> Latest:
+        """Return the progress after one more step."""
         done = (step,) if step.test_accuracy is not None else ()
         rates = (*self.rates, (step.images, step.waited + step.seconds, step.waited))[-RECENT:]
         return replace(self, step=step, epochs=self.epochs + done, rates=rates)
@@ -41,29 +41,29 @@ class Latest:
         return sum(images for images, _, _ in self.rates) / max(sum(seconds for _, seconds, _ in self.rates), 1e-9)
 
     @property
-    def waiting(self) -> float:
-        """Share of the time that went into waiting for images."""
+    def waiting_share(self) -> float:
+        """Share of the time spent waiting for images."""
         return sum(waited for _, _, waited in self.rates) / max(sum(seconds for _, seconds, _ in self.rates), 1e-9)
 
     @property
     def seconds_left(self) -> float:
-        """Seconds left of training alone, without tests and validations."""
+        """Seconds of training left, without tests and validations."""
         if self.step is None:
             return float("nan")
         return (self.step.steps - self.step.step) * sum(s for _, s, _ in self.rates) / len(self.rates)
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """Describe the progress of the run in a line."""
         if self.step is None:
             return "starting"
-        tested = [f", {name} {100 * value:.1f} %" for name, value in self.accuracies().items()]
+        tested = [f", {name} {100 * value:.1f} %" for name, value in self.last_accuracies().items()]
         return (
             f"epoch {self.step.epoch:.1f}, step {self.step.step}, loss {self.step.loss:.3f}, lr {self.step.lr:g}, "
             f"{self.images_per_second:.0f} images/s{''.join(tested)}"
         )
 
-    def accuracies(self) -> dict[str, float]:
-        """The last that were measured: clean on the test images, robust on the held-out ones."""
+    def last_accuracies(self) -> dict[str, float]:
+        """Return the last measured accuracies: clean on the test images, robust on the held-out images."""
         found = {}
         for step in self.epochs:
             if step.test_accuracy is not None:
@@ -73,7 +73,7 @@ class Latest:
         return found
 
     def epoch_words(self) -> str:
-        """The last finished epoch, in a line."""
+        """Describe the last finished epoch in a line."""
         step = self.epochs[-1]
         robust = ""
         if step.robust_accuracy is not None:
@@ -85,7 +85,7 @@ class Latest:
 
 
 class Follower:
-    """Reads the metrics of a run as they are written; begins anew when a resumed run has taken lines back.
+    """Read the metrics of a run as they are written; start over when a resumed run has removed lines.
 
     Raises:
         InputError: the folder holds no run.
@@ -93,12 +93,12 @@ class Follower:
 
     def __init__(self, folder: Path):
         if not (folder / CONFIG).is_file():
-            raise InputError(f"{folder} holds no run: give the folder of one, as `out` of adv-train names it")
+            raise InputError(f"{folder} holds no run: give the folder of a run, the `out` of adv-train")
         self.folder, self.file, self.latest = folder, folder / METRICS, Latest()
         self.identity, self.position = 0, 0
 
     def read(self) -> Latest:
-        """The run as it is now."""
+        """Return the present progress of the run."""
         if not self.file.exists():
             return self.latest
         with self.file.open("rb") as file:
@@ -107,14 +107,14 @@ class Follower:
                 self.latest, self.identity, self.position = Latest(), status[0], 0
             file.seek(self.position)
             for line in file:
-                if not line.endswith(b"\n"):  # it is being written
+                if not line.endswith(b"\n"):  # still being written
                     break
-                self.latest = self.latest.after(Metrics(**json.loads(line)))
+                self.latest = self.latest.add_step(Metrics(**json.loads(line)))
                 self.position += len(line)
         return self.latest
 
     def state(self) -> str:
-        """ "running", "finished", or "stopped" when no process trains in the folder."""
+        """Return "running", "finished", or "stopped" if no process trains in the folder."""
         step = self.latest.step
         if step is not None and step.step == step.steps:
             return "finished"
@@ -122,6 +122,6 @@ class Follower:
 
 
 def file_identity(file: Any) -> tuple[int, int]:
-    """Number and size of an open file: a file that was replaced has another number."""
+    """Return the inode and size of an open file; a file that was replaced has another inode."""
     status = os.fstat(file.fileno())
     return status.st_ino, status.st_size

@@ -43,7 +43,7 @@ def check_name(kind: str, name: str, among: Iterable[str]) -> None:
         raise InputError(f"unknown {kind} {name!r}: {hint}choose one of {', '.join(names)}")
 
 
-def typed(hint: Any, value: Any, name: str) -> Any:
+def convert(hint: Any, value: Any, name: str) -> Any:
     """Convert ``value`` to the annotation ``hint`` (int to float, list to tuple); InputError if it does not fit.
 
     For a union, the options of a ``Literal`` are accepted as they are; other values must fit its first member.
@@ -54,7 +54,7 @@ def typed(hint: Any, value: Any, name: str) -> Any:
         if isinstance(value, str) and value in words:
             return value
         try:
-            return typed(hint, value, name)
+            return convert(hint, value, name)
         except InputError as error:
             raise InputError(f"{error}{''.join(f', or {word!r}' for word in words)}") from None
     origin, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
@@ -62,7 +62,7 @@ def typed(hint: Any, value: Any, name: str) -> Any:
         check_name(name, value, inner)
         return value
     if origin in (tuple, Sequence) and isinstance(value, list | tuple):
-        return tuple(typed(inner[0], item, name) for item in value)
+        return tuple(convert(inner[0], item, name) for item in value)
     number = {int: Integral, float: Real}.get(origin)
     if number is not None and isinstance(value, number) and not isinstance(value, bool):
         return origin(value)
@@ -74,7 +74,7 @@ def typed(hint: Any, value: Any, name: str) -> Any:
 Record = TypeVar("Record", bound="DataclassInstance")
 
 
-def make(kind: type[Record], table: Mapping[str, Any], section: str, base: Record | None = None) -> Record:
+def build_record(kind: type[Record], table: Mapping[str, Any], section: str, base: Record | None = None) -> Record:
     """Build ``kind(**table)``, or ``base`` with those values replaced, after checking names and types.
 
     ``section`` names the table in errors; "" is the top level.
@@ -83,7 +83,7 @@ def make(kind: type[Record], table: Mapping[str, Any], section: str, base: Recor
     values = {}
     for key, value in table.items():
         check_name(f"key in [{section}]" if section else "key", key, [f.name for f in fields(kind)])
-        values[key] = typed(hints[key], value, f"{section}.{key}" if section else key)
+        values[key] = convert(hints[key], value, f"{section}.{key}" if section else key)
     return kind(**values) if base is None else replace(base, **values)
 
 
@@ -91,7 +91,7 @@ def make(kind: type[Record], table: Mapping[str, Any], section: str, base: Recor
 MAX_COUNT = 2**31 - 1
 
 
-def at_least(low: float, **values: float) -> None:
+def check_at_least(low: float, **values: float) -> None:
     """Raise an InputError unless every value is finite and at least ``low``, and at most ``MAX_COUNT`` if whole."""
     for name, value in values.items():
         if isinstance(value, int) and value > MAX_COUNT:
@@ -100,7 +100,7 @@ def at_least(low: float, **values: float) -> None:
             raise InputError(f"{name} = {value}: must be at least {low} and finite")
 
 
-def share(**values: float) -> None:
+def check_shares(**values: float) -> None:
     """Raise an InputError unless every value is in [0, 1)."""
     for name, value in values.items():
         if not 0 <= value < 1:

@@ -12,12 +12,12 @@ MAX_PER_CORE = 4
 MIN_MAX_PROCESSES = 8
 
 
-def cores() -> int:
+def count_cores() -> int:
     """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def memory() -> int:
+def memory_limit() -> int:
     """Return the bytes of memory that the machine has, or that the control group of this process allows."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
@@ -29,7 +29,7 @@ def memory() -> int:
 
 
 def max_processes() -> int:
-    return max(MIN_MAX_PROCESSES, MAX_PER_CORE * cores())
+    return max(MIN_MAX_PROCESSES, MAX_PER_CORE * count_cores())
 
 
 def check_processes(**counts: int) -> None:
@@ -60,10 +60,10 @@ def check_batch(name: str, images: int, values: int) -> None:
     Raises:
         InputError: the batch is too large; the message names the parameter and the largest batch.
     """
-    most = max(1, memory() // 2 // (4 * max(values, 1)))
+    most = max(1, memory_limit() // 2 // (4 * max(values, 1)))
     if images > most:
         raise InputError(f"{name} = {images}: at most {most} such images fit this machine's memory; take fewer")
 
 
 def _cores() -> str:
-    return f"{cores()} core{'' if cores() == 1 else 's'}"
+    return f"{count_cores()} core{'' if count_cores() == 1 else 's'}"

@@ -101,7 +101,7 @@ def half_width(found: Components, runs: int, images: int, level: float) -> float
     share = (1 + level) / 2
     between = max(0.0, found.runs + (1 - KNOWN) * found.rest / images) / runs
     within = max(0.0, found.images) / images + KNOWN * found.rest / (runs * images)
-    return sqrt(student(runs - 1, share) ** 2 * between + normal(share) ** 2 * within)
+    return sqrt(student_quantile(runs - 1, share) ** 2 * between + normal_quantile(share) ** 2 * within)
 
 
 def p_value(value: float, found: Components, runs: int, images: int) -> float:
@@ -125,25 +125,25 @@ def runs_needed(estimate: Estimate, images: int | None = None, *, tests: int = 1
     Returns:
         None if not even ``MAX_RUNS`` would do.
     """
-    return smallest(lambda runs: decides(estimate, runs, images or estimate.images, tests), 2, MAX_RUNS)
+    return find_smallest(lambda runs: has_power(estimate, runs, images or estimate.images, tests), 2, MAX_RUNS)
 
 
 def images_needed(estimate: Estimate, *, tests: int = 1) -> int | None:
     """Find the number of images with which the present number of runs would decide, as in ``runs_needed``."""
-    return smallest(lambda images: decides(estimate, estimate.runs, images, tests), 2, MAX_IMAGES)
+    return find_smallest(lambda images: has_power(estimate, estimate.runs, images, tests), 2, MAX_IMAGES)
 
 
-def decides(estimate: Estimate, runs: int, images: int, tests: int) -> bool:
+def has_power(estimate: Estimate, runs: int, images: int, tests: int) -> bool:
     """Tell whether this many runs and images have the power to find a difference as large as the estimate."""
     found = estimate.components
     if found is None:
         return False
     components = max(0.0, found.runs) / runs + max(0.0, found.images) / images + found.rest / (runs * images)
     level = 1 - (1 - LEVEL) / tests
-    return abs(estimate.value) > half_width(found, runs, images, level) + normal(POWER) * sqrt(components)
+    return abs(estimate.value) > half_width(found, runs, images, level) + normal_quantile(POWER) * sqrt(components)
 
 
-def smallest(enough: Callable[[int], bool], low: int, high: int) -> int | None:
+def find_smallest(enough: Callable[[int], bool], low: int, high: int) -> int | None:
     """Find the smallest number from ``low`` to ``high`` that is enough; every larger number must be enough, too."""
     if not enough(high):
         return None
@@ -153,14 +153,14 @@ def smallest(enough: Callable[[int], bool], low: int, high: int) -> int | None:
     return low
 
 
-def student(freedom: int, share: float) -> float:
+def student_quantile(freedom: int, share: float) -> float:
     """Return a quantile of Student's t distribution."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, share))
 
 
-def normal(share: float) -> float:
+def normal_quantile(share: float) -> float:
     """Return a quantile of the standard normal distribution."""
     from scipy.special import ndtri
 

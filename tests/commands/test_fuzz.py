@@ -68,7 +68,7 @@ def no_work(place):
             ("training.plan", "adversarial_train"),
             ("paper.jobs", "multiprocessing.get_context"),
             ("paper.tables", "paper_size"),
-            ("paper.report", "describe"),
+            ("paper.report", "describe_stages"),
             ("utils.pictures", "save_picture"),
             ("ops.build", "build"),
         ):

@@ -5,7 +5,7 @@ import pytest
 
 from robust_lr import config, protocols
 from robust_lr.config.sections import DataConfig, TrainConfig
-from robust_lr.config.training import CONFIGS, Config, from_dict, holds_rows, load, parts, to_dict, to_toml
+from robust_lr.config.training import CONFIGS, Config, from_dict, holds_rows, load, split_sections, to_dict, to_toml
 from robust_lr.utils.errors import InputError
 
 SHIPPED = sorted(config.shipped())
@@ -133,7 +133,7 @@ WRONG = {
 
 
 def test_the_table_of_types_names_every_key():
-    known = {f"{name}.{key}" for name, part in parts(Config()).items() for key in vars(part)}
+    known = {f"{name}.{key}" for name, part in split_sections(Config()).items() for key in vars(part)}
     fractions = {"attack.eps", "attack.step_size"}
     assert set(" ".join(KEYS.values()).split()) | fractions == known | {"seed"}
 

@@ -9,7 +9,7 @@ from robust_lr.models.cost import paper_size, profile, solve_bottleneck
 from robust_lr.models.layers.local_relation import FullRelation2d, LocalRelation2d
 from robust_lr.models.layers.non_local import NonLocal2d
 from robust_lr.paper import tables
-from robust_lr.paper.stages import describe
+from robust_lr.paper.stages import describe_stages
 from robust_lr.utils.errors import InputError
 
 
@@ -181,14 +181,14 @@ def test_what_no_width_costs_is_said():
 
 def test_stages_add_up_to_the_network():
     for name in ("resnet50", "lrnet50", "nl26", "lrnet26_nl"):
-        stages = describe(name)
+        stages = describe_stages(name)
         whole = paper_size(name)
         assert sum(stage.parameters for stage in stages) == whole.parameters
         assert sum(stage.multiply_adds for stage in stages) == whole.multiply_adds
         assert [stage.side for stage in stages] == [56, 56, 28, 14, 7, 1]
-    assert [stage.layers for stage in describe("lrnet50")][:2] == [
+    assert [stage.layers for stage in describe_stages("lrnet50")][:2] == [
         "1x1 64 | 7x7 LR 64 | max-pool",
         "1x1 100 | 7x7 LR 100 | 1x1 256 x 3",
     ]
-    assert describe("lrnet26_nl")[1].layers == "1x1 100 | 7x7 LR 100 | 1x1 256 x 2, each then NL 256"
-    assert describe("lrnet26", kernel_size="full")[1].layers == "1x1 100 | full LR 100 | 1x1 256 x 2"
+    assert describe_stages("lrnet26_nl")[1].layers == "1x1 100 | 7x7 LR 100 | 1x1 256 x 2, each then NL 256"
+    assert describe_stages("lrnet26", kernel_size="full")[1].layers == "1x1 100 | full LR 100 | 1x1 256 x 2"

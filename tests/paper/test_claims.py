@@ -32,18 +32,18 @@ def claim(**changes):
 def test_a_claim_is_confirmed_contradicted_or_not_decided():
     for shares, word in [((0.6, 0.4), "confirmed"), ((0.4, 0.6), "contradicted"), ((0.5, 0.49), "not decided")]:
         (verdict,) = judge([claim(paper=20.0)], outcomes(*shares))
-        assert verdict.word == word
-        assert verdict.sentence().startswith(word)
+        assert verdict.outcome == word
+        assert verdict.describe().startswith(word)
     (verdict,) = judge([claim(paper=20.0)], outcomes(0.6, 0.4))
-    assert "+20.0 is inside the interval" in verdict.sentence()
+    assert "+20.0 is inside the interval" in verdict.describe()
     (verdict,) = judge([claim(paper=60.0)], outcomes(0.6, 0.4))
-    assert "+60.0 is outside the interval" in verdict.sentence()
+    assert "+60.0 is outside the interval" in verdict.describe()
 
 
 def test_what_would_decide_is_named():
     (verdict,) = judge([claim()], outcomes(0.5, 0.47, runs=3, images=200))
-    assert verdict.word == "not decided"
-    assert "seeds" in verdict.sentence() or "images" in verdict.sentence()
+    assert verdict.outcome == "not decided"
+    assert "seeds" in verdict.describe() or "images" in verdict.describe()
     record = verdict.to_dict()
     assert record["verdict"] == "not decided"
     assert len(record["per_run"]) == 3
@@ -51,8 +51,8 @@ def test_what_would_decide_is_named():
 
 def test_one_training_run_decides_nothing():
     (verdict,) = judge([claim()], outcomes(0.9, 0.1, runs=1))
-    assert verdict.word == "not decided"
-    assert "single training run" in verdict.sentence()
+    assert verdict.outcome == "not decided"
+    assert "single training run" in verdict.describe()
     assert verdict.to_dict()["interval"] is None
 
 
@@ -135,7 +135,7 @@ def test_a_table_replaces_values_of_its_base(tmp_path):
 
 def test_every_training_run_is_a_job_of_its_own(tmp_path):
     table = tables.read("table9", seeds=3)
-    jobs = tables.jobs(table, tmp_path)
+    jobs = tables.make_jobs(table, tmp_path)
     assert len(jobs) == len({job.folder for job in jobs}) == 12
     assert [job.config.seed for job in jobs if job.regime == "regular"] == [0, 0, 0]
     assert {job.config.seed for job in jobs} == {0, 1, 2}

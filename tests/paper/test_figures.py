@@ -10,7 +10,7 @@ from robust_lr.cli import main
 from robust_lr.models.build import build_model
 from robust_lr.models.checkpoint import load_model, save_weights
 from robust_lr.ops import reference
-from robust_lr.paper.inspection import compositions, last_layers, learnt_priors, read_image
+from robust_lr.paper.inspection import compute_compositions, last_layers, learnt_priors, read_image
 from robust_lr.utils.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("seeded")
@@ -75,7 +75,7 @@ def test_weights_are_those_by_which_the_layer_composes(options, pixel):
     seen = []
     layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
     image = torch.rand(3, 40, 56)
-    found = compositions(model, image, pixel)[0]
+    found = compute_compositions(model, image, pixel)[0]
     (x,) = seen
     assert found.cell == (4, 4)
     assert found.center == (pixel[0] // 4, pixel[1] // 4)
@@ -101,10 +101,10 @@ def test_weights_are_those_by_which_the_layer_composes(options, pixel):
 def test_maps_are_those_of_the_group_whose_keys_vary_most_unless_one_is_named():
     model = tiny()
     image = torch.rand(3, 40, 56)
-    found = compositions(model, image, (3, 3))
+    found = compute_compositions(model, image, (3, 3))
     assert [one.stage for one in found] == ["res2", "res3", "res4", "res5"]
     assert found[1].query.shape == found[1].key.shape == (5, 7)
-    named = compositions(model, image, (3, 3), [1, 1, 1, 1])
+    named = compute_compositions(model, image, (3, 3), [1, 1, 1, 1])
     assert {one.group for one in named} == {1}
     for chosen, other in zip(found, named, strict=True):
         assert chosen.key.std(correction=0) >= other.key.std(correction=0)
@@ -121,7 +121,7 @@ def test_maps_are_those_of_the_group_whose_keys_vary_most_unless_one_is_named():
 )
 def test_what_is_not_there_is_named(pixel, groups, words):
     with pytest.raises(InputError, match=words):
-        compositions(tiny(), torch.rand(3, 40, 56), pixel, groups)
+        compute_compositions(tiny(), torch.rand(3, 40, 56), pixel, groups)
 
 
 def test_images_are_read_for_the_network(picture, tmp_path):
@@ -181,7 +181,7 @@ def test_a_picture_names_stages_and_groups(tmp_path):
     assert titles.count("group 0") == 4
     assert "mine" in figure.get_suptitle()
     image = torch.rand(3, 40, 56)
-    figure = draw_compositions(image, (4, 9), compositions(model, image, (4, 9)), "mine")
+    figure = draw_compositions(image, (4, 9), compute_compositions(model, image, (4, 9)), "mine")
     assert sum(axes.get_title().startswith("weights of the 7 x 7") for axes in figure.axes) == 4
     assert "row 4, column 9" in figure.get_suptitle()
 

@@ -65,7 +65,7 @@ def test_what_is_printed_as_toml_is_taken_back_edited(tmp_path):
     assert files.load_protocol(str(file)) == expected
     assert invoke("protocol", file).output.split()[0] == "mine"
     assert files.from_table({"protocol": str(file), "restarts": 2}).restarts == 2
-    assert training.attack({"protocol": str(file)}) == expected
+    assert training.read_attack({"protocol": str(file)}) == expected
 
 
 def test_a_file_may_change_a_named_protocol(tmp_path):

@@ -29,7 +29,7 @@ def test_networks_with_several_training_runs_are_compared_as_by_the_command(trai
     assert [row[0].text for row in spread.rows] == list(NOISE)
     assert runs.title == "Differences over training runs"
     groups = [[trained / name / f"seed-{seed}" for seed in range(3)] for name in NOISE]
-    expected = compare_groups(groups).of("robust")
+    expected = compare_groups(groups).differences_in("robust")
     assert len(runs.rows) == len(expected) == 1
     cells = runs.rows[0]
     estimate = expected[0].estimate

@@ -53,9 +53,9 @@ def column(folder, name):
 def test_pairs_are_counted_image_by_image(runs):
     comparison = rlr.compare([runs / name for name in "abc"])
     assert list(comparison.accuracies) == ["a", "b", "c"]
-    assert [(pair.first, pair.second) for pair in comparison.of("robust")] == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert [(pair.first, pair.second) for pair in comparison.pairs_in("robust")] == [("a", "b"), ("a", "c"), ("b", "c")]
     for figure, right in {"robust": "robust", "worst-seen": "robust_worst_seen", "clean": "clean = label"}.items():
-        for pair in comparison.of(figure):
+        for pair in comparison.pairs_in(figure):
             first, second = column(runs / pair.first, right), column(runs / pair.second, right)
             seen = list(zip(first, second, strict=True))
             assert (pair.both, pair.only_first) == (seen.count((1, 1)), seen.count((1, 0)))
@@ -156,7 +156,7 @@ def test_the_command_prints_both_tables_and_writes_all_figures(runs, tmp_path):
     assert result.exit_code == 0, result.output
     comparison = rlr.compare([runs / name for name in "abc"])
     assert json.loads((tmp_path / "c.json").read_text()) == json.loads(json.dumps(comparison.to_dict()))
-    for pair in comparison.of("robust"):
+    for pair in comparison.pairs_in("robust"):
         low, high = pair.interval
         for text in (f"{100 * pair.difference:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}", f"{pair.p_holm:.2g}"):
             assert text in result.output

@@ -47,7 +47,7 @@ def group(runs, name):
 def test_groups_are_paired_by_image_within_seeds(runs):
     comparison = compare_groups([group(runs, "long"), group(runs, "short")])
     assert comparison.seeds == SEEDS
-    (difference,) = comparison.of("robust")
+    (difference,) = comparison.differences_in("robust")
     assert (difference.first, difference.second) == ("long", "short")
     per_seed = [
         sum(a.robust - b.robust for a, b in zip(read_evaluation(x).rows, read_evaluation(y).rows, strict=True)) / 100
@@ -56,7 +56,7 @@ def test_groups_are_paired_by_image_within_seeds(runs):
     assert difference.estimate.per_run == pytest.approx(per_seed)
     means = [comparison.accuracies[name]["robust"].value for name in ("long", "short")]
     assert difference.estimate.value == pytest.approx(means[0] - means[1])
-    (clean,) = comparison.of("clean")
+    (clean,) = comparison.differences_in("clean")
     assert clean.estimate.interval[0] > 0  # 60 steps are better than 3
 
 

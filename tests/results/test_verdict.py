@@ -8,7 +8,15 @@ from robust_lr.protocols.pgd import PGD
 from robust_lr.results.indicators import INDICATORS, indicators
 from robust_lr.results.ledger import Row
 from robust_lr.results.validity import Check
-from robust_lr.results.verdict import DOMINATED, STRONGER, Probes, joined, share_interval, verdict_of, verdicts_in_words
+from robust_lr.results.verdict import (
+    DOMINATED,
+    STRONGER,
+    Probes,
+    join_probes,
+    share_interval,
+    verdict_of,
+    verdicts_in_words,
+)
 
 ROW = Row(
     id=0, input_hash="ab", label=0, target=None, clean=0, adversarial=0, robust=True, robust_worst_seen=True,
@@ -69,10 +77,10 @@ def test_verdicts_of_a_table_are_told_together():
 def test_probes_survive_json_and_shards_are_joined():
     one, other = probes(10, 2, 1), dataclasses.replace(probes(5), sample=(20, 21), broken={20: ("Square", DOMINATED)})
     assert Probes.from_json(one.to_json()) == one
-    both = joined([one, other])
+    both = join_probes([one, other])
     assert both.sample == (*range(10), 20, 21)
     assert len(both.broken) == 4
-    assert joined([one, None]) is None
+    assert join_probes([one, None]) is None
 
 
 @given(st.integers(1, 300), st.data())

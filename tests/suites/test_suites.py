@@ -314,7 +314,7 @@ def test_an_estimate_counts_what_is_done(here):
 
 
 def test_networks_of_a_table_are_estimated_without_training(tmp_path):
-    from robust_lr.paper.tables import jobs as jobs_of_table
+    from robust_lr.paper.tables import make_jobs as jobs_of_table
     from robust_lr.paper.tables import read as read_table
 
     with torch.random.fork_rng():

@@ -172,10 +172,10 @@ def test_tensorboard_that_is_missing_is_named_before_anything_is_written(tmp_pat
 
 def test_label_smoothing_is_the_usual_one():
     logits, labels = torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 0])
-    from robust_lr.training.loop import objective
+    from robust_lr.training.loop import compute_loss
 
     config = replace(settings(), train=replace(settings().train, label_smoothing=0.1))
-    loss, same = objective(lambda x: logits, logits, logits, labels, 4, config)
+    loss, same = compute_loss(lambda x: logits, logits, logits, labels, 4, config)
     wanted = 0.9 * F.one_hot(labels, 4) + 0.1 / 4
     assert loss.item() == pytest.approx(-(wanted * logits.log_softmax(1)).sum(1).mean().item(), rel=1e-6)
     assert same is logits

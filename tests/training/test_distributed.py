@@ -36,8 +36,8 @@ from robust_lr.training.run import prepare, train_run
 from robust_lr.training.run_folder import read_metrics
 from robust_lr.training.run_writer import Record
 from robust_lr.training.signals import Interrupted
-from robust_lr.training.sync_batchnorm import SyncedBatchNorm2d, synchronized
-from robust_lr.training.train_state import read_state, states
+from robust_lr.training.sync_batchnorm import SyncedBatchNorm2d, synchronize_batch_norms
+from robust_lr.training.train_state import list_states, read_state
 from robust_lr.training.validation import accuracy
 from robust_lr.utils.devices import device_of_process
 from robust_lr.utils.errors import InputError, RunError
@@ -262,7 +262,7 @@ def test_synchronized_batch_norm_is_batch_norm_over_all(group):
 
 def test_a_synchronized_twin_shares_everything_with_its_model():
     model = network()
-    twin = synchronized(model)
+    twin = synchronize_batch_norms(model)
     assert all(a is b for a, b in zip(model.parameters(), twin.parameters(), strict=True))
     assert all(a is b for a, b in zip(model.buffers(), twin.buffers(), strict=True))
     assert type(model.bn1) is nn.BatchNorm2d
@@ -292,7 +292,7 @@ def run(config, folder, stop=0, resume=False):
 
 
 def final(folder):
-    tensors, about = read_state(states(folder)[0])
+    tensors, about = read_state(list_states(folder)[0])
     return {name: tensor.numpy() for name, tensor in tensors.items()}, about["step"]
 
 
@@ -404,7 +404,7 @@ def test_an_image_that_one_process_cannot_read_ends_all(group, tmp_path, workers
 
 def test_a_first_process_that_cannot_write_ends_all(group, tmp_path, monkeypatch):
     def full(self, step, best=None):
-        with self.writing(step.step):
+        with self.name_write_errors(step.step):
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Record, "add", full)
@@ -554,7 +554,7 @@ def test_torchrun_trains_and_says_it_once(words, tmp_path):
 
 def test_a_killed_worker_ends_torchrun_and_what_was_saved_is_kept(words, tmp_path):
     process = torchrun(*words[:-2], "--set", "train.epochs=2000", "--set", "train.milestones=[]")
-    while process.poll() is None and not (states(tmp_path / "run") if (tmp_path / "run").exists() else []):
+    while process.poll() is None and not (list_states(tmp_path / "run") if (tmp_path / "run").exists() else []):
         time.sleep(0.05)
     os.kill(children(process.pid)[-1], signal.SIGKILL)
     _, errors = process.communicate(timeout=180)

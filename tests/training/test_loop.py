@@ -23,7 +23,7 @@ from robust_lr.models.folding import fold
 from robust_lr.protocols.pgd import PGD
 from robust_lr.protocols.presets import get
 from robust_lr.training.adversary import Attacker
-from robust_lr.training.loop import adversarial_train, sgd
+from robust_lr.training.loop import adversarial_train, make_optimizer
 from robust_lr.training.schedule import learning_rate
 from robust_lr.utils.errors import InputError, RunError
 from robust_lr.utils.rng import START, uniform
@@ -319,7 +319,7 @@ def test_adversarial_training_is_the_recipe():
     data, attack = pictures(8), get("lrnet-train")
     ours, plain = foreign(), foreign()
     metrics = list(adversarial_train(ours, data, settings(attack, warmup_epochs=0, milestones=())))
-    optimizer = sgd(plain, settings().train)
+    optimizer = make_optimizer(plain, settings().train)
     for epoch, found in enumerate(metrics):
         x, y, ids = data.batch(shuffle_positions(data, 8, seed=3, epoch=epoch)[0])
         targets = uniform_targets(y, ids, 4, seed=3, draw=epoch)
@@ -351,7 +351,7 @@ def test_an_attacked_step_is_a_step_on_the_adversarial_images_and_nothing_else(n
     goals = PGD3.goals(folded, x, y, ids, 4, seed=3)
     x_adv = PGD3.perturb(folded, x, y, goals, ids, seed=3)
     assert 0 < (x_adv - x).abs().max() <= 16 / 255 + 1e-6
-    optimizer = sgd(given, config.train)
+    optimizer = make_optimizer(given, config.train)
     given.train()
     loss = F.cross_entropy(given(x_adv), y)
     loss.backward()
@@ -433,7 +433,7 @@ def test_starting_at_a_step_goes_on_where_training_was():
     list(adversarial_train(straight, data, config))
     for stop in (1, 3, 4):
         model = network()
-        optimizer = sgd(model, config.train)
+        optimizer = make_optimizer(model, config.train)
         for step in adversarial_train(model, data, config, optimizer=optimizer):
             if step.step == stop:
                 break

@@ -4,7 +4,7 @@ from click.testing import CliRunner
 from robust_lr import config as config_room
 from robust_lr.cli import main
 from robust_lr.training import plan as plan_room
-from robust_lr.training.plan import Plan, plan, size
+from robust_lr.training.plan import Plan, find_size, plan
 from robust_lr.utils.errors import InputError
 
 TINY = ["model.name=resnet18", "model.width=0.0625", "model.stem=small", "attack.steps=1", "train.batch_size=64"]
@@ -59,12 +59,12 @@ def test_a_cpu_is_measured_with_as_many_pixels_as_four_images_of_imagenet(monkey
 
 def test_imagenet_need_not_be_here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    count, classes, shape, assumed = size(config_room.load("imagenet/lrnet26_adv"))
+    count, classes, shape, assumed = find_size(config_room.load("imagenet/lrnet26_adv"))
     assert (count, classes, shape) == (1_281_167, 1000, (3, 224, 224))
     assert "ImageNet is not here" in assumed
-    assert size(config_room.load("imagenet/lrnet26_adv", ["data.limit=5000"]))[0] == 5000
+    assert find_size(config_room.load("imagenet/lrnet26_adv", ["data.limit=5000"]))[0] == 5000
     with pytest.raises(InputError, match="no such file"):
-        size(config_room.load(None, ["data.name=npz:gone.npz"]))
+        find_size(config_room.load(None, ["data.name=npz:gone.npz"]))
 
 
 @pytest.mark.parametrize("values", [{"processes": 0}, {"steps": 0}, {"images": -1}])

@@ -20,7 +20,7 @@ from robust_lr.training import run as runs
 from robust_lr.training.run import train_run
 from robust_lr.training.run_folder import CONFIG, METRICS, PROVENANCE, read_metrics
 from robust_lr.training.signals import Interrupted, collect_stop_signals
-from robust_lr.training.train_state import STATES, states
+from robust_lr.training.train_state import STATES, list_states
 from robust_lr.utils.errors import InputError, RunError
 
 STEPS = 18  # 3 epochs of 6
@@ -147,7 +147,7 @@ def test_a_long_epoch_is_saved_now_and_then(config, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "SAVE_SECONDS", 0.0)
     run = train_run(config, tmp_path / "run")
     next(run), next(run)
-    assert read_tensors(states(tmp_path / "run")[0])[1]["step"] == "2"
+    assert read_tensors(list_states(tmp_path / "run")[0])[1]["step"] == "2"
     run.close()
 
 
@@ -247,7 +247,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(config, tmp_path):
     wild = with_values(config, train={"epochs": 2, "lr": 1e30, "warmup_epochs": 0})
     # the next epochs of the same run, at a rate that breaks it
     (tmp_path / "run" / CONFIG).write_text(to_toml(wild))
-    files = tmp_path / "run" / WEIGHTS, states(tmp_path / "run")[0]
+    files = tmp_path / "run" / WEIGHTS, list_states(tmp_path / "run")[0]
     before = [file.read_bytes() for file in files]
     with pytest.raises(RunError, match=r"the loss became (nan|inf) at step \d+ of 12: try a learning rate below"):
         list(train_run(wild, tmp_path / "run", resume=True))
@@ -261,7 +261,7 @@ def test_weights_that_are_not_finite_are_never_saved(config, tmp_path):
     with pytest.raises(RunError, match="is not finite at step 1 of 1"):
         list(train_run(with_values(config, train=huge), tmp_path / "run"))
     assert not (tmp_path / "run" / WEIGHTS).exists()
-    assert states(tmp_path / "run") == []
+    assert list_states(tmp_path / "run") == []
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,7 @@ def test_the_command_can_be_stopped_and_resumed(straight, config, data, tmp_path
         assert last.startswith(f"robust-lr: stopped by {number.name} after step 9 of 18; {folder} is saved")
         assert "Traceback" not in stopped.stderr
     assert load_model(folder)
-    assert read_tensors(states(folder)[0])[1]["step"] == str(done)
+    assert read_tensors(list_states(folder)[0])[1]["step"] == str(done)
     rest = list(train_run(config, folder, resume=True))
     assert [step.step for step in rest] == list(range(done + 1, STEPS + 1))
     assert_finished_like(folder, straight[0])

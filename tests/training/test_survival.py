@@ -22,9 +22,9 @@ from robust_lr.models.build import build_model
 from robust_lr.models.checkpoint import BEST, WEIGHTS, checkpoint_record, load_model, read_tensors
 from robust_lr.training import run as runs
 from robust_lr.training.run import prepare, train_run
-from robust_lr.training.run_folder import METRICS, in_use, locked, read_metrics
-from robust_lr.training.train_state import newest_state, read_state, save_state, states
-from robust_lr.training.validation import accuracy, protocol
+from robust_lr.training.run_folder import METRICS, in_use, lock_folder, read_metrics
+from robust_lr.training.train_state import list_states, newest_state, read_state, save_state
+from robust_lr.training.validation import accuracy, validation_protocol
 from robust_lr.utils.errors import InputError, RunError
 
 fork = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -99,7 +99,7 @@ def test_a_file_system_without_locks_keeps_nobody_from_training(tmp_path, monkey
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr("robust_lr.training.run_folder.fcntl.flock", unsupported)
-    with locked(tmp_path / "run"):
+    with lock_folder(tmp_path / "run"):
         assert not in_use(tmp_path / "run")
 
 
@@ -109,7 +109,7 @@ def test_a_file_system_without_locks_keeps_nobody_from_training(tmp_path, monkey
 @pytest.mark.parametrize("damage", ["truncated", "one bit", "empty"])
 def test_a_damaged_newest_state_falls_back_to_the_one_before(straight, config, tmp_path, caplog, damage):
     until(config, tmp_path / "run", 13)
-    newest, before = states(tmp_path / "run")
+    newest, before = list_states(tmp_path / "run")
     content = bytearray(newest.read_bytes())
     content[-7] ^= 1
     newest.write_bytes({"truncated": content[:-10], "one bit": content, "empty": b""}[damage])
@@ -117,29 +117,34 @@ def test_a_damaged_newest_state_falls_back_to_the_one_before(straight, config, t
     assert [step.step for step in rest] == list(range(7, STEPS + 1))
     words = "does not match its checksum" if damage == "one bit" else "truncated one"
     assert any(str(newest) in line and words in line and "trying the state before" in line for line in caplog.messages)
-    assert f"going on from step 6, {before}" in caplog.text
+    assert f"continuing from step 6, {before}" in caplog.text
     assert_finished_like(tmp_path / "run", straight)
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == list(range(1, STEPS + 1))
 
 
 def test_a_run_without_a_readable_state_is_refused(config, tmp_path):
     until(config, tmp_path / "run", 13)
-    for file in states(tmp_path / "run"):
+    for file in list_states(tmp_path / "run"):
         file.write_bytes(b"lost")
-    with pytest.raises(InputError, match=r"no saved state can be read, begin anew in another folder"):
+    with pytest.raises(InputError, match=r"no saved state can be read, start afresh in another folder"):
         next(train_run(config, tmp_path / "run", resume=True))
-    assert len(states(tmp_path / "run")) == 2
+    assert len(list_states(tmp_path / "run")) == 2
 
 
 def test_the_last_few_states_are_kept(config, tmp_path):
     list(train_run(replace(config, output=OutputConfig(keep=3)), tmp_path / "three"))
-    assert [int(read_state(file)[1]["step"]) for file in states(tmp_path / "three")] == [18, 12, 6]
+    assert [int(read_state(file)[1]["step"]) for file in list_states(tmp_path / "three")] == [18, 12, 6]
     later = replace(config, output=OutputConfig(keep=1))
     assert list(train_run(later, tmp_path / "three", resume=True)) == []  # how many are kept is free to change
     save_state(tmp_path / "one", 1, {"x": torch.zeros(2)}, {}, keep=1)
     save_state(tmp_path / "one", 2, {"x": torch.ones(2)}, {"said": "so"}, keep=1)
     tensors, said = newest_state(tmp_path / "one")
-    assert (tensors["x"].tolist(), said["step"], said["said"], len(states(tmp_path / "one"))) == ([1, 1], "2", "so", 1)
+    assert (tensors["x"].tolist(), said["step"], said["said"], len(list_states(tmp_path / "one"))) == (
+        [1, 1],
+        "2",
+        "so",
+        1,
+    )
 
 
 # A full disk
@@ -150,7 +155,7 @@ def tmpfs(tmp_path, straight):
     """A file system with room for the weights and two states, not three."""
     folder = tmp_path / "small"
     folder.mkdir()
-    size = 2 * (straight / WEIGHTS).stat().st_size + int(2.5 * states(straight)[0].stat().st_size) + 20_000
+    size = 2 * (straight / WEIGHTS).stat().st_size + int(2.5 * list_states(straight)[0].stat().st_size) + 20_000
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True)
     if mounted.returncode:
         pytest.skip("only root may mount a small disk")
@@ -239,7 +244,7 @@ def test_unreadable_images_are_skipped_in_every_accuracy(config, folder, tmp_pat
     readable = held.subset([i for i in range(12) if i not in bad])
     assert bad
     assert last.validation_accuracy == accuracy(model, readable)
-    assert last.robust_accuracy == accuracy(model, readable, protocol(config), seed=5)
+    assert last.robust_accuracy == accuracy(model, readable, validation_protocol(config), seed=5)
     every = data_room.load(config.data.name, "test")
     kept = [i for i in range(24) if every.source.paths[i] not in ("a/00.png", "a/04.png", "b/09.png")]
     assert last.test_accuracy == accuracy(model, every.subset(kept))
@@ -326,11 +331,11 @@ def test_a_validation_is_the_attack_on_the_held_out_images(config, tmp_path):
     list(train_run(config, tmp_path / "run"))
     lines = read_metrics(tmp_path / "run")
     assert [line["epoch"] for line in lines if "robust_accuracy" in line] == [3, 4]
-    model, held, attack = load_model(tmp_path / "run"), prepare(config).validation, protocol(config)
+    model, held, attack = load_model(tmp_path / "run"), prepare(config).validation, validation_protocol(config)
     assert (attack.steps, attack.targeted, attack.eps, attack.step_size) == (10, False, 16 / 255, 4 / 255)
     assert lines[-1]["robust_accuracy"] == accuracy(model, held, attack, seed=5)
     assert lines[-1]["validation_accuracy"] == accuracy(model, held)
-    assert protocol(validating(config, protocol="madry-cifar10")).steps == 20
+    assert validation_protocol(validating(config, protocol="madry-cifar10")).steps == 20
 
 
 def test_best_weights_and_their_history_survive_a_kill(config, tmp_path):

@@ -12,7 +12,7 @@ from rich.console import Console
 from robust_lr.cli import main
 from robust_lr.commands import watch as command
 from robust_lr.training.metrics import Metrics
-from robust_lr.training.run_folder import CONFIG, METRICS, locked
+from robust_lr.training.run_folder import CONFIG, METRICS, lock_folder
 from robust_lr.training.watch import Follower, Latest
 from robust_lr.utils.errors import InputError
 
@@ -35,19 +35,19 @@ EPOCHS = [step(n) for n in (1, 2, 3)] + [step(4, test_accuracy=0.7, validation_a
 
 def test_a_run_is_summed_up():
     latest = Latest()
-    assert latest.words() == "starting"
+    assert latest.describe() == "starting"
     for each in [*EPOCHS, step(5)]:
-        latest = latest.after(each)
+        latest = latest.add_step(each)
     assert latest.images_per_second == pytest.approx(32)
-    assert latest.waiting == pytest.approx(0.25)
+    assert latest.waiting_share == pytest.approx(0.25)
     assert latest.seconds_left == pytest.approx(3 * 2.0)
-    assert latest.words() == ("epoch 1.2, step 5, loss 0.400, lr 0.1, 32 images/s, clean 70.0 %, robust 25.0 %")
+    assert latest.describe() == ("epoch 1.2, step 5, loss 0.400, lr 0.1, 32 images/s, clean 70.0 %, robust 25.0 %")
     assert latest.epoch_words() == (
         "epoch 1 of 2: loss 0.500, test accuracy (clean) 70.0 %, held out: robust accuracy 25.0 %, lr 0.1"
     )
     slow = latest
     for number in range(6, 206):
-        slow = slow.after(step(number, 300, seconds=4.0, waited=0.0))
+        slow = slow.add_step(step(number, 300, seconds=4.0, waited=0.0))
     assert slow.images_per_second == pytest.approx(16)  # the last steps count
 
 
@@ -61,7 +61,7 @@ def test_a_follower_reads_on_and_begins_anew_after_a_resume(tmp_path):
     assert follower.read().step.step == 2
     write(run, EPOCHS, mode="w")
     assert follower.read() == Follower(run).read()
-    assert follower.read().accuracies() == {"clean": 0.7, "robust": 0.25}
+    assert follower.read().last_accuracies() == {"clean": 0.7, "robust": 0.25}
     (run / "new").write_text("".join((run / METRICS).read_text().splitlines(keepends=True)[:1]))
     os.replace(run / "new", run / METRICS)  # as a resumed run takes steps back
     assert follower.read().step.step == 1
@@ -72,7 +72,7 @@ def test_a_run_is_running_stopped_or_finished(tmp_path):
     follower = Follower(tmp_path / "run")
     follower.read()
     assert follower.state() == "stopped"
-    with locked(tmp_path / "run"):
+    with lock_folder(tmp_path / "run"):
         assert follower.state() == "running"
     write(tmp_path / "run", [step(8)])
     follower.read()
@@ -87,7 +87,7 @@ def test_a_run_that_has_not_begun_is_shown(tmp_path):
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):
-    with pytest.raises(InputError, match="holds no run: give the folder of one"):
+    with pytest.raises(InputError, match="holds no run: give the folder of a run"):
         Follower(tmp_path)
     result = CliRunner().invoke(main, ["watch", str(tmp_path / "nowhere")])
     assert result.exit_code == 2
@@ -96,7 +96,7 @@ def test_a_folder_without_a_run_is_named(tmp_path):
 def test_the_picture_shows_the_last_epochs(tmp_path):
     latest = Latest()
     for number in range(1, 17):
-        latest = latest.after(step(4 * number, 64, epoch=float(number), test_accuracy=number / 100))
+        latest = latest.add_step(step(4 * number, 64, epoch=float(number), test_accuracy=number / 100))
     console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(command.picture(tmp_path, "running", latest))
     text = console.export_text()
@@ -110,7 +110,7 @@ def test_the_picture_shows_the_last_epochs(tmp_path):
 def test_watching_from_another_process_follows_a_run_to_its_end(tmp_path):
     run = tmp_path / "run"
     write(run, EPOCHS[:1])
-    with locked(run):
+    with lock_folder(run):
         process = subprocess.Popen(
             [sys.executable, "-m", "robust_lr", "watch", str(run), "--interval", "0.05"],
             stdout=subprocess.PIPE, text=True,

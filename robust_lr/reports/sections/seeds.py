@@ -84,7 +84,7 @@ def compare_training_runs(members: Mapping[str, Sequence[Found]]) -> list[Differ
         found = compare_runs({name: [each.evaluation for each in runs] for name, runs in members.items()})
     except InputError:  # protocols or images differ under one name, which the paired differences report
         return []
-    return found.of("robust")
+    return found.differences_in("robust")
 
 
 def row(data: str, protocol: str, difference: Difference) -> list[Cell]:
