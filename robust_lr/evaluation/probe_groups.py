@@ -6,7 +6,7 @@ Processes share the work by whole groups, so a group's passes have the same rows
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +89,10 @@ class Group:
         kinds = {id_: kind for id_, (_, kind) in self.found.broken_by.items()}
         return torch.tensor([i for i, id_ in enumerate(self.ids) if kinds.get(id_) == DOMINATED], dtype=torch.int64)
 
+    def drop_targets(self) -> None:
+        """Make the attacks that follow untargeted."""
+        self.victims = replace(self.victims, targets=None)
+
     def attack(self, probes: Sequence[Probe], among: Callable[[], Tensor] | None = None) -> None:
         """Run ``probes`` one after the other on the images at the positions ``among``; default: the unbroken ones."""
         for probe in probes:
@@ -136,7 +140,8 @@ class Course:
         stronger: gradient attacks that are stronger than most.
         dominated: attacks that a sound gradient attack dominates.
         hardest: gradient attacks on images that only dominated attacks broke: an image that these break as well shows
-            a weak attack, not masked gradients.
+            a weak attack, not masked gradients. In a targeted evaluation they run without targets, too: noise can push
+            an image over the nearest border, from which a sound attack on another target moves away.
         noise: whether random images in the ball are tried.
     """
 
@@ -152,6 +157,12 @@ class Course:
         group.attack(self.dominated)
         if self.hardest:
             group.attack(self.hardest, among=group.positions_broken_by_dominated)
+        if self.hardest and group.victims.targets is not None:
+            group.drop_targets()
+            group.attack(
+                [replace(each, name=f"untargeted {each.name}") for each in self.hardest],
+                among=group.positions_broken_by_dominated,
+            )
         return group.found
 
 

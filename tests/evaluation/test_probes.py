@@ -12,12 +12,13 @@ from zoo.honest import HONEST
 import robust_lr as rlr
 from robust_lr.evaluation import probes
 from robust_lr.evaluation.fitted_surrogate import fitted_surrogate, surrogate_probes
-from robust_lr.evaluation.probe_attacks import Ball, Victims
-from robust_lr.evaluation.probe_groups import Group, Subject
+from robust_lr.evaluation.probe_attacks import Ball, Victims, hardest_probes, stronger_probes
+from robust_lr.evaluation.probe_groups import RANDOM_NOISE, Course, Group, Subject
 from robust_lr.evaluation.probes import MISLEADING
 from robust_lr.evaluation.structure import STRUCTURE, Specimen, run_structural_checks
 from robust_lr.protocols.pgd import PGD
 from robust_lr.results.ledger import Row
+from robust_lr.results.verdict import DOMINATED, STRONGER
 from robust_lr.utils import processes
 from robust_lr.utils.errors import InputError
 
@@ -115,6 +116,26 @@ def test_honest_networks_are_not_misled(data):
         assert result.verdict in ("sound", "weak")
         assert result.verdict == "sound" or result.inflation.value > 0.02
         assert [check.name for check in result.validity if check.passed is False] == []
+
+
+def test_noise_that_crosses_another_border_than_the_targets_does_not_mislead():
+    """Targeted attacks move away from the near border, which an untargeted attack crosses: no gradient is masked."""
+
+    class Opposite(nn.Module):
+        def forward(self, x):
+            along = (x - 0.5).flatten(1).sum(1)
+            return torch.stack([0 * along, along - 0.01, -along - 10], 1)
+
+    x = torch.full((8, 1, 2, 2), 0.5)
+    victims = Victims(x, torch.arange(8), torch.zeros(8, dtype=torch.int64), torch.full((8,), 2))
+    ball = Ball(0.1, "linf")
+    subject = Subject(fresh=Opposite, attacked=Opposite, ball=ball, seed=0)
+    stronger, hardest = stronger_probes(ball, 3, 0.25, True), hardest_probes(ball, 0.25)
+    without = Course(stronger, ()).run(Group(subject, victims, {}))
+    assert set(without.broken_by.values()) == {(RANDOM_NOISE, DOMINATED)}
+    found = Course(stronger, (), hardest).run(Group(subject, victims, {}))
+    assert set(found.broken_by.values()) == {("untargeted APGD, margin, 40 steps", STRONGER)}
+    assert found.broken_by.keys() == without.broken_by.keys()
 
 
 @pytest.mark.slow
