@@ -63,7 +63,7 @@ def main() -> None:
     for kind, name, make, truth in models(options.twins):
         if (kind, name) in done or (options.only and name not in options.only):
             continue
-        entry = {"kind": kind, "name": name, **evaluated(make, data)}
+        entry = {"kind": kind, "name": name, "commit": origin().get("commit"), **evaluated(make, data)}
         if truth is not None:
             x, labels, _ = data.batch(torch.arange(len(data)))
             entry["true"] = float(surviving(make(), truth(), x, labels).float().mean())
