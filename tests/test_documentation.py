@@ -132,7 +132,8 @@ def table9_rows():
                 ("lrnet-untargeted", "robust_accuracy"),
             ):
                 found = [100 * run[key] for run in ours[name]["runs"]]
-                cells.append(f"{statistics.mean(found):.1f} \u00b1 {statistics.stdev(found):.1f}")
+                spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
+                cells.append(f"{statistics.mean(found):.1f}{spread}")
         yield f"| {row['label']} | {' | '.join(cells)} |"
 
 

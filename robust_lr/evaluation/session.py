@@ -219,7 +219,9 @@ def prepare(
             precision=nullcontext,
             sizes=sizes,
             places=places,
-            passes_per_step=passes_per_step(len(most), rows, processes, data.image_shape) if compute_batch else 1,
+            passes_per_step=passes_per_step(max(queries), len(most), rows, processes, data.image_shape)
+            if compute_batch
+            else 1,
             surrogate=None if surrogate is None else describe_surrogate(surrogate),
             cycles=decide_cycle_detection(
                 protocols,
@@ -260,9 +262,12 @@ def prepare(
     )
 
 
-def passes_per_step(images: int, rows: int, processes: int, image_shape: Sequence[int]) -> int:
-    """Return how many passes of ``rows`` images a step of an attack fills; every process must get its share."""
-    if image_shape[-2] * image_shape[-1] > LARGE:
+def passes_per_step(queries: int, images: int, rows: int, processes: int, image_shape: Sequence[int]) -> int:
+    """Return how many passes of ``rows`` images a step of an attack of so many queries an image fills.
+
+    Every process must get its share of the images. Short attacks gain nothing, and keep less work in flight.
+    """
+    if queries < MIN_QUERIES or image_shape[-2] * image_shape[-1] > LARGE:
         return 1
     return max(1, min(MAX_PASSES_PER_STEP, images // max(processes, 1) // rows))
 

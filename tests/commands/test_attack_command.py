@@ -170,7 +170,7 @@ def test_targets_are_saved_and_aimed_at_by_another_model(here):
         (["--targets", "equal.json"], "is its true class"),
         (["--targets", "few.json"], "was changed after it was saved"),
         (["--targets", "gone.json"], "'gone.json' cannot be read"),
-        (["--set", "target=given"], "target = 'given': give the --targets as well"),
+        (["--set", "target=given"], "target = 'given': pass the --targets as well"),
     ]:
         result = invoke(*arguments, "--out", "third")
         assert result.exit_code == 2, result.output
@@ -181,7 +181,7 @@ def test_targets_are_saved_and_aimed_at_by_another_model(here):
 def test_untargeted_attacks_take_and_give_no_targets(here):
     data = rlr.data.load("npz:small.npz", "test")
     rlr.draw_targets(data).save("targets.json")
-    assert "leave the targets out" in attack(*MINE, "--targets", "targets.json").stderr
+    assert "leave them out" in attack(*MINE, "--targets", "targets.json").stderr
     assert "aims at no class" in attack(*MINE, "--save-targets", "new.json").stderr
     assert not (here / "new.json").exists()
 

@@ -192,6 +192,7 @@ def test_steps_that_fill_two_passes_give_the_same_rows(data, model, monkeypatch)
 
 def test_steps_fill_more_passes_only_where_every_process_has_enough_images():
     small, large = (1, 28, 28), (3, 224, 224)
-    assert session.passes_per_step(256, 64, 2, small) == session.passes_per_step(10_000, 64, 2, small) == 2
-    assert session.passes_per_step(255, 64, 2, small) == session.passes_per_step(1, 64, 0, small) == 1
-    assert session.passes_per_step(10_000, 64, 2, large) == 1
+    assert session.passes_per_step(500, 256, 64, 2, small) == session.passes_per_step(5000, 10_000, 64, 2, small) == 2
+    assert session.passes_per_step(500, 255, 64, 2, small) == session.passes_per_step(500, 1, 64, 0, small) == 1
+    assert session.passes_per_step(500, 10_000, 64, 2, large) == 1
+    assert session.passes_per_step(499, 10_000, 64, 2, small) == 1
