@@ -13,7 +13,7 @@ from torch import nn
 
 import robust_lr as rlr
 from robust_lr.evaluation.guards import GUARDS
-from robust_lr.protocols import APGD, FMN, PGD, Cascade, Square
+from robust_lr.protocols import APGD, FMN, PGD, Cascade
 from robust_lr.results.images import IMAGES, read_images
 from robust_lr.utils.errors import InputError
 
@@ -115,7 +115,6 @@ KILLED_ATTACKS = {
     "all targets": PGD(eps=EPS, step_size=2 / 255, steps=2, targeted=True),
     "apgd targeted": APGD(eps=EPS, steps=6, targeted=True),
     "fmn": FMN(eps=EPS, steps=6),
-    "square": Square(eps=EPS, queries=10),
 }
 
 KILLED = """
