@@ -89,10 +89,6 @@ class Group:
         kinds = {id_: kind for id_, (_, kind) in self.found.broken_by.items()}
         return torch.tensor([i for i, id_ in enumerate(self.ids) if kinds.get(id_) == DOMINATED], dtype=torch.int64)
 
-    def drop_targets(self) -> None:
-        """Make the attacks that follow untargeted."""
-        self.victims = replace(self.victims, targets=None)
-
     def attack(self, probes: Sequence[Probe], among: Callable[[], Tensor] | None = None) -> None:
         """Run ``probes`` one after the other on the images at the positions ``among``; default: the unbroken ones."""
         for probe in probes:
@@ -158,11 +154,12 @@ class Course:
         if self.hardest:
             group.attack(self.hardest, among=group.positions_broken_by_dominated)
         if self.hardest and group.victims.targets is not None:
-            group.drop_targets()
-            group.attack(
+            untargeted = Group(group.subject, replace(group.victims, targets=None), group.found.broken_by)
+            untargeted.attack(
                 [replace(each, name=f"untargeted {each.name}") for each in self.hardest],
-                among=group.positions_broken_by_dominated,
+                among=untargeted.positions_broken_by_dominated,
             )
+            group.found.add(untargeted.found)
         return group.found
 
 

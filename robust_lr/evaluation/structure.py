@@ -89,6 +89,16 @@ class Specimen:
         share = uniform(self.seed, PROBE, self.ids, self.x.shape[1:], INNER + draw)
         return low + (0.02 + 0.96 * share) * (high - low)
 
+    @property
+    def max_difference(self) -> float:
+        """Largest relative difference of logits that counts as rounding."""
+        return max(SAME, 4 * self.resolution)
+
+    @property
+    def max_gradient_difference(self) -> float:
+        """Largest relative difference of gradients that counts as rounding."""
+        return max(0.1, 16 * self.resolution)
+
 
 Finding = tuple[bool | None, str]
 
@@ -128,23 +138,29 @@ def margin_and_gradient(model: nn.Module, x: Tensor, labels: Tensor) -> tuple[Te
     return margin.detach(), found.detach()
 
 
+def yield_iterates(model: nn.Module, x: Tensor, labels: Tensor, eps: float) -> Iterator[Tensor]:
+    """Yield the iterates of a short attack on ``model`` from the images ``x``."""
+    query = x
+    for _ in range(12):
+        _, gradient = margin_and_gradient(model, query, labels)
+        query = (x + (query + eps / 6 * gradient.sign() - x).clamp(-eps, eps)).clamp(0, 1)
+        yield query
+
+
 def check_state(s: Specimen) -> Finding:
     """Check that a fresh copy agrees with one that has seen the images, iterates of an attack and gradients."""
     worn = s.fresh()
     query_logits(worn, s.x)
     query = s.x
-    for _ in range(12):
-        _, gradient = margin_and_gradient(worn, query, s.labels)
-        query = (s.x + (query + s.eps / 6 * gradient.sign() - s.x).clamp(-s.eps, s.eps)).clamp(0, 1)
+    for query in yield_iterates(worn, s.x, s.labels, s.eps):
         query_logits(worn, query)
-    tolerance = max(SAME, 4 * s.resolution)
     for model in (worn, s.used):
         for x, words in ((query, "iterates of an attack"), (s.away, "perturbed images")):
             new = s.fresh()
-            if (distance := relative_difference(query_logits(new, x), query_logits(model, x))) > tolerance:
+            if (distance := relative_difference(query_logits(new, x), query_logits(model, x))) > s.max_difference:
                 return False, f"logits of {words} differ by {distance:.2g} of the largest from those of a fresh copy"
             (_, one), (_, other) = (margin_and_gradient(m, x, s.labels) for m in (s.fresh(), model))
-            if (distance := relative_difference(one, other)) > max(0.1, 16 * s.resolution):
+            if (distance := relative_difference(one, other)) > s.max_gradient_difference:
                 return False, f"gradients at {words} differ by {distance:.2g} of the largest from those of a fresh copy"
     return True, "fresh copies agree with the model that has seen images and iterates"
 
@@ -167,14 +183,12 @@ def check_another_process(s: Specimen) -> Finding:
 
     there = next(parallel(ask, range(2), 2))
     query_logits(s.used, mixed)
-    query = mixed
-    for _ in range(12):
-        _, gradient = margin_and_gradient(s.used, query, s.labels)
-        query = (mixed + (query + s.eps / 6 * gradient.sign() - mixed).clamp(-s.eps, s.eps)).clamp(0, 1)
+    for _ in yield_iterates(s.used, mixed, s.labels, s.eps):
+        pass
     here = next(ask(iter(range(1))))
     logits, gradients = (relative_difference(one, other) for one, other in zip(there, here, strict=True))
     words = f"in another process logits differ by {logits:.2g} of the largest, gradients by {gradients:.2g}"
-    return logits <= max(SAME, 4 * s.resolution) and gradients <= max(0.1, 16 * s.resolution), words
+    return logits <= s.max_difference and gradients <= s.max_gradient_difference, words
 
 
 def check_grad_mode(s: Specimen) -> Finding:
@@ -184,18 +198,18 @@ def check_grad_mode(s: Specimen) -> Finding:
         with torch.enable_grad():
             recorded = s.fresh()(x.detach().requires_grad_()).detach()
         worst = max(worst, relative_difference(query_logits(s.fresh(), x), recorded))
-    return worst <= max(SAME, 4 * s.resolution), f"with gradients, logits differ by {worst:.2g} of the largest"
+    return worst <= s.max_difference, f"with gradients, logits differ by {worst:.2g} of the largest"
 
 
 def check_another_batch(s: Specimen) -> Finding:
     """Check that logits of perturbed images do not depend on their place and neighbors in the batch."""
     model, n = s.fresh(), (len(s.away) + 1) // 2
     worst = relative_difference(query_logits(model, s.away)[:n], query_logits(model, s.away[:n].flip(0)).flip(0))
-    return worst <= max(SAME, 4 * s.resolution), f"in another batch, logits differ by {worst:.2g} of the largest"
+    return worst <= s.max_difference, f"in another batch, logits differ by {worst:.2g} of the largest"
 
 
 def check_continuity(s: Specimen) -> Finding:
-    """A change that nobody sees moves no logits, at clean images and off them."""
+    """Check that an invisible change moves no logits, at clean images and off them."""
     model, shares = s.fresh(), []
     for number, x in enumerate((s.x, s.away)):
         before, after = (query_logits(model, y) for y in (x, (x + INVISIBLE * s.signs(number)).clamp(0, 1)))
@@ -215,12 +229,13 @@ def check_gradient_prediction(s: Specimen) -> Finding:
     for x in (s.x, s.away):
         model = s.fresh()
         before, gradient = margin_and_gradient(model, x, s.labels)
+        smallest = 16 * s.resolution * query_logits(model, x).abs().amax(1)
         found = []
         for step in (STEP, LEVEL):
             there = (x + step * gradient.sign()).clamp(0, 1)
             predicted = ((there - x) * gradient).flatten(1).sum(1)
             actual = -lead(query_logits(model, there), s.labels) - before
-            visible = predicted > 16 * s.resolution * query_logits(model, x).abs().amax(1)
+            visible = predicted > smallest
             if int(visible.sum()) * 4 >= len(x):
                 found.append(float((actual[visible] / predicted[visible]).nan_to_num(0).median()))
         ratios += [next((ratio for ratio in found if MIN_RISE <= ratio <= MAX_RISE), found[0])] if found else []
