@@ -15,7 +15,7 @@ from .inspection import Composition
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: at most so many priors of a stage are drawn; more cannot be told apart
+#: maximum number of priors that are drawn for a stage; more cannot be told apart
 COLUMNS = 12
 
 

@@ -39,14 +39,14 @@ class Attack:
         name: of its column and folder.
         limit: the number of test images, 0 for all.
         runs: only so many training runs of each network are attacked, 0 for all.
-        check: how thoroughly the result is probed, a name of ``results.verdict.LEVELS``.
+        check: how thoroughly the result is probed, as in ``evaluate``.
     """
 
     name: str
     protocol: Protocol
     limit: int = 0
     runs: int = 0
-    check: str = "default"
+    check: str | None = None
 
 
 @dataclass(frozen=True)

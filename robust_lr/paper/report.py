@@ -147,13 +147,15 @@ def robustness_table(
     first = next(iter(results.values()))
     names, several = [*table.protocols], table.seeds > 1
     runs = f", mean of {table.seeds} training runs" if several else ""
-    once = [regime for regime in table.regimes if len(table.seeds_of(table.rows[0], regime)) == 1 < table.seeds]
+    once = " and ".join(
+        regime for regime in table.regimes if len(table.seeds_of(table.rows[0], regime)) == 1 < table.seeds
+    )
     out = RichTable(
         title=f"Table {number} on {first.data}, {first.n} test images: top-1 accuracy in %{runs}",
         caption=f"{table.attacks('regular', 0)[0].protocol}; last iterate. "
         f"95 % intervals over {'training runs and images' if several else 'images'}"
         f"{'; +-: standard deviation over the runs' if several else ''}"
-        f"{f'; {once[0]} training: one run, intervals over images' if once else ''}. "
+        f"{f'; {once} training: one run, intervals over images' if once else ''}. "
         "The paper's figures are on ImageNet. "
         f"{verdicts_in_words([result.judgment for result in results.values()])}",
         box=box.SIMPLE_HEAD,

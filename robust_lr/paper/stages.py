@@ -17,7 +17,7 @@ from ..models.resnet import Block
 
 @dataclass(frozen=True)
 class StageLine:
-    """A stage: its name, the side of what it returns, its layers in words, its parameters and multiply-adds."""
+    """A stage: its name, the side of its output map, its layers in words, its parameters and multiply-adds."""
 
     name: str
     side: int

@@ -14,8 +14,9 @@ from .jobs import Attack
 
 
 def read_stronger(entries: Any) -> tuple[Attack, ...]:
-    """Read [[stronger]]: a protocol with changes or a sweep, its name, how many images and training runs it takes, and
-    how thoroughly its results are probed.
+    """Read [[stronger]]: a protocol with changes, or a sweep.
+
+    Each entry may have a name, and say how many images and training runs it takes and how thoroughly it is probed.
 
     Raises:
         InputError: unknown keys, wrong values, or a name twice.
@@ -34,8 +35,8 @@ def read_entry(entry: dict[str, Any]) -> list[Attack]:
     """Read one entry: the parts of a sweep are attacks of their own."""
     limit, runs = (convert(int, entry.pop(key, 0), f"[[stronger]] {key}") for key in ("limit", "runs"))
     check_at_least(0, limit=limit, runs=runs)
-    check = convert(str, entry.pop("check", "default"), "[[stronger]] check")
-    check_name("check in [[stronger]]", check, LEVELS)
+    if (check := entry.pop("check", None)) is not None:
+        check_name("check in [[stronger]]", check, LEVELS)
     if "protocol" not in entry:
         raise InputError("[[stronger]] has no protocol: give the name of one, see robust-lr list")
     if (sweep := SWEEPS.get(str(entry["protocol"]))) is not None:
