@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -53,6 +54,19 @@ def assert_finished_like(folder, straight):
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert untimed(folder) == untimed(straight)
+
+
+class Watched(nn.Module):
+    """A model that keeps the images that it is shown with a gradient."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.queries = model, []
+
+    def forward(self, x):
+        if torch.is_grad_enabled() and x.requires_grad:
+            self.queries.append(x.detach().clone())
+        return self.model(x)
 
 
 class Largest(TorchDispatchMode):

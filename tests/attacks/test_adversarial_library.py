@@ -5,6 +5,7 @@ import types
 
 import pytest
 import torch
+from helpers import Watched
 from torch import nn
 
 import robust_lr as rlr
@@ -42,18 +43,6 @@ def problem(name):
         model, x = {"linear": linear, "convolutional": convolutional}[name](), torch.rand(32, 3, 8, 8)
     model = model.eval().requires_grad_(False)
     return model, x, model(x).argmax(1)
-
-
-class Watched(nn.Module):
-    """A model that keeps what it is shown."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model, self.queries = model, []
-
-    def forward(self, x):
-        self.queries.append(x.detach().clone())
-        return self.model(x)
 
 
 def found(model, x, y, x_adv, norm):

@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from helpers import Watched
 from torch import nn
 
 from robust_lr.attacks.arguments import distances
@@ -35,19 +36,6 @@ def problem():
     model.requires_grad_(False)
     x = (1.4 * torch.rand(16, 3, 8, 8) - 0.2).clamp(0, 1)
     return model, x, model(x).argmax(1)
-
-
-class Watched(nn.Module):
-    """A model that keeps the images that it is shown with a gradient."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model, self.queries = model, []
-
-    def forward(self, x):
-        if torch.is_grad_enabled() and x.requires_grad:
-            self.queries.append(x.detach().clone())
-        return self.model(x)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
