@@ -20,6 +20,9 @@ from .stepwise import State, constant, over_pixels, run
 #: dual norms: the margin divided by this norm of its gradient is the distance to the linearized boundary
 DUALS = {"linf": 1.0, "l2": 2.0, "l1": torch.inf}
 
+#: radius over the distance of the linearized boundary, until an image is misclassified
+OVERSHOOT = 1.01
+
 
 def fmn(
     model: Callable[[Tensor], Tensor],
@@ -49,10 +52,6 @@ def fmn(
     check_images(x)
     check_labels(x, labels)
     return run(FastMinimumNorm(norm, steps, step_size, gamma), model, x, labels, None, x, margin, observe, key="best")
-
-
-#: radius over the distance of the linearized boundary, until an image is misclassified
-OVERSHOOT = 1.01
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,9 @@ from .losses import margin
 from .square_lp import WindowSearch, begin_number_buffer, draw_numbers, square_share
 from .stepwise import State, run
 
+#: repeated queries that are skipped between two passes; each further one costs more than it saves
+MAX_SKIPS = 3
+
 
 def square(
     model: Callable[[Tensor], Tensor],
@@ -52,10 +55,6 @@ def square(
     return run(attack, model, x, labels, None, attack.first(x, ids, draws), margin, observe, ids)
 
 
-#: repeated queries that are skipped between two passes; each further one costs more than it saves
-MAX_SKIPS = 3
-
-
 @dataclass(frozen=True)
 class SquareSearch:
     """Square Attack as a sequence of queries; arguments as in ``square``."""
@@ -88,7 +87,7 @@ class SquareSearch:
         return self.propose(x, {**state, "best": best, "best_loss": best_loss}, step)
 
     def propose(self, x: Tensor, state: State, step: Tensor) -> State:
-        """The state whose query is the best one with a square of its own random place, sign and size."""
+        """Return the state whose query is the best one with a square of a random place, sign and size."""
         channels, height, width = x.shape[1:]
         drawn, ahead = draw_numbers(state, step, self.seed, self.steps, 2 + channels)
         drawn = drawn[:, :, None, None]

@@ -37,7 +37,7 @@ TORCH_TARGET_VERSION = "0x020b000000000000"  # the oldest PyTorch whose stable A
 
 @dataclass(frozen=True)
 class Plan:
-    """How to build a library: folders of csrc, and a command for each kind of file."""
+    """Instructions to build a library: folders of csrc, and a command for each kind of file."""
 
     name: str
     folders: tuple[str, ...]  # as patterns: "" is the top folder, "cpu/**/" is cpu and all below it

@@ -165,7 +165,7 @@ class StepwiseProtocol(Protocol):
         *,
         seed: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, objective and its gradient at ``query``, see ``attacks.stepwise.evaluate_objective``.
+        """Return logits, objective and its gradient at ``query``, see ``attacks.stepwise.evaluate_objective``.
 
         ``rows`` has the columns id, draw, step, and away, the classes to move away from.
         """

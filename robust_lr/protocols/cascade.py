@@ -71,11 +71,11 @@ class Cascade(Protocol):
             part.check()
 
     def attacks(self) -> tuple[Protocol, ...]:
-        """The attacks that run one after the other."""
+        """Return the attacks that run one after the other."""
         return self.parts
 
     def at(self, eps: float) -> Cascade:
-        """The same attacks in another ball."""
+        """Return the same attacks in another ball."""
         return replace(self, parts=tuple(part.at(eps) for part in self.parts))
 
     def values(self) -> dict[str, Any]:

@@ -90,7 +90,7 @@ class FAB(StepwiseProtocol):
         *,
         seed: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, and the function that vanishes at the target's or the nearest boundary with its gradient."""
+        """Return logits, and the function that vanishes at the target's or the nearest boundary with its gradient."""
         if not self.targets:
             return find_nearest_boundary(model, query, rows["away"], self.norm)
         return super().evaluate_query(model, query, rows, targets, needs_gradient, seed=seed)

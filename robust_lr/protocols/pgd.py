@@ -166,7 +166,7 @@ class PGD(StepwiseProtocol):
         *,
         seed: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits and objective at ``query``, and the gradient there, or through a diverse form of it."""
+        """Return logits and objective at ``query``, and the gradient there, or through a diverse form of it."""
         if not self.diversity:
             seen = super().evaluate_query(model, query, rows, targets, needs_gradient, seed=seed)
             return (*seen[:2], smooth_gradient(seen[2], self.smoothing)) if self.smoothing else seen

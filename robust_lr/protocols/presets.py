@@ -264,14 +264,14 @@ SWEEPS: dict[str, Sweep] = {
 
 
 def get(name: str) -> Protocol:
-    """The protocol of that name; InputError, with the list, if there is none."""
+    """Return the protocol of that name; InputError, with the list, if there is none."""
     if name in SWEEPS:
         raise InputError(f"{name!r} is a sweep over several protocols: use robust_lr.sweep, or `robust-lr attack`")
     return choose("protocol", name, PROTOCOLS)
 
 
 def get_pgd(name: str) -> PGD:
-    """The same where only PGD will do, as in training."""
+    """Return the PGD protocol of that name, for uses such as training that need PGD; InputError for another kind."""
     protocol = get(name)
     if not isinstance(protocol, PGD):
         raise InputError(f"protocol {name!r} is no PGD: choose one that is, e.g. 'lrnet-train'")

@@ -72,7 +72,7 @@ class Square(StepwiseProtocol):
         return SquareSearch(self.eps, self.queries, self.p, seed)
 
     def starts(self, x: Tensor, ids: Tensor, *, seed: int, draw: int | Tensor = 0) -> Tensor:
-        """First queries, like ``x`` [N, C, H, W]: stripes, or in L2 and L1 tiles."""
+        """Return first queries, like ``x`` [N, C, H, W]: stripes, or in L2 and L1 tiles."""
         attack = self.stepwise(seed)
         return attack.first(x, ids.to(x.device), draw)
 
