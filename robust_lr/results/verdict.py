@@ -232,7 +232,7 @@ def verdict_of(rows: Sequence[Row], probes: Probes | None) -> Verdict:
             inflation=total,
             bound=bound,
             reason=f"stronger gradient attacks break {words} ({best})",
-            advice="run a stronger attack: `protocol` autoattack-standard, more steps and restarts, criterion worst",
+            advice="run a stronger attack: autoattack-standard, more steps and restarts, or the criterion worst",
         )
     return Verdict(
         verdict=SOUND, inflation=total, bound=bound, reason=f"{len(probes.ran)} probes break {words}", advice=""

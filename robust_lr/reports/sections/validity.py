@@ -97,7 +97,7 @@ def reasons(record: Mapping[str, Any]) -> str:
     said = [str(record[key]) for key in keys if record.get(key)]
     for check in record.get("validity", ()):
         if check["passed"] is False:
-            said.append(". ".join(filter(None, (f"{check['name']}: {check['found']}", check.get("advice")))))
+            said.append(": ".join(filter(None, (f"{check['name']}: {check['found']}", check.get("advice")))))
     return "; ".join(said)
 
 
