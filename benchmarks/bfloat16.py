@@ -2,9 +2,9 @@
 
     python benchmarks/bfloat16.py --out FILE [--images N] RUN ...
 
-Each RUN is a trained network, e.g. the folders that `robust-lr table9 --out FOLDER` leaves in FOLDER; the network that
-ships is attacked too. Every verdict is that of the network itself in fp32, in either precision. The ratio of the times
-is in what `benchmarks/networks.py` writes.
+Each RUN is a trained network, e.g. FOLDER/resnet-26-adversarial/seed-0 after `robust-lr table9 --out FOLDER`; the
+network that ships is attacked too. Every verdict is that of the network itself in fp32, in either precision. The ratio
+of the times is in what `benchmarks/networks.py` writes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000)
     options = parser.parse_args()
     data = rlr.data.load("fashion-mnist-mini", split="test").take(options.images)
-    networks = {"shipped": rlr.load_model(), **{run.name: rlr.load_model(run) for run in options.runs}}
+    networks = {
+        "shipped": rlr.load_model(),
+        **{f"{run.parent.name}/{run.name}": rlr.load_model(run) for run in options.runs},
+    }
     table: dict[str, dict[str, dict[str, float]]] = {}
     for name, model in networks.items():
         table[name] = {}

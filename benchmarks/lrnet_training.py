@@ -1,21 +1,27 @@
 """Why LR-Net-26 varies from one training run to the next: one change of its training at a time, over several seeds.
 
+    python benchmarks/lrnet_training.py --study --out FILE
     python benchmarks/lrnet_training.py --out FILE --networks lrnet26 --variants baseline clip --seeds 0 1 2 3 4
 
 Each run trains one network on 1,500 of the embedded training images for 3 epochs and measures its accuracy on 500
 others, clean and under the paper's untargeted 16-step PGD; --set changes any of that. Test images are not touched. Runs
 are kept in a folder, one file each, and are not repeated; FILE gets all of them with means and standard deviations.
-docs/lrnet-training.md discusses the results.
+Runs are divided among the cores, one thread each. --study makes all that docs/lrnet-training.md discusses, in about an
+hour of one core.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +188,10 @@ VARIANTS: dict[str, Variant] = {
         "running statistics of batch norm lag behind the weights that are attacked",
         initialize=lambda model: set_batchnorm_momentum(model, 0.3),
     ),
+    "slow-statistics": Variant(
+        "running statistics of batch norm are noisy: they are of the last dozen batches",
+        initialize=lambda model: set_batchnorm_momentum(model, 0.02),
+    ),
     "clip": Variant("single steps are too long", optimizer=clipped),
     "smooth-similarity": Variant(
         "rounding flips signs of the gradient where query and key are close", ("model.composability=product",)
@@ -191,6 +201,85 @@ VARIANTS: dict[str, Variant] = {
 
 #: factor of the priors' start by name: as our networks have it, or PyTorch's own, which they had before
 STARTS = {"steep": 1.0, "flat": 1 / START_SCALE}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Variants of networks that are trained with the same settings.
+
+    Attributes:
+        networks: their names.
+        variants: names in ``VARIANTS``.
+        start: of the geometric priors, a name in ``STARTS``.
+        seeds: of the training runs.
+        overrides: of the config, before those of a variant.
+        label: name of the overrides.
+    """
+
+    networks: tuple[str, ...]
+    variants: tuple[str, ...]
+    start: str = "steep"
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    overrides: tuple[str, ...] = ()
+    label: str = ""
+
+
+LINEAR = ("train.schedule=linear", "train.lr=0.2")
+EQUAL_COST = ("model.channels_per_group=1", "model.bottleneck=64")
+TEN_SEEDS = tuple(range(10))
+
+
+#: the runs of docs/lrnet-training.md
+STUDY = (
+    # causes, one change at a time
+    Experiment(
+        ("lrnet26",),
+        ("baseline", "1-channel", "linear-decay", "double-rate", "fast-statistics", "large-batch"),
+        start="flat",
+    ),
+    Experiment(
+        ("lrnet26",),
+        (
+            "baseline",
+            "1-channel",
+            "average",
+            "clean-start",
+            "no-prior-decay",
+            "smooth-labels",
+            "no-zero-init",
+            "clip",
+            "small-queries",
+        ),
+    ),
+    # the recipe that was kept, and what might steady it further
+    Experiment(("lrnet26",), ("equal-cost",), seeds=TEN_SEEDS, overrides=LINEAR, label="linear-0.2"),
+    Experiment(("resnet26",), ("baseline",), seeds=TEN_SEEDS, overrides=LINEAR, label="linear-0.2"),
+    Experiment(
+        ("lrnet26",),
+        (
+            "slow-statistics",
+            "average",
+            "long-warm-up",
+            "no-prior-decay",
+            "clip",
+            "small-queries",
+            "smooth-labels",
+            "half-prior",
+            "double-prior",
+        ),
+        seeds=TEN_SEEDS,
+        overrides=(*LINEAR, *EQUAL_COST),
+        label="final",
+    ),
+    # learning rates
+    *(
+        Experiment(
+            networks, (variant,), overrides=("train.schedule=linear", f"train.lr={rate}"), label=f"linear-{rate}"
+        )
+        for rate in (0.05, 0.1, 0.2, 0.4)
+        for networks, variant in ((("lrnet26",), "equal-cost"), (("resnet26", "resnet50"), "baseline"))
+    ),
+)
 
 
 def settings(network: str, variant: Variant, seed: int, overrides: Iterable[str]) -> Config:
@@ -228,6 +317,24 @@ def train_once(config: Config, variant: Variant, start: str, ready: Ready) -> di
     }
 
 
+def missing_runs(experiment: Experiment, folder: Path) -> Iterator[tuple[Path, str, str, int, Experiment]]:
+    """Yield file, network, variant and seed of every run that the folder does not have."""
+    for seed in experiment.seeds:  # all variants of one seed before the next, so that an unfinished run compares them
+        for network, variant in product(experiment.networks, experiment.variants):
+            label = "_".join(part for part in (network, variant, experiment.start, experiment.label) if part)
+            file = folder / f"{label}_{seed}.json"
+            if not file.exists():
+                yield file, network, variant, seed, experiment
+
+
+def make_run(file: Path, network: str, variant: str, seed: int, experiment: Experiment) -> None:
+    """Train and measure one network with one thread, and write the file."""
+    torch.set_num_threads(1)
+    config = settings(network, VARIANTS[variant], seed, experiment.overrides)
+    record = train_once(config, VARIANTS[variant], experiment.start, prepare(config))
+    write_json(file, {"network": network, "variant": variant, "start": experiment.start, "seed": seed, **record})
+
+
 def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean and standard deviation (n - 1) over the seeds."""
     out: dict[str, Any] = {"seeds": len(records)}
@@ -244,6 +351,7 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="file for all runs of the folder")
+    parser.add_argument("--study", action="store_true", help="all runs of docs/lrnet-training.md")
     parser.add_argument("--networks", nargs="+", default=["resnet26", "lrnet26"])
     parser.add_argument("--variants", nargs="+", default=["baseline"], choices=VARIANTS)
     parser.add_argument("--start", choices=STARTS, default="steep", help="of geometric priors")
@@ -251,19 +359,20 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--label", default="", help="name of what --set changes")
     parser.add_argument("--runs", type=Path, default=Path("runs/lrnet-training"))
-    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    for seed in arguments.seeds:  # all variants of one seed before the next, so that an unfinished run compares them
-        for network in arguments.networks:
-            for name in arguments.variants:
-                label = " ".join(part for part in (network, name, arguments.start, arguments.label) if part)
-                file = arguments.runs / f"{label.replace(' ', '_')}_{seed}.json"
-                if not file.exists():
-                    config = settings(network, VARIANTS[name], seed, arguments.set)
-                    record = train_once(config, VARIANTS[name], arguments.start, prepare(config))
-                    about = {"network": network, "variant": name, "start": arguments.start, "seed": seed}
-                    write_json(file, {**about, **record})
+    named = Experiment(
+        tuple(arguments.networks),
+        tuple(arguments.variants),
+        arguments.start,
+        tuple(arguments.seeds),
+        tuple(arguments.set),
+        arguments.label,
+    )
+    experiments = STUDY if arguments.study else (named,)
+    todo = [run for experiment in experiments for run in missing_runs(experiment, arguments.runs)]
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
+        for _ in pool.map(make_run, *zip(*todo, strict=True)) if todo else ():
+            pass
     table = collect(arguments.runs)
     for label, row in table.items():
         found = row["over_seeds"]["untargeted"]

@@ -22,10 +22,14 @@ RESULTS = Path(__file__).parent / "results"
 #: words after the interpreter, by result; {out} is the file and {runs} a folder for its runs
 COMMANDS = {
     "table9-fashion-mnist-mini-cpu": "-m robust_lr table9 --seeds 10 --json {out} --out {runs}",
+    "lrnet-training": "benchmarks/lrnet_training.py --study --runs {runs} --out {out}",
+    "zoo": "benchmarks/zoo.py --twins --out {out}",
+    "autoattack-fast": "benchmarks/autoattack.py --fast --out {out}",
+    "cycles-cpu": "benchmarks/cycles.py --out {out}",
 }
 
 #: keys whose numbers differ from run to run, or from machine to machine
-VOLATILE = ("seconds", "device", "versions", "sha256", "forwards", "backwards", "read_from_ledger")
+VOLATILE = ("seconds", "overhead", "device", "versions", "sha256", "forwards", "backwards", "read_from_ledger")
 
 
 def figures(record: Any, place: str = "") -> Iterator[tuple[str, float]]:
