@@ -157,6 +157,7 @@ def robustness_table(
         f"{'; +-: standard deviation over the runs' if several else ''}"
         f"{f'; {once} training: one run, intervals over images' if once else ''}. "
         "The paper's figures are on ImageNet. "
+        f"{''.join(describe_rates(table, regime) for regime in reversed(table.regimes))}"
         f"{verdicts_in_words([result.judgment for result in results.values()])}",
         box=box.SIMPLE_HEAD,
         padding=(0, 0, 0, 1),  # 80 columns are enough
@@ -181,6 +182,14 @@ def robustness_table(
         lines = Text(f"{row.label}\n").append("+-\n95 %\n" if several else "95 %\n", style="dim")
         out.add_row(lines.append("paper", style="italic"), *cells, end_section=True)
     return out
+
+
+def describe_rates(table: Table, regime: str) -> str:
+    """Say which learning rate each network was trained with, if the table has a rule for them."""
+    if not (rule := table.rate_rules.get(regime)):
+        return ""
+    rates = ", ".join(f"{row.label} {row.configs[regime].train.lr:g}" for row in table.rows)
+    return f"Learning rates of {regime} training, each {rule}: {rates}. "
 
 
 def verdict_table(results: Results) -> RichTable | None:

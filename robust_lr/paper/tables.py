@@ -75,6 +75,7 @@ class Table:
         limit: the number of test images, 0 for all.
         seeds: the number of training runs of each network, with consecutive seeds.
         runs: by regime, only so many of these; 0 for all.
+        rate_rules: by regime, how the learning rates were chosen, in words.
         stronger: attacks beside the paper's, on adversarially trained networks.
         claims: statements of the paper that the table tests.
     """
@@ -85,6 +86,7 @@ class Table:
     limit: int = 0
     seeds: int = 1
     runs: Mapping[str, int] = field(default_factory=dict)
+    rate_rules: Mapping[str, str] = field(default_factory=dict)
     stronger: Sequence[Attack] = ()
     claims: Sequence[Claim] = ()
 
@@ -139,6 +141,9 @@ def read(name: str | Path, overrides: Sequence[str] = (), limit: int | None = No
         protocols.get(protocol)
     regimes = {regime: dict(check_mapping(table.pop(regime), regime)) for regime in REGIMES if regime in table}
     runs = {regime: convert(int, values.pop("runs", 0), f"{regime}.runs") for regime, values in regimes.items()}
+    rules = {
+        regime: convert(str, values.pop("rate_rule", ""), f"{regime}.rate_rule") for regime, values in regimes.items()
+    }
     if names and not regimes:
         raise InputError(f"{name}: what is attacked must be trained: [regular] or [adversarial] is needed")
     for section in ("model", "data"):
@@ -167,6 +172,7 @@ def read(name: str | Path, overrides: Sequence[str] = (), limit: int | None = No
         limit,
         seeds,
         runs,
+        rules,
         stronger,
         read_claims(claims, labels, figures if "adversarial" in regimes else []),
     )
@@ -277,6 +283,7 @@ def to_dict(
         "paper": PAPER.format(number),
         "seeds": table.seeds,
         "methods": METHODS,
+        "rate_rules": {regime: rule for regime, rule in table.rate_rules.items() if rule},
         "claims": [verdict.to_dict() for verdict in verdicts],
         "rows": [
             {

@@ -3,6 +3,7 @@ import torch
 
 from robust_lr.paper import tables
 from robust_lr.paper.claims import Claim, Outcomes, judge, read_claims
+from robust_lr.paper.report import describe_rates
 from robust_lr.paper.stronger import read_stronger
 from robust_lr.utils.errors import InputError
 
@@ -153,3 +154,23 @@ def test_every_scale_has_a_table_of_the_same_rows_and_claims(scale):
     assert [row.paper for row in table.rows] == [row.paper for row in base.rows]
     assert table.claims == base.claims
     assert {attack.name for attack in table.stronger} >= {"pgd-100", "autoattack"}
+
+
+def test_the_table_says_how_learning_rates_were_chosen():
+    table = tables.read("table9")
+    assert describe_rates(table, "adversarial") == (
+        "Learning rates of adversarial training, each the best of 0.05, 0.1 and 0.2 on 500 held-out training images: "
+        "ResNet-26 0.2, ResNet-50 0.1, LR-Net-26 0.2. "
+    )
+    assert describe_rates(table, "regular") == ""
+    assert describe_rates(tables.read("table9", ["adversarial.rate_rule=mine"]), "adversarial").startswith(
+        "Learning rates of adversarial training, each mine: "
+    )
+    with pytest.raises(InputError, match=r"adversarial\.rate_rule"):
+        tables.read("table9", ["adversarial.rate_rule=3"])
+
+
+@pytest.mark.parametrize("scale", ["gpu", "imagenet"])
+def test_a_scale_whose_rates_were_not_chosen_claims_nothing(scale):
+    table = tables.read(f"table9/{scale}")
+    assert not any(describe_rates(table, regime) for regime in table.regimes)
