@@ -48,6 +48,7 @@ def lr_net(
     normalization: Normalization = "softmax",
     border: Border = "mask",
     prior: Prior = "network",
+    appearance_scale: float = 1.0,
     bottleneck: int = 100,
     conv_stem: bool = False,
 ) -> ResNet:
@@ -67,6 +68,7 @@ def lr_net(
         "composability": composability,
         "normalization": normalization,
         "prior": prior,
+        "appearance_scale": appearance_scale,
     }
     window = 7 if kernel_size == "full" else kernel_size
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import ceil
+from math import ceil, inf
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -28,8 +28,9 @@ class LocalRelation2d(nn.Module):
     ``channels_per_group`` channels share; a 1x1 channel transform follows. Input [N, C, H, W], output
     [N, out_channels, ceil(H/s), ceil(W/s)].
 
-    Ours, where the paper is silent: query and key transforms have no bias and start with variance 1 / C, so that the
-    softmax starts soft; groups are contiguous and the last one may be short.
+    Ours, where the paper is silent: query and key transforms have no bias and start with a standard deviation of
+    ``appearance_scale`` / sqrt(C), so that the softmax starts soft; groups are contiguous and the last one may be
+    short.
 
     Args:
         in_channels: C.
@@ -42,9 +43,11 @@ class LocalRelation2d(nn.Module):
         normalization: "softmax" or "none" (Table 6).
         border: "mask" leaves out positions outside the image; "zero" lets zero padding take part.
         prior: the geometric prior, a "network", a learnt "table" (G*) or "none" (NG), see ``priors`` (Table 3).
+        appearance_scale: of fresh queries and keys; below 1 the geometric prior decides alone at first (ours, see
+            docs/lrnet-training.md).
 
     Raises:
-        InputError: a size below 1, an even kernel_size, an unknown prior.
+        InputError: a size below 1, an even kernel_size, an unknown prior, an appearance_scale that is not positive.
     """
 
     shown: ClassVar[tuple[str, ...]] = (
@@ -69,6 +72,7 @@ class LocalRelation2d(nn.Module):
         normalization: Normalization = "softmax",
         border: Border = "mask",
         prior: Prior = "network",
+        appearance_scale: float = 1.0,
     ):
         super().__init__()
         if channels_per_group == "all":
@@ -77,6 +81,8 @@ class LocalRelation2d(nn.Module):
         for name, value in {"stride": stride, "channels_per_group": channels_per_group, "query_dim": query_dim}.items():
             if value < 1:
                 raise InputError(f"{name} = {value}: must be at least 1")
+        if not 0 < appearance_scale < inf:
+            raise InputError(f"appearance_scale = {appearance_scale}: must be positive and finite")
         groups = ceil(in_channels / channels_per_group)
         self.query = Pointwise2d(in_channels, groups * query_dim, stride)
         self.key = Pointwise2d(in_channels, groups * query_dim)
@@ -88,12 +94,13 @@ class LocalRelation2d(nn.Module):
         self.composability = composability
         self.normalization = normalization
         self.border = border
+        self.appearance_scale = appearance_scale
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Initialize as the class's docstring says; networks call this again after their own general initialization."""
         for layer in (self.query, self.key):
-            nn.init.normal_(layer.weight, std=layer.in_channels**-0.5)
+            nn.init.normal_(layer.weight, std=self.appearance_scale * layer.in_channels**-0.5)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={getattr(self, name)}" for name in self.shown)
@@ -142,6 +149,7 @@ class FullRelation2d(LocalRelation2d):
         composability: Composability = "squared_difference",
         normalization: Normalization = "softmax",
         prior: Prior = "network",
+        appearance_scale: float = 1.0,
     ):
         super().__init__(
             in_channels,
@@ -153,6 +161,7 @@ class FullRelation2d(LocalRelation2d):
             composability=composability,
             normalization=normalization,
             prior=prior,
+            appearance_scale=appearance_scale,
         )
         if key_stride < 1:
             raise InputError(f"key_stride = {key_stride}: must be at least 1")
