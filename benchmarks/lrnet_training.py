@@ -271,7 +271,16 @@ STUDY = (
         overrides=(*LINEAR, *EQUAL_COST),
         label="final",
     ),
-    # learning rates
+    # learning rates: 0.2 is above
+    *(
+        Experiment(
+            ("lrnet26",),
+            ("small-queries",),
+            overrides=("train.schedule=linear", f"train.lr={rate}", *EQUAL_COST),
+            label=f"final-{rate}",
+        )
+        for rate in (0.05, 0.1, 0.4)
+    ),
     *(
         Experiment(
             networks, (variant,), overrides=("train.schedule=linear", f"train.lr={rate}"), label=f"linear-{rate}"

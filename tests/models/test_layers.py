@@ -128,6 +128,8 @@ def test_a_lone_layer_starts_with_soft_weights():
         ({"stride": 0}, "stride = 0: must be at least 1"),
         ({"channels_per_group": 0}, "channels_per_group = 0: must be at least 1"),
         ({"query_dim": -2}, "query_dim = -2: must be at least 1"),
+        ({"appearance_scale": 0.0}, "appearance_scale = 0.0: must be positive and finite"),
+        ({"appearance_scale": float("inf")}, "appearance_scale = inf: must be positive and finite"),
     ],
 )
 def test_layer_refuses_sizes_that_cannot_be(options, words):

@@ -224,6 +224,19 @@ def test_relation_layers_of_a_network_start_soft():
     assert query.weight.std().item() == pytest.approx(query.in_channels**-0.5, rel=0.05)
 
 
+@pytest.mark.parametrize("kernel_size", [7, "full"])
+def test_queries_and_keys_start_at_the_scale_that_is_asked_for(kernel_size):
+    layers = []
+    for scale in (1.0, 0.1):
+        torch.manual_seed(3)
+        network = build_model("lrnet26", width=0.125, kernel_size=kernel_size, appearance_scale=scale)
+        layers.append(network.layer2[0].conv2)
+    for transform in ("query", "key"):
+        whole, tenth = (layer.get_submodule(transform).weight for layer in layers)
+        torch.testing.assert_close(tenth, 0.1 * whole)
+    assert torch.equal(layers[0].transform.weight, layers[1].transform.weight)
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [
