@@ -159,8 +159,8 @@ def test_every_scale_has_a_table_of_the_same_rows_and_claims(scale):
 def test_the_table_says_how_learning_rates_were_chosen():
     table = tables.read("table9")
     assert describe_rates(table, "adversarial") == (
-        "Learning rates of adversarial training, each the best of 0.05, 0.1 and 0.2 on 500 held-out training images: "
-        "ResNet-26 0.2, ResNet-50 0.1, LR-Net-26 0.2. "
+        "Learning rates of adversarial training, each the best of 0.05, 0.1, 0.2 and 0.4 on held-out training images, "
+        "mean of five runs: ResNet-26 0.2, ResNet-50 0.4, LR-Net-26 0.2. "
     )
     assert describe_rates(table, "regular") == ""
     assert describe_rates(tables.read("table9", ["adversarial.rate_rule=mine"]), "adversarial").startswith(
