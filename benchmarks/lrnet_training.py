@@ -266,6 +266,7 @@ STUDY = (
             "smooth-labels",
             "half-prior",
             "double-prior",
+            "smooth-similarity",
         ),
         seeds=TEN_SEEDS,
         overrides=(*LINEAR, *EQUAL_COST),
