@@ -141,8 +141,9 @@ def test_every_training_run_is_a_job_of_its_own(tmp_path):
     assert [job.config.seed for job in jobs if job.regime == "regular"] == [0, 0, 0]
     assert {job.config.seed for job in jobs} == {0, 1, 2}
     names = {job.name: [attack.name for attack in job.attacks] for job in jobs}
-    assert "autoattack" in names["LR-Net-26 adversarial, seed 0"]
-    assert "autoattack" not in names["LR-Net-26 adversarial, seed 1"]
+    assert "eps-8" in names["LR-Net-26 adversarial, seed 0"]
+    assert "eps-8" not in names["LR-Net-26 adversarial, seed 1"]
+    assert "autoattack" in names["LR-Net-26 adversarial, seed 2"]
     assert "pgd-100" in names["LR-Net-26 adversarial, seed 2"]
     assert names["LR-Net-26 regular, seed 0"] == ["lrnet-targeted", "lrnet-untargeted"]
 
