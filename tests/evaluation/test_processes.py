@@ -211,32 +211,36 @@ def test_killed_parents_lose_nothing_that_was_written(tmp_path, data):
 @pytest.mark.slow
 def test_killed_workers_end_the_evaluation_with_one_line_and_it_goes_on(tmp_path, data):
     evaluate_slowly(tmp_path / "whole", data)
-    moments, failures = random.Random(0), []
+    moments, failures, completed = random.Random(0), [], 0
 
-    def workers():
-        return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    def list_children():
+        return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
-    def kill_one(delay):
+    others = list_children()  # such as the resource tracker of multiprocessing
+
+    def kill_one_worker(delay):
         limit = time.monotonic() + 20
-        while not workers() and time.monotonic() < limit:
+        while not (workers := list_children() - others) and time.monotonic() < limit:
             time.sleep(0.01)
         time.sleep(delay)
-        if found := workers():
-            os.kill(int(moments.choice(found)), signal.SIGKILL)
+        if workers := list_children() - others:
+            os.kill(int(moments.choice(sorted(workers))), signal.SIGKILL)
 
     for _ in range(10):
-        killer = threading.Thread(target=kill_one, args=(moments.uniform(0.0, 0.1),))
+        killer = threading.Thread(target=kill_one_worker, args=(moments.uniform(0.0, 0.1),))
         killer.start()
         try:
-            evaluate_slowly(tmp_path / "killed", data)
+            evaluate_slowly(tmp_path / f"killed-{completed}", data)
+            completed += 1
         except RunError as error:
             failures.append(str(error))
         killer.join()
         assert not multiprocessing.active_children()
     assert failures
     assert all("ended by SIGKILL" in line and "\n" not in line for line in failures)
-    evaluate_slowly(tmp_path / "killed", data)
-    assert ledger_rows(tmp_path / "killed") == ledger_rows(tmp_path / "whole")
+    for number in range(completed + 1):
+        evaluate_slowly(tmp_path / f"killed-{number}", data)
+        assert ledger_rows(tmp_path / f"killed-{number}") == ledger_rows(tmp_path / "whole")
 
 
 def test_ctrl_c_ends_all_processes_and_the_evaluation_goes_on(tmp_path, data):
