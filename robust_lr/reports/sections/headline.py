@@ -41,8 +41,8 @@ def notices(report: Report) -> list[Block]:
     if doubtful:
         out.append(
             Notice(
-                text=f"{len(doubtful)} of {len(report.evaluations)} evaluations failed a validity check: their robust "
-                "accuracy may be an overestimate. See Validity.",
+                text=f"{len(doubtful)} of {len(report.evaluations)} evaluations failed a validity check and may "
+                "overestimate robust accuracy. See Validity.",
                 tone="bad",
             )
         )
