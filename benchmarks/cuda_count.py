@@ -76,7 +76,10 @@ class Launch:
         return math.ceil(self.tile / (self.threads // self.groups))
 
 
-KERNELS = ("forward_strips", "backward_queries", "backward_keys", "project", "image_gradient", "weights_gradient")
+KERNELS = (
+    "forward_strips", "backward_queries", "backward_keys", "project", "image_gradient", "weights_gradient",
+    "project_products", "image_gradient_products", "weights_gradient_products",
+)  # fmt: skip
 
 
 def trips(launch: Launch, loop: Counter[str]) -> float:
@@ -87,6 +90,8 @@ def trips(launch: Launch, loop: Counter[str]) -> float:
     """
     if launch.groups:
         return strip_trips(launch, loop)
+    if launch.name.endswith("_products"):
+        return product_trips(launch, loop)
     usual = {"project": 44, "image_gradient": 56, "weights_gradient": 44}[launch.name]  # for a stem of three inputs
     if loop["BAR"]:
         if launch.name == "weights_gradient":
@@ -99,38 +104,50 @@ def trips(launch: Launch, loop: Counter[str]) -> float:
     return 1
 
 
+def product_trips(launch: Launch, loop: Counter[str]) -> float:
+    sums = launch.name == "weights_gradient_products"
+    if loop["HMMA"]:  # 16 pixels a warp
+        blocks = math.ceil(launch.pixels / (2048 if sums else 1024))
+        return launch.pixels / blocks / (launch.threads // 32 * 16)
+    if not sums:
+        return 1
+    if loop["LDS"] >= 20:  # sums over warps, of 12 terms for each channel
+        return 12 * launch.channels / launch.threads
+    return float(loop["LDS"] == 4)
+
+
 def strip_trips(launch: Launch, loop: Counter[str]) -> float:
     groups, threads, taps = launch.groups, launch.threads, 49
     if loop["FMNMX"] >= 7 or (loop["MUFU.EX2"] and loop["STG"]):
         return 0
     if loop["MUFU.EX2"]:
         return columns_of(launch) * share_of_rows(launch) if loop["MUFU.EX2"] >= 10 else 0
-    if loop["STS"] >= 4 and loop["LDG"] >= 4 and loop["FFMA"] != 32:  # the tile, two places at once
+    if loop["HMMA"]:  # the stem's tile, of which a warp makes 16 pixels at a time
+        return math.ceil(launch.tile / (threads // 32 * 16))
+    if loop["STS"] >= 4 and loop["LDG"] >= 4:  # the tile, two places at once
         if launch.layer == "stem" and launch.name != "backward_keys":
-            usual = loop["FFMA"] == 48
+            usual = False
         else:
             usual = bool(loop["LDG.E.128" if launch.channels % 8 == 0 else "LDG.E.64"])
         return math.ceil(launch.passes / 2) if usual else 0
-    if loop["FFMA"] == 32 and loop["STG"]:  # the gradient of the image
-        return 3 if not launch.dgeo and loop["SHFL"] else 0
-    if loop["FFMA"] == 32:  # the gradient of the transform
-        return 4 if launch.dgeo and loop["SHFL"] else 0
-    if loop["SHFL"] == 4:
-        return math.log2(groups)
-    if loop["SHFL"]:
-        return math.log2(32 / (groups * (launch.stride if loop["SHFL"] == 7 else 1))) if launch.dgeo else 0
+    if loop["SHFL"] == 12:  # the gradient of an image of three inputs, summed over groups
+        return 0 if launch.dgeo else math.log2(groups)
+    if loop["SHFL"]:  # those of the prior, and of the transform of three inputs, summed over pixels
+        return math.log2(32 / groups) if launch.dgeo and loop["SHFL"] in (7, 32) else 0
     if loop["LDG"] == 1 and loop["STS"] == 1:  # the prior
         return taps * groups / threads
     if loop["STS"]:  # zeros for the gradient of the prior
         return taps * groups / 32 / 16 if launch.dgeo and loop["STS"] == 16 else 0
-    if loop["LDS"] >= 20:  # sums over warps
-        return taps * groups / threads if launch.dgeo else 0
+    if loop["LDS"] >= 20:  # sums over warps: of the prior, with a division by the groups, and of the transform
+        if not launch.dgeo or loop["I2F"] > 1:
+            return 0
+        return (taps if loop["I2F"] else 8 * 4) * groups / threads
     return float(loop["LDS"] == 4)
 
 
-def columns_of(launch: Launch) -> int:
-    """Columns of a window that a thread goes through."""
-    return 4 if launch.name == "backward_keys" and launch.stride == 2 else 7
+def columns_of(launch: Launch) -> float:
+    """Columns of a window that a thread goes through, on average."""
+    return 3.5 if launch.name == "backward_keys" and launch.stride == 2 else 7
 
 
 def share_of_rows(launch: Launch) -> float:
@@ -157,10 +174,10 @@ def features(code: Code, blocks: object) -> Counter[str]:
     return found
 
 
-def unused(code: Code, launch: Launch, used: set[int]) -> set[int]:
+def unused(code: Code, launch: Launch, used: set[int], skipped: set[int]) -> set[int]:
     """Blocks that are for other alignments, other stems or other passes, with all that leads to nothing else.
 
-    Such a block is known by its instructions. It stands for the largest part of the code that is reached through one
+    Such a block is known by its instructions, or as one of the `skipped` loops, which never run. It stands for the largest part of the code that is reached through one
     block and has none of the `used` ones.
     """
     wide = launch.channels % 8 == 0
@@ -168,18 +185,18 @@ def unused(code: Code, launch: Launch, used: set[int]) -> set[int]:
     usual = {"STG.E.128", "LDG.E.128"} if wide else {"STG.E.64", "LDG.E.64"}
     for number in code.reachable:
         names = code.count([number])
-        if usual & set(names) or names["EXIT"] or names["MUFU.EX2"] or (launch.layer == "stem" and names["FFMA"] == 24):
+        if usual & set(names) or names["EXIT"] or names["MUFU.EX2"]:
             used = used | {number}
     found: set[int] = set()
     for number in sorted(code.reachable - used):
         names = code.count([number])
         if launch.groups:
             foreign = bool(other & set(names)) or names["LDG.E.U16"] >= 3
-            foreign |= launch.layer == "stem" and launch.name == "backward_keys" and names["FFMA"] == 32
             foreign |= not launch.dgeo and bool(names["SHFL.BFLY"] >= 7 or (names["STS"] == 7 and names["LDS"] == 7))
         else:
             foreign = bool({"STG.E.U16", "STG.E.64", "LDG.E.64"} & set(names)) or names["FFMA"] in (48, 64)
-        if foreign and number not in found:
+            foreign &= not launch.name.endswith("_products")
+        if (foreign or number in skipped) and number not in found:
             regions = [code.dominated(above) for above in code.dominators[number]]
             found |= max((region for region in regions if not region & used), key=len, default={number})
     return found
@@ -188,15 +205,14 @@ def unused(code: Code, launch: Launch, used: set[int]) -> set[int]:
 def issued(code: Code, launch: Launch) -> Counter[str]:
     """The instructions that a warp issues, by operation."""
     often = dict.fromkeys(code.reachable, 1.0)
-    used: set[int] = set()
+    used, skipped = set[int](), set[int]()
     for loop in code.loops:
         found = features(code, loop.blocks)
         times = trips(launch, found) if found[""] >= 6 else 1
         for number in loop.blocks:
             often[number] *= times
-        if times > 0:
-            used.add(loop.head)
-    for number in unused(code, launch, {head for head in used if often[head] > 0}):
+        (used if times > 0 else skipped).add(loop.head)
+    for number in unused(code, launch, {head for head in used if often[head] > 0}, skipped):
         often[number] = 0
     total: Counter[str] = Counter()
     for number, times in often.items():

@@ -18,6 +18,7 @@ void take_all() {
   take<Stem<float>, 2>();
   auto instantiate = [](auto... kernels) { (void(kernels), ...); };
   instantiate(project<BFloat16>, image_gradient<BFloat16>, weights_gradient<BFloat16>);
+  instantiate(project_products<BFloat16>, image_gradient_products<BFloat16>, weights_gradient_products<BFloat16>);
 }
 
 }  // namespace robust_lr::cuda

@@ -9,7 +9,7 @@ int main(int count_arguments, char** arguments) {
   generator.seed(count_arguments > 2 ? std::atoi(arguments[2]) : 0);
   for (int i = 0; i < count; ++i) {
     if (i % 3 == 0) {
-      run_stem<float>(random_problem(true));
+      i % 2 ? run_stem<float>(random_problem(true)) : run_stem<BFloat16>(random_problem(true));
     } else {
       i % 2 ? run_relation<BFloat16>(random_problem(false)) : run_relation<float>(random_problem(false));
     }

@@ -41,6 +41,8 @@ inline dim3 blockIdx, blockDim, threadIdx;
 namespace shim {
 void synchronize_block(const char* file, int line);
 float shuffle_xor(float value, int lanes);
+unsigned shuffle_from(unsigned value, int lane);
+void multiply(float (&sums)[4], const unsigned (&left)[4], const unsigned (&right)[2], bool is_half);
 void log_launch(const void* kernel);
 void allow_shared_memory(const void* kernel, int bytes);
 bool can_launch(const void* kernel, std::size_t shared_bytes, const void* stream);
@@ -56,6 +58,7 @@ inline Translation (*find_translation)(const void* kernel) = nullptr;
 
 #define __syncthreads() shim::synchronize_block(__FILE__, __LINE__)
 inline float __shfl_xor_sync(unsigned, float value, int lanes) { return shim::shuffle_xor(value, lanes); }
+inline unsigned __shfl_sync(unsigned, unsigned value, int lane) { return shim::shuffle_from(value, lane); }
 
 enum cudaError_t { cudaSuccess, cudaErrorInvalidConfiguration };
 inline const char* cudaGetErrorString(cudaError_t) { return "invalid configuration"; }

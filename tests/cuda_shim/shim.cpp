@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 #include <ucontext.h>
 
+#include <bit>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -13,6 +14,7 @@
 #include "../../csrc/schema.h"
 #include "cuda_runtime.h"
 #include "device.h"
+#include "warp.h"
 
 namespace robust_lr::cuda {
 constexpr std::size_t kSharedMemory = 96 << 10;
@@ -25,14 +27,13 @@ namespace {
 using robust_lr::cuda::kSharedMemory;
 using robust_lr::cuda::shared_memory;
 
-enum class State { ready, at_barrier, at_shuffle, ended };
+enum class State { ready, at_barrier, in_warp, ended };
 
 struct Fiber {
   ucontext_t context;
   std::vector<char> stack = std::vector<char>(1 << 16);
   State state;
-  float offered, received;
-  int lanes;
+  shim::WarpOperation operation;
 };
 
 std::vector<std::unique_ptr<Fiber>> fibers;
@@ -64,14 +65,13 @@ void wait(State state) {
 bool release(int count) {
   bool alive = false;
   for (int warp = 0; warp < count; warp += 32) {
-    int shuffling = 0;
-    for (int t = warp; t < std::min(warp + 32, count); ++t) shuffling += fibers[t]->state == State::at_shuffle;
-    if (shuffling == 0) continue;
-    if (shuffling != 32) fail("a shuffle that not all threads of a warp reach");
-    for (int t = warp; t < warp + 32; ++t) {
-      if (fibers[t]->lanes != fibers[warp]->lanes) fail("threads of a warp at different shuffles");
-      fibers[t]->received = fibers[warp + ((t - warp) ^ fibers[t]->lanes)]->offered;
-    }
+    int waiting = 0;
+    for (int t = warp; t < std::min(warp + 32, count); ++t) waiting += fibers[t]->state == State::in_warp;
+    if (waiting == 0) continue;
+    if (waiting != 32) fail("an instruction of a warp that not all of its threads reach");
+    shim::WarpOperation* operations[32];
+    for (int t = 0; t < 32; ++t) operations[t] = &fibers[warp + t]->operation;
+    if (!shim::perform(operations)) fail("threads of a warp at different instructions");
     for (int t = warp; t < warp + 32; ++t) fibers[t]->state = State::ready;
     alive = true;
   }
@@ -88,11 +88,24 @@ bool release(int count) {
 
 void synchronize_block(const char*, int) { wait(State::at_barrier); }
 
+static std::uint32_t shuffle(WarpOperation::Kind kind, std::uint32_t value, int lanes, int source) {
+  WarpOperation& own = current->operation;
+  own.kind = kind, own.lanes = lanes, own.source = source, own.offered = value;
+  wait(State::in_warp);
+  return own.received;
+}
 float shuffle_xor(float value, int lanes) {
-  current->offered = value;
-  current->lanes = lanes;
-  wait(State::at_shuffle);
-  return current->received;
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  return std::bit_cast<float>(shuffle(WarpOperation::Kind::shuffle_xor, bits, lanes, 0));
+}
+unsigned shuffle_from(unsigned value, int lane) { return shuffle(WarpOperation::Kind::shuffle_from, value, 0, lane); }
+
+void multiply(float (&sums)[4], const unsigned (&left)[4], const unsigned (&right)[2], bool is_half) {
+  WarpOperation& own = current->operation;
+  own.kind = is_half ? WarpOperation::Kind::half_product : WarpOperation::Kind::bfloat16_product, own.lanes = 0;
+  std::copy_n(sums, 4, own.sums), std::copy_n(left, 4, own.left), std::copy_n(right, 2, own.right);
+  wait(State::in_warp);
+  std::copy_n(own.sums, 4, sums);
 }
 
 void log_launch(const void* kernel) {

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.slow
 
 KERNELS = {
     "forward_strips", "backward_queries", "backward_keys", "project", "image_gradient", "weights_gradient", "sum_parts",
+    "project_products", "image_gradient_products", "weights_gradient_products",
 }  # fmt: skip
 
 
@@ -68,5 +69,6 @@ def run(program: Path, *arguments: object) -> dict[str, int]:
 def test_every_kernel_is_right_and_clean(program: Path) -> None:
     counts = run(program, 60)
     assert {name for name in KERNELS for symbol in counts if f"{len(name)}{name}I" in symbol} == KERNELS
-    assert len(counts) == 9 + 3 + 2  # strips of layers and of the stem, projections, sums in both types
+    # strips of layers and of the stem, projections, those on tensor cores, and sums in both types
+    assert len(counts) == 9 + 3 + 3 + 2
     assert [symbol for symbol, count in counts.items() if count == 0 and "sum_partsId" not in symbol] == []

@@ -2,6 +2,7 @@
 // that C++ has no operator for.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cmath>
@@ -90,6 +91,21 @@ inline std::uint32_t shuffle(std::uint32_t v, std::uint32_t lanes) {
   return as<std::uint32_t>(shim::shuffle_xor(as<float>(v), int(lanes)));
 }
 
+inline std::uint32_t shuffle_from(std::uint32_t v, std::uint32_t lane) { return shim::shuffle_from(v, int(lane)); }
+
+// A warp's product of matrices of bfloat16, which adds to `sums`.
+inline std::array<float, 4> multiply(std::array<float, 4> sums, const std::array<std::uint32_t, 4>& left,
+                                     const std::array<std::uint32_t, 2>& right) {
+  float found[4];
+  unsigned a[4], b[2];
+  std::copy(sums.begin(), sums.end(), found);
+  std::copy(left.begin(), left.end(), a);
+  std::copy(right.begin(), right.end(), b);
+  shim::multiply(found, a, b, false);
+  std::copy(found, found + 4, sums.begin());
+  return sums;
+}
+
 // `u` comparisons are true where an operand is NaN.
 inline bool compare_f(float a, float b, bool result, bool unordered) {
   return std::isnan(a) || std::isnan(b) ? unordered : result;
@@ -129,6 +145,12 @@ A shift_right(A v, std::uint32_t by) {
   return A(v >> by);
 }
 
+// `to` with the lowest `count` bits of `from` at bit `first`.
+inline std::uint32_t insert_bits(std::uint32_t from, std::uint32_t to, std::uint32_t first, std::uint32_t count) {
+  const std::uint32_t mask = shift_left(shift_left(std::uint32_t(1), count) - 1, first);
+  return (to & ~mask) | (shift_left(from, first) & mask);
+}
+
 // Makes denormal operands and results zero. The instruction errs by 2 units in the last place; this does not.
 inline float exponential(float v) {
   if (std::fpclassify(v) == FP_SUBNORMAL) v = 0;
@@ -151,6 +173,9 @@ inline std::uint32_t permute(std::uint32_t a, std::uint32_t b, std::uint32_t whi
 
 inline std::uint16_t to_bfloat16(float v) { return __float2bfloat16_rn(v).bits; }
 inline float from_bfloat16(std::uint16_t bits) { return as<float>(std::uint32_t(bits) << 16); }
+inline std::uint32_t pair(float high, float low) {
+  return std::uint32_t(to_bfloat16(high)) << 16 | to_bfloat16(low);
+}
 inline std::uint32_t relu_pair(float high, float low) {
   return std::uint32_t(to_bfloat16(larger_or_nan(high, 0))) << 16 | to_bfloat16(larger_or_nan(low, 0));
 }

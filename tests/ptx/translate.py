@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 REGISTERS = {"p": "bool", "rs": "std::uint16_t", "r": "std::uint32_t", "rd": "std::uint64_t", "f": "float",
              "fd": "double"}  # fmt: skip
 TYPES = {
-    "u16": "std::uint16_t", "s16": "std::int16_t", "b16": "std::uint16_t", "u32": "std::uint32_t",
+    "u8": "std::uint8_t", "u16": "std::uint16_t", "s16": "std::int16_t", "b16": "std::uint16_t", "u32": "std::uint32_t",
     "s32": "std::int32_t", "b32": "std::uint32_t", "u64": "std::uint64_t", "s64": "std::int64_t",
     "b64": "std::uint64_t", "f32": "float", "f64": "double", "pred": "bool",
 }  # fmt: skip
@@ -177,9 +177,12 @@ def _instruction(kernel: Kernel, name: str, operands: list[str]) -> str:
     if action == "bar":
         return f'shim::synchronize_block("ptx", {len(kernel.lines)});'
     if action == "shfl":
-        assert name == "shfl.sync.bfly.b32", name
+        function = {"shfl.sync.bfly.b32": "shuffle", "shfl.sync.idx.b32": "shuffle_from"}[name]
         target = operands[0].split("|")[0]
-        return _set(target, f"shuffle({value(1)}, {value(2)})", "b32")
+        return _set(target, f"{function}({value(1)}, {value(2)})", "b32")
+    if action == "mma":
+        assert name == "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32", name
+        return _multiply_matrices(kernel, operands)
     if action == "mov" and "{" in operands[0] + operands[1]:
         return _halves(kernel, kind, operands)
     if action in ("mov", "cvta"):
@@ -220,6 +223,8 @@ def _instruction(kernel: Kernel, name: str, operands: list[str]) -> str:
         return assign(f"exponential({value(1)})")
     if name == "prmt.b32":
         return assign(f"permute({value(1)}, {value(2)}, {value(3)})")
+    if name == "bfi.b32":
+        return assign(f"insert_bits({value(1)}, {value(2)}, {value(3)}, {value(4)})")
     if action == "cvt":
         return _convert(name, parts, operands, value)
     raise NotImplementedError(f"{kernel.name}: {name} {operands}")
@@ -248,10 +253,23 @@ def _multiply(parts: list[str], kind: str, operands: list[str], value: object) -
     return _set(operands[0], f"{value(1, unsigned)} * {value(2, unsigned)}", unsigned)
 
 
+def _multiply_matrices(kernel: Kernel, operands: list[str]) -> str:
+    """A product of a warp: the registers of the result, of both matrices and of the sums that it is added to."""
+    result = _list(operands[0])
+    left, right, sums = (
+        ", ".join(_value(kernel, name, kind) for name in _list(operand))
+        for operand, kind in zip(operands[1:], ("b32", "b32", "f32"), strict=True)
+    )
+    lines = [f"const auto found = multiply({{{sums}}}, {{{left}}}, {{{right}}});"]
+    return " ".join(lines + [_set(name, f"found[{i}]", "f32") for i, name in enumerate(result)])
+
+
 def _convert(name: str, parts: list[str], operands: list[str], value: object) -> str:
     assert callable(value)
     if name == "cvt.rn.relu.bf16x2.f32":
         return _set(operands[0], f"relu_pair({value(1)}, {value(2)})", "b32")
+    if name == "cvt.rn.bf16x2.f32":
+        return _set(operands[0], f"pair({value(1)}, {value(2)})", "b32")
     if name == "cvt.f32.bf16":
         return _set(operands[0], f"from_bfloat16({value(1, 'b16')})", "f32")
     if name == "cvt.rn.bf16.f32":

@@ -66,6 +66,11 @@ __device__ inline void keep(int& value) {
   asm("" : "+r"(value));
 #endif
 }
+__device__ inline void keep(float& value) {
+#ifdef __CUDA_ARCH__
+  asm("" : "+f"(value));
+#endif
+}
 
 // Calls load(row, column) for every place of the tile that is of this thread's group, InFlight of them before their
 // store(place, value), so that a thread waits for several at a time. Rows and columns are the tile's.

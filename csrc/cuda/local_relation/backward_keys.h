@@ -93,6 +93,11 @@ __global__ void __launch_bounds__(kThreads, kResident) backward_keys(BackwardArg
   auto takes_part = [&](int s) { return first + s >= -pad && first + s < height + pad; };
   float x[S][kChannels], dx[S][kChannels], k[S], dk[S];
   read_strip<T>(a.x, p, place.n, place.group, first, column, inside, x);
+#pragma unroll
+  for (int s = 0; s < S; ++s) {
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) keep(x[s][c]);
+  }
   const auto* const keys = address(a.k, place.n, place.group, first, column);
 #pragma unroll
   for (int s = 0; s < S; ++s) {
@@ -102,17 +107,18 @@ __global__ void __launch_bounds__(kThreads, kResident) backward_keys(BackwardArg
     for (int c = 0; c < kChannels; ++c) dx[s][c] = 0;
   }
 
-  // The columns of the queries that hold this key meet it at every `stride`th tap, from the last on.
+  // The columns of the queries that hold this key meet it at every `stride`th tap, from the last on: at the same ones
+  // in all of a warp.
   const int last_tap = K - 1 - (place.c + O::kRadius) % O::kStride;
   int query_column = Window::kBefore + (place.c + O::kRadius - last_tap) / O::kStride;  // in the tile
   const int first_row = place.s * S / O::kStride;                                       // in the tile
   const int row_step = tile.columns * tile.groups;
-  for (int j = last_tap; j > last_tap - K; j -= O::kStride, ++query_column) {
+  for (int j = last_tap; j >= 0; j -= O::kStride, ++query_column) {
     float dpriors[K];
 #pragma unroll
     for (int i = 0; i < K; ++i) dpriors[i] = 0;
     const int image_column = tile.column + query_column;
-    if (active && j >= 0 && (!O::kLeavesOut || (image_column >= 0 && image_column < out_width))) {
+    if (active && (!O::kLeavesOut || (image_column >= 0 && image_column < out_width))) {
       float priors[K];
 #pragma unroll
       for (int i = 0; i < K; ++i) priors[i] = memory.prior[(i * K + j) * b.groups + place.g];
@@ -140,12 +146,12 @@ __global__ void __launch_bounds__(kThreads, kResident) backward_keys(BackwardArg
       });
     }
     if (a.dgeo != nullptr) {
-      // Lanes that are a multiple of groups * stride apart have the same group and tap. The first of them adds up.
-      for (int lanes = 16; lanes >= b.groups * O::kStride; lanes /= 2) {
+      // Lanes that are a multiple of groups apart have the same group and tap. The first of them adds up.
+      for (int lanes = 16; lanes >= b.groups; lanes /= 2) {
 #pragma unroll
         for (int i = 0; i < K; ++i) dpriors[i] += __shfl_xor_sync(0xffffffff, dpriors[i], lanes);
       }
-      if (int(threadIdx.x % 32) < b.groups * O::kStride && j >= 0) {
+      if (int(threadIdx.x % 32) < b.groups) {
 #pragma unroll
         for (int i = 0; i < K; ++i) dprior[(i * K + j) * b.groups + place.g] += dpriors[i];
       }

@@ -8,7 +8,9 @@
 
 namespace robust_lr::cuda {
 
-inline int threads(const Blocking& b) { return int(ceil_div(b.groups * b.columns * b.strips, 32) * 32); }
+inline int threads(const Blocking& b) {
+  return int(b.turns * ceil_div(b.groups * (b.columns / b.turns) * b.strips, 32) * 32);
+}
 
 // Number of groups of a pixel that a block works on, at least: they should be neighbors in memory.
 template <class T>
@@ -17,7 +19,7 @@ int least_groups(const Image<T>& x) {
 }
 template <class A>
 int least_groups(const Stem<A>&) {
-  return 1;
+  return kProductGroups;
 }
 template <class T>
 int least_groups(const BackwardArguments<T>& a) {
@@ -37,15 +39,15 @@ struct Costs {
 // `bytes` tells the shared memory that a blocking takes, `pixels` the size of its tile. Nothing here changes a result,
 // only its speed.
 template <class Bytes, class Pixels>
-Blocking divide(const Problem& p, Index rows, Index columns, int strip, int least_groups, Costs costs, Bytes bytes,
-                Pixels pixels) {
+Blocking divide(const Problem& p, Index rows, Index columns, int strip, int turns, int least_groups, Costs costs,
+                Bytes bytes, Pixels pixels) {
   auto whole = [&](Index columns) { return int(ceil_div(columns, p.stride) * p.stride); };  // strips.h counts on it
   const int strips = int(ceil_div(rows, strip));                                            // of a column
   Blocking best{};
   Index least = INT64_MAX;
   auto consider = [&](int groups, int width, int height) {
     Blocking b{};
-    b.groups = groups, b.columns = width;
+    b.groups = groups, b.columns = width, b.turns = turns;
     b.group_blocks = int(ceil_div(p.groups, groups)), b.column_blocks = int(ceil_div(columns, width));
     b.strip_blocks = int(ceil_div(strips, height)), b.strips = int(ceil_div(strips, b.strip_blocks));
     if (threads(b) > kThreads || bytes(b) > kMaxSharedMemory) return;
@@ -78,13 +80,18 @@ Blocking divide_queries(const Problem& p, int least_groups, Costs costs) {
     const auto tile = KeyWindow<O, Strip>::tile(b);
     return tile.rows * tile.columns;
   };
-  return divide(p, p.out_height, p.out_width, Strip, least_groups, costs, key_bytes<T, O, Strip>, pixels);
+  return divide(p, p.out_height, p.out_width, Strip, 1, least_groups, costs, key_bytes<T, O, Strip>, pixels);
 }
 
-template <class X>
-constexpr bool is_stem = false;
-template <class A>
-constexpr bool is_stem<Stem<A>> = true;
+// Instructions for a place of a tile of keys.
+template <class T, class A>
+int place_cost(const Image<A>&, const Problem&) {
+  return 60;
+}
+template <class T, class A>
+int place_cost(const Stem<A>& x, const Problem& p) {
+  return sizeof(T) == 2 && has_whole_groups(x, p) ? 40 : 90;
+}
 
 // Calls f with the Options that strip kernels are compiled for and returns true; false where they do not cover the
 // call.

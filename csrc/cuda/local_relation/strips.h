@@ -4,7 +4,7 @@
 // A value read from the tile serves every pixel of the strip whose window holds it.
 #pragma once
 
-#include "../stem/stem.h"
+#include "../stem/stem_products.h"
 #include "weights.h"
 
 namespace robust_lr::cuda {
@@ -38,6 +38,7 @@ using InTile = std::conditional_t<O::kStride == 1, float, T>;
 struct Blocking {
   int groups, columns, strips;                    // of a block; groups is a power of two
   int group_blocks, column_blocks, strip_blocks;  // of an image
+  int turns;  // a warp has every `turns`th column, so that all its lanes meet the same taps; or 1
 
   __host__ __device__ int blocks() const { return group_blocks * column_blocks * strip_blocks; }
 };
@@ -55,9 +56,10 @@ struct Place {
     first_group = block % b.group_blocks * b.groups, block /= b.group_blocks;
     first_column = block % b.column_blocks * b.columns, block /= b.column_blocks;
     first_strip = block % b.strip_blocks * b.strips, n = block / b.strip_blocks;
-    int thread = threadIdx.x;
+    const int each = int(blockDim.x) / b.turns;  // threads
+    int thread = int(threadIdx.x) % each, columns = b.columns / b.turns;
     g = thread % b.groups, thread /= b.groups;
-    c = thread % b.columns, s = thread / b.columns;
+    c = thread % columns * b.turns + int(threadIdx.x) / each, s = thread / columns;
     group = first_group + g, column = first_column + c, strip = first_strip + s;
     inside = s < b.strips;
   }
@@ -116,9 +118,13 @@ struct Keys {
   const Arguments& a;
   decltype(a.k.data) first;
 
-  __device__ Keys(const Tile<O::kStride>& tile, const Arguments& a)
-      : a(a), first(address(a.k, tile.n, group_to_load(tile), tile.row, tile.column)) {}
-  __device__ float inside(int row, int column) const { return widen(*pixel_at(a.k, first, row, column)); }
+  // Of the group that a thread loads, unless it is another.
+  __device__ Keys(const Tile<O::kStride>& tile, const Arguments& a) : Keys(tile, a, group_to_load(tile)) {}
+  __device__ Keys(const Tile<O::kStride>& tile, const Arguments& a, int group)
+      : a(a), first(address(a.k, tile.n, group, tile.row, tile.column)) {}
+  __device__ float inside(int row, int column, int groups_on = 0) const {
+    return widen(pixel_at(a.k, first, row, column)[groups_on * a.k.channel]);
+  }
   __device__ float outside() const { return O::kBeyond; }
   __device__ bool pads() const { return a.p.padding > 0; }
   __device__ float padded(int row, int column) const {
@@ -145,9 +151,22 @@ struct KeyMemory {
   template <class O, class Arguments>
   __device__ void load(O, const Tile<O::kStride>& tile, const Arguments& a) const {
     using T = std::remove_cvref_t<decltype(*a.y.data)>;
-    load_tile<T>(tile, a.x, a.p, a.p.height, a.p.width, Keys<O, Arguments>(tile, a), x, keys);
+    load_keys<T>(O(), tile, a.x, a);
     load_prior(tile, a.geo, a.p, prior);
     __syncthreads();
+  }
+
+ private:
+  template <class T, class O, class X, class Arguments>
+  __device__ void load_keys(O, const Tile<O::kStride>& tile, const X& values, const Arguments& a) const {
+    using Own = Keys<O, Arguments>;
+    if constexpr (std::is_same_v<X, Stem<float>> && sizeof(E) == 2) {
+      if (tile.groups == kProductGroups && has_whole_groups(values, a.p)) {
+        const Own own(tile, a, tile.group + lane_pair());
+        return load_tile_by_products(tile, values, a.p, own, x, keys);
+      }
+    }
+    load_tile<T>(tile, values, a.p, a.p.height, a.p.width, Own(tile, a), x, keys);
   }
 };
 

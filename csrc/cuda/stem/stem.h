@@ -40,9 +40,14 @@ struct GroupTransform {
   int present;
 
   __device__ GroupTransform(const Stem<float>& x, const Problem& p, int group) : present(present_channels(p, group)) {
+    const float* row = row_of(x, group * int(p.shared));
 #pragma unroll
-    for (int c = 0; c < kChannels; ++c) {
-      const float* const row = row_of(x, group * int(p.shared) + c);
+    for (int c = 0; c < kChannels; ++c, row += Full ? Inputs + 1 : x.inputs + 1) {
+      if constexpr (Full && Inputs == 3) {
+        const float4 whole = present > 0 ? *reinterpret_cast<const float4*>(row) : float4{0, 0, 0, 0};
+        weights[0][c] = whole.x, weights[1][c] = whole.y, weights[2][c] = whole.z, bias[c] = whole.w;
+        continue;
+      }
       bias[c] = c < present ? row[x.inputs] : 0.f;
 #pragma unroll
       for (int j = 0; j < Inputs; ++j) weights[j][c] = c < present && (Full || j < x.inputs) ? row[j] : 0.f;
@@ -87,10 +92,12 @@ struct Pixels {
   }
 };
 
-// Calls f with the kind of the stem: three inputs and groups of 8 channels are what networks have.
+// Calls f with the kind of the stem: three inputs, groups of 8 channels and a transform whose rows can be read at once
+// are what networks have.
 template <class F>
 __device__ void with_kind(const Stem<float>& x, const Problem& p, F f) {
-  if (x.inputs == 3 && p.shared == kChannels && p.channels % kChannels == 0) return f(Kind<3, true>());
+  const bool aligned = reinterpret_cast<std::uintptr_t>(x.transform) % sizeof(float4) == 0;
+  if (x.inputs == 3 && p.shared == kChannels && p.channels % kChannels == 0 && aligned) return f(Kind<3, true>());
   f(Kind<kMaxInputs, false>());
 }
 

@@ -27,55 +27,74 @@ __device__ void deliver(const Image<T>& to, const Image<const T>&, const Problem
 }
 
 // Sums over the groups of a pixel, for the gradient of the image.
-template <int S, class Inside>
-__device__ void deliver_image(float* image, const Stem<float>& stem, const Problem& p, const Blocking& b,
-                              const Place& place, int first, int column, Inside inside,
+template <int Inputs, bool Full, int S, class Inside>
+__device__ void deliver_image(Kind<Inputs, Full>, float* image, const Stem<float>& stem, const Problem& p,
+                              const Blocking& b, const Place& place, int first, int column, Inside inside,
                               const float (&dx)[S][kChannels]) {
-  const int present = present_channels(p, place.group), part = place.first_group / b.groups;
-  for (int j = 0; j < stem.inputs; ++j) {
-    float dpixels[S] = {};
+  const GroupTransform<Inputs, Full> transform(stem, p, place.group);
+  float dpixels[Inputs][S] = {};
 #pragma unroll
-    for (int c = 0; c < kChannels; ++c) {
-      const float weight = c < present ? row_of(stem, place.group * int(p.shared) + c)[j] : 0.f;
+  for (int c = 0; c < kChannels; ++c) {
 #pragma unroll
-      for (int s = 0; s < S; ++s) dpixels[s] += weight * dx[s][c];
+    for (int j = 0; j < Inputs; ++j) {
+#pragma unroll
+      for (int s = 0; s < S; ++s) dpixels[j][s] += transform.weights[j][c] * dx[s][c];
     }
-    for (int lanes = 1; lanes < b.groups; lanes *= 2) {
+  }
+  for (int lanes = 1; lanes < b.groups; lanes *= 2) {
 #pragma unroll
-      for (int s = 0; s < S; ++s) dpixels[s] += __shfl_xor_sync(0xffffffff, dpixels[s], lanes);
+    for (int j = 0; j < Inputs; ++j) {
+#pragma unroll
+      for (int s = 0; s < S; ++s) dpixels[j][s] += __shfl_xor_sync(0xffffffff, dpixels[j][s], lanes);
     }
-    const Index plane = ((Index(part) * p.batch + place.n) * stem.inputs + j) * p.height;
-    float* const pixels = image + (plane + first) * p.width + column;
+  }
+  if (place.g != 0) return;
+  const int part = place.first_group / b.groups, width = int(p.width), plane = int(p.height) * width;
+  const int inputs = Full ? Inputs : stem.inputs;
+  float* const pixels = image + (Index(part) * p.batch + place.n) * inputs * plane + first * width + column;
 #pragma unroll
-    for (int s = 0; s < S; ++s)
-      if (place.g == 0 && inside(s)) pixels[s * int(p.width)] = dpixels[s];
+  for (int s = 0; s < S; ++s) {
+    if (!inside(s)) continue;
+#pragma unroll
+    for (int j = 0; j < Inputs; ++j)
+      if (Full || j < inputs) pixels[j * plane + s * width] = dpixels[j][s];
   }
 }
 
 // Sums over the pixels of a group, for the gradient of the transform.
-template <int S, class Inside>
-__device__ void deliver_transform(float* transform, const Stem<float>& stem, const Problem& p, const Blocking& b,
-                                  const Place& place, int first, int column, Inside inside,
+template <int Inputs, bool Full, int S, class Inside>
+__device__ void deliver_transform(Kind<Inputs, Full>, float* transform, const Stem<float>& stem, const Problem& p,
+                                  const Blocking& b, const Place& place, int first, int column, Inside inside,
                                   const float (&dx)[S][kChannels], float* sums) {
-  const int terms = stem.inputs + 1, entries = b.groups * kChannels * terms, lane = threadIdx.x % 32;
-  float* const sums_of_warp = sums + threadIdx.x / 32 * entries;
-  for (int j = 0; j < terms; ++j) {
-    float pixels[S], found[kChannels] = {};
+  const int inputs = Full ? Inputs : stem.inputs, terms = inputs + 1, entries = b.groups * kChannels * terms;
+  const Pixels<Inputs, Full> image(stem, p, place.n, first, column);
+  float found[Inputs + 1][kChannels] = {};
 #pragma unroll
-    for (int s = 0; s < S; ++s)
-      pixels[s] = j == stem.inputs ? 1.f : inside(s) ? *pixel_of(stem, p, place.n, j, first + s, column) : 0.f;
+  for (int s = 0; s < S; ++s) {
+    float pixel[Inputs] = {};
+    if (inside(s)) image.read(s, 0, pixel);
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) {
 #pragma unroll
-      for (int s = 0; s < S; ++s) found[c] += pixels[s] * dx[s][c];
+      for (int j = 0; j < Inputs; ++j) found[j][c] += pixel[j] * dx[s][c];
+      found[Inputs][c] += dx[s][c];
     }
-    for (int lanes = 16; lanes >= b.groups; lanes /= 2) {
+  }
+  for (int lanes = 16; lanes >= b.groups; lanes /= 2) {
 #pragma unroll
-      for (int c = 0; c < kChannels; ++c) found[c] += __shfl_xor_sync(0xffffffff, found[c], lanes);
+    for (int j = 0; j <= Inputs; ++j) {
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) found[j][c] += __shfl_xor_sync(0xffffffff, found[j][c], lanes);
     }
-    if (lane < b.groups) {
+  }
+  if (int(threadIdx.x % 32) < b.groups) {
+    float* const own = sums + threadIdx.x / 32 * entries + place.g * kChannels * terms;
 #pragma unroll
-      for (int c = 0; c < kChannels; ++c) sums_of_warp[(place.g * kChannels + c) * terms + j] = found[c];
+    for (int c = 0; c < kChannels; ++c) {
+#pragma unroll
+      for (int j = 0; j < Inputs; ++j)
+        if (Full || j < inputs) own[c * terms + j] = found[j][c];
+      own[c * terms + inputs] = found[Inputs][c];
     }
   }
   float* const part = transform + blockIdx.x / b.group_blocks * p.channels * terms;
@@ -95,8 +114,10 @@ __device__ void deliver(const StemGradient<float>& to, const Stem<float>& stem, 
     for (int c = 0; c < kChannels; ++c)
       if (x[s][c] <= 0) dx[s][c] = 0;
   }
-  if (to.image != nullptr) deliver_image(to.image, stem, p, b, place, first, column, inside, dx);
-  if (to.transform != nullptr) deliver_transform(to.transform, stem, p, b, place, first, column, inside, dx, sums);
+  with_kind(stem, p, [&](auto kind) {
+    if (to.image != nullptr) deliver_image(kind, to.image, stem, p, b, place, first, column, inside, dx);
+    if (to.transform != nullptr) deliver_transform(kind, to.transform, stem, p, b, place, first, column, inside, dx, sums);
+  });
 }
 
 }  // namespace robust_lr::cuda

@@ -1,0 +1,100 @@
+// Matrix products of a warp on tensor cores: [16, 16] x [16, 8], of 16-bit elements with sums in float.
+//
+// A lane has elements of each matrix. With `line = lane / 4` and `pair = lane % 4` these are
+//
+//     left   rows line and line + 8, columns 2 pair, 2 pair + 1 and 2 pair + 8, 2 pair + 9
+//     right  rows 2 pair, 2 pair + 1 and 2 pair + 8, 2 pair + 9, column line
+//     sums   rows line and line + 8, columns 2 pair, 2 pair + 1
+//
+// so the sums of two products side by side, narrowed, are the left matrix of another product.
+#pragma once
+
+#include "elements.h"
+
+namespace robust_lr::cuda {
+
+__device__ inline int lane_line() { return threadIdx.x % 32 / 4; }
+__device__ inline int lane_pair() { return threadIdx.x % 4; }
+
+struct LeftMatrix {
+  unsigned words[4];  // (line, left half), (line + 8, left half), (line, right half), (line + 8, right half)
+};
+struct RightMatrix {
+  unsigned words[2];  // upper half, lower half
+};
+struct ProductSums {
+  float values[4];  // two of row `line`, two of row `line + 8`
+};
+
+// sums += left * right, for matrices of elements of type T.
+template <class T>
+__device__ void multiply(ProductSums& sums, const LeftMatrix& left, const RightMatrix& right) {
+  constexpr bool is_half = std::is_same_v<T, Half>;
+#ifdef __CUDACC__
+  float* const d = sums.values;
+  const unsigned *const a = left.words, *const b = right.words;
+  if constexpr (is_half) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  } else {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
+#else
+  shim::multiply(sums.values, left.words, right.words, is_half);
+#endif
+}
+
+// Two elements of a matrix in a word.
+template <class T>
+__device__ unsigned pack(float first, float second) {
+#ifdef __CUDA_ARCH__
+  unsigned word;
+  if constexpr (std::is_same_v<T, Half>) {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+  } else {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+  }
+  return word;
+#else
+  T elements[2];
+  narrow(first, &elements[0]), narrow(second, &elements[1]);
+  unsigned word;
+  memcpy(&word, elements, sizeof word);
+  return word;
+#endif
+}
+template <class T>
+__device__ unsigned pack_relu(float first, float second) {
+#ifdef __CUDA_ARCH__
+  unsigned word;
+  if constexpr (std::is_same_v<T, Half>) {
+    asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+  } else {
+    asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+  }
+  return word;
+#else
+  return pack<T>(relu(first), relu(second));
+#endif
+}
+
+// A float as a sum of bfloat16: what its upper half holds, and the rest, of which only the last bits of a float are
+// lost. Products of both parts are as exact as a sum of a few floats needs.
+__device__ inline float upper_part(float v) {
+  unsigned bits;
+  memcpy(&bits, &v, sizeof bits);
+  bits &= 0xffff0000u;
+  memcpy(&v, &bits, sizeof v);
+  return v;
+}
+__device__ inline unsigned pack_parts(float v) {
+  const float upper = upper_part(v);
+  return pack<BFloat16>(upper, v - upper);
+}
+
+}  // namespace robust_lr::cuda
