@@ -134,6 +134,7 @@ def test_without_a_prior(operator: Operator, size: int) -> None:
 
 
 STRIPS = {"project", "forward_strips", "backward_queries", "backward_keys", "sum_parts"}
+PRODUCTS = STRIPS - {"project"} | {"project_products"}
 GENERAL = {"project", "forward_general", "dq_general", "dk_general", "dx_general", "dgeo_general", "sum_parts"}
 
 
@@ -142,7 +143,8 @@ GENERAL = {"project", "forward_general", "dq_general", "dk_general", "dx_general
     ("kernels", "dtype", "m", "wanted", "last"),
     [
         (STRIPS, torch.float32, 8, [0], "image_gradient"),
-        (STRIPS, torch.bfloat16, 8, [1, 2, 3, 4], "weights_gradient"),
+        (PRODUCTS, torch.bfloat16, 8, [0], "image_gradient_products"),
+        (PRODUCTS, torch.bfloat16, 8, [1, 2, 3, 4], "weights_gradient_products"),
         (GENERAL, torch.float32, 16, [0], "image_gradient"),
         (GENERAL, torch.float64, 8, [1, 2, 3, 4], "weights_gradient"),
     ],
@@ -157,7 +159,8 @@ def test_only_needed_kernels_run(
     stem_relation(*tensors, stride=2, channels_per_group=m).sum().backward()
     launched = set((tmp_path / "log").read_text().split())
     needed = (kernels if 4 in wanted else kernels - {"sum_parts", "dgeo_general"}) | {last}
-    every = STRIPS | GENERAL | {"image_gradient", "weights_gradient"}
+    every = STRIPS | PRODUCTS | GENERAL | {"image_gradient", "weights_gradient"}
+    every |= {"image_gradient_products", "weights_gradient_products"}
     assert {name for symbol in launched for name in every if f"{len(name)}{name}I" in symbol} == needed
 
 
