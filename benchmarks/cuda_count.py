@@ -177,8 +177,8 @@ def features(code: Code, blocks: object) -> Counter[str]:
 def unused(code: Code, launch: Launch, used: set[int], skipped: set[int]) -> set[int]:
     """Blocks that are for other alignments, other stems or other passes, with all that leads to nothing else.
 
-    Such a block is known by its instructions, or as one of the `skipped` loops, which never run. It stands for the largest part of the code that is reached through one
-    block and has none of the `used` ones.
+    Such a block is known by its instructions, or as one of the `skipped` loops, which never run. It stands for the
+    largest part of the code that is reached through one block and has none of the `used` ones.
     """
     wide = launch.channels % 8 == 0
     other = {"STG.E.U16", "STG.E.64", "LDG.E.64"} if wide else {"STG.E.U16", "STG.E.128", "LDG.E.128"}

@@ -252,9 +252,9 @@ float shuffle_xor(float value, int lanes) {
 }
 unsigned shuffle_from(unsigned value, int lane) { return shuffle(WarpOperation::Kind::shuffle_from, value, 0, lane); }
 
-void multiply(float (&sums)[4], const unsigned (&left)[4], const unsigned (&right)[2], bool is_half) {
+void multiply(float (&sums)[4], const unsigned (&left)[4], const unsigned (&right)[2]) {
   WarpOperation& own = current->operation;
-  own.kind = is_half ? WarpOperation::Kind::half_product : WarpOperation::Kind::bfloat16_product, own.lanes = 0;
+  own.kind = WarpOperation::Kind::product, own.lanes = 0;
   std::copy_n(sums, 4, own.sums), std::copy_n(left, 4, own.left), std::copy_n(right, 2, own.right);
   wait(State::in_warp);
   std::copy_n(own.sums, 4, sums);

@@ -42,7 +42,7 @@ namespace shim {
 void synchronize_block(const char* file, int line);
 float shuffle_xor(float value, int lanes);
 unsigned shuffle_from(unsigned value, int lane);
-void multiply(float (&sums)[4], const unsigned (&left)[4], const unsigned (&right)[2], bool is_half);
+void multiply(float (&sums)[4], const unsigned (&left)[4], const unsigned (&right)[2]);
 void log_launch(const void* kernel);
 void allow_shared_memory(const void* kernel, int bytes);
 bool can_launch(const void* kernel, std::size_t shared_bytes, const void* stream);

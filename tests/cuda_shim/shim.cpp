@@ -8,6 +8,8 @@
 #include <cstdlib>
 #include <map>
 #include <memory>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "../../csrc/cuda/operators.h"
@@ -88,6 +90,16 @@ bool release(int count) {
 
 void synchronize_block(const char*, int) { wait(State::at_barrier); }
 
+// Plants the fault that CUDA_SHIM_FAULT names, so that tests can tell that it would be seen.
+static void misplace_fragments(WarpOperation& own) {
+  const char* const fault = std::getenv("CUDA_SHIM_FAULT");
+  if (fault == nullptr) return;
+  const std::string name = fault;
+  if (name == "left") std::swap(own.left[1], own.left[2]);
+  if (name == "right") std::swap(own.right[0], own.right[1]);
+  if (name == "elements") own.right[0] = own.right[0] << 16 | own.right[0] >> 16;
+}
+
 static std::uint32_t shuffle(WarpOperation::Kind kind, std::uint32_t value, int lanes, int source) {
   WarpOperation& own = current->operation;
   own.kind = kind, own.lanes = lanes, own.source = source, own.offered = value;
@@ -100,10 +112,11 @@ float shuffle_xor(float value, int lanes) {
 }
 unsigned shuffle_from(unsigned value, int lane) { return shuffle(WarpOperation::Kind::shuffle_from, value, 0, lane); }
 
-void multiply(float (&sums)[4], const unsigned (&left)[4], const unsigned (&right)[2], bool is_half) {
+void multiply(float (&sums)[4], const unsigned (&left)[4], const unsigned (&right)[2]) {
   WarpOperation& own = current->operation;
-  own.kind = is_half ? WarpOperation::Kind::half_product : WarpOperation::Kind::bfloat16_product, own.lanes = 0;
+  own.kind = WarpOperation::Kind::product, own.lanes = 0;
   std::copy_n(sums, 4, own.sums), std::copy_n(left, 4, own.left), std::copy_n(right, 2, own.right);
+  misplace_fragments(own);
   wait(State::in_warp);
   std::copy_n(own.sums, 4, sums);
 }

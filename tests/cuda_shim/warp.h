@@ -5,43 +5,36 @@
 #include <cstring>
 
 #include "cuda_bf16.h"
-#include "cuda_fp16.h"
 
 namespace shim {
 
 // What a thread offers to the others of its warp, and takes from them.
 struct WarpOperation {
-  enum class Kind { shuffle_xor, shuffle_from, bfloat16_product, half_product } kind;
-  int lanes;  // of shuffle_xor, which all threads have alike
+  enum class Kind { shuffle_xor, shuffle_from, product } kind;
+  int lanes;   // of shuffle_xor, which all threads have alike
   int source;  // of shuffle_from
   std::uint32_t offered, received;
   float sums[4];  // of a product
   unsigned left[4], right[2];
 };
 
-inline float element(WarpOperation::Kind kind, unsigned word, int which) {
-  const auto bits = std::uint16_t(word >> (16 * which));
-  if (kind == WarpOperation::Kind::half_product) {
-    __half value;
-    std::memcpy(&value, &bits, sizeof bits);
-    return __half2float(value);
-  }
+// An element of a matrix, of the two in a word.
+inline float element(unsigned word, int which) {
   __nv_bfloat16 value;
-  value.bits = bits;
+  value.bits = std::uint16_t(word >> (16 * which));
   return __bfloat162float(value);
 }
 
 // The product of csrc/cuda/common/products.h. A tensor core's own rounding is not known; sums here are in double.
 inline void multiply_warp(WarpOperation* const (&warp)[32]) {
-  const WarpOperation::Kind kind = warp[0]->kind;
   float left[16][16], right[16][8];
   for (int lane = 0; lane < 32; ++lane) {
     const int line = lane / 4, pair = lane % 4;
     for (int word = 0; word < 4; ++word)
       for (int i = 0; i < 2; ++i)
-        left[line + 8 * (word % 2)][2 * pair + 8 * (word / 2) + i] = element(kind, warp[lane]->left[word], i);
+        left[line + 8 * (word % 2)][2 * pair + 8 * (word / 2) + i] = element(warp[lane]->left[word], i);
     for (int word = 0; word < 2; ++word)
-      for (int i = 0; i < 2; ++i) right[2 * pair + 8 * word + i][line] = element(kind, warp[lane]->right[word], i);
+      for (int i = 0; i < 2; ++i) right[2 * pair + 8 * word + i][line] = element(warp[lane]->right[word], i);
   }
   for (int lane = 0; lane < 32; ++lane) {
     for (int i = 0; i < 4; ++i) {

@@ -164,6 +164,17 @@ def test_only_needed_kernels_run(
     assert {name for symbol in launched for name in every if f"{len(name)}{name}I" in symbol} == needed
 
 
+@pytest.mark.usefixtures("on_shim")
+@pytest.mark.parametrize("fault", ["left", "right", "elements"])
+def test_misplaced_fragments_of_products_are_noticed(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison with the oracle fails where the lanes of a warp have the elements of a matrix in wrong places."""
+    tensors = make(n=1, c=16, h=9, w=12, dtype=torch.bfloat16)
+    assert_matches_oracle(tensors, 2, stem_relation, TOLERANCE)
+    monkeypatch.setenv("CUDA_SHIM_FAULT", fault)
+    with pytest.raises(AssertionError):
+        assert_matches_oracle(tensors, 2, stem_relation, TOLERANCE)
+
+
 def test_network_in_lower_precision(operator: Operator) -> None:
     """Under autocast, forward and backward, as close to float64 as layer by layer, on average over inputs."""
     device = "cuda" if operator is run_on_gpu else "cpu"

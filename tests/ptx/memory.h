@@ -101,7 +101,7 @@ inline std::array<float, 4> multiply(std::array<float, 4> sums, const std::array
   std::copy(sums.begin(), sums.end(), found);
   std::copy(left.begin(), left.end(), a);
   std::copy(right.begin(), right.end(), b);
-  shim::multiply(found, a, b, false);
+  shim::multiply(found, a, b);
   std::copy(found, found + 4, sums.begin());
   return sums;
 }
@@ -173,9 +173,7 @@ inline std::uint32_t permute(std::uint32_t a, std::uint32_t b, std::uint32_t whi
 
 inline std::uint16_t to_bfloat16(float v) { return __float2bfloat16_rn(v).bits; }
 inline float from_bfloat16(std::uint16_t bits) { return as<float>(std::uint32_t(bits) << 16); }
-inline std::uint32_t pair(float high, float low) {
-  return std::uint32_t(to_bfloat16(high)) << 16 | to_bfloat16(low);
-}
+inline std::uint32_t pair(float high, float low) { return std::uint32_t(to_bfloat16(high)) << 16 | to_bfloat16(low); }
 inline std::uint32_t relu_pair(float high, float low) {
   return std::uint32_t(to_bfloat16(larger_or_nan(high, 0))) << 16 | to_bfloat16(larger_or_nan(low, 0));
 }

@@ -1,4 +1,4 @@
-// Matrix products of a warp on tensor cores: [16, 16] x [16, 8], of 16-bit elements with sums in float.
+// Matrix products of a warp on tensor cores: [16, 16] x [16, 8], of bfloat16 with sums in float.
 //
 // A lane has elements of each matrix. With `line = lane / 4` and `pair = lane % 4` these are
 //
@@ -26,65 +26,55 @@ struct ProductSums {
   float values[4];  // two of row `line`, two of row `line + 8`
 };
 
-// sums += left * right, for matrices of elements of type T.
-template <class T>
-__device__ void multiply(ProductSums& sums, const LeftMatrix& left, const RightMatrix& right) {
-  constexpr bool is_half = std::is_same_v<T, Half>;
+// sums += left * right, for matrices of bfloat16.
+__device__ inline void multiply(ProductSums& sums, const LeftMatrix& left, const RightMatrix& right) {
 #ifdef __CUDACC__
   float* const d = sums.values;
   const unsigned *const a = left.words, *const b = right.words;
-  if constexpr (is_half) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-  } else {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-  }
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
-  shim::multiply(sums.values, left.words, right.words, is_half);
+  shim::multiply(sums.values, left.words, right.words);
 #endif
 }
 
 // Two elements of a matrix in a word.
-template <class T>
-__device__ unsigned pack(float first, float second) {
+__device__ inline unsigned pack(float first, float second) {
+  unsigned word;
 #ifdef __CUDA_ARCH__
-  unsigned word;
-  if constexpr (std::is_same_v<T, Half>) {
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
-  } else {
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
-  }
-  return word;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
 #else
-  T elements[2];
+  BFloat16 elements[2];
   narrow(first, &elements[0]), narrow(second, &elements[1]);
-  unsigned word;
   memcpy(&word, elements, sizeof word);
-  return word;
 #endif
+  return word;
 }
+
+// Two values after their ReLU in a word, as T.
 template <class T>
 __device__ unsigned pack_relu(float first, float second) {
-#ifdef __CUDA_ARCH__
   unsigned word;
+#ifdef __CUDA_ARCH__
   if constexpr (std::is_same_v<T, Half>) {
     asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
   } else {
     asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
   }
-  return word;
 #else
-  return pack<T>(relu(first), relu(second));
+  T elements[2];
+  narrow(relu(first), &elements[0]), narrow(relu(second), &elements[1]);
+  memcpy(&word, elements, sizeof word);
 #endif
+  return word;
 }
 
 // A float as a sum of bfloat16: what its upper half holds, and the rest, of which only the last bits of a float are
-// lost. Products of both parts are as exact as a sum of a few floats needs.
+// lost. Products of both parts are as exact as a sum of a few floats needs. Of an infinite value the rest is NaN, and
+// so is each result that it is part of.
 __device__ inline float upper_part(float v) {
   unsigned bits;
   memcpy(&bits, &v, sizeof bits);
@@ -94,7 +84,7 @@ __device__ inline float upper_part(float v) {
 }
 __device__ inline unsigned pack_parts(float v) {
   const float upper = upper_part(v);
-  return pack<BFloat16>(upper, v - upper);
+  return pack(upper, v - upper);
 }
 
 }  // namespace robust_lr::cuda

@@ -19,14 +19,6 @@ int least_groups(const Image<T>& x) {
 }
 template <class A>
 int least_groups(const Stem<A>&) {
-  return kProductGroups;
-}
-template <class T>
-int least_groups(const BackwardArguments<T>& a) {
-  return least_groups(a.x);
-}
-template <class T, class A>
-int least_groups(const BackwardArguments<T, Stem<A>>&) {
   return 8;  // all of the paper's stem, as the gradient of the image is a sum over groups
 }
 
@@ -83,14 +75,16 @@ Blocking divide_queries(const Problem& p, int least_groups, Costs costs) {
   return divide(p, p.out_height, p.out_width, Strip, 1, least_groups, costs, key_bytes<T, O, Strip>, pixels);
 }
 
-// Instructions for a place of a tile of keys.
-template <class T, class A>
-int place_cost(const Image<A>&, const Problem&) {
-  return 60;
+// The division of the query pixels, whose key pixels are in the tile. `rest` is of Costs.
+template <class T, class O, int Strip>
+Blocking divide_queries(const Image<const T>& x, const Problem& p, int rest) {
+  return divide_queries<T, O, Strip>(p, least_groups(x), Costs{60, rest});
 }
-template <class T, class A>
-int place_cost(const Stem<A>& x, const Problem& p) {
-  return sizeof(T) == 2 && has_whole_groups(x, p) ? 40 : 90;
+template <class T, class O, int Strip, class A>
+Blocking divide_queries(const Stem<A>& x, const Problem& p, int rest) {
+  if (sizeof(InTile<T, O>) == 2 && has_whole_groups(x, p))
+    return divide_queries<T, O, Strip>(p, kProductGroups, Costs{40, rest});
+  return divide_queries<T, O, Strip>(p, 1, Costs{90, rest});
 }
 
 // Calls f with the Options that strip kernels are compiled for and returns true; false where they do not cover the

@@ -23,7 +23,7 @@ struct KeyBlocking {
       return tile.rows * tile.columns;
     };
     const Index around = key_lead(a.p) + a.p.padding;
-    b = divide(a.p, a.p.height + around, a.p.width + around, kKeyStrip, O::kStride, least_groups(a),
+    b = divide(a.p, a.p.height + around, a.p.width + around, kKeyStrip, O::kStride, least_groups(a.x),
                {70, O::kStride == 1 ? 6500 : 2600}, needed, pixels);
     bytes = needed(b);
   }
@@ -32,8 +32,7 @@ struct KeyBlocking {
 template <class T, class X, class O>
 void launch_backward_strips(const BackwardArguments<T, X>& a, O, Stream stream) {
   constexpr int strip = kQueryStrip<O>;
-  const Blocking queries =
-      divide_queries<T, O, strip>(a.p, least_groups(a.x), {place_cost<T>(a.x, a.p), O::kStride == 1 ? 8500 : 6500});
+  const Blocking queries = divide_queries<T, O, strip>(a.x, a.p, O::kStride == 1 ? 8500 : 6500);
   launch(backward_queries<T, X, O>, a.p.batch * queries.blocks(), threads(queries), key_bytes<T, O, strip>(queries),
          stream, a, queries);
   const KeyBlocking<T, X, O> keys(a);

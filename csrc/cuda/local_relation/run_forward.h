@@ -10,7 +10,7 @@ namespace robust_lr::cuda {
 template <class T, class X, class O>
 void launch_forward_strips(const ForwardArguments<T, X>& a, O, Stream stream) {
   constexpr int strip = kForwardStrip<O>;
-  const Blocking b = divide_queries<T, O, strip>(a.p, least_groups(a.x), {place_cost<T>(a.x, a.p), 5500});
+  const Blocking b = divide_queries<T, O, strip>(a.x, a.p, 5500);
   launch(forward_strips<T, X, O>, a.p.batch * b.blocks(), threads(b), key_bytes<T, O, strip>(b), stream, a, b);
 }
 

@@ -1,5 +1,8 @@
-// The channel transforms of the stem's values on tensor cores, for 16-bit weights, images of three inputs and at most
-// kProductChannels channels. A warp takes 16 pixels at a time; their values never leave its registers.
+// The channel transforms of the stem's values on tensor cores, for weights in bfloat16, images of three inputs and at
+// most kProductChannels channels. A warp takes 16 pixels at a time; their values never leave its registers.
+//
+// Values and gradients are rounded to bfloat16 before they are multiplied. There is no such kernel for float16, in
+// which values could overflow that are finite in float.
 #pragma once
 
 #include "../common/reduce.h"
@@ -9,7 +12,7 @@
 namespace robust_lr::cuda {
 
 constexpr int kProductChannels = 64, kChunks = kProductChannels / 16;
-constexpr int kRound = kProjectionThreads / 32 * kLines;     // pixels of a block at a time
+constexpr int kRound = kProjectionThreads / 32 * kLines;                    // pixels of a block at a time
 constexpr int kProductRounds = 16, kProductSpan = kRound * kProductRounds;  // of a block, and its pixels
 
 // The two pixels of each 16 of a lane, which go on by kRound pixels.
@@ -66,7 +69,7 @@ __global__ void __launch_bounds__(kProjectionThreads, kProjectionResident)
     for (int h = 0; h < 2; ++h) {
       const int channel = 16 * k + 8 * h, mine = channel + 2 * pair, row = first_row + line;
       transform[k][h] = transform_matrix(f.x, channel + line, channel + line < f.p.channels);
-      weights[k].words[h] = pack<T>(weight_at(f, row, mine), weight_at(f, row, mine + 1));
+      weights[k].words[h] = pack(weight_at(f, row, mine), weight_at(f, row, mine + 1));
     }
   }
   ProductPixels<T> pixels(f, n, block % spans * kProductSpan);
@@ -80,11 +83,11 @@ __global__ void __launch_bounds__(kProjectionThreads, kProjectionResident)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         ProductSums z{};
-        multiply<BFloat16>(z, inputs, transform[k][h]);
+        multiply(z, inputs, transform[k][h]);
         x.words[2 * h] = pack_relu<T>(z.values[0], z.values[1]);
         x.words[2 * h + 1] = pack_relu<T>(z.values[2], z.values[3]);
       }
-      multiply<T>(out, x, weights[k]);
+      multiply(out, x, weights[k]);
     }
     const int row = first_row + 2 * pair;
 #pragma unroll
@@ -114,7 +117,7 @@ __device__ void gradient_words(const ProductPixels<T>& pixels, int i, int first_
     if (row + 1 < rows) found.y = from[1];
   }
   const float first = upper_part(found.x), second = upper_part(found.y);
-  upper = pack<BFloat16>(first, second), lower = pack<BFloat16>(found.x - first, found.y - second);
+  upper = pack(first, second), lower = pack(found.x - first, found.y - second);
 }
 
 // Gradients before the ReLU: zero where a value is.
@@ -124,7 +127,7 @@ __device__ inline void mask(const ProductSums& z, ProductSums& dz) {
     if (z.values[i] <= 0) dz.values[i] = 0;
 }
 
-// Of up to 8 rows, with weights in bfloat16.
+// Of up to 8 rows.
 template <class T>
 __global__ void __launch_bounds__(kProjectionThreads, kProjectionResident)
     image_gradient_products(Projection<T> f, int spans, const float* parts, int count, float* dimage) {
@@ -137,8 +140,7 @@ __global__ void __launch_bounds__(kProjectionThreads, kProjectionResident)
     for (int h = 0; h < 2; ++h) {
       const int channel = 16 * k + 8 * h, mine = channel + 2 * pair, input = line % 4;
       transform[k][h] = transform_matrix(f.x, channel + line, channel + line < f.p.channels);
-      weights[k][h] =
-          pack<T>(weight_at(f, 2 * pair, channel + line), weight_at(f, 2 * pair + 1, channel + line));
+      weights[k][h] = pack(weight_at(f, 2 * pair, channel + line), weight_at(f, 2 * pair + 1, channel + line));
       float own[2];
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
@@ -146,7 +148,7 @@ __global__ void __launch_bounds__(kProjectionThreads, kProjectionResident)
         const float v = present ? row_of(f.x, mine + c)[input] : 0.f;
         own[c] = line < 4 ? upper_part(v) : v - upper_part(v);
       }
-      back[k].words[h] = pack<BFloat16>(own[0], own[1]);
+      back[k].words[h] = pack(own[0], own[1]);
     }
   }
   ProductPixels<T> pixels(f, n, blockIdx.x % spans * kProductSpan);
@@ -165,13 +167,13 @@ __global__ void __launch_bounds__(kProjectionThreads, kProjectionResident)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         ProductSums z{}, dz{};
-        multiply<BFloat16>(z, inputs, transform[k][h]);
-        multiply<T>(dz, dout, {weights[k][h], weights[k][h]});
+        multiply(z, inputs, transform[k][h]);
+        multiply(dz, dout, {weights[k][h], weights[k][h]});
         mask(z, dz);
-        left.words[2 * h] = pack<BFloat16>(dz.values[0], dz.values[1]);
-        left.words[2 * h + 1] = pack<BFloat16>(dz.values[2], dz.values[3]);
+        left.words[2 * h] = pack(dz.values[0], dz.values[1]);
+        left.words[2 * h + 1] = pack(dz.values[2], dz.values[3]);
       }
-      multiply<BFloat16>(found, left, back[k]);
+      multiply(found, left, back[k]);
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) found.values[i] += __shfl_xor_sync(0xffffffff, found.values[i], 2);
@@ -195,7 +197,7 @@ __global__ void __launch_bounds__(kProjectionThreads, kProjectionResident)
 constexpr int kProductTerms = kChannels + kProductInputs + 1;
 constexpr size_t kProductBytes = kProjectionThreads / 32 * kProductTerms * kProductChannels * sizeof(float);
 
-// For weights in bfloat16. Values and their gradients are made with channels as lines, so that they are left matrices
+// Values and their gradients are made with channels as lines, so that they are left matrices
 // of products that sum over pixels.
 template <class T>
 __global__ void __launch_bounds__(kProjectionThreads, kProjectionResident)
@@ -213,13 +215,13 @@ __global__ void __launch_bounds__(kProjectionThreads, kProjectionResident)
       const int channel = 16 * k + 8 * h + line, row = first_row + 2 * pair;
       const TransformWords words(f.x, channel, channel < channels);
       transform[k].words[h] = words.upper, transform[k].words[h + 2] = words.lower;
-      weights[k][h] = pack<T>(weight_at(f, row, channel), weight_at(f, row + 1, channel));
+      weights[k][h] = pack(weight_at(f, row, channel), weight_at(f, row + 1, channel));
     }
   }
   ProductPixels<T> pixels(f, n, begin);
   for (; pixels.first < end; pixels.go_on()) {
-    RightMatrix image[2], dout[2];          // of 8 pixels each, which are columns
-    RightMatrix by_pixel, upper, lower;     // pixels are rows: inputs, and both parts of the gradient of 8 rows
+    RightMatrix image[2], dout[2];       // of 8 pixels each, which are columns
+    RightMatrix by_pixel, upper, lower;  // pixels are rows: inputs, and both parts of the gradient of 8 rows
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       image[i].words[0] = image[i].words[1] = pixels.word(i);
@@ -242,18 +244,18 @@ __global__ void __launch_bounds__(kProjectionThreads, kProjectionResident)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         ProductSums z{}, dz{};
-        multiply<BFloat16>(z, transform[k], image[i]);
-        multiply<T>(dz, {weights[k][0], weights[k][1], weights[k][0], weights[k][1]}, dout[i]);
+        multiply(z, transform[k], image[i]);
+        multiply(dz, {weights[k][0], weights[k][1], weights[k][0], weights[k][1]}, dout[i]);
         mask(z, dz);
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           x.words[2 * i + h] = pack_relu<BFloat16>(z.values[2 * h], z.values[2 * h + 1]);
-          left.words[2 * i + h] = pack<BFloat16>(dz.values[2 * h], dz.values[2 * h + 1]);
+          left.words[2 * i + h] = pack(dz.values[2 * h], dz.values[2 * h + 1]);
         }
       }
-      multiply<BFloat16>(dweight[k], x, upper);
-      multiply<BFloat16>(dweight[k], x, lower);
-      multiply<BFloat16>(dinput[k], left, by_pixel);
+      multiply(dweight[k], x, upper);
+      multiply(dweight[k], x, lower);
+      multiply(dinput[k], left, by_pixel);
     }
   }
 

@@ -18,8 +18,8 @@ int pixel_blocks(const Projection<T>& f) {
 // Returns true if tensor cores can do it: the results are as the stem's operators make them.
 template <class T>
 bool fits_products(const Projection<T>& f) {
-  return sizeof(T) == 2 && f.x.inputs == kProductInputs && f.p.channels <= kProductChannels && f.dx.data == nullptr &&
-         f.out.channel == 1 && f.out.column == f.rows && f.out.row == f.width * f.out.column;
+  return std::is_same_v<T, BFloat16> && f.x.inputs == kProductInputs && f.p.channels <= kProductChannels &&
+         f.dx.data == nullptr && f.out.channel == 1 && f.out.column == f.rows && f.out.row == f.width * f.out.column;
 }
 
 template <class T>
@@ -45,7 +45,7 @@ Index row_parts(const Projection<T>& f) {
 template <class T>
 void run_projection(const Projection<T>& f, Stream stream) {
   const int rows = int(row_parts(f)), pixels = pixel_blocks(f);
-  if constexpr (sizeof(T) == 2) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
     if (fits_products(f)) {
       const int spans = product_spans(f);
       return launch(project_products<T>, f.p.batch * spans * rows, kProjectionThreads, 0, stream, f, spans, rows);

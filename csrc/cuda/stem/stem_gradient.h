@@ -116,7 +116,8 @@ __device__ void deliver(const StemGradient<float>& to, const Stem<float>& stem, 
   }
   with_kind(stem, p, [&](auto kind) {
     if (to.image != nullptr) deliver_image(kind, to.image, stem, p, b, place, first, column, inside, dx);
-    if (to.transform != nullptr) deliver_transform(kind, to.transform, stem, p, b, place, first, column, inside, dx, sums);
+    if (to.transform != nullptr)
+      deliver_transform(kind, to.transform, stem, p, b, place, first, column, inside, dx, sums);
   });
 }
 

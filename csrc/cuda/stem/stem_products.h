@@ -12,7 +12,7 @@
 namespace robust_lr::cuda {
 
 constexpr int kProductInputs = 3, kLines = 16;  // of an image, and pixels of a product
-constexpr unsigned kTwoOnes = 0x3f803f80u;  // as bfloat16
+constexpr unsigned kTwoOnes = 0x3f803f80u;      // as bfloat16
 
 // What a lane has of the transform of one channel: its words of the two halves of the inner dimension.
 struct TransformWords {
@@ -22,8 +22,8 @@ struct TransformWords {
     const bool is_bias = lane_pair() == kProductInputs;
     const float v = present ? row_of(x, channel)[lane_pair()] : 0.f;
     const float first = upper_part(v), rest = v - first, second = upper_part(rest);
-    upper = pack<BFloat16>(first, is_bias ? second : first);
-    lower = pack<BFloat16>(is_bias ? rest - second : rest, is_bias ? 0.f : rest);
+    upper = pack(first, is_bias ? second : first);
+    lower = pack(is_bias ? rest - second : rest, is_bias ? 0.f : rest);
   }
 };
 
@@ -54,8 +54,8 @@ constexpr int kProductGroups = 8;  // of a tile that is made by products
 // As load_tile, for a tile of kProductGroups groups: a lane has group `pair` of each half of them, and `scalars` is of
 // the first half's.
 //
-// Column `line` of a right matrix `m` is channel 2 m + line % 2 of group line / 2, so a lane's sums of four products are
-// all channels of one group at a pixel.
+// Column `line` of a right matrix `m` is channel 2 m + line % 2 of group line / 2, so a lane's sums of four products
+// are all channels of one group at a pixel.
 template <class T, int Stride, class Scalars>
 __device__ void load_tile_by_products(const Tile<Stride>& tile, const Stem<float>& x, const Problem& p,
                                       const Scalars& scalars, Piece<T>* to, float* scalars_to) {
@@ -84,8 +84,7 @@ __device__ void load_tile_by_products(const Tile<Stride>& tile, const Stem<float
     float found[2][2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const bool inside =
-          row[i] < tile.rows && is_inside(tile.row + row[i], tile.column + column[i], height, width);
+      const bool inside = row[i] < tile.rows && is_inside(tile.row + row[i], tile.column + column[i], height, width);
       inputs.words[i] = inputs.words[i + 2] = pixel_word(first + (row[i] * width + column[i]), inside);
       float other = scalars.outside();
       if (pads) other = scalars.padded(tile.row + row[i], tile.column + column[i]);
@@ -101,7 +100,7 @@ __device__ void load_tile_by_products(const Tile<Stride>& tile, const Stem<float
 #pragma unroll
       for (int m = 0; m < 4; ++m) {
         ProductSums z{};
-        multiply<BFloat16>(z, inputs, transform[h][m]);
+        multiply(z, inputs, transform[h][m]);
         values[0][m] = pack_relu<T>(z.values[0], z.values[1]), values[1][m] = pack_relu<T>(z.values[2], z.values[3]);
       }
 #pragma unroll
