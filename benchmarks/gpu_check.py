@@ -1,11 +1,11 @@
 """Everything that a GPU can say about the CUDA kernels, in one command: `make gpu-check`.
 
 Builds them, runs their tests, runs all of them under compute-sanitizer (memcheck, racecheck and synccheck, where it is
-installed), times layers and whole networks, with the stem as one operator and layer by layer, and the authors' operator
-where --authors names it (make gpu-check AUTHORS=PATH). Writes what each step said to log.txt, its figures to a file of
-its own, and after each step summary.json, which a later call for other steps (--only tests networks) adds to. A step
-that fails or takes too long is no reason not to run the next. Exits with 1 where a step fails, and with 2 where there
-is no GPU.
+installed), compares attacks that replay their steps as CUDA graphs with those that do not, row by row, times layers and
+whole networks, with the stem as one operator and layer by layer, and the authors' operator where --authors names it
+(make gpu-check AUTHORS=PATH). Writes what each step said to log.txt, its figures to a file of its own, and after each
+step summary.json, which a later call for other steps (--only tests networks) adds to. A step that fails or takes too
+long is no reason not to run the next. Exits with 1 where a step fails, and with 2 where there is no GPU.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def steps(out: Path, authors: Path | None) -> dict[str, Step]:
         alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         found[check] = Step(command, 300, alone, None if tool else "compute-sanitizer is not installed")
     found["cuda_layers"] = benchmark("cuda_layers", 180)
+    found["cuda_graphs"] = benchmark("cuda_graphs", 180)
     found["networks"] = benchmark("networks", 240, "--device", "cuda")
     found["networks_stepwise"] = benchmark(
         "networks_stepwise", 240, "--device", "cuda", "--stepwise-stem", script="networks"

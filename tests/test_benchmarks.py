@@ -87,6 +87,17 @@ def test_training(tmp_path: Path) -> None:
     assert all(0 <= row["waiting_share"] < 1 for row in record["loading"].values())
 
 
+@pytest.mark.slow
+def test_cuda_graphs(tmp_path: Path) -> None:
+    """On a CPU the switch has no effect; what remains is that rows are compared and times written."""
+    small = ["--device", "cpu", "--size", "16", "--width", "0.0625", "--images", "6", "--batch", "4", "--steps", "2"]
+    done = run("cuda_graphs.py", *small, "--out", str(tmp_path / "out.json"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    attacks = json.loads((tmp_path / "out.json").read_text())["attacks"]
+    assert len(attacks) == 2 * 3
+    assert all(row["rows"] == 6 and row["rows that differ"] == [] for row in attacks.values())
+
+
 @pytest.fixture
 def gpu_check(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(BENCHMARKS)
@@ -95,7 +106,7 @@ def gpu_check(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_gpu_check_has_all_its_steps(gpu_check: Any, tmp_path: Path) -> None:
     steps = gpu_check.steps(tmp_path, tmp_path / "local_relation")
-    benchmarks = ["cuda_layers", "networks", "networks_stepwise", "authors_op"]
+    benchmarks = ["cuda_layers", "cuda_graphs", "networks", "networks_stepwise", "authors_op"]
     assert list(steps) == ["build", "tests", "memcheck", "racecheck", "synccheck", *benchmarks]
     for name in benchmarks:
         assert (BENCHMARKS.parent / steps[name].command[1]).exists()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from math import inf
 from typing import TypeGuard
 
@@ -21,6 +22,7 @@ from ..protocols.base import StepwiseProtocol
 from .batch_state import Rows, add_elapsed_time, join, size, split, split_first
 from .cycle_end import ON, begin_columns, is_recorded, skip_periods
 from .model_under_test import Bench, verify_bounds
+from .step_graph import DelayedLook, GraphedStep, Step, record_cuda_graph
 
 #: prefix of the columns that belong to the attack
 STATE = "attack."
@@ -41,6 +43,11 @@ def attack_pool(part: StepwiseProtocol, number: int, source: Iterator[Rows], ben
     active: Rows = {}
     finished: Rows = {}  # waiting for their verdict
     ends = torch.empty(0, dtype=torch.int64)  # turn at which each active row ends, known without asking the device
+    numbers = torch.empty(0, dtype=torch.int64)  # of the active rows, in the order in which they joined
+    joined, delayed = 0, DelayedLook() if bench.graphs else None
+    advance: Step = partial(advance_one_step, part, attack, bench=bench)
+    if bench.graphs and attack.needs_gradient:  # searches without a gradient read what they drew on the host
+        advance = GraphedStep(advance, record_cuda_graph)
     turn = 0
     room = bench.rows * bench.passes_per_step
     columns: list[str] = []
@@ -63,6 +70,8 @@ def attack_pool(part: StepwiseProtocol, number: int, source: Iterator[Rows], ben
             if rows:
                 active = join([active, rows])
                 ends = torch.cat([ends, turn + attack.steps - rows["step"].cpu()])
+                numbers = torch.cat([numbers, torch.arange(joined, joined + size(rows))])
+                joined += size(rows)
         if size(finished) >= bench.rows or (finished and not active):
             verdicts, finished = split_first(finished, bench.rows)
             verdicts = judge_finished_images(part, number, verdicts, bench)
@@ -81,13 +90,13 @@ def attack_pool(part: StepwiseProtocol, number: int, source: Iterator[Rows], ben
             return
         ending = ends <= turn
         if early and turn % bench.patience == 0:
-            ending |= active["decided"].cpu()
+            ending |= delayed.look(active["decided"], numbers) if delayed else active["decided"].cpu()
         if ending.any():
             # on a GPU, reading `ending` has waited for the steps, so the time includes them
             ended, active = split(add_elapsed_time(active, began), ending)
-            finished, ends = join([finished, ended]), ends[~ending]
+            finished, ends, numbers = join([finished, ended]), ends[~ending], numbers[~ending]
         else:
-            active, turn = add_elapsed_time(advance_one_step(part, attack, active, bench), began), turn + 1
+            active, turn = add_elapsed_time(advance(active), began), turn + 1
             if bench.cycles == ON or skips_repeats(attack, bench):
                 ends = turn + attack.steps - active["step"]
 

@@ -38,6 +38,7 @@ class Bench:
         surrogate: name and hash of the network that ``attacked`` is, if it is another one than ``model``; its
             predictions during the attack are then ignored.
         passes_per_step: most passes that one step of an attack takes: images in flight fill so many.
+        graphs: the steps of an attack are replayed as CUDA graphs, see ``step_graph``.
         cycles: ``cycle_end.ON`` if attacks end early once iterates repeat, else the reason why not.
     """
 
@@ -55,6 +56,7 @@ class Bench:
     keep_images: bool = False
     surrogate: Mapping[str, str] | None = None
     passes_per_step: int = 1
+    graphs: bool = False
 
     @property
     def is_keyed(self) -> bool:

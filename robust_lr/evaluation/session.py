@@ -44,6 +44,7 @@ from .model_under_test import (
 )
 from .precision import check_precision
 from .randomness import VERDICT_PASSES, averages_draws, check_verdict_passes, detect_randomness, random_bench
+from .step_graph import are_graphs_wanted
 from .surrogate import attackable_surrogate, check_transfer, describe_surrogate
 
 #: number of rows in every pass on a CPU, where libraries round differently for other batch shapes; fewer for few
@@ -223,6 +224,7 @@ def prepare(
             if compute_batch
             else 1,
             surrogate=None if surrogate is None else describe_surrogate(surrogate),
+            graphs=draws is None and are_graphs_wanted(device),
             cycles=decide_cycle_detection(
                 protocols,
                 end_at_cycles,
