@@ -58,7 +58,8 @@ def record_cuda_graph(step: Step, rows: Rows) -> Recording:
         RunError: the step does something that a graph cannot hold, such as waiting for the GPU.
     """
     inputs = {name: column.clone() for name, column in rows.items()}
-    graph, stream, current = torch.cuda.CUDAGraph(), torch.cuda.Stream(), torch.cuda.current_stream()
+    graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     try:
         stream.wait_stream(current)
         with torch.cuda.stream(stream):  # libraries prepare themselves for each stream
@@ -117,7 +118,7 @@ class DelayedLook:
         if decided.device.type == "cuda":
             flags = torch.empty(decided.shape, dtype=torch.bool, pin_memory=True)
             flags.copy_(decided, non_blocking=True)
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
             self.before = flags, numbers.clone(), event
         else:
