@@ -1,11 +1,12 @@
 """Verdicts of our AutoAttack beside those of the official code, image by image.
 
-    AUTOATTACK=FOLDER python benchmarks/parity.py --out FILE [--images 1000] [--work FOLDER]
+    AUTOATTACK=FOLDER python benchmarks/parity.py --out FILE [--cases NAME ...] [--images N] [--work FOLDER]
 
 FOLDER holds a checkout of fra31/auto-attack, of which nothing is part of this repository. Three small networks are
-trained adversarially here, in seconds; the official cascade and ours then attack the same images in L-infinity and L2.
-APGD gets our starts, which are keyed by image; the official Square keeps its own draws. What is finished stays in the
-work folder, so that an interrupted run goes on where it was.
+trained adversarially here, in seconds; the official cascade and ours then attack the same images: "standard" in three
+norms, "plus" in two, and "rand" with normal noise on the images. APGD gets our starts, which are keyed by image; the
+official FAB and Square keep their own draws, and so does a random model. What is finished stays in the work folder, so
+that an interrupted run goes on where it was.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +28,44 @@ from robust_lr import protocols
 from robust_lr.attacks.starts import on_surface
 from robust_lr.results.stored import read_evaluation
 from robust_lr.utils.provenance import versions
+from robust_lr.utils.rng import START, normal
 
 #: norms, the radius that networks are trained with, and the one that they are attacked with
-BALLS = {"linf": (0.06, 0.2), "l2": (0.7, 2.6)}
-NAMES = {"linf": "Linf", "l2": "L2"}
-PROTOCOLS = {"linf": "autoattack-standard", "l2": "autoattack-standard-l2"}
+BALLS = {"linf": (0.06, 0.2), "l2": (0.7, 2.6), "l1": (0.7, 30.0)}
+NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+#: standard deviation of the noise of random models
+NOISE = 0.1
+
+
+class Case(NamedTuple):
+    """One version of the cascade in one norm, and the number of images compared on each network."""
+
+    version: str
+    norm: str
+    protocol: str
+    images: int
+
+
+CASES = {
+    "linf": Case("standard", "linf", "autoattack-standard", 1000),
+    "l2": Case("standard", "l2", "autoattack-standard-l2", 1000),
+    "l1": Case("standard", "l1", "autoattack-standard-l1", 100),
+    "plus": Case("plus", "linf", "autoattack-plus", 100),
+    "plus-l2": Case("plus", "l2", "autoattack-plus-l2", 100),
+    "rand": Case("rand", "linf", "autoattack-rand", 100),
+}
+
+
+class Noisy(nn.Module):
+    """A model that adds normal noise to its images."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x + NOISE * torch.randn_like(x))
+        return logits
 
 
 def conv() -> nn.Module:
@@ -87,43 +122,62 @@ def trained(name: str, norm: str, epochs: int = 3) -> nn.Module:
     return model.eval()
 
 
-def official(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, norm: str, eps: float) -> Tensor:
+def official(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, case: Case, eps: float) -> Tensor:
     """Which images the official code leaves robust, [N] bool."""
     from autoattack import AutoAttack  # type: ignore[import-not-found]
 
-    attack = AutoAttack(model, norm=NAMES[norm], eps=eps, version="standard", device="cpu", verbose=False, seed=0)
+    attack = AutoAttack(
+        model, norm=NAMES[case.norm], eps=eps, version=case.version, device="cpu", verbose=False, seed=0
+    )
     number = {image.numpy().tobytes(): int(i) for image, i in zip(x, ids, strict=True)}
 
-    def with_our_starts(part: Any) -> None:
-        single = part.attack_single_run
+    def use_our_starts(part: Any) -> None:
+        perturb, single, shrinking = part.perturb, part.attack_single_run, part.decr_eps_pgd
+
+        def begin(*arguments: Any) -> Any:
+            part.draw = 0
+            return perturb(*arguments)
+
+        def keys(images: Tensor) -> tuple[Tensor, int]:
+            part.draw += 1
+            return torch.tensor([number[image.numpy().tobytes()] for image in images]), part.draw - 1
 
         def run(images: Tensor, labels: Tensor, x_init: Tensor | None = None) -> Any:
-            own = torch.tensor([number[image.numpy().tobytes()] for image in images])
-            draw = part.draw = getattr(part, "draw", -1) + 1
-            return single(images, labels, x_init=on_surface(images, own, eps, norm, seed=0, draw=draw))
+            if x_init is None:
+                own, draw = keys(images)
+                x_init = on_surface(images, own, eps, case.norm, seed=0, draw=draw)
+            return single(images, labels, x_init=x_init)
 
-        part.attack_single_run = run
+        def run_in_shrinking_balls(images: Tensor, *arguments: Any) -> Any:
+            own, draw = keys(images)
+            noise = normal(0, START, own, images.shape[1:], draw)
+            with patch("torch.randn_like", lambda _: noise):
+                return shrinking(images, *arguments)
+
+        part.perturb, part.attack_single_run, part.decr_eps_pgd = begin, run, run_in_shrinking_balls
 
     for part in (attack.apgd, attack.apgd_targeted):
-        with_our_starts(part)
-    x_adv = attack.run_standard_evaluation(x, y, bs=len(x))
-    with torch.no_grad():
-        return model(x_adv).argmax(1) == y
+        use_our_starts(part)
+    predictions: Tensor = attack.run_standard_evaluation(x, y, bs=len(x), return_labels=True)[1]
+    return predictions == y
 
 
-def compare(name: str, norm: str, images: int, work: Path) -> dict[str, Any]:
-    """One network in one ball under both."""
+def compare(name: str, case: Case, images: int, work: Path) -> dict[str, Any]:
+    """One network under both."""
+    norm = case.norm
     model, eps = trained(name, norm), BALLS[norm][1]
+    if case.version == "rand":
+        model = Noisy(model).eval()
     data = rlr.data.load("fashion-mnist-mini", "test").take(images)
     x, y, ids = data.batch(torch.arange(len(data)))
     began = time.perf_counter()
-    kept = work / f"{name}-{norm}-{images}-official.json"
+    kept = work / f"{name}-{case.protocol}-{images}-official.json"
     if not kept.exists():
-        robust = official(model, x, y, ids, norm, eps).tolist()
+        robust = official(model, x, y, ids, case, eps).tolist()
         kept.write_text(json.dumps({"robust": robust, "seconds": time.perf_counter() - began}))
     theirs = json.loads(kept.read_text())
-    folder = work / f"{name}-{norm}"
-    ours = rlr.evaluate(model, data, protocols.get(PROTOCOLS[norm]).at(eps), out=folder, fresh=True)
+    folder = work / f"{name}-{case.protocol}-{images}"
+    ours = rlr.evaluate(model, data, protocols.get(case.protocol).at(eps), out=folder, fresh=True, check="off")
     rows = {row.id: row for row in read_evaluation(folder).rows}
     differing = [
         {"image": i, "official": "robust" if robust else "broken", "ours": rows[i].broken_by or "robust"}
@@ -132,6 +186,7 @@ def compare(name: str, norm: str, images: int, work: Path) -> dict[str, Any]:
     ]
     return {
         "network": name,
+        "version": case.version,
         "norm": norm,
         "eps": eps,
         "images": len(data),
@@ -149,8 +204,8 @@ def compare(name: str, norm: str, images: int, work: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--norms", nargs="+", default=list(BALLS), choices=list(BALLS))
+    parser.add_argument("--images", type=int, help="at most so many images on each network")
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--work", type=Path, default=Path("runs/parity"))
     options = parser.parse_args()
     if "AUTOATTACK" not in os.environ:
@@ -159,11 +214,12 @@ def main() -> None:
     torch.set_num_threads(1)
     options.work.mkdir(parents=True, exist_ok=True)
     found = []
-    for norm in options.norms:
+    for case in (CASES[key] for key in options.cases):
+        images = min(case.images, options.images or case.images)
         for name in COMPARED:
-            file = options.work / f"{name}-{norm}-{options.images}.json"
+            file = options.work / f"{name}-{case.protocol}-{images}.json"
             if not file.exists():
-                file.write_text(json.dumps(compare(name, norm, options.images, options.work)))
+                file.write_text(json.dumps(compare(name, case, images, options.work)))
             found.append(json.loads(file.read_text()))
             print(json.dumps(found[-1]), flush=True)
     images, differing = sum(f["images"] for f in found), sum(len(f["differing"]) for f in found)

@@ -129,12 +129,9 @@ def begin_next_draw(part: StepwiseProtocol, attack: Stepwise, rows: Rows, bench:
 
 def advance_one_step(part: StepwiseProtocol, attack: Stepwise, rows: Rows, bench: Bench) -> Rows:
     """Take one step with every row: query the model, record the answer, and choose the next query."""
-    n = size(rows)
-    padded_size = bench.rows_for(n)
-    rows = {name: bench.pad(column, padded_size) for name, column in rows.items()}
     state = {name[len(STATE) :]: column for name, column in rows.items() if name.startswith(STATE)}
     targets = rows["toward"] if part.objective_takes_targets else None
-    with bench.precision(), bench.name_failing_image(rows["x"][:n], rows["id"][:n]):
+    with bench.precision(), bench.name_failing_image(rows["x"], rows["id"]):
         logits, loss, gradient = bench.evaluate_query(part, state["query"], rows, targets, attack.needs_gradient)
     undecided = ~rows["decided"]
     noted, reached = record_query(part, rows, state["query"], logits, undecided & (bench.surrogate is None))
@@ -158,8 +155,7 @@ def advance_one_step(part: StepwiseProtocol, attack: Stepwise, rows: Rows, bench
         state, skipped = attack.skip_repeats(rows["x"], state, step)
         step = step + skipped
     rows = {**rows, **{STATE + name: c for name, c in state.items()}, "step": step}
-    rows = {name: column[:n] for name, column in rows.items()}
-    return skip_periods(part, attack, rows, {name: column[:n] for name, column in state.items()})
+    return skip_periods(part, attack, rows, state)
 
 
 def judge_finished_images(part: StepwiseProtocol, number: int, rows: Rows, bench: Bench) -> Rows:

@@ -192,7 +192,10 @@ def evaluate_prepared(
     if folder is not None and fresh:
         remove(folder / LEDGER)
         remove_images(folder / IMAGES)
-    with closing(Ledger(None if folder is None else folder / LEDGER, about, resume=resume)) as ledger:
+    with (
+        closing(Ledger(None if folder is None else folder / LEDGER, about, resume=resume)) as ledger,
+        ledger.removed_if_it_fails(),
+    ):
         done = ledger.ids()
         check_behavior(ledger, ready)
         todo = positions[[id_ not in done for id_ in data.ids[positions].tolist()]]

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from math import ceil, isnan
 from typing import Any
 
 import torch
@@ -72,10 +73,15 @@ class Bench:
         """Return the numbers of forward and backward passes that one query of ``part`` takes."""
         return part.passes_per_query(self.num_classes)
 
-    def rows_for(self, n: int) -> int:
-        """Return the number of rows that ``n`` images are padded to: full passes, and one for the rest."""
-        full, rest = divmod(n, self.rows)
-        return full * self.rows + (next((size for size in self.sizes if size >= rest), self.rows) if rest else 0)
+    def padded_size(self, n: int) -> int:
+        """Return the number of rows that a pass over ``n`` images is padded to."""
+        return next((size for size in self.sizes if size >= n), self.rows)
+
+    def split_into_passes(self, n: int) -> Iterator[slice]:
+        """Yield the rows of each pass over ``n`` images; passes are of about the same size, as tiny ones cost more."""
+        each = ceil(n / ceil(n / self.rows))
+        for first in range(0, n, each):
+            yield slice(first, min(first + each, n))
 
     def verdict_logits(self, x: Tensor, ids: Tensor, moments: Tensor) -> Tensor:
         """Return the logits that a verdict on ``x`` rests on, [passes, N, num_classes]; errors as ``logits``.
@@ -89,18 +95,25 @@ class Bench:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits, objective and its gradient at ``query``, computed through the attacked model."""
         answers = []
-        for at in range(0, len(query), self.rows):
-            here = slice(at, at + self.rows)
-            columns = {name: rows[name][here] for name in ("id", "draw", "step", "away")}
-            toward = None if targets is None else targets[here]
-            answers.append(part.evaluate_query(self.attacked, query[here], columns, toward, gradient, seed=self.seed))
+        for here in self.split_into_passes(len(query)):
+            size = self.padded_size(here.stop - here.start)
+            columns = {name: self.pad(rows[name][here], size) for name in ("id", "draw", "step", "away")}
+            toward = None if targets is None else self.pad(targets[here], size)
+            answer = part.evaluate_query(
+                self.attacked, self.pad(query[here], size), columns, toward, gradient, seed=self.seed
+            )
+            answers.append([column[: here.stop - here.start] for column in answer])
         logits, loss, slopes = (torch.cat(each) for each in zip(*answers, strict=True))
         return logits, loss, slopes
 
     def query(self, query: Tensor) -> Tensor:
         """Return logits of the attacked model without gradients."""
+        answers = []
         with torch.no_grad():
-            return torch.cat([self.attacked(part) for part in torch.split(query, self.rows)])
+            for here in self.split_into_passes(len(query)):
+                size = here.stop - here.start
+                answers.append(self.attacked(self.pad(query[here], self.padded_size(size)))[:size])
+        return torch.cat(answers)
 
     def logits(self, x: Tensor, ids: Tensor) -> Tensor:
         """Return the logits of the judging model, [N, num_classes], for at most ``rows`` images, after checking them.
@@ -126,7 +139,7 @@ class Bench:
 
 
 #: numbers of rows that a pass may be padded to instead of all of them
-SIZES = (4, 8, 12, 16, 24, 32, 48)
+SIZES = tuple(range(4, 64, 4))
 
 
 def equal_sizes(model: Model, x: Tensor, labels: Tensor) -> tuple[int, ...]:
@@ -241,10 +254,13 @@ def verify_bounds(x: Tensor, x_adv: Tensor, ids: Tensor, eps: float, norm: str) 
     low, high = x_adv.flatten(1).aminmax(dim=1)
     wrong = ~((low >= 0) & (high <= 1) & near)  # negated, so that NaN is wrong as well
     if wrong.any():
-        raise RunError(
-            f"the attack left its bounds on image {int(ids[wrong][0])}: distance {float(distance[wrong][0]):.6g}, "
-            f"eps {eps:.6g}; are the model's gradients finite?"
-        )
+        apart, least, most = (float(values[wrong][0]) for values in (distance, low, high))
+        reason = f"distance {apart:.6g}, eps {eps:.6g}"
+        if isnan(apart):
+            reason = "pixels that are not finite; are the model's gradients finite?"
+        elif not 0 <= least <= most <= 1:
+            reason = f"pixels span [{least:.6g}, {most:.6g}] and must be in [0, 1]"
+        raise RunError(f"the attack left its bounds on image {int(ids[wrong][0])}: {reason}")
     return distance
 
 

@@ -158,9 +158,13 @@ def transfer(runs: Sequence[str | Path], models: Mapping[str, nn.Module]) -> Tra
 
 
 def check_runs(found: Sequence[Evaluation]) -> None:
-    """Raise InputError unless all evaluations are of the same images."""
+    """Raise InputError unless there are two evaluations or more, each given once, of the same images."""
     if len(found) < 2:
         raise InputError("transfer needs two runs or more")
+    folders = [evaluation.folder.resolve() for evaluation in found]
+    for evaluation, folder in zip(found, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise InputError(f"{evaluation.folder} is given twice: give each run once")
     for evaluation in found[1:]:
         for key in ("images_sha256", "n"):
             if evaluation.record[key] != found[0].record[key]:

@@ -191,7 +191,7 @@ def _target(source: str, what: str) -> tuple[Callable[..., Any], ModuleType]:
 
 def _import_file(file: Path) -> ModuleType:
     if not file.is_file():
-        raise InputError(f"{file} does not exist, and the model should come from there")
+        raise InputError(f"{file} does not exist: write the path of a Python file, or package.module:callable")
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None  # because its name ends in .py
     assert spec.loader is not None
@@ -211,7 +211,7 @@ def _import_name(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
-            raise InputError(f"no module named {error.name!r}, from which the model {name} should come") from None
+            raise InputError(f"no module named {error.name!r}, which {name} belongs to") from None
         raise
 
 

@@ -182,7 +182,7 @@ class Ledger:
     """
 
     def __init__(self, path: Path | None, configuration: Mapping[str, Any], *, resume: bool = False):
-        self.path = path
+        self.path, self.is_new = path, path is not None and not path.exists()
         if path is not None and path.exists() and not resume:
             raise InputError(
                 f"{path} exists: resume that evaluation, start afresh (`fresh`), or choose another folder (`out`)"
@@ -253,3 +253,17 @@ class Ledger:
 
     def close(self) -> None:
         self.connection.close()
+
+    @contextmanager
+    def removed_if_it_fails(self) -> Iterator[None]:
+        """Remove the file if the evaluation inside fails before its first row, so that another may follow in its place.
+
+        A file that was there before stays.
+        """
+        try:
+            yield
+        except (InputError, RunError):
+            if self.path is not None and self.is_new and not self.ids():
+                self.close()
+                self.path.unlink(missing_ok=True)
+            raise

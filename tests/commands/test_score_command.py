@@ -97,6 +97,7 @@ def test_another_model_judges_the_images(here):
         (["score", "first", "--preset", "cifar10"], "give --model NAME as well"),
         (["score", "first", "--model", "nets.py:first", "--json", "first"], "first"),
         (["transfer", "first"], "two runs or more"),
+        (["transfer", "first", "first"], "first is given twice"),
         (["transfer", "first", "missing"], "missing"),
         (["transfer", "first", "few"], "are of different images"),
     ],

@@ -108,3 +108,22 @@ def test_what_cannot_be_a_ledger_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"file cannot be a folder: File exists; choose another \(`out`\)"):
         Ledger(file / "ledger", {}, resume=True)
     assert file.read_text().startswith("some other file")
+
+
+def test_a_ledger_of_an_evaluation_that_fails_before_its_first_row_is_removed(tmp_path):
+    file = tmp_path / "ledger"
+    for rows in ([], [ROW]):
+        for error in (RunError("failed"), KeyboardInterrupt()):
+            with (
+                pytest.raises(type(error)),
+                closing(Ledger(file, {}, resume=True)) as ledger,
+                ledger.removed_if_it_fails(),
+            ):
+                ledger.add(rows)
+                raise error
+            assert file.exists() == bool(rows or isinstance(error, KeyboardInterrupt))
+            file.unlink(missing_ok=True)
+    Ledger(file, {}).close()
+    with pytest.raises(InputError), closing(Ledger(file, {}, resume=True)) as ledger, ledger.removed_if_it_fails():
+        raise InputError("failed")
+    assert file.exists()
