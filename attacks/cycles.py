@@ -82,7 +82,8 @@ def hash_rows(state: State) -> Tensor:
     total: Tensor | None = None
     for name in sorted(state):
         bits = state[name].contiguous().view(torch.int32).flatten(1)
-        code = (bits * _weights(bits.shape[1], bits.device)).sum(1)
+        # 32 bits a tensor are enough, as equality is confirmed, and their sum takes a third of the time of 64
+        code = (bits * _weights(bits.shape[1], bits.device)).sum(1, dtype=torch.int32).long()
         total = code if total is None else total * _MULTIPLIER + code
     assert total is not None, "an attack has a state"
     return total

@@ -2,8 +2,8 @@
 
 The shipped network is attacked with PGD (eps 16/255, step 1/255) with and without the early end, under both criteria.
 The rows must be the same but for the passes. Overhead is measured with momentum 1, whose velocity never comes back, so
-that nothing ends early: CPU time inside the functions that test the model and follow the iterates, over that of the
-rest of the evaluation, in one process and thread.
+that nothing ends early: CPU time inside the functions that test the model (two passes, once) and follow the iterates,
+over that of the rest of the evaluation, in one process and thread, for few steps and for many.
 
     python benchmarks/cycles.py --out benchmarks/results/cycles-cpu.json
     python benchmarks/cycles.py --overhead --out FILE      # measure the overhead again, keep the rest of FILE
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--runs", type=int, default=9)
+    parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--overhead", action="store_true", help="measure the overhead alone, keep the rest of FILE")
     arguments = parser.parse_args()
@@ -107,7 +107,7 @@ def main() -> None:
     model, data = rlr.load_model(), spread(rlr.data.load("fashion-mnist-mini", "test"), arguments.images)
     record = tuple(step for step in RECORD if step < arguments.steps)
     last = PGD(**BALL, steps=arguments.steps, record=(*record, arguments.steps))
-    endless = PGD(**BALL, steps=100, momentum=1.0)
+    endless = [PGD(**BALL, steps=steps, momentum=1.0) for steps in (100, arguments.steps)]
     protocols = {
         "untargeted, last iterate": last,
         "targeted, last iterate": dataclasses.replace(last, targeted=True),
@@ -118,7 +118,7 @@ def main() -> None:
         "threads": arguments.threads,
         "versions": versions(),
         "steps": arguments.steps,
-        "overhead": overhead(model, spread(data, min(128, len(data))), endless, arguments.runs),
+        "overhead": [overhead(model, spread(data, min(64, len(data))), each, arguments.runs) for each in endless],
     }
     if arguments.overhead:
         record_of = {**json.loads(arguments.out.read_text()), "overhead": record_of["overhead"]}

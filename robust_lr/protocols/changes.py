@@ -111,7 +111,7 @@ def _apply_eps_grid(base: Protocol | Sweep, grid: Sequence[float]) -> Protocol |
         return with_changes(base, {"eps": grid[0]})
     else:
         pattern = base
-    if not pattern.eps:
+    if isinstance(pattern, PGD) and not pattern.eps:
         raise InputError(f"`eps`: protocol {base.name!r} has eps = 0, so its step size cannot be scaled to another eps")
     return Sweep(
         name=name_after(base.name, ["eps=" + "+".join(_format_value("eps", eps) for eps in grid)]),

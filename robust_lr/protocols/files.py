@@ -35,6 +35,8 @@ KINDS: dict[str, type[Any]] = {
     "custom": Custom,
 }
 _LIBRARY = "torchattacks "
+#: values of a user's own attack that come from its function, so that nobody sets them
+FROM_FUNCTION = ("function", "entry", "code_sha256")
 
 
 def from_values(values: Mapping[str, Any]) -> Protocol:
@@ -78,9 +80,10 @@ def convert_values(kind: type[Any], values: Mapping[str, Any], without: tuple[st
     """Select the values that ``kind`` is made from, converted to the right types."""
     hints = typing.get_type_hints(kind)
     own = [field for field in fields(kind) if field.name not in without]
-    names = {field.name for field in own}
+    names = [field.name for field in own]
     for key in values:
-        check_name("key of the protocol", key, [*names, *_additional_names(kind)])
+        if key not in (*names, *_additional_names(kind)):
+            check_name("key of the protocol", key, [name for name in names if name not in FROM_FUNCTION])
     out = {key: convert(hints[key], parse_distance(key, value), key) for key, value in values.items() if key in names}
     for field in own:
         if field.name not in out and field.default is field.default_factory:  # neither: both are MISSING

@@ -4,6 +4,7 @@ import pytest
 
 from robust_lr.protocols import PGD, PROTOCOLS, SWEEPS, Cascade, Library, Sweep, get
 from robust_lr.protocols.changes import apply_grid, parse_counts, parse_distances, with_changes
+from robust_lr.protocols.custom import Custom
 from robust_lr.utils.errors import InputError
 
 
@@ -90,6 +91,8 @@ def test_a_grid_of_eps_scales_the_steps_of_pgd():
     cascades = apply_grid(get("autoattack-standard"), eps="1,2/255")
     assert all(isinstance(part, Cascade) for part in cascades.parts)
     assert apply_grid(get("fab-t"), eps="4/255").name == "fab-t,eps=4_255"
+    from_zero = apply_grid(Custom(function=lambda *given: given[1], eps=0.0), eps="0,8/255")  # it has no step to scale
+    assert [part.eps for part in from_zero.parts] == [0, 8 / 255]
 
 
 def test_a_grid_of_steps_is_one_trajectory_of_pgd_and_several_runs_of_others():
