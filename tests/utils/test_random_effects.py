@@ -39,6 +39,15 @@ def test_intervals_cover_the_true_difference(runs, between_runs):
     assert 0.93 <= covered / trials <= 0.97
 
 
+@pytest.mark.parametrize("between_runs", [0.06, 0.2])
+def test_small_p_values_of_three_runs_are_as_rare_as_they_say(between_runs):
+    """Three runs may agree by chance; p-values that a Holm correction of nine claims compares must not be fooled."""
+    generator, truth, trials, rate = torch.Generator().manual_seed(0), true_difference(between_runs), 4000, 0.05 / 9
+    estimates = [mean_over_runs(simulate(3, 100, between_runs, generator)) for _ in range(trials)]
+    errors = sum(p_value(found.value - truth, found.components, 3, 100) < rate for found in estimates)
+    assert errors < 1.5 * rate * trials
+
+
 def test_pooled_images_would_claim_far_too_much():
     """Counting every image of every run as a trial of its own ignores that runs differ; ours is wider."""
     values = simulate(3, 200, 0.4, torch.Generator().manual_seed(1))
