@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 LEVEL = 0.95
-#: share of the rest's variance that counts as known at 95 %; with 0 intervals of 3 runs cover 97 %, with 1 they cover 93 %
+#: share of the rest's variance that counts as known at 95 %; with 0 intervals of 3 runs cover 97 %, with 1 only 93 %
 KNOWN = 0.25
 #: probability of a decision with as many runs or images as ``runs_needed`` and ``images_needed`` return
 POWER = 0.8
