@@ -1,13 +1,13 @@
 """LR-Net-26 against ResNet-26 as whole networks: what attacks and training cost, in time and in memory.
 
     python benchmarks/networks.py --out FILE [--device cuda] [--batch N]
-    python benchmarks/networks.py --out FILE --size 28 --channels 1 --width 0.25 --stem small --batch 100
+    python benchmarks/networks.py --out FILE --config configs/table9.toml --size 28 --channels 1 --batch 64
 
-The second is the size of the main job. `forward` and `attack` (forward with the gradient by the image) are in eval
-mode, of the network as it is; `folded` are the same with batch norm in the weights and the prior a constant, which is
-what our attacks run on; `training` is a step of SGD with momentum. Networks, passes and memory formats take turns, so
-that a machine whose speed drifts treats them alike. The JSON has medians of seconds, and ratios with each network in
-its better memory format.
+The second takes the networks of an experiment's rows "LR-Net-26" and "ResNet-26", here those of the main job.
+`forward` and `attack` (forward with the gradient by the image) are in eval mode, of the network as it is; `folded` are
+the same with batch norm in the weights and the prior a constant, which is what our attacks run on; `training` is a step
+of SGD with momentum. Networks, passes and memory formats take turns, so that a machine whose speed drifts treats them
+alike. The JSON has medians of seconds, and ratios with each network in its better memory format.
 
 Memory is the most that one training step holds, with weights and momentum: on a GPU by PyTorch's allocator, on a CPU by
 the allocations that PyTorch's profiler reports. Precision is float32, on a GPU bfloat16 by autocast, too.
@@ -19,6 +19,7 @@ import argparse
 import copy
 import json
 import tempfile
+import tomllib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -56,6 +57,18 @@ class InFormat(nn.Module):
         return pixels.contiguous(memory_format=self.layout)
 
 
+def make_network(name: str, options: argparse.Namespace) -> ResNet:
+    """Return the network of that name with random weights, as the row of `--config` says, or else the options."""
+    if options.config is None:
+        model = build_model(NETWORKS[name], width=options.width, stem=options.stem, in_channels=options.channels)
+    else:
+        config = tomllib.loads(options.config.read_text())
+        (row,) = (row["model"] for row in config["rows"] if row["label"] == name)
+        model = build_model(in_channels=options.channels, **config["model"] | row)
+    assert isinstance(model, ResNet)
+    return model
+
+
 def in_format(model: ResNet, layout: torch.memory_format, options: argparse.Namespace) -> nn.Module:
     model = copy.deepcopy(model)
     if options.stepwise_stem and isinstance(model, LRNet):
@@ -68,7 +81,7 @@ def passes(name: str, layout: torch.memory_format, dtype: torch.dtype, options: 
     """A network's passes in one memory format and precision."""
     torch.manual_seed(0)
     device = torch.device(options.device)
-    model = build_model(NETWORKS[name], width=options.width, stem=options.stem, in_channels=options.channels)
+    model = make_network(name, options)
     x = torch.rand(options.batch, options.channels, options.size, options.size, device=device)
     labels = torch.randint(1000, (options.batch,), device=device)
     autocast = partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
@@ -133,7 +146,7 @@ def training_bytes(name: str, layout: torch.memory_format, dtype: torch.dtype, o
         profiled.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text())["traceEvents"]
     allocated = [int(event["args"]["Total Allocated"]) for event in events if event["name"] == "[memory]"]
-    weights = build_model(NETWORKS[name], width=options.width, in_channels=options.channels, stem=options.stem)
+    weights = make_network(name, options)
     # The profiler counts from its start, when weights and momentum were there already, the gradients not yet.
     return max(allocated) + 2 * sum(p.nbytes for p in weights.parameters())
 
@@ -153,6 +166,16 @@ def operator_seconds(run: Run, device: str) -> dict[str, float]:
     return dict(sorted(found.items(), key=lambda item: -item[1])[: 20 if device == "cuda" else 10])
 
 
+def settings(options: argparse.Namespace) -> dict[str, object]:
+    """Return the options that count, as JSON can hold them."""
+    unused = {"out", *(("width", "stem") if options.config else ("config",))}
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in vars(options).items()
+        if name not in unused
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -162,6 +185,7 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=3)
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--stem", choices=STEMS, default="imagenet")
+    parser.add_argument("--config", type=Path, help="networks of this experiment, instead of --width and --stem")
     parser.add_argument(
         "--stepwise-stem", action="store_true", help="LR-Net's stem layer by layer, not as one operator"
     )
@@ -215,7 +239,7 @@ def main() -> None:
         "device": device_name(device),
         "kernels": {k: v for k, v in doctor.describe().items() if k in ("compiler_version", "vectors", "nvcc", "uses")},
         "versions": versions(),
-        "settings": {name: value for name, value in vars(options).items() if name != "out"},
+        "settings": settings(options),
         **precisions,
     }
     write_json(options.out, record)

@@ -263,6 +263,8 @@ def complain_about_normalization(s: Sample) -> str | None:
         return None
     best: tuple[int, str] | None = None
     forms = alternative_forms(s.x)
+    if mcnemar(int((~right).sum()), 0) >= SIGNIFICANT / len(forms):
+        return None  # too few images are wrong for any form to be significantly better
     for words, x in forms:
         better = s.ask(x).argmax(1) == s.labels
         gained, lost = int((better & ~right).sum()), int((right & ~better).sum())

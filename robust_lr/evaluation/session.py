@@ -50,7 +50,7 @@ from .surrogate import attackable_surrogate, check_transfer, describe_surrogate
 #: number of rows in every pass on a CPU, where libraries round differently for other batch shapes; fewer for few
 #: images, so that two processes get a share, and for images of more than LARGE pixels, which would fill the memory
 MAX_COMPUTE_BATCH, MIN_COMPUTE_BATCH = 64, 16
-LARGE, MIN_COMPUTE_BATCH_LARGE = 64 * 64, 8
+LARGE, MIN_COMPUTE_BATCH_LARGE = 64 * 64, 4
 
 #: passes that a step of an attack fills on a CPU, where images are small: what a step costs beside them is shared
 MAX_PASSES_PER_STEP = 2
@@ -240,8 +240,13 @@ def prepare(
                 "the model is deterministic: only one of the `eot` draws is made, the others would equal it",
                 stacklevel=2,
             )
-        few = torch.zeros_like(ids[:FEW])
-        behavior = torch.cat([bench.verdict_logits(x, ids[:FEW], few)[0] for x in (images[:FEW], away)])
+        shown, shown_ids = torch.cat([images[:FEW], away]), ids[:FEW].repeat(2)
+        behavior = torch.cat(
+            [
+                bench.verdict_logits(x, its_ids, torch.zeros_like(its_ids))[0]
+                for x, its_ids in zip(shown.split(rows), shown_ids.split(rows), strict=True)
+            ]
+        )
     return Prepared(
         model=model,
         data=data,

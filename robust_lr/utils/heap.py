@@ -1,4 +1,4 @@
-"""Settings of the C library's heap, which keep the memory that one pass has freed for the next."""
+"""Control of the C library's heap: keep the memory that one pass has freed for the next, or give it back."""
 
 from __future__ import annotations
 
@@ -25,3 +25,14 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
         mallopt(_TRIM_THRESHOLD, _NEVER_TRIM)
+
+
+def return_freed_memory() -> None:
+    """Give the memory that has been freed back to the system.
+
+    A process does this before it forks: its children would otherwise copy the free pages as they reuse them.
+    """
+    if sys.platform != "linux":
+        return
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)

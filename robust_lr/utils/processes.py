@@ -28,7 +28,7 @@ import torch
 
 from .devices import STOPPING, under_torchrun
 from .errors import InputError, RunError
-from .heap import keep_freed_memory
+from .heap import keep_freed_memory, return_freed_memory
 from .machine import check_processes, max_processes
 
 Item = TypeVar("Item")
@@ -98,6 +98,7 @@ def parallel(
         with one_thread():
             yield from work(iter(items))
         return
+    return_freed_memory()
     queue = _Queue(len(items))
     context = multiprocessing.get_context("fork")
     running: dict[Connection[Any, Any], BaseProcess] = {}

@@ -385,6 +385,40 @@ def test_a_model_that_takes_bytes(good, data):
     complains("normalization", ["0..255", "divide by 255"], Bytes(), data)
 
 
+def test_other_forms_are_tried_only_if_enough_images_are_wrong_for_one_to_be_significantly_better(data):
+    """The input of this model's first layer is far from centered, which alone is no mistake."""
+    images, labels, ids = data.batch(torch.arange(64))
+    tried = []
+
+    class Knowing(nn.Module):
+        def __init__(self, mistakes):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 1, 1)
+            self.mistakes = mistakes
+
+        def forward(self, x):
+            tried.append(len(x))
+            self.conv(100 + x)
+            guesses = labels[: len(x)].clone()
+            guesses[: self.mistakes] = (guesses[: self.mistakes] + 1) % 10
+            return 5 * F.one_hot(guesses, 10).float() + 0 * x.mean((1, 2, 3))[:, None]
+
+    def count_passes(mistakes):
+        model = Knowing(mistakes).eval()
+        sample = guards.Sample(
+            model=model, x=images, labels=labels, ids=ids, num_classes=10, logits=model(images), gradients=False,
+            resolution=2**-23, away=images,
+        )  # fmt: skip
+        tried.clear()
+        assert guards.complain_about_normalization(sample) is None
+        return len(tried)
+
+    forms = len(guards.alternative_forms(images))
+    assert forms > 3
+    assert count_passes(8) == 1
+    assert count_passes(24) == 1 + forms
+
+
 def test_models_at_chance_are_no_fault_of_the_normalization(data):
     for seed in range(3):
         torch.manual_seed(seed)
