@@ -244,7 +244,7 @@ def prepare(
         behavior = torch.cat(
             [
                 bench.verdict_logits(x, its_ids, torch.zeros_like(its_ids))[0]
-                for x, its_ids in zip(shown.split(rows), shown_ids.split(rows), strict=True)
+                for x, its_ids in zip(torch.split(shown, rows), torch.split(shown_ids, rows), strict=True)
             ]
         )
     return Prepared(
