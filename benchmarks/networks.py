@@ -237,7 +237,7 @@ def main() -> None:
         }
     record = {
         "device": device_name(device),
-        "kernels": {k: v for k, v in doctor.describe().items() if k in ("compiler_version", "vectors", "nvcc", "uses")},
+        "kernels": {k: v for k, v in doctor.describe().items() if k in ("compiler_version", "vectors", "uses")},
         "versions": versions(),
         "settings": settings(options),
         **precisions,
