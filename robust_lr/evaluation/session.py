@@ -20,7 +20,7 @@ from ..data.dataset import Dataset, content_hash, evenly_spaced
 from ..data.selection import draw_balanced
 from ..models.checkpoint import weights_hash
 from ..models.external import code_hash
-from ..models.folding import make_attackable
+from ..models.folding import make_attackable, pack_weights
 from ..models.outputs import LogitsOf
 from ..protocols.base import Protocol, StepwiseProtocol
 from ..results.verdict import LEVELS
@@ -189,6 +189,8 @@ def prepare(
             )
             draws = detect_randomness(judge, images[:FEW], away, ids[:FEW], seed) if averaged else None
         attacked = make_attackable(judge, torch.cat([images[:FEW], away])) if draws is None else judge
+        if processes > 1:
+            pack_weights(attacked)
         if surrogate is not None:
             check_transfer(protocols)
             attacked = attackable_surrogate(surrogate, images, labels, ids, away, num_classes, allow)

@@ -72,6 +72,13 @@ def in_bfloat16(folded: nn.Module) -> nn.Module | None:
     return lowered
 
 
+def pack_weights(model: nn.Module) -> None:
+    """Pack the weights of a folded network's convolutions now: processes that are forked later share them."""
+    for module in model.modules():
+        if isinstance(module, FusedConv2d) and module.has_kernel(module.weight):
+            module.packed(module.weight)
+
+
 class Widened(nn.Sequential):
     """Layers in bfloat16 whose result is float32."""
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from test_local_relation import relative_error
 from torch import Tensor
 
+from robust_lr import build_model
+from robust_lr.models.folding import fold, pack_weights
 from robust_lr.models.layers.fused_conv import FusedConv2d, has_bfloat16, has_wide_vectors
 from robust_lr.ops import library
 from robust_lr.ops.compiler import Compiler
@@ -297,3 +299,16 @@ def test_one_pass_sums_both_paths_and_takes_the_gradient_of_the_relu(stride):
     found, wanted = (torch.autograd.grad(z, x, dz)[0] for z in (second.forked(first(x))[1], composed(first, x)))
     torch.testing.assert_close(found, wanted)
     assert torch.autograd.gradgradcheck(lambda x: sum(t.square().sum() for t in second.forked(first(x))), x)
+
+
+@needs_kernels
+def test_weights_that_were_packed_ahead_are_not_packed_again():
+    """What a process packs before it forks, its children share."""
+    folded = fold(build_model("lrnet26", width=0.125, stem="small", num_classes=10))
+    pack_weights(folded)
+    convolutions = [module for module in folded.modules() if isinstance(module, FusedConv2d)]
+    before = [conv._packed for conv in convolutions]
+    x = torch.rand(2, 3, 16, 16).requires_grad_()
+    torch.autograd.grad(folded(x).sum(), x)
+    assert len(convolutions) > 20
+    assert all(conv._packed is packed for conv, packed in zip(convolutions, before, strict=True))

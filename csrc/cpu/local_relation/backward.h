@@ -29,6 +29,15 @@ template <class A, class X = Image<A>>
 class BackwardTask {
   using V = Vec<A>;
 
+  // A row of output pixels in whose windows a row of key pixels lies, from its first column on, and the prior of the
+  // window's row that meets it, with its gradient.
+  struct ViewerRow {
+    const V *query, *shift, *dot, *dresult;
+    V* dquery;
+    const V* prior;
+    V* dprior;
+  };
+
  public:
   BackwardTask(const BackwardTensors<A, X>& t, const Block<A>& block, Scratch& scratch = Scratch::fresh())
       : p(t.p),
@@ -61,7 +70,8 @@ class BackwardTask {
         row_dprior(scratch.take<V>(p.taps())),
         weights(scratch.take<V>(p.taps())),
         products(scratch.take<V>(p.taps())),
-        columns(scratch.take<Span>(p.width + 2 * p.padding)) {
+        columns(scratch.take<Span>(p.width + 2 * p.padding)),
+        viewers(scratch.take<ViewerRow>((p.kernel - 1) / p.stride + 1)) {
     for (Index j = 0; j < p.width + 2 * p.padding; ++j) columns[j] = viewers_of(p, j, p.out_width);
   }
 
@@ -119,6 +129,11 @@ class BackwardTask {
   void run_row(Index i) {
     constexpr int M = Kernel::M;
     const Span rows = viewers_of(p, i, p.out_height);
+    for (Index r = 0; r < rows.count; ++r) {
+      const Index h = rows.first + r, tap = (rows.tap - r * p.stride) * p.kernel;
+      viewers[r] = {queries.at(h),  shifts.at(h), dots.at(h),      dresults.at(h),
+                    dqueries.at(h), prior + tap,  row_dprior + tap};
+    }
     std::fill(row_dprior, row_dprior + p.taps(), V{});
     for (Index j = 0; j < p.width + 2 * p.padding; ++j) {
       const V *value = values.at(i, j), *key = keys.at(i, j);
@@ -145,14 +160,15 @@ class BackwardTask {
     for (int m = 0; m < M; ++m) x[m] = value[m];
     std::fill(dkey, dkey + Kernel::components(p), V{});
     V dk = {};  // of the first component, in a register
+    const Index components = Kernel::components(p), stride = p.stride;
     V *weight = weights, *product = products;
-    for (Index r = 0; r < rows.count; ++r) {
-      const Index h = rows.first + r, w = columns.first;
-      const V *query = queries.at(h, w), *shift = shifts.at(h, w), *dot = dots.at(h, w), *dy = dresults.at(h, w);
-      V* dquery = dqueries.at(h, w);
-      Index tap = (rows.tap - r * p.stride) * p.kernel + columns.tap;
-      for (Index c = 0; c < columns.count; ++c, tap -= p.stride, dy += channels) {
-        V e = Kernel::logit(p, prior[tap], query, key);
+    for (const ViewerRow* row = viewers; row < viewers + rows.count; ++row) {
+      const V *query = row->query + columns.first * components, *shift = row->shift + columns.first,
+              *dot = row->dot + columns.first, *dy = row->dresult + columns.first * channels,
+              *term = row->prior + columns.tap;
+      V *dquery = row->dquery + columns.first * components, *dterm = row->dprior + columns.tap;
+      for (Index c = 0; c < columns.count; ++c, term -= stride, dterm -= stride, dy += channels) {
+        V e = Kernel::logit(p, *term, query, key);
         if (Kernel::softmax(p)) e = exponential<A>(e, shift[c]);
         V dlogit = {};
         if (more) {
@@ -166,12 +182,12 @@ class BackwardTask {
         }
         if (Kernel::softmax(p)) dlogit = e * (dlogit - dot[c]);
         Kernel::Phi::add_gradient(dlogit, query[0], key[0], dquery[0], dk);
-        for (Index n = 1; n < Kernel::components(p); ++n) {
+        for (Index n = 1; n < components; ++n) {
           Kernel::Phi::add_gradient(dlogit, query[n], key[n], dquery[n], dkey[n]);
         }
-        query += Kernel::components(p);
-        dquery += Kernel::components(p);
-        if (needs_dprior) row_dprior[tap] += dlogit;
+        query += components;
+        dquery += components;
+        if (needs_dprior) *dterm += dlogit;
       }
     }
     for (int m = 0; m < M; ++m) dvalue[m] = dx[m];
@@ -218,6 +234,7 @@ class BackwardTask {
   const V* const prior;                                              // by tap
   V *const dprior, *const row_dprior, *const weights, *const products;
   Span* const columns;
+  ViewerRow* const viewers;  // those of the row of key pixels at hand
 };
 
 }  // namespace robust_lr::cpu
