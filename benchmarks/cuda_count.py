@@ -188,6 +188,12 @@ def unused(code: Code, launch: Launch, used: set[int], skipped: set[int]) -> set
         if usual & set(names) or names["EXIT"] or names["MUFU.EX2"]:
             used = used | {number}
     found: set[int] = set()
+    for number in code.reachable if launch.layer == "stem" and launch.groups else ():
+        names = code.count([number])
+        four_inputs = names["LDG.E"] >= 32  # their weights are read one by one
+        image_gradient = names["FFMA"] == 96 and names["LDG.E.128"]
+        if four_inputs or (launch.dgeo and image_gradient):
+            found |= code.dominated(number)
     for number in sorted(code.reachable - used):
         names = code.count([number])
         if launch.groups:
