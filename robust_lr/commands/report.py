@@ -17,7 +17,7 @@ from ..results.result import Result
 from ..results.target_matrix import TargetMatrix
 from ..results.validity import Check
 from ..utils.pictures import empty_figure, save_picture
-from ..utils.statistics import interval, value
+from ..utils.statistics import format_interval, format_value
 from .terminal import write_record
 
 #: largest value, eps in levels or steps, of an axis that is linear
@@ -48,7 +48,7 @@ def result_table(result: Result, protocol: Protocol) -> RichTable:
     }
     for name, share in rows.items():
         if share is not None:
-            table.add_row(name, value(share), interval(share), f"{share.count} / {share.n}")
+            table.add_row(name, format_value(share), format_interval(share), f"{share.count} / {share.n}")
     for name, count in result.broken_by.items():
         if len(result.broken_by) > 1:
             table.add_row(f"broken by {name}", "", "", str(count))
@@ -60,8 +60,8 @@ def matrix_table(matrix: TargetMatrix) -> RichTable:
     title = Text(f"{matrix.model} on {matrix.data}: success in %, by class (rows) and target (columns)")
     robust, hit = matrix.robust, matrix.any_reached
     caption = (
-        f"right under every target {value(robust)} % [{interval(robust)}], "
-        f"some target reached where clean was right {value(hit)} %"
+        f"right under every target {format_value(robust)} % [{format_interval(robust)}], "
+        f"some target reached where clean was right {format_value(hit)} %"
     )
     table = RichTable(title=title, caption=caption, box=box.SIMPLE_HEAD)
     table.add_column("", justify="right")
@@ -110,7 +110,10 @@ def curve_table(curve: Curve) -> RichTable:
     for heading in (axis, *shown.values()):
         table.add_column(heading, justify="right")
     for at, shares in points:
-        cells = (f"{value(shares[name])} ({interval(shares[name])})" if name in shares else "-" for name in shown)
+        cells = (
+            f"{format_value(shares[name])} ({format_interval(shares[name])})" if name in shares else "-"
+            for name in shown
+        )
         table.add_row(label(axis, at), *cells)
     return table
 

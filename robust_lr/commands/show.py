@@ -52,7 +52,7 @@ def show(run: Path) -> None:
 def figures(found: Found) -> RichTable:
     """Show one line per figure, with its interval and its denominator."""
     from ..reports.record import describe
-    from ..utils.statistics import interval, value
+    from ..utils.statistics import format_interval, format_value
 
     title = Text(f"{found.model} on {found.record['data']}, seed {found.seed}")
     table = RichTable(title=title, caption=Text(describe(found.protocol)), box=box.SIMPLE_HEAD)
@@ -60,7 +60,7 @@ def figures(found: Found) -> RichTable:
     for heading in ("%", "95 % interval", "images"):
         table.add_column(heading, justify="right")
     for name, share in found.shares.items():
-        table.add_row(WORDS[name], value(share), interval(share), f"{share.count} / {share.n}")
+        table.add_row(WORDS[name], format_value(share), format_interval(share), f"{share.count} / {share.n}")
     return table
 
 

@@ -1,4 +1,4 @@
-"""One training run as a frozen record: TOML, overrides, recipes."""
+"""The configuration of a training run: TOML files, overrides and recipes."""
 
 from .training import Config, find, from_dict, load, shipped
 

@@ -6,13 +6,17 @@ from .training import Config
 
 #: images with a shorter side than this lose too much to the strides of the ImageNet stem
 SMALL_SIDE = 64
-#: recipes that were published for CIFAR-10, where they take 15 epochs (fast) to 200 (Rice et al. 2020)
+#: recipes published for CIFAR-10, where they train for 15 epochs (fast) to 200 (Rice et al. 2020)
 CIFAR_RECIPES = ("madry", "trades", "fast")
 MIN_CIFAR_EPOCHS = 15
 
 
 def give_advice(config: Config, image_shape: tuple[int, int, int]) -> list[str]:
-    """Return sentences about values of ``config`` that do not suit images of ``image_shape``, or its recipe."""
+    """Return one sentence for each value of ``config`` that does not suit its recipe or its images.
+
+    Args:
+        image_shape: channels, height and width of the images.
+    """
     found = []
     side = min(image_shape[1:])
     if side < SMALL_SIDE and config.model.get("stem", "imagenet") == "imagenet":

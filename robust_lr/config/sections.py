@@ -1,4 +1,4 @@
-"""The sections of a config, each a frozen record that checks itself."""
+"""The sections of a config: frozen dataclasses that check their values."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class DataConfig:
     """Training data: the arguments of ``data.load``.
 
     Attributes:
-        name: of the data set.
+        name: name of the data set.
         root: folder of a data set that does not ship with the package.
-        augment: random transformation of training images, see ``augment.AUGMENTATIONS``.
-        workers: processes that decode images, for each training process; 0 loads in the training process.
-        limit: only so many images of the training split, evenly spaced; 0 means all.
-        unreadable: what an image that cannot be read does to training and its accuracies: "fail", or "skip" it with a
-            warning; both name it.
+        augment: random transformation of training images, a key of ``data.augmentation.AUGMENTATIONS``.
+        workers: processes that decode images for each training process; 0 decodes in the training process itself.
+        limit: number of training images to use, evenly spaced over the split; 0 uses all.
+        unreadable: what to do about an image that cannot be read, in training and in accuracies: "fail" with an error,
+            or "skip" it with a warning. Both name the image.
     """
 
     name: str = "fashion-mnist-mini"
@@ -50,21 +50,23 @@ class TrainConfig:
     """Loss and schedule of stochastic gradient descent; defaults are the paper's (appendix).
 
     Attributes:
-        epochs, batch_size: whole passes over the training images, and images per step, of all processes together.
-        lr: peak learning rate, reached linearly after ``warmup_epochs``.
-        schedule: "steps" divides the rate by 10 at each of ``milestones`` (epochs), "linear" lets it fall to zero at
-            the end (Li et al. 2020), whatever the milestones.
-        lr_images: if not 0, ``lr`` is meant for so many images a step, and scaled linearly to ``batch_size`` (Goyal et
-            al. 2017).
-        momentum, weight_decay: of SGD; the decay applies to every parameter.
-        loss: "cross-entropy" of the attacked images, or "trades": that of the clean ones plus ``beta`` times the
-            divergence between the predictions for both (Zhang et al. 2019).
+        epochs: passes over the training images.
+        batch_size: images per step, of all processes together.
+        lr: peak learning rate, reached after a linear warmup of ``warmup_epochs``.
+        schedule: "steps" divides the rate by 10 at each epoch in ``milestones``; "linear" decays it to zero at the end
+            (Li et al. 2020) and ignores ``milestones``.
+        lr_images: batch size that ``lr`` is given for; the rate is scaled linearly to ``batch_size`` (Goyal et al.
+            2017). 0 takes ``lr`` as it is.
+        momentum, weight_decay: arguments of SGD; the decay applies to every parameter.
+        loss: "cross-entropy" on the attacked images, or "trades": cross-entropy on the clean images plus ``beta`` times
+            the KL divergence between the predictions for clean and attacked images (Zhang et al. 2019).
         mix: share of each batch that is left clean.
-        clean_start: probability that an image's attack starts at the image itself (Xie et al. 2019).
-        label_smoothing: share of the target that is spread over all classes.
-        eps_warmup_epochs: the attack's eps and step size grow linearly to their values in so many epochs (ours).
-        ema: decay of averaged weights, e.g. 0.999, which are then the ones that are kept and tested; 0 for none.
-        threads: CPU threads, 0 for PyTorch's choice. Two can be slower than one for small networks.
+        clean_start: probability that the attack on an image starts at the image itself (Xie et al. 2019).
+        label_smoothing: share of the target's probability that is spread over all classes.
+        eps_warmup_epochs: epochs in which the attack's eps and step size grow linearly to their values (ours).
+        ema: decay of the exponential moving average of the weights, e.g. 0.999; the averaged weights are then the ones
+            that are saved and tested. 0 keeps no average.
+        threads: CPU threads; 0 leaves the number to PyTorch. Two can be slower than one for small networks.
         device: "cpu", "cuda", "cuda:1", ... or "auto".
     """
 
@@ -100,25 +102,25 @@ class TrainConfig:
         if not 0 <= self.clean_start <= 1:
             raise InputError(f"clean_start = {self.clean_start}: must be in [0, 1]")
         if list(self.milestones) != sorted(set(self.milestones)) or any(m < 1 for m in self.milestones):
-            raise InputError(f"milestones = {list(self.milestones)}: increasing epochs, each at least 1, are needed")
+            raise InputError(f"milestones = {list(self.milestones)}: must be increasing epochs, each at least 1")
         if self.loss == "trades" and (self.mix or self.label_smoothing or self.clean_start):
             raise InputError(
-                "loss = 'trades' learns from every image clean and attacked, from its own start: leave mix, "
-                "clean_start and label_smoothing at 0"
+                "loss = 'trades' uses every image both clean and attacked, and one kind of start: set mix, "
+                "clean_start and label_smoothing to 0"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """Robust accuracy on training images that are held out: robust over-fitting is seen, and the best weights kept.
+    """Robust accuracy on held-out training images, which shows robust overfitting and selects the best weights.
 
     Attributes:
-        images: held out, drawn by id, the same for every seed; 0 for none.
+        images: number of images held out, chosen by their ids and the same for every seed; 0 for no validation.
         every: epochs between validations; the last epoch always has one.
-        protocol: a name of ``protocols.PROTOCOLS``; by default untargeted PGD of 10 steps of eps / 4 within the eps of
-            the training (ours, after Rice et al. 2020).
-        max_drop: stop when robust accuracy falls by more than this from one validation to the next, as it does in
-            catastrophic over-fitting (Wong et al. 2020: 0.2); 0 goes on in any case.
+        protocol: a key of ``protocols.PROTOCOLS``; by default untargeted PGD with the eps of training and 10 steps of
+            eps / 4 (ours, after Rice et al. 2020).
+        max_drop: stop training when robust accuracy falls by more than this fraction from one validation to the next,
+            as it does in catastrophic overfitting (Wong et al. 2020: 0.2); 0 never stops.
     """
 
     images: int = 0
@@ -133,7 +135,7 @@ class ValidationConfig:
         if self.protocol is not None:
             protocols.get_pgd(self.protocol)
         if self.max_drop and not self.images:
-            raise InputError(f"validation.max_drop = {self.max_drop}: needs images to look at: set validation.images")
+            raise InputError(f"validation.max_drop = {self.max_drop}: needs held-out images; set validation.images")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,12 +143,12 @@ class ComputeConfig:
     """Processes, precision and compilation.
 
     Attributes:
-        micro_batch: most images in one pass of a process; larger shares of a batch are split, and their gradients
-            added. Batch norm sees a micro-batch at a time. 0: no limit.
-        sync_batchnorm: batch norm over the images of all processes; by default over those of each (paper).
-        precision: of training passes: "fp32", or "bf16" by autocast.
-        attack_precision: of the attack, likewise. Attacks in bf16 can be weaker.
-        compile: "off", or a mode of torch.compile; "reduce-overhead" takes CUDA graphs.
+        micro_batch: maximum number of images in one forward pass of a process. Larger batches are split and their
+            gradients accumulated; batch norm then normalizes each micro-batch separately. 0 means no limit.
+        sync_batchnorm: batch norm over the images of all processes; by default over those of each process (paper).
+        precision: arithmetic of training passes: "fp32", or "bf16" by autocast.
+        attack_precision: arithmetic of the attack, likewise. Attacks in bf16 can be weaker.
+        compile: "off", or a mode of torch.compile; "reduce-overhead" uses CUDA graphs.
     """
 
     micro_batch: int = 0
@@ -168,7 +170,7 @@ class OutputConfig:
     """Files that a run writes in addition to weights and metrics.
 
     Attributes:
-        keep: last training states that are kept, to fall back on if the newest is damaged.
+        keep: number of training states to keep; an older one is used if the newest is damaged.
         tensorboard: also write the metrics for TensorBoard, which must be installed.
     """
 

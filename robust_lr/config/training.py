@@ -1,4 +1,4 @@
-"""One training run as a frozen record, read from TOML with overrides of single values. Unknown keys are errors."""
+"""The config of a training run, read from TOML with overrides of single values. Unknown keys are errors."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from typing import Any
 
 from .. import protocols
 from ..protocols.files import from_table
-from ..utils.checks import build_record, check_at_least
+from ..utils.checks import build_record
 from ..utils.errors import InputError
 from ..utils.toml import read_toml, to_literal
 from . import recipes
 from .sections import ComputeConfig, DataConfig, OutputConfig, TrainConfig, ValidationConfig
 
-__all__ = ["ComputeConfig", "Config", "DataConfig", "OutputConfig", "TrainConfig", "ValidationConfig", "check_at_least"]
+__all__ = ["ComputeConfig", "Config", "DataConfig", "OutputConfig", "TrainConfig", "ValidationConfig"]
 
-
-#: values of [model] that every network has; they stay if another network is set, the others are of one kind of layer
+#: options of [model] that every network has; an override of the network's name keeps these and drops the others
 SHARED_OPTIONS = ("name", "width", "stem", "mean", "std")
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -30,9 +29,13 @@ class Config:
     """One training run.
 
     Attributes:
-        seed: of everything random, with the image ids; 0 to 2^32 - 1.
-        model: arguments of ``build_model``; classes and channels come from the data.
-        attack: what the training images are attacked with; protocol "none" trains regularly.
+        seed: seed of all random numbers, which also depend on image ids; 0 to 2^32 - 1.
+        model: arguments of ``build_model``; the data set determines ``num_classes`` and ``in_channels``.
+        attack: attack on the training images; the protocol "none" gives regular training.
+        data, train, validation, compute, output: the other sections, see their classes.
+
+    Raises:
+        InputError: values that do not fit each other or are out of range.
     """
 
     seed: int = 0
@@ -48,19 +51,19 @@ class Config:
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed = {self.seed}: must be between 0 and 2^32 - 1")
         if self.attack.restarts != 1:
-            raise InputError(f"attack.restarts = {self.attack.restarts}: training takes one start an epoch, use 1")
+            raise InputError(
+                f"attack.restarts = {self.attack.restarts}: training uses one start per epoch; set it to 1"
+            )
         if "name" not in self.model:
             raise InputError("[model] has no name: give one, e.g. model.name = 'lrnet26'")
         if self.train.loss == "trades" and self.attack.targeted:
-            raise InputError(
-                "train.loss = 'trades' drives predictions apart, it has no target: set attack.targeted = false"
-            )
+            raise InputError("train.loss = 'trades' needs an untargeted attack: set attack.targeted = false")
         for key in ("num_classes", "in_channels"):
             if key in self.model:
                 raise InputError(f"model.{key} comes from the data set: leave it out")
 
 
-#: the sections that are plain records
+#: sections with a dataclass in ``sections``
 RECORDS = ("data", "train", "validation", "compute", "output")
 
 
@@ -77,7 +80,7 @@ def find(name: str | Path) -> Path:
 
 
 def shipped() -> dict[str, Path]:
-    """List the configs that ship with the package, by name."""
+    """Return the paths of the configs that ship with the package, by name."""
     files = sorted(CONFIGS.rglob("*.toml"))
     return {file.relative_to(CONFIGS).with_suffix("").as_posix(): file for file in files}
 
@@ -96,10 +99,10 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
     """
     table = {} if path is None else read_toml(find(path))
     if "rows" in table or "base" in table:
-        raise InputError(f"{path} holds the [[rows]] of a table, not one training run: give it to robust-lr table")
+        raise InputError(f"{path} holds the [[rows]] of a table, not one training run: run it with robust-lr table")
     if path is not None and "model" not in table and not any(each.startswith("model.") for each in overrides):
         raise InputError(
-            f"{path} has no [model]: a config of a training run names its network, e.g. [model] with name = 'lrnet26'"
+            f"{path} has no [model]: the config of a training run must name a network, e.g. name = 'lrnet26' in [model]"
         )
     named = table.get("model", {}).get("name") if isinstance(table.get("model"), dict) else None
     before = dict(table.get("model", {})) if named else {}
@@ -110,7 +113,7 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
 
 
 def leave_out_options(model: dict[str, Any], before: Mapping[str, Any], overrides: Sequence[str]) -> None:
-    """Take out of [model] what belongs to the network that the file names, where ``overrides`` name another one."""
+    """Drop from ``model`` the options ``before`` of the file's network, for overrides that name another network."""
     given = {override.partition("=")[0].strip().removeprefix("model.") for override in overrides}
     for key in before:
         if key not in SHARED_OPTIONS and key not in given:
@@ -126,7 +129,12 @@ def set_values(
 
 
 def set_value(table: dict[str, Any], override: str, form: str = "section.key=value, e.g. train.epochs=3") -> None:
-    """Apply one override of that ``form``; the value is TOML, or else a bare string. A recipe sets all its values."""
+    """Apply one override to ``table`` in place; a value that is not TOML is taken as a string.
+
+    Args:
+        override: ``section.key=value``; ``recipe=NAME`` sets every value of the recipe.
+        form: the expected form, for error messages.
+    """
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
@@ -146,7 +154,7 @@ def set_value(table: dict[str, Any], override: str, form: str = "section.key=val
 
 
 def from_dict(table: Mapping[str, Any]) -> Config:
-    """Make a checked Config of nested tables, as ``to_dict`` gives them; a ``recipe`` adds its values to theirs."""
+    """Build a checked Config from nested tables, as ``to_dict`` returns them; a ``recipe`` fills in missing values."""
     table = recipes.complete_with_recipe(table, table["recipe"]) if "recipe" in table else dict(table)
     table.pop("recipe", None)
     sections: dict[str, Any] = {}
@@ -170,17 +178,17 @@ def from_dict(table: Mapping[str, Any]) -> Config:
 
 
 def read_attack(table: Mapping[str, Any], default: str = "lrnet-train") -> protocols.PGD:
-    """Read the [attack] of a training run, which must be PGD."""
+    """Build the protocol that the [attack] section describes; InputError if it is not PGD."""
     changed = from_table({"protocol": table.get("protocol", default)})
     if not isinstance(changed, protocols.PGD):
-        raise InputError(f"protocol {changed.name!r} is no PGD: choose one that is, e.g. 'lrnet-train'")
+        raise InputError(f"protocol {changed.name!r} is not PGD, which training requires; try 'lrnet-train'")
     changed = from_table(table, default)
     assert isinstance(changed, protocols.PGD)
     return changed
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Return nested tables that ``from_dict`` turns into the same Config; unset values are left out."""
+    """Return nested tables from which ``from_dict`` builds the same Config; values that are None are left out."""
     sections = {
         "model": dict(config.model),
         **{
@@ -196,7 +204,7 @@ def split_sections(config: Config) -> dict[str, Any]:
 
 
 def to_toml(config: Config) -> str:
-    """Write the resolved config as TOML, which ``from_dict`` turns into the same Config."""
+    """Return the resolved config as TOML, from which ``from_dict`` builds the same Config."""
     lines = []
     for name, section in to_dict(config).items():
         if isinstance(section, dict):

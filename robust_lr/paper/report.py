@@ -1,4 +1,4 @@
-"""The paper's tables for the terminal: the paper's figures beside ours."""
+"""Tables for the terminal that show our results beside the paper's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.text import Text
 from ..results.result import Result
 from ..results.verdict import MISLED, SOUND, WEAK, verdicts_in_words
 from ..utils.random_effects import Estimate
-from ..utils.statistics import Proportion, interval, value
+from ..utils.statistics import Proportion, format_interval, format_value
 from .claims import Outcomes, Verdict
 from .clean_accuracy import CLEAN, Accuracy
 from .stages import describe_stages
@@ -21,7 +21,7 @@ from .tables import Results, Table
 
 
 def render(table: Table, number: int, results: Results, outcomes: Outcomes) -> RichTable:
-    """Return the table of what was measured."""
+    """Return the table of results: accuracy under attack, or clean accuracy for a table without attacks."""
     if table.protocols:
         found = {key: result for key, result in results.items() if isinstance(result, Result)}
         return robustness_table(table, number, found, outcomes)
@@ -29,14 +29,14 @@ def render(table: Table, number: int, results: Results, outcomes: Outcomes) -> R
 
 
 def accuracy_table(table: Table, number: int, results: Mapping[tuple[str, str, int, str], Accuracy]) -> RichTable:
-    """Return accuracy on clean images and cost: ours, as trained, and the paper's."""
+    """Return a table of accuracy on clean images and cost: ours, as trained, and the paper's accuracy."""
     first = next(iter(results.values()))
     several = table.seeds > 1
     spread = f"mean and standard deviation of {table.seeds} seeds" if several else "with 95 % intervals"
     out = RichTable(
         title=f"Table {number}: {table.title}. {first.data}, {first.n} test images",
         caption=f"Accuracy in %, {spread}; "
-        "parameters and multiply-adds of the networks as trained. The paper's figures are on ImageNet at full size.",
+        "parameters and multiply-adds of the networks as trained. The paper's accuracies are on ImageNet at full size.",
         box=box.SIMPLE_HEAD,
         padding=(0, 0, 0, 1),  # 80 columns are enough
         pad_edge=False,
@@ -54,7 +54,7 @@ def accuracy_table(table: Table, number: int, results: Mapping[tuple[str, str, i
             out.add_row(
                 row.label,
                 Text(f"{statistics.mean(top1):.1f}", style="bold"),
-                Text(f"{statistics.stdev(top1):.1f}" if len(runs) > 1 else interval(found.top1), style="dim"),
+                Text(f"{statistics.stdev(top1):.1f}" if len(runs) > 1 else format_interval(found.top1), style="dim"),
                 f"{statistics.mean(top5):.1f}" if top5 else "-",
                 *(format_figure(row.paper.get(column)) for column in given),
                 f"{found.parameters / 1e6:.2f}",
@@ -64,12 +64,12 @@ def accuracy_table(table: Table, number: int, results: Mapping[tuple[str, str, i
 
 
 def cost_table(table: Table, number: int) -> RichTable:
-    """Return the static columns: what networks cost at the paper's size, and what the paper says."""
+    """Return a table of the networks' cost at the paper's size, counted here and as the paper gives it."""
     accuracy = paper_columns(table)
     out = RichTable(
         title=f"Table {number}: {table.title}",
         caption="One image of 224 x 224, 1000 classes. The paper counts operations by another rule, which gives about "
-        "0.25 G more for ResNets and LR-Nets of bottlenecks: compare ours with ours.",
+        "0.25 G more for ResNets and LR-Nets with bottleneck blocks: compare our counts only with each other.",
         box=box.SIMPLE_HEAD,
         padding=(0, 0, 0, 1),  # 80 columns are enough
         pad_edge=False,
@@ -95,12 +95,12 @@ def cost_table(table: Table, number: int) -> RichTable:
 
 
 def paper_columns(table: Table) -> list[str]:
-    """Select the accuracies that the paper gives for these rows."""
+    """Return the names of the clean accuracies that the paper gives for these rows."""
     return [column for column in ("top1", "top5") if any(column in row.paper for row in table.rows)]
 
 
 def architecture_table(table: Table, number: int) -> RichTable:
-    """Return the networks stage by stage."""
+    """Return a table of the networks' layers, stage by stage."""
     out = RichTable(
         title=f"Table {number}: {table.title}",
         caption="One image of 224 x 224, 1000 classes.",
@@ -129,21 +129,21 @@ def architecture_table(table: Table, number: int) -> RichTable:
 
 
 def one_line(result: Result | Accuracy) -> str:
-    """Sum up a result in a line."""
+    """Return a result in one line."""
     if isinstance(result, Result):
         return f"clean {result.clean}, robust {result.robust}"
     return f"top-1 {result.top1}" + ("" if result.top5 is None else f", top-5 {result.top5}")
 
 
 def format_figure(number: float | None) -> Text:
-    """Write a figure of the paper."""
+    """Format a number of the paper, or "-" if there is none."""
     return Text("-" if number is None else f"{number:.1f}", style="italic")
 
 
 def robustness_table(
     table: Table, number: int, results: Mapping[tuple[str, str, int, str], Result], outcomes: Outcomes
 ) -> RichTable:
-    """Return accuracy on the true label under the paper's attacks: ours, its interval, and the paper's figure."""
+    """Return a table of top-1 accuracy under the paper's attacks: ours, its interval, and the paper's."""
     first = next(iter(results.values()))
     names, several = [*table.protocols], table.seeds > 1
     runs = f", mean of {table.seeds} training runs" if several else ""
@@ -156,7 +156,7 @@ def robustness_table(
         f"95 % intervals over {'training runs and images' if several else 'images'}"
         f"{'; +-: standard deviation over the runs' if several else ''}"
         f"{f'; {once} training: one run, intervals over images' if once else ''}. "
-        "The paper's figures are on ImageNet. "
+        "The paper's accuracies are on ImageNet. "
         f"{''.join(describe_rates(table, regime) for regime in reversed(table.regimes))}"
         f"{verdicts_in_words([result.judgment for result in results.values()])}",
         box=box.SIMPLE_HEAD,
@@ -185,7 +185,7 @@ def robustness_table(
 
 
 def describe_rates(table: Table, regime: str) -> str:
-    """Say which learning rate each network was trained with, if the table has a rule for them."""
+    """Return a sentence with each network's learning rate; "" if the table does not say how they were chosen."""
     if not (rule := table.rate_rules.get(regime)):
         return ""
     rates = ", ".join(f"{row.label} {row.configs[regime].train.lr:g}" for row in table.rows)
@@ -193,7 +193,7 @@ def describe_rates(table: Table, regime: str) -> str:
 
 
 def verdict_table(results: Results) -> RichTable | None:
-    """Return the verdicts on the robust accuracies, one line for each network and attack; None without any."""
+    """Return a table of the verdicts on robust accuracies by network and attack; None if there are no verdicts."""
     kinds: dict[tuple[str, str, str], list[Result]] = {}
     for (label, regime, _, attack), result in results.items():
         if isinstance(result, Result) and result.verdict is not None:
@@ -202,8 +202,8 @@ def verdict_table(results: Results) -> RichTable | None:
         return None
     out = RichTable(
         title="Verdicts on the robust accuracies",
-        caption="By how many points stronger attacks show a robust accuracy to be too high, and what it is at most; "
-        "means over training runs. Clean below robust: the attack raised the accuracy.",
+        caption="Points by which stronger attacks lower the robust accuracy, and its upper bound; means over training "
+        "runs. Clean below robust: the attack raised the accuracy.",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
@@ -230,7 +230,7 @@ def verdict_table(results: Results) -> RichTable | None:
 
 
 def stronger_attacks(table: Table, outcomes: Outcomes) -> RichTable:
-    """Return the adversarially trained networks under the attacks beside the paper's: the worst that was seen."""
+    """Return a table of the adversarially trained networks' worst seen accuracy under the [[stronger]] attacks."""
     out = RichTable(
         title="Adversarially trained, under stronger attacks: worst seen accuracy in %",
         box=box.SIMPLE_HEAD,
@@ -253,7 +253,7 @@ def stronger_attacks(table: Table, outcomes: Outcomes) -> RichTable:
 
 
 def claims_table(verdicts: Sequence[Verdict]) -> RichTable:
-    """Return the paper's statements, adversarially trained, with our differences and verdicts."""
+    """Return a table of the paper's claims with our differences and verdicts."""
     out = RichTable(
         title="The paper's claims: differences of accuracy in points, adversarially trained",
         caption="95 % intervals over training runs and images, paired by image within seeds; p corrected for the "
@@ -280,8 +280,8 @@ def claims_table(verdicts: Sequence[Verdict]) -> RichTable:
 
 
 def format_share(share: Proportion, paper: float | None, beside_several: bool) -> Text:
-    text = Text(f"{value(share)}\n", style="bold")
-    text.append(f"-\n{interval(share)}" if beside_several else interval(share), style="not bold dim")
+    text = Text(f"{format_value(share)}\n", style="bold")
+    text.append(f"-\n{format_interval(share)}" if beside_several else format_interval(share), style="not bold dim")
     return text if paper is None else text.append(f"\n{paper:.1f}", style="not bold italic")
 
 

@@ -1,4 +1,4 @@
-"""A result as a short table of plain text, for ``print``."""
+"""A short plain-text table of a result, for ``print``."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..protocols.files import from_values
-from ..utils.statistics import Proportion, interval, value
+from ..utils.statistics import Proportion, format_interval, format_value
 
 if TYPE_CHECKING:
     from .result import Result
 
 
 def short_table(result: Result) -> str:
-    """Write model, protocol, and one line per figure with its interval and its denominator."""
+    """Return the model, the protocol, and one line for each accuracy with its interval and denominator."""
     figures = named_figures(result)
     counts = {name: f"{share.count} / {share.n}" for name, share in figures.items()}
     name_width, count_width = max(map(len, figures)), max(map(len, ["images", *counts.values()]))
@@ -22,8 +22,8 @@ def short_table(result: Result) -> str:
         str(from_values(result.protocol)),
         f"{'':{name_width}}      %  95 % interval  {'images':>{count_width}}",
         *(
-            f"{name:{name_width}}  {value(share):>5}  {interval(share):>13}  {counts[name]:>{count_width}}"
-            for name, share in figures.items()
+            f"{name:{name_width}}  {format_value(p):>5}  {format_interval(p):>13}  {counts[name]:>{count_width}}"
+            for name, p in figures.items()
         ),
     ]
     if result.surrogate is not None:
@@ -38,7 +38,7 @@ def short_table(result: Result) -> str:
 
 
 def randomness_in_words(randomness: Mapping[str, Any]) -> str:
-    """Describe the repeated passes of a random model in one line."""
+    """Return a line about the repeated passes of a random model."""
     low, high = (100 * end for end in randomness["one_pass_interval"])
     return (
         f"the model is random: images count as right if all of {randomness['passes']} passes are; one pass gets "
@@ -47,7 +47,7 @@ def randomness_in_words(randomness: Mapping[str, Any]) -> str:
 
 
 def named_figures(result: Result) -> dict[str, Proportion]:
-    """Return the accuracies and the success of a result by the names in tables, without those that are not known."""
+    """Return the known accuracies and the success of a result, by their names in tables."""
     among = "was not the target" if result.protocol.get("targeted") else "was right"
     shares = {
         "clean accuracy": result.clean,

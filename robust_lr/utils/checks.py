@@ -1,4 +1,4 @@
-"""Check names and values that users wrote, and raise errors that say what is allowed."""
+"""Check names and values given by the user; errors say what is allowed."""
 
 from __future__ import annotations
 
@@ -44,9 +44,12 @@ def check_name(kind: str, name: str, among: Iterable[str]) -> None:
 
 
 def convert(hint: Any, value: Any, name: str) -> Any:
-    """Convert ``value`` to the annotation ``hint`` (int to float, list to tuple); InputError if it does not fit.
+    """Convert ``value`` to the type ``hint`` (int to float, list to tuple); InputError if it does not fit.
 
-    For a union, the options of a ``Literal`` are accepted as they are; other values must fit its first member.
+    Args:
+        hint: type annotation. For a union, values of its ``Literal`` members are accepted as they are; other values
+            must fit its first member.
+        name: name of the value in errors.
     """
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         hint, *others = (option for option in typing.get_args(hint) if option is not type(None))

@@ -1,4 +1,4 @@
-"""The device of a model, and context managers that restore what they change: a model's state, and precision."""
+"""The device of a model, and context managers that change a model's mode or the precision and restore it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def device_of(model: nn.Module) -> torch.device:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """Put ``model`` into eval mode with frozen parameters, and restore it afterwards, also after an exception.
+    """Put ``model`` into eval mode with frozen parameters; restore it afterwards, even after an exception.
 
-    Modes, ``requires_grad`` flags, gradients and buffers are restored; buffers also if a forward pass wrote to them.
+    Modes, ``requires_grad`` flags, gradients and buffers are restored, including buffers that a forward pass changed.
     """
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
@@ -29,7 +29,7 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
     ]
     try:
         for parameter, _, _ in flags:
-            parameter.grad = None  # so that nothing adds to the caller's gradient or clears it
+            parameter.grad = None  # the caller's gradient must be neither accumulated into nor cleared
         yield model.eval().requires_grad_(False)
     finally:
         for module, training in modes:
@@ -62,7 +62,7 @@ def fp32(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def tf32() -> Iterator[None]:
-    """Use TF32 in matrix products and convolutions on CUDA; for use inside ``fp32``."""
+    """Use TF32 in matrix products and convolutions on CUDA. Use it inside ``fp32``, whose settings it restores."""
     torch.set_float32_matmul_precision("high")
     try:
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):

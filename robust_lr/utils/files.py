@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Checks that files can be written, and atomic writes."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from .errors import InputError
 
 
 def check_writable(**files: Path | None) -> None:
-    """Refuse files that could not be written, before the work that would fill them.
+    """Raise an error for files that cannot be written, before any work is done.
 
     Args:
-        files: paths by the names of their parameters; None is skipped.
+        files: paths by the names of their parameters; None and "-" (stdout) are skipped.
 
     Raises:
-        InputError: the path is a folder, or its folder cannot be written or made.
+        InputError: a path is a folder, or its folder cannot be written to or created.
     """
     for name, file in files.items():
-        if file is None or file == Path("-"):  # stdout
+        if file is None or file == Path("-"):
             continue
         if file.is_dir():
-            raise InputError(f"`{name}` {file} is a folder: name a file in it")
+            raise InputError(f"`{name}` {file} is a folder: give a file in it")
         check_writable_folder(**{name: file.parent})
 
 
 def check_writable_folder(**folders: Path | None) -> None:
-    """Refuse folders that could not be made or written to, as ``check_writable`` does for files."""
+    """Raise an InputError for folders that cannot be created or written to; None is skipped."""
     for name, folder in folders.items():
         if folder is None:
             continue
@@ -39,21 +39,21 @@ def check_writable_folder(**folders: Path | None) -> None:
             while not place.exists():
                 place = place.parent
             if not place.is_dir():
-                raise InputError(f"`{name}` {folder}: {place} is a file, not a folder; choose another place")
+                raise InputError(f"`{name}` {folder}: {place} is a file, not a folder; choose another path")
             with tempfile.TemporaryFile(dir=place):
                 pass
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            raise InputError(f"`{name}` {folder} cannot be written: {reason}; choose another place") from None
+            raise InputError(f"`{name}` {folder} cannot be written: {reason}; choose another path") from None
 
 
 def write_json(path: Path, record: Any) -> None:
-    """Write JSON atomically: a reader sees the old file or the new one, never half of one."""
+    """Write JSON atomically: a reader sees the old file or the new one, never a part of it."""
     write_atomic(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write to a temporary file beside ``path``, fsync it, and rename it. The mode is the old file's, else the umask's.
+    """Write a temporary file beside ``path``, fsync it and rename it to ``path``. An existing file's mode is kept.
 
     Raises:
         OSError: the write failed; the error names ``path``.
@@ -70,7 +70,7 @@ def write_atomic(path: Path, content: bytes) -> None:
             os.chmod(temporary, path.stat().st_mode & 0o777)
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno is not None:  # without a number, str(error) shows no file name
+        if error.errno is not None:  # str(error) shows the file name only beside an errno
             error.filename = str(path)
         raise
     finally:

@@ -1,4 +1,4 @@
-"""Control of the C library's heap: keep the memory that one pass has freed for the next, or give it back."""
+"""Control of the C library's heap: keep freed memory in the process for reuse, or return it to the system."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from contextlib import suppress
 #: parameters of mallopt(3)
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
-#: the most that glibc takes, and more than any process has
+#: the largest threshold that glibc accepts, and one that no process reaches
 _LARGEST_MMAP_THRESHOLD, _NEVER_TRIM = 32 << 20, 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Do not give freed memory back to the system before the process ends.
+    """Keep freed memory in this process until it ends; does nothing without glibc.
 
-    glibc returns large tensors at once, and every pass of a small network then spends a tenth of its time on page
-    faults. Only worker processes call this, because it cannot be undone.
+    By default glibc returns the memory of large tensors at once, and a small network then spends a tenth of each pass
+    on page faults. Call this only in worker processes, because it cannot be undone.
     """
     if sys.platform != "linux":
         return
@@ -28,9 +28,9 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Give the memory that has been freed back to the system.
+    """Return freed memory to the system; does nothing without glibc.
 
-    A process does this before it forks: its children would otherwise copy the free pages as they reuse them.
+    Call this before a fork, because the children would otherwise copy the free pages when they reuse them.
     """
     if sys.platform != "linux":
         return

@@ -1,4 +1,4 @@
-"""The machine's processors and memory, and counts that must not exceed them."""
+"""The machine's processors and memory, and checks that a request does not exceed them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 
 from .errors import InputError
 
-#: processes or threads beyond this many for each core only take memory and time from each other
+#: maximum number of processes or threads per core; more would only compete for time and memory
 MAX_PER_CORE = 4
-#: as many processes are always allowed, so that tests and small machines can oversubscribe a little
+#: lower bound of the maximum, which lets tests and small machines oversubscribe their cores
 MIN_MAX_PROCESSES = 8
 
 
@@ -18,7 +18,7 @@ def count_cores() -> int:
 
 
 def memory_limit() -> int:
-    """Return the bytes of memory that the machine has, or that the control group of this process allows."""
+    """Return the machine's memory in bytes, or the limit of this process's control group if that is lower."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
@@ -29,25 +29,26 @@ def memory_limit() -> int:
 
 
 def max_processes() -> int:
+    """Return the maximum number of processes, or of threads in one, that a user may ask for on this machine."""
     return max(MIN_MAX_PROCESSES, MAX_PER_CORE * count_cores())
 
 
 def check_processes(**counts: int) -> None:
-    """Refuse more processes than the machine can run.
+    """Check that every count is between 0 and ``max_processes``.
 
     Raises:
-        InputError: a count is too large; the message names it and the most that is allowed.
+        InputError: a count is out of range; the message names it and the maximum.
     """
     for name, count in counts.items():
         if not 0 <= count <= max_processes():
             raise InputError(
-                f"{name} = {count}: must be at least 0 and at most {max_processes()}, as this machine has {_cores()} "
-                "and each is a process of its own"
+                f"{name} = {count}: must be at least 0 and at most {max_processes()} processes on this machine "
+                f"({_cores()})"
             )
 
 
 def check_threads(threads: int) -> None:
-    """Refuse more threads than ``max_processes``, as PyTorch would start them all."""
+    """Raise an InputError for more threads than ``max_processes``, because PyTorch would start them all."""
     if not 0 <= threads <= max_processes():
         raise InputError(
             f"threads = {threads}: must be at least 0 and at most {max_processes()} on this machine ({_cores()})"
@@ -55,14 +56,14 @@ def check_threads(threads: int) -> None:
 
 
 def check_batch(name: str, images: int, values: int) -> None:
-    """Refuse a batch of ``images``, each of ``values`` float32 numbers, that would not fit half of the memory.
+    """Check that ``images`` of ``values`` float32 numbers each fit in half of the machine's memory.
 
     Raises:
-        InputError: the batch is too large; the message names the parameter and the largest batch.
+        InputError: the batch is too large; the message names the parameter and the largest batch that fits.
     """
     most = max(1, memory_limit() // 2 // (4 * max(values, 1)))
     if images > most:
-        raise InputError(f"{name} = {images}: at most {most} such images fit this machine's memory; take fewer")
+        raise InputError(f"{name} = {images}: at most {most} images of this size fit in memory; set it lower")
 
 
 def _cores() -> str:

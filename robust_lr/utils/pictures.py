@@ -1,4 +1,4 @@
-"""Pictures drawn by matplotlib, which is optional: they are checked before the work and written atomically."""
+"""Figures drawn by matplotlib, an optional dependency: checked before any work, written atomically."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from .files import check_writable, write_atomic
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: suffix of a file -> matplotlib's name of the format
+#: file suffix -> matplotlib's name of the format
 FORMATS = {".png": "png", ".pdf": "pdf", ".svg": "svg"}
 #: dots per inch of a PNG
 RESOLUTION = 200
 
 
 def check_picture(name: str, file: Path) -> None:
-    """Refuse a picture that could not be drawn or written.
+    """Check that a figure can be drawn and written to ``file``.
 
     Raises:
-        InputError: a suffix that is none of ``FORMATS``, a place that cannot be written, or no matplotlib.
+        InputError: the suffix is not in ``FORMATS``, the file cannot be written, or matplotlib is not installed.
     """
     if file.suffix.lower() not in FORMATS:
-        raise InputError(f"`{name}` {file}: the suffix decides the format, one of {', '.join(FORMATS)} is needed")
+        raise InputError(f"`{name}` {file}: the suffix decides the format: use one of {', '.join(FORMATS)}")
     check_writable(**{name: file})
     empty_figure(1, 1)
 
 
 def empty_figure(width: float, height: float) -> Figure:
-    """Make a figure with this width and height in inches.
+    """Create an empty figure; ``width`` and ``height`` are in inches.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -39,12 +39,12 @@ def empty_figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise InputError("a picture needs matplotlib: pip install matplotlib") from None
+        raise InputError("drawing a figure needs matplotlib: pip install matplotlib") from None
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def save_picture(figure: Figure, file: Path) -> None:
-    """Write ``figure`` in the format that the suffix names; the same figure gives the same bytes."""
+    """Write ``figure`` in the format of the suffix, without a date: the same figure gives the same bytes."""
     content = BytesIO()
     kind = FORMATS[file.suffix.lower()]
     dates = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[kind]

@@ -1,8 +1,7 @@
-"""Data parallelism on a CPU: forked processes of one thread each take items from one queue and send their results.
+"""Data parallelism on a CPU: forked, single-threaded processes take items from a common queue and return results.
 
-Small networks gain little from a second thread inside an operation, and almost twice the speed from a second process.
-A fork shares the memory of the parent: nothing is copied or pickled on the way in, so any model works, and a process
-starts in milliseconds.
+A second thread inside an operation speeds small networks up little; a second process almost doubles the speed. A fork
+shares the parent's memory, so models need not be copied or pickled, and a process starts in milliseconds.
 """
 
 from __future__ import annotations
@@ -34,15 +33,15 @@ from .machine import check_processes, max_processes
 Item = TypeVar("Item")
 Found = TypeVar("Found")
 
-#: bytes of a number in the queue, and of a block that a pipe accepts in full or not at all
+#: size in bytes of a number in the queue, and of a block that is written to a pipe atomically
 _NUMBER, _BLOCK = array("I").itemsize, 4096
 
 
 def can_fork() -> bool:
-    """Return True if work may be divided among forked processes here.
+    """Return True if this process may fork workers.
 
-    A fork is unsafe beside a GPU, whose driver does not survive it, in a process that is one of several already, and
-    outside the main thread, because other threads may hold locks.
+    A fork is unsafe where CUDA is available, because the driver does not survive it, and outside the main thread,
+    because other threads may hold locks. Worker processes and those of torchrun do not fork again.
     """
     return (
         sys.platform == "linux"
@@ -54,10 +53,13 @@ def can_fork() -> bool:
 
 
 def process_count(processes: int | None) -> int:
-    """Return how many processes to use: ``processes``, by default one per PyTorch thread, and 0 where forks are unsafe.
+    """Return the number of processes to use: 0 if this process cannot fork, else ``processes``.
+
+    Args:
+        processes: None or 0 for one per PyTorch thread.
 
     Raises:
-        InputError: more than the machine can run.
+        InputError: more processes than ``max_processes``.
     """
     check_processes(processes=processes or 0)
     return (processes or min(torch.get_num_threads(), max_processes())) if can_fork() else 0
@@ -65,7 +67,7 @@ def process_count(processes: int | None) -> int:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run operations in one thread: libraries round differently for another number of them."""
+    """Run operations in one thread, because results are rounded differently with another number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -77,18 +79,19 @@ def one_thread() -> Iterator[None]:
 def parallel(
     work: Callable[[Iterator[Item]], Iterator[Found]], items: Sequence[Item], processes: int
 ) -> Generator[Found]:
-    """Yield what ``work`` yields for ``items``, in any order, from at most ``processes`` processes of one thread each.
+    """Yield the results of ``work`` on ``items``, in any order, from up to ``processes`` single-threaded processes.
 
-    Every process calls ``work`` once, with an iterator that takes the next item of a common queue. With one process or
-    one item, this process does the work. The others end with this process, and with this iterator.
+    Every process calls ``work`` once, with an iterator that takes items from a common queue. The processes end when
+    this process does, or when this iterator is closed.
 
     Args:
-        processes: with 0, this process does the work in as many threads as PyTorch uses.
-        work: may use anything that exists when the iterator starts; its changes stay in its process.
+        work: may use anything that exists when the iterator starts; changes that it makes stay in its process.
+        items: with at most one item, the calling process does the work.
+        processes: with 1, the calling process does the work in one thread; with 0, in all of PyTorch's threads.
 
     Raises:
         RunError: a process was killed.
-        Exception: what ``work`` raised; the other processes are stopped.
+        Exception: any exception of ``work``; the other processes are stopped.
     """
     if processes == 0:
         yield from work(iter(items))
@@ -107,7 +110,7 @@ def parallel(
             ours, theirs = context.Pipe(duplex=False)
             process: BaseProcess = context.Process(target=_run, args=(work, items, queue, theirs, number))
             running[ours] = process
-            with warnings.catch_warnings():  # Python warns about other threads; the one of progress bars does no harm
+            with warnings.catch_warnings():  # Python warns about forks with threads; that of a progress bar is harmless
                 warnings.simplefilter("ignore", DeprecationWarning)
                 process.start()
             theirs.close()
@@ -133,7 +136,7 @@ def parallel(
 
 
 class _Queue:
-    """The numbers 0 .. count - 1 in a pipe from which several processes read; no lock can outlive its owner."""
+    """Numbers 0 to count - 1 in a pipe from which several processes read, without a lock that a dead one could hold."""
 
     def __init__(self, count: int):
         self.waiting = memoryview(array("I", range(count)).tobytes())
@@ -142,7 +145,7 @@ class _Queue:
         self.fill()
 
     def fill(self) -> None:
-        """Write as many numbers as the pipe takes; close it after the last."""
+        """Write as many numbers as fit into the pipe; close it after the last."""
         with suppress(BlockingIOError):
             while self.waiting:
                 self.waiting = self.waiting[os.write(self.sink, self.waiting[:_BLOCK]) :]
@@ -151,7 +154,7 @@ class _Queue:
             self.sink = -1
 
     def fill_until_ready(self, connections: Sequence[Connection[Any, Any]]) -> list[Connection[Any, Any]]:
-        """Wait for messages, and write to the pipe meanwhile; return the connections that have one."""
+        """Return the connections that have a message; refill the pipe while waiting for one."""
         while True:
             with selectors.DefaultSelector() as selector:
                 for connection in connections:
@@ -164,7 +167,7 @@ class _Queue:
                 return ready
 
     def read(self, items: Sequence[Item]) -> Iterator[Item]:
-        """Yield the items whose numbers this process takes from the queue, until there are none left."""
+        """Take numbers from the queue and yield their items, until the queue is empty."""
         while number := os.read(self.source, _NUMBER):
             yield items[array("I", number)[0]]
 
@@ -183,10 +186,10 @@ def _run(
 ) -> None:
     """Work in a forked process: send ("found", value) for each value, then ("end", None) or ("error", exception)."""
     if queue.sink >= 0:
-        os.close(queue.sink)  # while a writing end is open, readers wait for more
+        os.close(queue.sink)  # readers would wait for more numbers as long as a writing end is open
         queue.sink = -1
     _become_worker()
-    torch.manual_seed(torch.initial_seed() + number)  # a random model must not draw the same numbers in every process
+    torch.manual_seed(torch.initial_seed() + number)  # a random model must draw different numbers in each process
     try:
         for found in work(queue.read(items)):
             _send(connection, "found", found)
@@ -197,13 +200,13 @@ def _run(
 
 
 def _become_worker() -> None:
-    """Set up a forked process: one thread, its own heap, and an end with the parent, which alone decides on signals."""
+    """Set up a forked process: one thread, no heap trimming, Ctrl-C left to the parent, and an exit with the parent."""
     for stop in STOPPING:
         signal.signal(stop, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group
     threading.Thread(target=_end_with_parent, daemon=True).start()
     keep_freed_memory()
-    gc.freeze()  # the garbage collector can skip the parent's objects
+    gc.freeze()  # exempt the parent's objects from garbage collection
     torch.set_num_threads(1)
 
 
@@ -215,7 +218,7 @@ def _end_with_parent() -> None:
 
 
 def _send(connection: Connection[Any, Any], kind: str, value: Any) -> None:
-    """Send a message with its tensors in it; the connection's own pickling would put them in shared memory."""
+    """Send a message that contains its tensors; ``connection.send`` would put them into shared memory."""
     connection.send_bytes(pickle.dumps((kind, value)))
 
 
@@ -226,13 +229,13 @@ def _receive(connection: Connection[Any, Any], process: BaseProcess) -> tuple[st
     except (EOFError, OSError):
         process.join()
     code = process.exitcode or 0
-    cause = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    hint = "; out of memory? take fewer `processes`" if code == -signal.SIGKILL else ""
-    raise RunError(f"a worker process {cause}{hint}; what was finished is kept, run it again to go on")
+    cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    hint = "; if memory ran out, use fewer `processes`" if code == -signal.SIGKILL else ""
+    raise RunError(f"a worker process {cause}{hint}; finished work is kept, run the same again to continue")
 
 
 def _make_picklable(error: BaseException) -> BaseException:
-    """Return ``error`` with the worker's traceback as a note if it can be pickled, or else a RunError with its text."""
+    """Return ``error`` with the worker's traceback as a note; a RunError with its text if it cannot be pickled."""
     if not isinstance(error, InputError | RunError):
         error.add_note(f"in a worker process:\n{traceback.format_exc()}")
     try:

@@ -1,4 +1,4 @@
-"""Progress of an evaluation as a line on stderr, for scripts and notebooks; the command line has its own bars."""
+"""A progress line on stderr for evaluations in scripts and notebooks; the command line has its own progress bars."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ INTERVAL = 0.5
 
 
 class ProgressLine:
-    """A line that each call with (done, total) rewrites, and that ends when everything is done."""
+    """A line that each call with (done, total) rewrites, and that ends with a newline when done equals total."""
 
     def __init__(self, name: str, file: TextIO | None = None):
         self.name, self.file = name, file or sys.stderr

@@ -1,4 +1,4 @@
-"""Provenance that every result records: versions, device, date, command and commit."""
+"""Provenance recorded with every result: versions, device, date, command and commit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DISTRIBUTION = "robust-lr"
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the software that numbers depend on."""
+    """Return the versions of the software that the numbers depend on."""
     return {
         DISTRIBUTION: metadata.version(DISTRIBUTION),
         "torch": torch.__version__,
@@ -27,14 +27,14 @@ def versions() -> dict[str, str]:
 
 
 def origin() -> dict[str, str | None]:
-    """Return the origin of a result: date (UTC), command, and the commit where the package is in a checkout."""
+    """Return the date (UTC), the command, and the commit if the package is in a git checkout."""
     command = shlex.join([Path(sys.argv[0]).name or "python", *sys.argv[1:]])
     return {"date": datetime.now(UTC).isoformat(timespec="seconds"), "command": command, "commit": _commit()}
 
 
 @cache
 def _commit() -> str | None:
-    """Return the hash of the commit that is checked out, with "-dirty" where files have changed since."""
+    """Return the hash of the checked-out commit, with "-dirty" if files have changed since."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
@@ -47,7 +47,7 @@ def _commit() -> str | None:
 
 
 def device_name(device: torch.device) -> str:
-    """Name of the device's processor, e.g. "cuda: NVIDIA H100 80GB HBM3" or "cpu: AMD EPYC 9R14, 2 threads"."""
+    """Return the name of the processor, e.g. "cuda: NVIDIA H100 80GB HBM3" or "cpu: AMD EPYC 9R14, 2 threads"."""
     if device.type == "cuda":
         return f"cuda: {torch.cuda.get_device_name(device)}"
     threads = torch.get_num_threads()

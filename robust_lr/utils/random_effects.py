@@ -1,16 +1,18 @@
-"""Means and differences over training runs and images, when both are samples: intervals, p-values, sizes needed.
+"""Means and differences over training runs and images, both taken as samples: intervals, p-values, sample sizes.
 
-Images are crossed with training runs, because every run is judged on the same images. A figure of a run on an image is
-then a mean plus an effect of the run, an effect of the image, and a rest (two-way random effects, Searle, Casella and
-McCulloch 1992, chapter 4; medical imaging has the same design with readers for runs and cases for images: Hillis 2007,
-Statistics in Medicine 26:596). Its variance components follow from the mean squares of a two-way analysis of variance.
+Images are crossed with training runs, because every run is evaluated on the same images. The value of a run on an image
+is then a mean plus an effect of the run, an effect of the image, and a residual (two-way random effects: Searle,
+Casella and McCulloch 1992, chapter 4; medical imaging has the same design with readers for runs and cases for images:
+Hillis 2007, Statistics in Medicine 26:596). The variance components follow from the mean squares of a two-way analysis
+of variance.
 
-A few runs say little about the variance between runs, thousands of values a lot about the other components. So each
-part of the variance of the mean gets the quantile of its own distribution, and the squares are added (Graybill and Wang
-1980, Journal of the American Statistical Association 75:869): Student's t with runs - 1 degrees of freedom for what the
-mean square between runs estimates, the normal distribution for the images. The former contains the rest as well; a
-quarter of the rest is taken to be known (``KNOWN``, ours), with which simulated intervals cover 94 to 96 %. At higher
-levels less is (``known_share``, ours): three runs that agree by chance would otherwise make p-values far too small. See
+The variance between runs is estimated from a few runs, the other components from thousands of values. Each part of the
+variance of the mean is therefore multiplied by the squared quantile of its own distribution before the parts are added
+(Graybill and Wang 1980, Journal of the American Statistical Association 75:869): Student's t with runs - 1 degrees of
+freedom for the mean square between runs, the normal distribution for the images. The mean square between runs also
+contains the residual; a quarter of the residual variance counts as known (``KNOWN``, ours), with which simulated
+intervals cover 94 to 96 %. At levels above 95 % a smaller share counts as known (``known_share``, ours), because three
+runs that agree by chance would otherwise give p-values that are far too small. See
 ``tests/utils/test_random_effects.py``.
 """
 
@@ -24,9 +26,9 @@ import torch
 from torch import Tensor
 
 LEVEL = 0.95
-#: share of the rest's variance that counts as known at 95 %; with 0 intervals of 3 runs cover 97 %, with 1 only 93 %
+#: share of the residual variance that counts as known at 95 %; intervals of 3 runs would cover 97 % with 0, 93 % with 1
 KNOWN = 0.25
-#: probability of a decision with as many runs or images as ``runs_needed`` and ``images_needed`` return
+#: power of a test with as many runs or images as ``runs_needed`` and ``images_needed`` return
 POWER = 0.8
 MAX_RUNS = 1000
 MAX_IMAGES = 1_000_000
@@ -34,7 +36,7 @@ MAX_IMAGES = 1_000_000
 
 @dataclass(frozen=True)
 class Components:
-    """Variance of one run on one image: between runs, between images, and the rest.
+    """Variance components of one run on one image: between runs, between images, and residual.
 
     They are unbiased estimates, so the first two can be negative.
     """
@@ -50,11 +52,11 @@ class Estimate:
 
     Attributes:
         value: the mean.
-        interval: 95 %; infinite where one run says nothing of others.
+        interval: 95 % confidence interval; infinite for a single run or image.
         p: two-sided p-value of the hypothesis that the true mean is 0.
-        per_run: the mean of each run, over the images.
-        images: their number.
-        components: variance components; None for a single run.
+        per_run: the mean of each run over the images.
+        images: number of images.
+        components: variance components; None for a single run or image.
     """
 
     value: float
@@ -70,15 +72,15 @@ class Estimate:
 
     @property
     def std(self) -> float | None:
-        """Standard deviation of the runs' means (n - 1); None for a single run."""
+        """Standard deviation of the runs' means, with n - 1 degrees of freedom; None for a single run."""
         return float(torch.tensor(self.per_run, dtype=torch.float64).std()) if self.runs > 1 else None
 
 
 def mean_over_runs(values: Tensor) -> Estimate:
-    """Estimate the mean of ``values`` [runs, images], in which runs and images are both samples.
+    """Estimate the mean of ``values`` [runs, images], with runs and images both taken as samples.
 
-    For a difference of two kinds of networks give the differences of a run of one and a run of the other, image by
-    image; which runs are paired does not matter, if they are independent.
+    To compare two kinds of networks, pair each run of one with a run of the other and give the differences of their
+    values on each image. Any pairing will do if the runs are independent.
     """
     x = values.double()
     runs, images = x.shape
@@ -86,19 +88,19 @@ def mean_over_runs(values: Tensor) -> Estimate:
     per_run = tuple(by_run.tolist())
     if runs < 2 or images < 2:
         return Estimate(value, (-inf, inf), 1.0, per_run, images, None)
-    rest = x - by_run[:, None] - by_image[None] + value
-    ms_rest = float((rest * rest).sum()) / ((runs - 1) * (images - 1))
+    residuals = x - by_run[:, None] - by_image[None] + value
+    residual = float((residuals * residuals).sum()) / ((runs - 1) * (images - 1))
     found = Components(
-        runs=float(by_run.var()) - ms_rest / images,
-        images=float(by_image.var()) - ms_rest / runs,
-        rest=ms_rest,
+        runs=float(by_run.var()) - residual / images,
+        images=float(by_image.var()) - residual / runs,
+        rest=residual,
     )
     half = half_width(found, runs, images, LEVEL)
     return Estimate(value, (value - half, value + half), p_value(value, found, runs, images), per_run, images, found)
 
 
 def half_width(found: Components, runs: int, images: int, level: float) -> float:
-    """Return half the width of the interval of a mean over this many runs and images."""
+    """Return half the width of the confidence interval at ``level`` of a mean over ``runs`` and ``images``."""
     share, known = (1 + level) / 2, known_share(level)
     between = max(0.0, found.runs + (1 - known) * found.rest / images) / runs
     within = max(0.0, found.images) / images + known * found.rest / (runs * images)
@@ -106,12 +108,12 @@ def half_width(found: Components, runs: int, images: int, level: float) -> float
 
 
 def known_share(level: float) -> float:
-    """Return the share of the rest's variance that counts as known: ``KNOWN`` up to 95 %, none as the level nears 1."""
+    """Return the share of the residual variance that counts as known: ``KNOWN`` up to 95 %, then falling to 0 at 1."""
     return KNOWN * min(1.0, (1 - level) / (1 - LEVEL))
 
 
 def p_value(value: float, found: Components, runs: int, images: int) -> float:
-    """Return the p-value that belongs to the intervals: 1 minus the level at which one ends at 0."""
+    """Return the p-value that matches the intervals: 1 minus the level at which an interval ends at 0."""
     low, high = 0.0, 1.0  # levels; the interval grows with the level
     for _ in range(60):
         middle = (low + high) / 2
@@ -120,27 +122,30 @@ def p_value(value: float, found: Components, runs: int, images: int) -> float:
 
 
 def runs_needed(estimate: Estimate, images: int | None = None, *, tests: int = 1) -> int | None:
-    """Find the number of training runs with which the interval would exclude 0 with a probability of 80 %.
+    """Return the number of training runs with which the interval would exclude 0 with a power of 80 %.
 
-    The true difference and variances are taken to be those that were estimated.
+    The true difference and variances are assumed to equal the estimates.
 
     Args:
-        images: by default as many as now.
-        tests: how many p-values are corrected together; the answer holds whatever the others are (Bonferroni).
+        images: number of images; by default that of ``estimate``.
+        tests: number of p-values that are corrected together (Bonferroni).
 
     Returns:
-        None if not even ``MAX_RUNS`` would do.
+        None if even ``MAX_RUNS`` are too few.
     """
     return find_smallest(lambda runs: has_power(estimate, runs, images or estimate.images, tests), 2, MAX_RUNS)
 
 
 def images_needed(estimate: Estimate, *, tests: int = 1) -> int | None:
-    """Find the number of images with which the present number of runs would decide, as in ``runs_needed``."""
+    """Return the number of images with which the present number of runs would suffice, as in ``runs_needed``.
+
+    Returns None if even ``MAX_IMAGES`` are too few.
+    """
     return find_smallest(lambda images: has_power(estimate, estimate.runs, images, tests), 2, MAX_IMAGES)
 
 
 def has_power(estimate: Estimate, runs: int, images: int, tests: int) -> bool:
-    """Tell whether this many runs and images have the power to find a difference as large as the estimate."""
+    """Return True if a test with ``runs`` and ``images`` finds a difference as large as the estimate with ``POWER``."""
     found = estimate.components
     if found is None:
         return False
@@ -150,7 +155,7 @@ def has_power(estimate: Estimate, runs: int, images: int, tests: int) -> bool:
 
 
 def find_smallest(enough: Callable[[int], bool], low: int, high: int) -> int | None:
-    """Find the smallest number from ``low`` to ``high`` that is enough; every larger number must be enough, too."""
+    """Return the smallest number from ``low`` to ``high`` that is ``enough``, a monotone predicate; None if none is."""
     if not enough(high):
         return None
     while low < high:
@@ -160,14 +165,14 @@ def find_smallest(enough: Callable[[int], bool], low: int, high: int) -> int | N
 
 
 def student_quantile(freedom: int, share: float) -> float:
-    """Return a quantile of Student's t distribution."""
+    """Return the quantile of Student's t distribution with ``freedom`` degrees at the probability ``share``."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, share))
 
 
 def normal_quantile(share: float) -> float:
-    """Return a quantile of the standard normal distribution."""
+    """Return the quantile of the standard normal distribution at the probability ``share``."""
     from scipy.special import ndtri
 
     return float(ndtri(share))

@@ -1,7 +1,8 @@
-"""Counter-based randomness: every number is a pure function of (seed, stream, image id, draw).
+"""Counter-based random numbers: every number is a pure function of (seed, stream, image id, draw).
 
-Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") in tensor arithmetic. Starts, targets
-and augmentations drawn from it are the same to the bit on any device and for any batch size, order, shard or resume.
+The generator is Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") in integer tensor
+arithmetic. Starts, targets and augmentations are bit-identical on any device and for any batch size, order or shard,
+and after resuming.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from math import pi, prod
 import torch
 from torch import Tensor
 
-# The streams of random numbers, one for each purpose; they never overlap.
+# Streams of random numbers, one for each purpose; they never overlap.
 START, TARGET, AUGMENT, ORDER, RADIUS, SEARCH, CHOICE, HELD_OUT, GUARD, PROBE, MODEL = range(11)
 
-#: number of draws (restarts, epochs) that can be keyed
+#: upper bound of ``draw``, the index of a restart or an epoch
 DRAWS = 2**24
 
 _LOW = 0xFFFFFFFF
@@ -24,11 +25,11 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """Apply ten rounds of Philox 4x32. All words are int64 tensors with values in [0, 2^32) that broadcast."""
+    """Apply ten rounds of Philox 4x32. All words are broadcastable int64 tensors with values in [0, 2^32)."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        # int64 products wrap modulo 2^64, so both 32-bit halves come out right
+        # int64 products wrap modulo 2^64, so both 32-bit halves are correct
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1, c2, c3 = (p1 >> 32) & _LOW ^ c1 ^ k0, p1 & _LOW, (p0 >> 32) & _LOW ^ c3 ^ k1, p0 & _LOW
         k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
@@ -39,7 +40,7 @@ def words(seed: int, stream: int, ids: Tensor, n: int, draw: int | Tensor = 0) -
     """Return ``n`` random 32-bit words for each id: [len(ids), n] int64 with values in [0, 2^32).
 
     Args:
-        seed: any Python integer; its low 32 bits count.
+        seed: any Python integer; only its low 32 bits are used.
         stream: purpose of the numbers, one of the constants above.
         ids: image ids, [N] int64, non-negative.
         draw: index of the restart or epoch, below ``DRAWS``; one for all ids, or one each, [N] int64.

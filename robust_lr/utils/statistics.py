@@ -1,4 +1,4 @@
-"""Statistics of pairs: two models on the same images, or one model on images in two forms."""
+"""Statistics of proportions, and of paired outcomes: two models on the same images, or one on two versions of them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from math import sqrt
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Return the two-sided p-value of McNemar's exact test, from the numbers of pairs that disagree.
+    """Return the two-sided p-value of McNemar's exact test, from the numbers of discordant pairs.
 
-    If both are right equally often, each such pair is the toss of a fair coin (McNemar 1947; exact form: Fagerland et
-    al. 2013, BMC Medical Research Methodology 13:91). Sums of whole numbers keep small values exact.
+    Under the null hypothesis, each discordant pair is the toss of a fair coin (McNemar 1947; exact form: Fagerland et
+    al. 2013, BMC Medical Research Methodology 13:91). Sums of integers keep small p-values exact.
     """
     n, k = only_first + only_second, min(only_first, only_second)
     ways, term = 1, 1
@@ -22,10 +22,13 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def difference(both: int, only_first: int, only_second: int, neither: int) -> tuple[float, float, float]:
-    """Return the first proportion minus the second and its 95 % interval by method 10 of Newcombe 1998.
+    """Return the first proportion minus the second, and the bounds of its 95 % interval (Newcombe 1998, method 10).
 
-    The method (Statistics in Medicine 17:2635) joins the Wilson intervals of both proportions by squaring and adding,
-    with the correlation of the pairs, which is corrected for continuity. Returns (0, -1, 1) when nothing was observed.
+    The method (Statistics in Medicine 17:2635) combines the Wilson intervals of both proportions by squaring and
+    adding, with the continuity-corrected correlation of the pairs. Without observations, it returns (0, -1, 1).
+
+    Args:
+        both, only_first, only_second, neither: numbers of pairs in which both succeed, only one does, or neither does.
     """
     n = both + only_first + only_second + neither
     if n == 0:
@@ -46,7 +49,7 @@ def difference(both: int, only_first: int, only_second: int, neither: int) -> tu
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values so that the chance of any false rejection stays below the level (Holm 1979)."""
+    """Adjust p-values so that the family-wise error rate stays below the level (Holm 1979)."""
     adjusted, worst = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[index]))
@@ -54,11 +57,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def value(share: Proportion) -> str:
+def format_value(share: Proportion) -> str:
+    """Return the value in %, e.g. "52.3", or "-" without observations."""
     return "-" if share.value is None else f"{100 * share.value:.1f}"
 
 
-def interval(share: Proportion) -> str:
+def format_interval(share: Proportion) -> str:
+    """Return the 95 % interval in %, e.g. "48.1-56.4"."""
     low, high = share.interval
     return f"{100 * low:.1f}-{100 * high:.1f}"
 
@@ -67,13 +72,13 @@ Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 
 
 def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
-    """Return Wilson's score interval for a proportion, by default 95 %; (0, 1) when nothing was observed."""
+    """Return Wilson's score interval of a proportion, by default at 95 %; (0, 1) without observations."""
     if n == 0:
         return 0.0, 1.0
     p, zz = successes / n, z * z
     center = (p + zz / (2 * n)) / (1 + zz / n)
     half = z / (1 + zz / n) * sqrt(p * (1 - p) / n + zz / (4 * n * n))
-    # at the ends the bound is p itself; rounding must not push it past
+    # with no success or no failure the bound is p itself, and rounding must not move it
     low = 0.0 if successes == 0 else max(0.0, center - half)
     high = 1.0 if successes == n else min(1.0, center + half)
     return low, high
@@ -81,7 +86,7 @@ def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Proportion:
-    """``count`` of ``n`` with its 95 % Wilson interval; ``value`` is None where n = 0."""
+    """The proportion ``count`` / ``n`` with its 95 % Wilson interval; ``value`` is None if n = 0."""
 
     count: int
     n: int

@@ -1,4 +1,4 @@
-"""Read TOML, and write values as TOML."""
+"""Read TOML files, and write values as TOML."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def to_literal(value: Any) -> str:
-    """Write a value as TOML, which spells numbers, strings, booleans and lists as JSON does."""
-    return json.dumps(value, ensure_ascii=False)  # TOML does not allow JSON's surrogate pairs
+    """Return a value as TOML, whose numbers, strings, booleans and lists are those of JSON."""
+    return json.dumps(value, ensure_ascii=False)  # TOML does not allow JSON's escaped surrogate pairs

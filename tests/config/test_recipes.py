@@ -187,8 +187,8 @@ def test_an_unknown_recipe_is_named():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        (["recipe=trades", "train.mix=0.5"], "loss = 'trades' learns from every image clean and attacked"),
-        (["recipe=trades", "attack.targeted=true"], "'trades' drives predictions apart, it has no target"),
+        (["recipe=trades", "train.mix=0.5"], "loss = 'trades' uses every image both clean and attacked"),
+        (["recipe=trades", "attack.targeted=true"], "'trades' needs an untargeted attack: set attack.targeted"),
         (["train.loss=triplet"], "unknown loss 'triplet': .*choose one of cross-entropy, trades"),
         (["train.mix=1"], r"mix = 1.0: must be in \[0, 1\)"),
         (["train.clean_start=1.5"], r"clean_start = 1.5: must be in \[0, 1\]"),
@@ -196,7 +196,7 @@ def test_an_unknown_recipe_is_named():
         (["train.ema=1"], r"ema = 1.0: must be in \[0, 1\)"),
         (["train.eps_warmup_epochs=-1"], "eps_warmup_epochs = -1.0: must be at least 0"),
         (["train.lr_images=-1"], "lr_images = -1: must be at least 0"),
-        (["validation.max_drop=0.2"], "max_drop = 0.2: needs images to look at: set validation.images"),
+        (["validation.max_drop=0.2"], "max_drop = 0.2: needs held-out images; set validation.images"),
         (["validation.protocol=strong"], "unknown protocol 'strong'"),
         (["compute.micro_batch=1"], "micro_batch = 1: must be at least 2"),
         (["compute.precision=fp16"], "unknown precision 'fp16': .*choose one of fp32, bf16"),

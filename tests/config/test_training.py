@@ -170,7 +170,7 @@ def test_items_of_a_list_are_typed():
         ("train.threads=-2", "threads = -2"),
         ("train.momentum=1", r"momentum = 1.0: must be in \[0, 1\)"),
         ("train.momentum=nan", "momentum = nan"),
-        ("train.milestones=[60, 30]", r"milestones = \[60, 30\]: increasing"),
+        ("train.milestones=[60, 30]", r"milestones = \[60, 30\]: must be increasing"),
         ("train.milestones=[30, 30]", "milestones"),
         ("train.milestones=[0]", "milestones"),
         ("attack.eps=16", "eps = 16 is outside .*write 16/255"),

@@ -219,7 +219,7 @@ def test_curves_on_the_command_line(tmp_path, monkeypatch, capsys):
     assert "draws a curve, which 'none' has not" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert command("--out", "new", *values, "--figure", "a.png") == 2
-    assert "a picture needs matplotlib: pip install matplotlib" in capsys.readouterr().err
+    assert "drawing a figure needs matplotlib: pip install matplotlib" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()  # said before any time is spent
 
 
