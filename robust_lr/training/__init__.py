@@ -1,1 +1,1 @@
-"""Adversarial training: the loop, its adversary, schedules, run folders, several processes."""
+"""Adversarial training: the loop, the attack on its batches, schedules, run folders, distributed training."""

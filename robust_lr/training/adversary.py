@@ -1,4 +1,4 @@
-"""Attack training batches: the network is in eval mode, and only gradients with respect to images are computed."""
+"""The attack on training batches: in eval mode, with gradients with respect to the images only."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ..utils.rng import CHOICE, uniform
 
 
 class Attacker:
-    """Make adversarial images for training, as set in ``config.attack``, ``config.train`` and ``config.compute``.
+    """Generate adversarial images for training, as set in ``config.attack``, ``config.train`` and ``config.compute``.
 
-    Our networks are attacked through a folded copy that follows the weights; other networks are attacked directly, and
-    are frozen during the attack.
+    Networks of this package are attacked through a folded copy that is updated to the current weights. Other networks
+    are attacked directly and frozen during the attack.
     """
 
     def __init__(self, model: nn.Module, config: Config, num_classes: int):
@@ -35,9 +35,13 @@ class Attacker:
             self.attacked = torch.compile(self.attacked, mode=compiled)  # type: ignore[assignment]
 
     def __call__(self, x: Tensor, labels: Tensor, ids: Tensor, epoch: int, scale: float = 1.0) -> Tensor:
-        """Return adversarial images for ``x`` [N, C, H, W], with the starts and targets of this epoch.
+        """Return adversarial images for ``x``.
 
-        ``scale``, in (0, 1], multiplies eps and the step size during warm-up.
+        Args:
+            x: clean images, [N, C, H, W] float32 in [0, 1].
+            labels, ids: labels and image ids, [N] int64.
+            epoch: determines the starts and targets, with the seed and the ids.
+            scale: factor of eps and the step size during warmup, in (0, 1].
         """
         if self.idle or not len(x):
             return x

@@ -1,6 +1,7 @@
-"""Training in several processes, which torchrun starts: who does what, sums over all, one network in each.
+"""Distributed training under torchrun: process groups, collective operations and data-parallel networks.
 
-The engine is torch.distributed: gloo on CPUs, NCCL on GPUs. A process alone is a group of one, and pays nothing.
+The backend of torch.distributed is gloo on CPUs and NCCL on GPUs. A single process is a group of size one, without any
+communication.
 """
 
 from __future__ import annotations
@@ -25,17 +26,18 @@ from .sync_batchnorm import synchronize_batch_norms
 Result = TypeVar("Result")
 
 
-#: longest wait for the slowest process: the first one hashes the data, or builds kernels, before training begins
+#: timeout of collective operations: others wait while the first process hashes the data or builds kernels
 MAX_WAIT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
 class Group:
-    """The processes of a run, seen from one of them.
+    """The group of processes that train together, from the view of one of them.
 
     Attributes:
-        rank, size: number of this process, from 0, and how many there are.
-        device: of this process; what is exchanged lies there.
+        rank: number of this process, from 0.
+        size: number of processes.
+        device: device of this process, which holds the tensors that are exchanged.
     """
 
     rank: int = 0
@@ -43,17 +45,17 @@ class Group:
     device: torch.device = CPU
 
     def share(self, items: Tensor) -> Tensor:
-        """Return this process's part of ``items``: consecutive ones, as many as the others have to within one."""
+        """Return this process's contiguous part of ``items``; the sizes of the parts differ by at most one."""
         return items.tensor_split(self.size)[self.rank]
 
     def sum(self, values: Tensor) -> Tensor:
-        """Add up ``values`` over all processes, in place."""
+        """Sum ``values`` over all processes, in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def total(self, value: int) -> int:
-        """Add up one number over all processes."""
+        """Return the sum of the processes' numbers."""
         return int(self.sum(torch.tensor(value, device=self.device))) if self.size > 1 else value
 
     def maximum(self, value: int) -> int:
@@ -65,17 +67,17 @@ class Group:
         return int(found)
 
     def run_on_all(self, work: Callable[[], Result]) -> Result:
-        """Run ``work`` in every process and return its result here.
+        """Run ``work`` in every process and return this process's result.
 
-        If it fails in any, all processes end, and the first that failed raises the error: the others would wait for it,
-        with NCCL and several machines for a long time.
+        If it fails in any process, all processes end, because the others would wait for the failed one, with NCCL on
+        several machines for a long time. The failed process of lowest rank raises its error; the others exit silently.
         """
         if self.size == 1:
             return work()
         failure: Exception | None = None
         try:
             result = work()
-        except Exception as error:  # whatever it is, the others must not wait
+        except Exception as error:  # whatever the error, the other processes must not wait
             failure = error
         code = 0 if failure is None else 2 if isinstance(failure, InputError) else 1
         worst = self.maximum((self.size - self.rank) * 4 + code if code else 0)
@@ -85,7 +87,7 @@ class Group:
         raise failure if failure is not None and is_first else SystemExit(worst % 4)
 
     def run_on_first(self, work: Callable[[], Result]) -> Result:
-        """Run ``work`` in the first process and return its result in all; if it fails, all processes end."""
+        """Run ``work`` in the first process and return its result in every process; if it fails, all processes end."""
         box: list[Any] = [self.run_on_all(lambda: work() if self.rank == 0 else None)]
         if self.size > 1:
             dist.broadcast_object_list(box, device=self.device)
@@ -93,28 +95,28 @@ class Group:
         return result
 
     def agrees_on(self, digest: str) -> bool:
-        """Check whether all processes have the same ``digest``, in hexadecimal digits."""
+        """Return True if all processes have the same ``digest``, a string of hexadecimal digits."""
         number = int(digest[:15], 16)  # 60 bits
         return self.maximum(number) == -self.maximum(-number)
 
     def error_of_rank(self, error: Exception, code: int = 1) -> BaseException:
-        """Return an error that all processes met: ``error`` in the first, a silent exit with ``code`` in the others."""
+        """Return the exception for an error in all processes: ``error`` in the first, a silent exit in the others."""
         return error if self.rank == 0 else SystemExit(code)
 
 
 @contextmanager
 def join_group(device: torch.device) -> Iterator[Group]:
-    """Join the group that this process belongs to: torchrun's, the caller's, or one of its own.
+    """Join the process group that the caller or torchrun set up; without one, the group is this process alone.
 
     Raises:
-        RunError: another process ended, so that this one cannot go on.
+        RunError: another process died, so this one cannot continue.
     """
     ours = not dist.is_initialized() and under_torchrun()
     if ours:
         nccl = device.type == "cuda"
         dist.init_process_group("nccl" if nccl else "gloo", device_id=device if nccl else None, timeout=MAX_WAIT)
     group = Group(dist.get_rank(), dist.get_world_size(), device) if dist.is_initialized() else Group(device=device)
-    all_end = True  # an error on purpose is one of all processes: otherwise leaving NCCL would wait for ever
+    all_end = True  # False if only this process fails: destroying an NCCL group would then wait forever
     try:
         yield group
     except (InputError, RunError, SystemExit):
@@ -125,20 +127,22 @@ def join_group(device: torch.device) -> Iterator[Group]:
         if group.size == 1 or not lost:
             raise
         raise RunError(
-            f"process {group.rank} of {group.size} lost the others: one of them died or was killed; "
-            "what the run had saved is kept, `resume` goes on"
+            f"process {group.rank} of {group.size} lost contact with the others: one of them died or was killed; "
+            "the saved states are kept, continue with `resume`"
         ) from error
     finally:
         if ours and all_end:
             dist.destroy_process_group()
-            gc.collect()  # DDP's cycles hold the group: gloo's threads must not outlive Python, which would abort
+            gc.collect()  # DDP's reference cycles hold the group; Python aborts if gloo's threads outlive it
 
 
 def distribute(model: nn.Module, group: Group, *, synchronize: bool, compiled: str = "off") -> nn.Module:
-    """Prepare ``model`` for training in ``group``, whose processes average their gradients; parameters stay shared.
+    """Wrap ``model`` for training in ``group``, whose processes average their gradients.
+
+    The result shares the parameters and buffers of ``model``.
 
     Args:
-        synchronize: compute batch norm over the images of all processes, not of each separately.
+        synchronize: compute batch norm over the images of all processes instead of each process separately.
         compiled: "off", or a mode of torch.compile.
     """
     network = synchronize_batch_norms(model) if synchronize and group.size > 1 else model
@@ -146,17 +150,17 @@ def distribute(model: nn.Module, group: Group, *, synchronize: bool, compiled: s
         network = torch.compile(network, mode=compiled)  # type: ignore[assignment]
     if group.size == 1:
         return network
-    # PyTorch 2.15 renamed it. Statistics are averaged after each step instead, see `average_buffers`.
+    # PyTorch 2.15 renamed the option. Running statistics are averaged after each step instead, see `average_buffers`.
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     options: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     return DistributedDataParallel(network, **options)
 
 
 def settle_buckets(network: nn.Module, model: nn.Module, x: Tensor) -> None:
-    """Let DDP arrange its buckets, by a forward and backward pass on ``x`` that leaves no trace in ``model``.
+    """Make DDP arrange its buckets now, by a forward and backward pass on ``x`` that leaves ``model`` unchanged.
 
-    It does so once, after its first backward pass, and sums of three or more gradients then round otherwise: a resumed
-    run would differ from one that was not stopped.
+    DDP rearranges its buckets once, after the first backward pass, and the sums of three or more gradients are then
+    rounded differently. Without this pass, a resumed run would differ from an uninterrupted one.
     """
     if not isinstance(network, DistributedDataParallel):
         return
@@ -169,18 +173,18 @@ def settle_buckets(network: nn.Module, model: nn.Module, x: Tensor) -> None:
 
 
 def skip_gradient_averaging(network: nn.Module, when: bool) -> AbstractContextManager[None]:
-    """Keep gradients in their process, as for all micro-batches of a step but the last."""
+    """Accumulate gradients without averaging them over processes, ``when`` a micro-batch is not the step's last."""
     return network.no_sync() if when and isinstance(network, DistributedDataParallel) else nullcontext()
 
 
 @torch.no_grad()
 def average_buffers(model: nn.Module, group: Group) -> None:
-    """Average the running statistics of local batch norms over the group, so that all attack the same network.
+    """Average the running statistics of unsynchronized batch norms, so that all processes attack the same network.
 
-    DDP would copy those of the first process; the mean has seen all images (ours).
+    DDP would copy the statistics of the first process; their mean reflects the images of all processes (ours).
     """
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    # constants, such as the pixels' mean, are left alone: their mean over the group rounds otherwise
+    # leave out constants, such as the pixels' mean: averaging would round them
     buffers = [b for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None]
     if group.size == 1 or not buffers:
         return

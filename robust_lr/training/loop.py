@@ -1,8 +1,8 @@
-"""Adversarial training (paper appendix): every batch is attacked in eval mode, then learned from in train mode.
+"""Adversarial training (paper appendix): each batch is attacked in eval mode, then the loss is computed in train mode.
 
 Regular training is the same loop with an attack of zero steps. Order, augmentation, targets and starts are keyed by
-(seed, epoch, image id), so a state is weights, momentum and the number of steps, resuming is exact to the bit, and
-what an image meets does not depend on the number of processes.
+(seed, epoch, image id). A training state is therefore only weights, momentum and the number of steps; a resumed run is
+bit-identical, and the attack on an image does not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -32,40 +32,45 @@ from .schedule import attack_scale, learning_rate
 
 
 def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.SGD:
-    """Make the paper's optimizer; its learning rate is set before each step."""
+    """Create the paper's optimizer, SGD with momentum; the learning rate is set before each step."""
     return torch.optim.SGD(model.parameters(), lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay)
 
 
 def moving_average(model: nn.Module, train: TrainConfig) -> AveragedModel | None:
-    """Make the exponential moving average of weights and statistics, if ``train.ema`` asks for one."""
+    """Create the exponential moving average of weights and running statistics; None if ``train.ema`` is 0."""
     if not train.ema:
         return None
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(train.ema), use_buffers=True)  # type: ignore[no-untyped-call]
 
 
 def check_trainable(data: Dataset, config: Config) -> None:
-    """Check that ``config`` can be trained on ``data``; InputError if not."""
+    """Raise an InputError unless ``data`` fit ``config``: batch size, number of classes, augmentation."""
     if len(data) < config.train.batch_size:
-        raise InputError(f"train.batch_size = {config.train.batch_size}: there are only {len(data)} training images")
+        raise InputError(
+            f"train.batch_size = {config.train.batch_size}: there are only {len(data)} training images; set it lower"
+        )
     if config.attack.targeted:
         check_classes(data.num_classes)
     if config.data.augment in TRANSFORMS and not isinstance(data, LazyDataset):
-        raise InputError(f"data.augment = {config.data.augment!r} is for image files, {data.name} is held in memory")
+        raise InputError(
+            f"data.augment = {config.data.augment!r} needs image files, but {data.name} is held in memory: choose "
+            f"another of {', '.join(AUGMENTATIONS)}"
+        )
 
 
 def micro_batches(config: Config, size: int) -> int:
-    """Count the micro-batches of a step in each of ``size`` processes.
+    """Return the number of micro-batches per step in each of ``size`` processes.
 
     Raises:
-        InputError: one would be too small for batch norm.
+        InputError: a micro-batch would be too small for batch norm.
     """
     images, most = config.train.batch_size, config.compute.micro_batch
     count = -(-images // (size * most)) if most else 1
     if images < 2 * size * count:
         split = f" and compute.micro_batch = {most}" if most else ""
         raise InputError(
-            f"train.batch_size = {images} on {size} processes{split}: batch norm needs at least 2 images a pass, "
-            "take a larger batch or fewer processes"
+            f"train.batch_size = {images} on {size} processes{split}: batch norm needs at least 2 images in each pass; "
+            "use a larger batch or fewer processes"
         )
     return count
 
@@ -80,22 +85,22 @@ def adversarial_train(
     average: AveragedModel | None = None,
     group: Group | None = None,
 ) -> Iterator[Metrics]:
-    """Train ``model`` in place, on the device that it is on; yields after every step.
+    """Train ``model`` in place, on its device; yield metrics after every step.
 
     Args:
-        model: pixels in [0, 1] -> logits [N, data.num_classes]. It is left in train mode.
+        model: maps pixels [N, C, H, W] in [0, 1] to logits [N, data.num_classes]. It is left in train mode.
         data: training images.
-        config: ``attack``, ``train``, ``compute``, ``data.augment``, ``data.workers``, ``data.unreadable`` and ``seed``
-            count here.
+        config: this function reads ``attack``, ``train``, ``compute``, ``data.augment``, ``data.workers``,
+            ``data.unreadable`` and ``seed``.
         optimizer: by default ``make_optimizer(model, config.train)``.
-        start_step: steps already done, when a run is resumed.
-        average: ``moving_average(model, config.train)``, which follows the weights.
-        group: the processes that train together, all with the same weights to begin with.
+        start_step: number of steps already done, when resuming a run.
+        average: ``moving_average(model, config.train)``, updated after every step.
+        group: processes that train together, all starting from the same weights.
 
     Raises:
-        InputError: fewer images than a batch holds, a batch that does not split, one class for a targeted attack, an
-            augmentation that needs files, or logits that do not fit the classes.
-        RunError: a loss that is not finite; the step is not taken.
+        InputError: fewer images than one batch, a batch too small for the processes, a targeted attack on one class,
+            an augmentation that needs image files, or logits of the wrong shape.
+        RunError: the loss is not finite; that step is not taken.
     """
     check_trainable(data, config)
     train, group = config.train, group or Group()
@@ -127,7 +132,7 @@ def adversarial_train(
             parameters["lr"] = lr
         x = augment(x, ids, config.seed, epoch)
         count = group.total(len(ids)) if config.data.unreadable == "skip" else train.batch_size
-        totals = torch.zeros(2, dtype=torch.float64, device=device)  # loss and accuracy, summed over parts
+        totals = torch.zeros(2, dtype=torch.float64, device=device)  # loss and accuracy, summed over micro-batches
         optimizer.zero_grad()
         split = (tensor.tensor_split(parts) for tensor in (x, y, ids, clean[: len(ids)]))
         for part, (some, labels, keys, spared) in enumerate(zip(*split, strict=True), start=1):
@@ -140,7 +145,7 @@ def adversarial_train(
             network.train()
             with skip_gradient_averaging(network, part < parts), fp32(device):
                 loss, logits = compute_loss(network, some, x_adv, labels, data.num_classes, config)
-                torch.autograd.backward(loss * (weight * group.size))  # DDP takes the mean over processes
+                torch.autograd.backward(loss * (weight * group.size))  # DDP averages gradients over processes
             right = (logits.detach().argmax(1) == labels).double().mean()
             totals += weight * torch.stack([loss.detach().double(), right])
         value, accuracy = group.sum(totals).tolist()
@@ -166,17 +171,20 @@ def adversarial_train(
 
 
 def load_on_all(loaded: Iterator[Batch], group: Group, parts: int, step: int) -> Iterator[Batch]:
-    """Yield the batches of ``loaded`` in every process; if one process has no images, all end.
+    """Yield the batches of ``loaded`` in every process; if a process lacks images, all processes end.
 
     Args:
-        parts: passes that each batch is split into.
-        step: of the first batch, for error messages.
+        parts: number of micro-batches that each batch is split into.
+        step: number of steps before the first batch, for error messages.
     """
 
     def load() -> Batch | None:
         batch = next(loaded, None)
         if batch is not None and len(batch[1]) < parts:
-            raise RunError(f"no image of a pass in step {step + 1} can be read: see the warnings before")
+            raise RunError(
+                f"step {step + 1} has a micro-batch without any readable image: see the warnings above, and repair the "
+                "files"
+            )
         return batch
 
     while (batch := group.run_on_all(load)) is not None:
@@ -185,13 +193,13 @@ def load_on_all(loaded: Iterator[Batch], group: Group, parts: int, step: int) ->
 
 
 def left_clean(train: TrainConfig) -> Tensor:
-    """Mark the images of a batch that are not attacked, [batch_size] bool: a share ``train.mix``, evenly spread."""
+    """Return the mask of clean images in a batch, [batch_size] bool: a share ``train.mix``, evenly spaced."""
     due = (torch.arange(train.batch_size + 1, dtype=torch.float64) * train.mix + 1e-9).floor()
     return due.diff() > 0
 
 
 def yield_orders(data: Dataset, config: Config, group: Group, start_step: int) -> Iterator[Order]:
-    """Yield this process's part of every batch that is left."""
+    """Yield this process's positions in every remaining batch, with the epoch."""
     batch_size = config.train.batch_size
     per_epoch = len(data) // batch_size
     for epoch in range(start_step // per_epoch, config.train.epochs):
@@ -204,9 +212,13 @@ def yield_orders(data: Dataset, config: Config, group: Group, start_step: int) -
 def compute_loss(
     network: nn.Module, x: Tensor, x_adv: Tensor, labels: Tensor, num_classes: int, config: Config
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss, a mean over the images, and the logits of the adversarial ones.
+    """Return the mean loss over the images, and the logits of the adversarial images.
 
-    "trades": cross-entropy of the clean images + beta * KL(clean || adversarial) (Zhang et al. 2019 and their code).
+    The loss "trades" is the cross-entropy on clean images + beta * KL(clean || adversarial) (Zhang et al. 2019 and
+    their code).
+
+    Args:
+        x, x_adv: clean and adversarial images, [N, C, H, W].
     """
     train, compute = config.train, config.compute
 
@@ -215,8 +227,8 @@ def compute_loss(
             logits: Tensor = network(images)
         if logits.shape != (len(labels), num_classes):
             raise InputError(
-                f"the model returns {tuple(logits.shape)} for {len(labels)} images; logits [{len(labels)}, "
-                f"{num_classes}] are needed, because the data set has {num_classes} classes"
+                f"the model returns a tensor {tuple(logits.shape)} for {len(labels)} images: it must return logits "
+                f"({len(labels)}, {num_classes}), because the data set has {num_classes} classes"
             )
         return logits.float() if compute.precision == "bf16" else logits
 

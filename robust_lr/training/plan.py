@@ -1,4 +1,4 @@
-"""Estimate the time of a run: a few steps measured here, and arithmetic."""
+"""Estimate the duration of a training run from a few steps measured on this machine."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from ..utils.provenance import device_name
 from .loop import adversarial_train
 from .run import prepare
 
-#: training images, classes and image shape of data sets that need not be here; ImageNet's as our augmentation gives it
+#: training images, classes and image shape of data sets that may be absent; ImageNet's shape is that after augmentation
 KNOWN_SIZES = {
     "imagenet": (1_281_167, 1000, (3, 224, 224)),
     "cifar10": (50_000, 10, (3, 32, 32)),
     "fashion-mnist": (60_000, 10, (1, 28, 28)),
 }
 
-#: of a measured pass on a CPU, where larger ones are no faster: 4 images of 224 x 224
+#: maximum number of pixels in a measured pass on a CPU, equal to 4 images of 224 x 224; larger passes are no faster
 CPU_PIXELS = 4 * 224 * 224
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A measurement, and what follows from it.
+    """A measurement of training steps, and the estimate for the whole run.
 
     Attributes:
-        device: that was measured, by name.
-        images: in each measured step.
-        seconds: of a step, the median.
-        memory: bytes at the peak: allocated on a GPU, resident on a CPU.
-        epoch_images, epochs: of the run.
-        processes: of the run, each with a device like the one measured.
-        share: images of a step in each process of the run.
-        assumed: what the data are taken to be, because they are not here; or None.
+        device: name of the measured device.
+        images: number of images in each measured step.
+        seconds: median duration of a measured step.
+        memory: peak memory in bytes: allocated on a GPU, resident on a CPU.
+        epoch_images, epochs: number of images per epoch, and of epochs, of the run.
+        processes: number of processes of the run, each with a device like the measured one.
+        share: images per pass in each process of the run.
+        assumed: sentence about the assumed size of the data set if it is absent, else None.
     """
 
     device: str
@@ -68,28 +68,28 @@ class Plan:
         return self.epochs * self.epoch_images / (self.processes * self.images_per_second) / 3600
 
     def assumptions(self) -> list[str]:
-        """Assumptions behind ``hours``."""
+        """Return the assumptions behind ``hours``, one sentence each."""
         return [
             *([] if self.assumed is None else [self.assumed]),
-            f"{self.processes} processes, each as fast as this one alone: nothing is added for their communication",
+            f"{self.processes} processes are each as fast as this one alone: communication is not counted",
             "loading images keeps up; tests and validations at the end of epochs are not counted",
-            *[f"{self.share} images a step and process cost as much each as {self.images}"]
+            *[f"the time per image is the same with {self.share} images per pass as with the {self.images} measured"]
             * (self.share != self.images),
-            *["a CPU was measured: this says nothing about GPUs, measure on one of them"]
+            *["a CPU was measured, which says nothing about GPUs: measure on a GPU for those"]
             * self.device.startswith("cpu"),
         ]
 
 
 def plan(config: Config, *, processes: int = 1, images: int = 0, steps: int = 3) -> Plan:
-    """Measure training steps of ``config`` on random images and extrapolate.
+    """Measure training steps of ``config`` on random images and extrapolate to the whole run.
 
     Args:
-        processes: of the run that is planned.
-        images: of a measured step; by default a process's share of the batch, on a CPU at most ``CPU_PIXELS``.
-        steps: measured, after one that warms up.
+        processes: number of processes of the planned run.
+        images: images per measured step; 0 takes a process's share of the batch, on a CPU at most ``CPU_PIXELS``.
+        steps: number of measured steps, after one for warmup.
 
     Raises:
-        InputError: bad values, or data that are neither here nor of a known size.
+        InputError: a value out of range, or a data set that is absent and not in ``KNOWN_SIZES``.
     """
     check_at_least(1, processes=processes, steps=steps)
     check_at_least(0, images=images)
@@ -132,7 +132,7 @@ def plan(config: Config, *, processes: int = 1, images: int = 0, steps: int = 3)
 
 
 def find_size(config: Config) -> tuple[int, int, tuple[int, int, int], str | None]:
-    """Return training images, classes and image shape, and what is assumed of a known data set that is not here."""
+    """Return the number of training images, of classes, the image shape, and a sentence if these are assumed."""
     name = config.data.name
     try:
         data: Dataset = prepare(config).train
@@ -146,6 +146,6 @@ def find_size(config: Config) -> tuple[int, int, tuple[int, int, int], str | Non
             taken,
             classes,
             shape,
-            f"{title} is not here: {taken:,} images of {shape[1]} pixels in {classes} classes",
+            f"{title} is not here, assuming {taken:,} images of {shape[1]} x {shape[2]} pixels in {classes} classes",
         )
     return len(data), data.num_classes, data.image_shape, None

@@ -1,11 +1,11 @@
-"""Run folders: one training run on disk, which can be stopped at any step and resumed to the bit.
+"""Training runs in folders, which can be stopped at any step and resumed with bit-identical results.
 
-config.toml           the config as resolved
+config.toml           the resolved config
 provenance.json       versions, device, precision, processes, hashes
-metrics.jsonl         one line per step; lines at the end of an epoch have the test accuracy, after a validation its own
-weights.safetensors   the network, averaged if the config says so, with all that is needed to build it
-best.safetensors      the same, from the step with the highest robust accuracy on the held-out images
-states/               the last states (network, momentum, average, step), to resume from
+metrics.jsonl         one line per step; the last step of an epoch adds the test accuracy and validation accuracies
+weights.safetensors   the network (the averaged weights if ``train.ema`` is set) and the arguments that build it
+best.safetensors      the same, at the step with the highest robust accuracy on the held-out images
+states/               the latest training states (network, momentum, average, step), to resume from
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ __all__ = [
     "train_run",
 ]
 
-#: interval between saved states: a killed run loses at most this much work
+#: seconds between saved states: a killed run loses at most this much work
 SAVE_SECONDS = 300.0
 
 
@@ -64,10 +64,10 @@ def train_run(config: Config, folder: str | Path, *, resume: bool = False) -> It
     between steps: the state is saved, then ``Interrupted`` is raised.
 
     Raises:
-        InputError: ``folder`` holds a run and ``resume`` is off, holds one of another config, or another process
-            trains there; anything wrong in the config.
+        InputError: ``folder`` holds a run and ``resume`` is False, holds a run with another config, or another process
+            is training there; or the config is invalid.
         RunError: the loss or a weight is not finite, robust accuracy collapsed, or the disk is full; the last saved
-            state stays.
+            state is kept.
     """
     device = pick_device(device_of_process(config.train.device))
     with join_group(device) as group:
@@ -77,7 +77,9 @@ def train_run(config: Config, folder: str | Path, *, resume: bool = False) -> It
 def _train_run(config: Config, folder: Path, resume: bool, group: Group) -> Iterator[Metrics]:
     ready = group.run_on_all(partial(prepare, config, group.size))
     if not group.agrees_on(content_hash(ready.train, images=False)):
-        error = InputError(f"{config.data.name}: the machines do not have the same training images")
+        error = InputError(
+            f"{config.data.name}: the processes have different training images; give all machines the same data set"
+        )
         raise group.error_of_rank(error, 2)
     model = group.run_on_all(partial(new_network, ready.spec, config.seed)).to(group.device)
     optimizer, average = make_optimizer(model, config.train), moving_average(model, config.train)
@@ -136,14 +138,14 @@ def _train_run(config: Config, folder: Path, resume: bool, group: Group) -> Iter
 
 
 def new_network(spec: Mapping[str, Any], seed: int) -> nn.Module:
-    """Build a network with the weights that ``seed`` gives it."""
+    """Build a network whose initial weights are drawn with ``seed``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_model(**spec)
 
 
 def is_validation_due(step: Metrics, every: int) -> bool:
-    """Check whether a validation follows this step: the last of every ``every``-th epoch, and of the run."""
+    """Return True after the last step of every ``every``-th epoch, and after the last step of the run."""
     return step.ends_epoch and (int(step.epoch) % every == 0 or step.step == step.steps)
 
 
@@ -157,25 +159,25 @@ def validate(step: Metrics, model: nn.Module, data: Dataset, config: Config, gro
 
 
 def loading_options(config: Config) -> dict[str, Any]:
-    """Return the options with which ``accuracy`` loads images."""
+    """Return the options of ``accuracy`` that control how images are loaded."""
     return {"workers": config.data.workers, "skip": config.data.unreadable == "skip"}
 
 
 def detect_collapse(step: Metrics, before: Sequence[float], most: float) -> RunError | None:
-    """Return an error if robust accuracy fell by more than ``most``, unless that is 0, since the validation before."""
+    """Return an error if robust accuracy fell by more than ``most`` since the last validation; never if it is 0."""
     now = step.robust_accuracy
     if now is None or not before or not most or now >= before[-1] - most:
         return None
     return RunError(
         f"robust accuracy on the held-out images fell from {100 * before[-1]:.1f} % to {100 * now:.1f} % by epoch "
-        f"{step.epoch:g}: catastrophic over-fitting (validation.max_drop); {BEST} has the best weights; take more "
-        "attack steps, a smaller attack.step_size or a smaller train.lr"
+        f"{step.epoch:g}: catastrophic overfitting, a drop of more than validation.max_drop = {most:g}; {BEST} has the "
+        "best weights; use more attack steps, a smaller attack.step_size or a smaller train.lr"
     )
 
 
 @dataclass(frozen=True)
 class Ready:
-    """Checked inputs of a run: images to train, test and validate with, and the arguments of ``build_model``."""
+    """Checked inputs of a run: images for training, test and validation, and the arguments of ``build_model``."""
 
     train: Dataset
     test: Dataset
@@ -184,7 +186,7 @@ class Ready:
 
 
 def prepare(config: Config, processes: int = 1) -> Ready:
-    """Load the data of ``config`` and check that it can be trained."""
+    """Load the data of ``config`` and check that ``config`` can be trained on them in ``processes`` processes."""
     c = config.data
     train, validation = data_room.load(c.name, "train", c.root), None
     train = spread(train, c.limit) if c.limit else train
@@ -203,11 +205,11 @@ def prepare(config: Config, processes: int = 1) -> Ready:
 
 
 def validation_rows(config: Config, data: Dataset) -> Tensor:
-    """Return the positions of the held-out images, drawn by id and the same for every seed."""
+    """Return the positions of the held-out images, which are chosen by their ids and the same for every seed."""
     images, batch_size, n = config.validation.images, config.train.batch_size, len(data)
     if images > n - batch_size:
         raise InputError(
-            f"validation.images = {images}: of {n} training images at least train.batch_size = {batch_size} must "
-            "be left to learn from"
+            f"validation.images = {images}: of {n} training images, at least train.batch_size = {batch_size} must "
+            f"remain for training; hold out at most {max(0, n - batch_size)}"
         )
     return words(0, HELD_OUT, data.ids, 1)[:, 0].argsort(stable=True)[:images]

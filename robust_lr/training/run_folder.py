@@ -1,4 +1,4 @@
-"""The folder of a run: opened, locked and read; what is written there is in runs.py."""
+"""The folder of a run: opening, locking and reading. ``run.py`` lists its files, and ``run_writer.py`` writes them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from .train_state import STATES, State, newest_state
 
 CONFIG, METRICS, PROVENANCE = "config.toml", "metrics.jsonl", "provenance.json"
 
-#: keys that say where and how to compute, not what to learn; they may differ when a run is resumed. Like the number of
-#: processes, `compute.micro_batch` says how many images batch norm sees: fewer processes keep that with more passes.
+#: keys that may differ when a run is resumed, because they say where and how to compute. `compute.micro_batch` is among
+#: them so that fewer processes can split a batch into as many passes, which keeps the images per batch norm the same.
 FREE = (
     *("train.device", "train.threads", "compute.micro_batch"),
     *("data.workers", "data.root", "output.keep", "output.tensorboard"),
@@ -31,7 +31,7 @@ FREE = (
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Lock ``folder`` for this process as long as it lives; InputError if another process trains there."""
+    """Create ``folder`` if needed and lock it for this process; InputError if another process is training there."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: choose another folder for the run")
     try:
@@ -50,7 +50,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 def in_use(folder: Path) -> bool:
-    """Return True if a process trains in ``folder``, on this machine or where the file system shares locks."""
+    """Return True if a process is training in ``folder``, here or on a machine that shares the file system's locks."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         return not _try_lock(handle)
@@ -62,17 +62,22 @@ def _try_lock(handle: int) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        # a file system without locks must not keep anybody from training
+        # on a file system without locks, train without one
         return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
     return True
 
 
 def open_folder(config: Config, folder: Path, data_hash: str, *, resume: bool) -> State | None:
-    """Begin a run in ``folder``, or take up the one that is there: its newest readable state."""
+    """Start a run in ``folder``, or return the newest readable state of the run to resume; None for a start.
+
+    Raises:
+        InputError: the folder holds something else, a run that ``resume`` does not ask for, or a run with another
+            config or other training images.
+    """
     file = folder / CONFIG
     if not file.exists():
         if any(folder.iterdir()):
-            raise InputError(f"{folder} is not empty and holds no run: choose another folder")
+            raise InputError(f"{folder} is not empty and holds no run: choose another folder with `out`")
         try:
             write_atomic(file, to_toml(config).encode())
         except OSError as error:
@@ -80,8 +85,8 @@ def open_folder(config: Config, folder: Path, data_hash: str, *, resume: bool) -
         return None
     if not resume:
         raise InputError(
-            f"{folder} already holds a run: resume it with `resume`, start anew with `fresh`, or choose another folder "
-            "with `out`"
+            f"{folder} already holds a run: continue it with `resume`, replace it with `fresh`, or choose another "
+            "folder with `out`"
         )
     same_config(from_dict(read_toml(file)), config, folder)
     state = newest_state(folder)
@@ -89,16 +94,18 @@ def open_folder(config: Config, folder: Path, data_hash: str, *, resume: bool) -
         (folder / METRICS).unlink(missing_ok=True)
         return None
     if state[1].get("data_sha256") != data_hash:
-        raise InputError(f"{folder} holds a run on other images: give the same, or choose another folder with `out`")
+        raise InputError(
+            f"{folder} holds a run on other training images: give the same data, or choose another folder with `out`"
+        )
     keep_metrics(folder / METRICS, int(state[1]["step"]))
     return state
 
 
 def clear_folder(config: Config, folder: Path) -> None:
-    """Remove the run in ``folder``, but nothing else that lies there, and leave ``config`` to be run.
+    """Delete the files of the run in ``folder``, if any, and no others; then write ``config`` for a new run.
 
     Raises:
-        InputError: another process trains there.
+        InputError: another process is training there.
     """
     if not (folder / CONFIG).is_file():
         return
@@ -110,7 +117,7 @@ def clear_folder(config: Config, folder: Path) -> None:
 
 
 def same_config(before: Config, now: Config, folder: Path) -> None:
-    """InputError, with the first difference, unless both configs would train the same weights."""
+    """Raise an InputError with the first difference unless both configs would train the same weights."""
     old, new = flatten(before), flatten(now)
     for key in [*new, *old]:
         if old.get(key) != new.get(key) and key not in FREE:
@@ -128,14 +135,14 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def keep_metrics(file: Path, step: int) -> None:
-    """Drop the lines of steps after the saved state, because these steps will be repeated."""
+    """Drop the lines after ``step``, that of the saved state, because later steps will be repeated."""
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     if len(lines) > step:
         write_atomic(file, "".join(lines[:step]).encode())
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
-    """Read the steps of a run, each as a dict of the fields of ``Metrics``."""
+    """Return the metrics of every step of a run, as dicts of the fields of ``Metrics`` that are not None."""
     return [json.loads(line) for line in (Path(folder) / METRICS).read_text().splitlines()]
 
 

@@ -1,4 +1,4 @@
-"""Write the files of a run from its first process: metrics, weights and states; a failed write is one clear line."""
+"""Write the files of a run (metrics, weights, states) in its first process; failed writes raise a RunError."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from .metrics import Metrics, divergence_error
 from .run_folder import METRICS, PROVENANCE
 from .train_state import STATES, State, save_state
 
-#: metrics that are shown as curves in TensorBoard
+#: metrics that are written for TensorBoard
 CURVES = ("loss", "accuracy", "lr", "test_accuracy", "validation_accuracy", "robust_accuracy")
 
 
 class Record:
-    """The files of a run in ``folder``, which are written inside the context of ``open``.
+    """Writer of the files of a run in ``folder``; use it inside the context of ``open``.
 
     Attributes:
-        saved: time of the monotonic clock at which the last state was saved, or the record opened.
+        saved: time of the monotonic clock when the last state was saved, or when the files were opened.
     """
 
     def __init__(self, config: Config, folder: Path, spec: Mapping[str, Any], provenance: Mapping[str, Any]):
@@ -47,7 +47,7 @@ class Record:
         self.last_saved = step
         with ExitStack() as stack:
             with self.name_write_errors(step):
-                # unbuffered: a line that failed on a full disk must not be written when the file is closed
+                # unbuffered: after a failed write on a full disk, closing the file must not write the line after all
                 self.metrics = stack.enter_context(FileIO(self.folder / METRICS, "a"))
                 if self.config.output.tensorboard:
                     self.board = summary_writer()(str(self.folder / "tensorboard"), purge_step=step + 1)
@@ -56,7 +56,7 @@ class Record:
             yield self
 
     def add(self, step: Metrics, best: nn.Module | None = None) -> None:
-        """Write the metrics of a step, and the network if it is the ``best`` so far."""
+        """Write the metrics of a step, and the weights of ``best`` if this step has the best robust accuracy so far."""
         values = {key: value for key, value in asdict(step).items() if value is not None}
         with self.name_write_errors(step.step):
             line = (json.dumps(values) + "\n").encode()
@@ -71,7 +71,11 @@ class Record:
                 save_weights(self.folder / BEST, best, self.spec, about)
 
     def save(self, step: Metrics, state: Mapping[str, Tensor], kept: nn.Module) -> None:
-        """Write weights, provenance and ``state``; RunError, with nothing written, if a value is not finite."""
+        """Write the weights of ``kept``, the provenance and ``state``.
+
+        Raises:
+            RunError: a value of ``state`` is not finite; nothing is written then.
+        """
         for name, tensor in state.items():
             if not tensor.isfinite().all():
                 raise divergence_error(f"{name} is not finite", step.step, step.steps, self.config.train)
@@ -81,24 +85,26 @@ class Record:
             finished = step.step == step.steps
             progress = {"step": step.step, "steps": step.steps, "finished": finished}
             write_json(self.folder / PROVENANCE, {**self.provenance, **progress, "weights_sha256": weights_hash(kept)})
-            # the state comes last: a run that dies earlier repeats the steps and writes everything again
+            # the state is written last: a run that dies before repeats its steps and writes everything again
             data = {"data_sha256": self.provenance["data_sha256"]}
             save_state(self.folder, step.step, state, data, keep=self.config.output.keep)
         self.last_saved, self.saved = step.step, time.monotonic()
 
     @contextmanager
     def name_write_errors(self, step: int) -> Iterator[None]:
+        """Turn an OSError into a RunError that names the folder, the step and the state that is kept."""
         try:
             yield
         except OSError as error:
-            kept = f"the state after step {self.last_saved} is kept" if self.last_saved else "no state is saved yet"
+            kept = f"the state after step {self.last_saved} is kept" if self.last_saved else "no state was saved yet"
             raise RunError(
-                f"{self.folder}: {error.strerror or error}, at step {step}; {kept}, use `resume` when there is room"
+                f"{self.folder}: {error.strerror or error}, at step {step}; {kept}; free space, then continue with "
+                "`resume`"
             ) from error
 
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel | None) -> dict[str, Tensor]:
-    """Collect the tensors that a run is resumed from, by name."""
+    """Return the tensors of a training state by name: model, momentum and average."""
     momentum = {f"momentum/{i}": s["momentum_buffer"] for i, s in optimizer.state_dict()["state"].items()}
     mean = {} if average is None else {f"average/{name}": tensor for name, tensor in average.state_dict().items()}
     return {**{f"model/{name}": tensor for name, tensor in model.state_dict().items()}, **momentum, **mean}
@@ -111,7 +117,7 @@ def restore_state(
     average: AveragedModel | None,
     folder: Path,
 ) -> int:
-    """Restore what ``state_of`` collected; return the number of steps done."""
+    """Load the tensors of ``state_of`` into the objects; return the number of steps done, 0 without a state."""
     if state is None:
         return 0
     tensors, about = state
@@ -134,6 +140,7 @@ def summary_writer() -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise InputError(
-            "output.tensorboard = true: the package tensorboard is missing; pip install tensorboard, or leave it off"
+            "output.tensorboard = true: the package tensorboard is not installed; pip install tensorboard, or set it "
+            "to false"
         ) from None
     return SummaryWriter

@@ -1,4 +1,4 @@
-"""Signals that tell a run to stop; they are acted on between steps, so that its state is saved first."""
+"""Stop signals to a training run, which take effect between steps, after the state is saved."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from ..utils.errors import RunError
 
 
 class Interrupted(RunError):
-    """A run that was told to stop, saved its state and did."""
+    """A stop signal ended the run, after its state was saved. The exit code is 128 + the signal's number."""
 
     def __init__(self, number: int, step: int, steps: int, folder: Path):
         self.signal = signal.Signals(number)
         self.exit_code = 128 + number
         super().__init__(
-            f"stopped by {self.signal.name} after step {step} of {steps}; {folder} is saved, `resume` goes on"
+            f"stopped by {self.signal.name} after step {step} of {steps}; the state is saved in {folder}, continue "
+            "with `resume`"
         )
 
 
 @contextmanager
 def collect_stop_signals() -> Iterator[list[int]]:
-    """Collect stop signals in a list instead of ending the process.
+    """Collect the numbers of received stop signals in a list instead of ending the process.
 
-    A second signal has its usual effect, but not under torchrun, which hands signals on to processes that the job
-    system may signal, too. It kills them itself when they take too long (its ``--shutdown-timeout``).
+    A second signal has its usual effect, except under torchrun: it forwards signals to processes that the job system
+    may already have signaled, and kills them itself if they take too long (its ``--shutdown-timeout``).
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():

@@ -13,7 +13,7 @@ from ..utils.contexts import device_of
 
 
 def synchronize_batch_norms(model: nn.Module) -> nn.Module:
-    """Copy ``model`` with synchronized batch norms; parameters and buffers are the same objects."""
+    """Return a copy of ``model`` with synchronized batch norms that shares its parameters and buffers."""
     shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     twin = copy.deepcopy(model, shared)
     if device_of(model).type == "cuda":
@@ -26,7 +26,7 @@ def synchronize_batch_norms(model: nn.Module) -> nn.Module:
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
-    """nn.SyncBatchNorm, which PyTorch has for GPUs only, in plain operations."""
+    """Synchronized batch norm in plain tensor operations, because nn.SyncBatchNorm supports GPUs only."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -48,7 +48,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes, with its gradient: the sum of theirs."""
+    """Sum over all processes; its gradient is the sum of their gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Training states of a run: keep the newest few and check them when reading, so that a damaged one costs little."""
+"""Training states of a run: the newest few are kept, with checksums, so that a damaged one can be skipped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 STATES = "states"
 
-#: tensors and metadata
+#: tensors by name, and metadata
 State = tuple[dict[str, Tensor], dict[str, str]]
 
 
@@ -25,7 +25,7 @@ def list_states(folder: Path) -> list[Path]:
 
 
 def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[str, str], *, keep: int) -> None:
-    """Write the state after ``step``, atomically; then drop all but the ``keep`` newest."""
+    """Write the state after ``step`` atomically, then delete all but the ``keep`` newest states."""
     metadata = {**about, "step": str(step), "sha256": tensors_hash(dict(sorted(tensors.items())))}
     write_tensors(folder / STATES / f"step-{step:010d}.safetensors", tensors, metadata)
     for file in list_states(folder)[keep:]:
@@ -33,7 +33,7 @@ def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], about: Ma
 
 
 def read_state(file: Path) -> State:
-    """Read a state; InputError if the file is truncated or was changed after it was written."""
+    """Read a state; InputError if the file is truncated or its checksum is wrong."""
     tensors, metadata = read_tensors(file)
     if tensors_hash(dict(sorted(tensors.items()))) != metadata.get("sha256"):
         raise InputError(f"{file}: its content does not match its checksum")
@@ -41,7 +41,7 @@ def read_state(file: Path) -> State:
 
 
 def newest_state(folder: Path) -> State | None:
-    """Return the newest readable state, None if there are no states; damaged ones are reported and removed.
+    """Return the newest readable state, or None if there are no states; log and delete damaged ones newer than it.
 
     Raises:
         InputError: all states are damaged.
@@ -51,7 +51,7 @@ def newest_state(folder: Path) -> State | None:
         try:
             state = read_state(file)
         except InputError as error:
-            log.warning("%s; trying the state before it", error)
+            log.warning("%s; trying the previous state", error)
             damaged.append(file)
             continue
         for broken in damaged:
@@ -60,5 +60,5 @@ def newest_state(folder: Path) -> State | None:
             log.warning("continuing from step %s, %s", int(state[1]["step"]), file)
         return state
     if damaged:
-        raise InputError(f"{folder}: no saved state can be read, start afresh in another folder with `out`")
+        raise InputError(f"{folder}: no saved state can be read; start a new run in another folder with `out`")
     return None

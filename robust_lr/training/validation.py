@@ -1,4 +1,4 @@
-"""Accuracy: on clean images, and on attacked ones that were held out while a network trains."""
+"""Accuracy during training: on clean test images, and on held-out images under attack."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .distributed import Group
 
 
 def validation_protocol(config: Config) -> PGD:
-    """Protocol that attacks the held-out images, see ``ValidationConfig.protocol``."""
+    """Return the protocol that attacks the held-out images, see ``ValidationConfig.protocol``."""
     if config.validation.protocol is not None:
         return get_pgd(config.validation.protocol)
     eps = config.attack.eps
@@ -31,7 +31,7 @@ def validation_protocol(config: Config) -> PGD:
 
 
 def accuracy(model: nn.Module, data: Dataset, attack: PGD | None = None, **options: Any) -> float:
-    """The first figure of ``top_k``, a fraction."""
+    """Return the top-1 accuracy as a fraction; the arguments are those of ``top_k``."""
     share = top_k(model, data, (1,), attack, **options)[0].value
     assert share is not None
     return share
@@ -49,19 +49,21 @@ def top_k(
     skip: bool = False,
     group: Group | None = None,
 ) -> list[Proportion]:
-    """For each k, the share of images whose label is among the k largest logits; in eval mode and fp32.
+    """Return for each k the share of images whose label is among the k largest logits, in eval mode and fp32.
 
-    On a CPU, images are divided among as many processes as PyTorch has threads.
+    On a CPU, the images are divided among as many processes as PyTorch has threads.
 
     Args:
-        model: pixels in [0, 1] -> logits; its mode and flags are afterwards as before.
-        attack: starts and targets are keyed by (seed, image id); by default the images are clean.
-        skip: leave out images that cannot be read, see ``loader.stream``; the shares are of the others.
-        group: each process takes its share of the images.
+        model: maps pixels [N, C, H, W] in [0, 1] to logits. Its mode and flags are restored afterwards.
+        attack: protocol of the attack; None leaves the images clean.
+        seed: seed of the attack, whose starts and targets are keyed by (seed, image id).
+        workers: processes that decode images.
+        skip: leave out images that cannot be read, see ``loader.stream``, also from the denominator.
+        group: processes that divide the images among them.
 
     Raises:
-        InputError: an image cannot be read.
-        RunError: none can, or a worker died.
+        InputError: an image cannot be read and ``skip`` is False.
+        RunError: no image can be read, or a worker process died.
     """
     group, device = group or Group(), device_of(model)
     processes = process_count(None) if device.type == "cpu" else 0
@@ -83,5 +85,5 @@ def top_k(
         attacked = model if attack is None else make_attackable(model)
         seen, *right = group.sum(group.run_on_all(counted)).tolist()
     if not seen:
-        raise group.error_of_rank(RunError(f"{data.name}: none of the {len(data)} images can be read"))
+        raise group.error_of_rank(RunError(f"{data.name}: none of the {len(data)} images can be read; check the files"))
     return [Proportion(count, seen) for count in right]

@@ -1,4 +1,4 @@
-"""The progress of a run, from its metrics, for the training process and for others that watch its folder."""
+"""Progress of a training run, computed from its metrics, for the run itself and for processes that watch its folder."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ..utils.errors import InputError
 from .metrics import Metrics
 from .run_folder import CONFIG, METRICS, in_use
 
-#: number of latest steps from which speed and time left are estimated
+#: number of recent steps from which the speed and the time left are estimated
 RECENT = 100
 
 
 @dataclass(frozen=True)
 class Latest:
-    """A run after its last step.
+    """The state of a run after its latest step.
 
     Attributes:
-        step: the last step, None before the first.
-        epochs: the last step of each epoch, with its accuracies.
-        rates: for the last steps: images, seconds in all, and seconds of waiting.
+        step: metrics of the latest step; None before the first.
+        epochs: metrics of the last step of each finished epoch.
+        rates: for each of the latest ``RECENT`` steps: images, total seconds, and seconds spent waiting for images.
     """
 
     step: Metrics | None = None
@@ -31,7 +31,7 @@ class Latest:
     rates: tuple[tuple[int, float, float], ...] = ()
 
     def add_step(self, step: Metrics) -> Latest:
-        """Return the progress after one more step."""
+        """Return the state of the run after one more step."""
         done = (step,) if step.test_accuracy is not None else ()
         rates = (*self.rates, (step.images, step.waited + step.seconds, step.waited))[-RECENT:]
         return replace(self, step=step, epochs=self.epochs + done, rates=rates)
@@ -47,13 +47,13 @@ class Latest:
 
     @property
     def seconds_left(self) -> float:
-        """Seconds of training left, without tests and validations."""
+        """Estimated seconds of training left, without tests and validations; nan before the first step."""
         if self.step is None:
             return float("nan")
         return (self.step.steps - self.step.step) * sum(s for _, s, _ in self.rates) / len(self.rates)
 
     def describe(self) -> str:
-        """Describe the progress of the run in a line."""
+        """Return a one-line description of the run's progress."""
         if self.step is None:
             return "starting"
         tested = [f", {name} {100 * value:.1f} %" for name, value in self.last_accuracies().items()]
@@ -63,7 +63,7 @@ class Latest:
         )
 
     def last_accuracies(self) -> dict[str, float]:
-        """Return the last measured accuracies: clean on the test images, robust on the held-out images."""
+        """Return the latest accuracies as fractions: "clean" on the test images, "robust" on the held-out images."""
         found = {}
         for step in self.epochs:
             if step.test_accuracy is not None:
@@ -73,7 +73,7 @@ class Latest:
         return found
 
     def epoch_words(self) -> str:
-        """Describe the last finished epoch in a line."""
+        """Return a one-line description of the last finished epoch."""
         step = self.epochs[-1]
         robust = ""
         if step.robust_accuracy is not None:
@@ -85,7 +85,7 @@ class Latest:
 
 
 class Follower:
-    """Read the metrics of a run as they are written; start over when a resumed run has removed lines.
+    """Read the metrics of a run as they are written; read all of them again when a resumed run has removed lines.
 
     Raises:
         InputError: the folder holds no run.
@@ -93,12 +93,12 @@ class Follower:
 
     def __init__(self, folder: Path):
         if not (folder / CONFIG).is_file():
-            raise InputError(f"{folder} holds no run: give the folder of a run, the `out` of adv-train")
+            raise InputError(f"{folder} holds no run: give a folder that was the `out` of adv-train")
         self.folder, self.file, self.latest = folder, folder / METRICS, Latest()
         self.identity, self.position = 0, 0
 
     def read(self) -> Latest:
-        """Return the present progress of the run."""
+        """Read new lines of the metrics and return the current state of the run."""
         if not self.file.exists():
             return self.latest
         with self.file.open("rb") as file:
@@ -114,7 +114,7 @@ class Follower:
         return self.latest
 
     def state(self) -> str:
-        """Return "running", "finished", or "stopped" if no process trains in the folder."""
+        """Return "finished", "running" if a process is training in the folder, or else "stopped"."""
         step = self.latest.step
         if step is not None and step.step == step.steps:
             return "finished"
@@ -122,6 +122,6 @@ class Follower:
 
 
 def file_identity(file: Any) -> tuple[int, int]:
-    """Return the inode and size of an open file; a file that was replaced has another inode."""
+    """Return the inode and the size in bytes of an open file; a replaced file has another inode."""
     status = os.fstat(file.fileno())
     return status.st_ino, status.st_size

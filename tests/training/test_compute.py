@@ -165,7 +165,7 @@ def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path):
 def test_tensorboard_that_is_missing_is_named_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     config = run_settings(tmp_path, output=OutputConfig(tensorboard=True))
-    with pytest.raises(InputError, match="the package tensorboard is missing; pip install tensorboard"):
+    with pytest.raises(InputError, match="the package tensorboard is not installed; pip install tensorboard"):
         next(train_run(config, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

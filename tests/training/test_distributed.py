@@ -423,7 +423,7 @@ def test_machines_with_other_images_are_refused(group, tmp_path):
 
     first, second = group(2, work)
     assert first.kind is InputError
-    assert "the machines do not have the same training images" in first.words
+    assert "the processes have different training images" in first.words
     assert (second.kind, second.code) == (SystemExit, 2)
 
 
@@ -484,7 +484,7 @@ def test_a_process_that_dies_leaves_the_other_a_clear_error(group):
     first, second = group(2, work)
     assert second == "gone"
     assert first.kind is RunError
-    assert "process 0 of 2 lost the others" in first.words
+    assert "process 0 of 2 lost contact with the others" in first.words
 
 
 def test_one_process_is_a_group_of_one():
@@ -505,10 +505,10 @@ def test_each_process_of_a_machine_has_its_own_gpu(monkeypatch):
         monkeypatch.setenv(key, value)
     assert [device_of_process(name) for name in ("auto", "cuda", "cpu")] == ["cuda:1", "cuda:1", "cpu"]
     assert taken == [1, 1]
-    with pytest.raises(InputError, match="device 'cuda:1' cannot be that of 2 processes: take 'cuda'"):
+    with pytest.raises(InputError, match="device 'cuda:1' cannot be shared by 2 processes: use 'cuda'"):
         device_of_process("cuda:1")
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(InputError, match="process 2 of this machine has no GPU of its own, there are 2"):
+    with pytest.raises(InputError, match="there is no GPU for process 2 of this machine, which has 2"):
         device_of_process("cuda")
 
 

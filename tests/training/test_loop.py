@@ -457,8 +457,12 @@ def test_a_loss_that_is_not_finite_stops_before_the_step():
     [
         (pictures(7), settings(), "train.batch_size = 8: there are only 7 training images"),
         (pictures(8, classes=1), settings(), "num_classes = 1, at least 2 needed"),
-        (pictures(), settings(augment="imagenet"), "data.augment = 'imagenet' is for image files"),
-        (pictures(24, classes=3), settings(get("none")), r"the model returns \(8, 4\) for 8 images.*3 classes"),
+        (pictures(), settings(augment="imagenet"), "data.augment = 'imagenet' needs image files"),
+        (
+            pictures(24, classes=3),
+            settings(get("none")),
+            r"the model returns a tensor \(8, 4\) for 8 images.*3 classes",
+        ),
     ],
 )
 def test_data_that_do_not_fit_are_refused(data, config, words):

@@ -189,7 +189,7 @@ def test_a_finished_run_has_nothing_left_to_do(straight, config, tmp_path):
 
 
 def test_a_used_folder_is_refused(straight, config, tmp_path):
-    with pytest.raises(InputError, match="already holds a run: resume it with `resume`"):
+    with pytest.raises(InputError, match="already holds a run: continue it with `resume`"):
         next(train_run(config, straight[0]))
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="is not empty and holds no run"):
@@ -238,7 +238,7 @@ def test_other_images_under_the_same_name_are_refused(config, data, tmp_path):
     until(moved, tmp_path / "run", 6)
     arrays["train_images"][3, 4, 5] ^= 1
     np.savez(tmp_path / "mine.npz", **arrays)
-    with pytest.raises(InputError, match="holds a run on other images"):
+    with pytest.raises(InputError, match="holds a run on other training images"):
         next(train_run(moved, tmp_path / "run", resume=True))
 
 
@@ -270,7 +270,7 @@ def test_weights_that_are_not_finite_are_never_saved(config, tmp_path):
         ({"train": {"batch_size": 49}}, "train.batch_size = 49: there are only 48 training images"),
         ({"data": {"limit": 49}}, "limit = 49: .* has 48 images"),
         ({"data": {"name": "cifar11"}}, "unknown data set 'cifar11'"),
-        ({"data": {"augment": "imagenet"}}, "is for image files, .* is held in memory"),
+        ({"data": {"augment": "imagenet"}}, "needs image files, but .* is held in memory"),
         ({"train": {"device": "gpu"}}, "device 'gpu' is not available"),
         ({"train": {"device": "meta"}}, "device 'meta' is not available"),
     ],
@@ -334,7 +334,7 @@ def test_the_command_can_be_stopped_and_resumed(straight, config, data, tmp_path
     assert stopped.returncode == code, stopped.stderr
     if code > 0:
         last = stopped.stderr.splitlines()[-1]
-        assert last.startswith(f"robust-lr: stopped by {number.name} after step 9 of 18; {folder} is saved")
+        assert last.startswith(f"robust-lr: stopped by {number.name} after step 9 of 18; the state is saved")
         assert "Traceback" not in stopped.stderr
     assert load_model(folder)
     assert read_tensors(list_states(folder)[0])[1]["step"] == str(done)

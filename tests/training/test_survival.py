@@ -116,7 +116,9 @@ def test_a_damaged_newest_state_falls_back_to_the_one_before(straight, config, t
     rest = list(train_run(config, tmp_path / "run", resume=True))
     assert [step.step for step in rest] == list(range(7, STEPS + 1))
     words = "does not match its checksum" if damage == "one bit" else "truncated one"
-    assert any(str(newest) in line and words in line and "trying the state before" in line for line in caplog.messages)
+    assert any(
+        str(newest) in line and words in line and "trying the previous state" in line for line in caplog.messages
+    )
     assert f"continuing from step 6, {before}" in caplog.text
     assert_finished_like(tmp_path / "run", straight)
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == list(range(1, STEPS + 1))
@@ -126,7 +128,7 @@ def test_a_run_without_a_readable_state_is_refused(config, tmp_path):
     until(config, tmp_path / "run", 13)
     for file in list_states(tmp_path / "run"):
         file.write_bytes(b"lost")
-    with pytest.raises(InputError, match=r"no saved state can be read, start afresh in another folder"):
+    with pytest.raises(InputError, match=r"no saved state can be read; start a new run in another folder"):
         next(train_run(config, tmp_path / "run", resume=True))
     assert len(list_states(tmp_path / "run")) == 2
 
@@ -271,7 +273,7 @@ def test_a_pass_without_a_readable_image_is_an_error(config, folder, tmp_path):
     for file in folder.rglob("*.png"):
         if file.name != "00.png":  # tells the shape
             file.write_bytes(b"no image")
-    with pytest.raises(RunError, match=r"no image of a pass in step 1 can be read: see the warnings before"):
+    with pytest.raises(RunError, match=r"step 1 has a micro-batch without any readable image: see the warnings above"):
         list(train_run(reading(config, folder, unreadable="skip"), tmp_path / "run"))
 
 
@@ -283,7 +285,7 @@ def test_an_accuracy_goes_without_a_batch_that_cannot_be_read(folder):
         accuracy(model, data.subset([2]), skip=True)
 
 
-# Robust over-fitting
+# Robust overfitting
 
 
 def validating(config, **values):
@@ -300,7 +302,7 @@ def test_held_out_images_are_not_learned_from(config):
     assert set(held.labels.tolist()) == {0, 1, 2}
     assert prepare(config).validation is None
     with pytest.raises(
-        InputError, match=r"validation.images = 41: of 48 training images at least train.batch_size = 8"
+        InputError, match=r"validation.images = 41: of 48 training images, at least train.batch_size = 8"
     ):
         prepare(validating(config, images=41))
 
@@ -353,7 +355,7 @@ def test_the_guard_stops_when_robust_accuracy_collapses(config, tmp_path, monkey
     config = validating(config, max_drop=0.2)
     scripted = iter([0.5, 0.7, 0.45, 0.4, 0.1])
     monkeypatch.setattr(runs, "accuracy", lambda model, data, attack=None, **o: next(scripted) if attack else 0.5)
-    with pytest.raises(RunError, match=r"fell from 70.0 % to 45.0 % by epoch 3: catastrophic over-fitting .*best.safe"):
+    with pytest.raises(RunError, match=r"fell from 70.0 % to 45.0 % by epoch 3: catastrophic overfitting.*best.safe"):
         list(train_run(config, tmp_path / "run"))
     assert checkpoint_record(tmp_path / "run" / BEST)["epoch"] == 2
     assert int(newest_state(tmp_path / "run")[1]["step"]) == 8

@@ -87,7 +87,7 @@ def test_a_run_that_has_not_begun_is_shown(tmp_path):
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):
-    with pytest.raises(InputError, match="holds no run: give the folder of a run"):
+    with pytest.raises(InputError, match="holds no run: give a folder that was the `out`"):
         Follower(tmp_path)
     result = CliRunner().invoke(main, ["watch", str(tmp_path / "nowhere")])
     assert result.exit_code == 2
