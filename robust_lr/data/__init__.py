@@ -1,4 +1,4 @@
-"""Images, labels and ids: the named data sets, and data sets from arrays, files and archives."""
+"""Data sets of images, labels and ids: by name, or from arrays, files and archives."""
 
 from .dataset import ArrayDataset, Dataset, content_hash, from_arrays
 from .encoded import LazyDataset, Transform

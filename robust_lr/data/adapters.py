@@ -1,4 +1,4 @@
-"""Adapt images of other programs: tensors, PyTorch data sets and loaders, rows of Hugging Face ``datasets``."""
+"""Convert other programs' data to data sets of this package: tensors, PyTorch data sets and loaders, Hugging Face."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch import Tensor
 from ..utils.errors import InputError
 from .dataset import Dataset, from_arrays
 
-#: names of columns in rows; the first that is there counts
+#: column names of images and labels in rows; the first that occurs is used
 IMAGE_COLUMNS = ("image", "img", "pixel_values")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 
-#: the most bytes of pixels that are held in memory where images can be read only once
+#: maximum size in bytes of the images that are held in memory because they can be read only once
 MAX_BYTES = 2**32
 
 
@@ -29,12 +29,13 @@ def as_dataset(data: Any, num_classes: int | None = None) -> Dataset:
     Args:
         data: a data set of this package; a tuple (images, labels) or (images, labels, ids) of tensors or arrays; a
             ``torch.utils.data.Dataset`` of (image, label) or (image, label, id), a ``Subset`` or a ``DataLoader`` of
-            one; or a ``datasets.Dataset`` with a column of images and one of labels. Ids are by default positions; in
-            a subset, positions in the whole set.
-        num_classes: number of classes, unless ``data`` says; by default the largest label + 1.
+            one; or a ``datasets.Dataset`` with a column of images and one of labels. Without ids, the id of an image
+            is its position, in a subset its position in the whole set.
+        num_classes: number of classes; by default that of ``data`` if it has one, else the largest label + 1.
 
     Raises:
-        InputError: anything else, images that are neither uint8 nor in [0, 1], or that change when read again.
+        InputError: ``data`` of another type, images that are neither uint8 nor float in [0, 1], or images that change
+            when they are read again.
     """
     if isinstance(data, Dataset):
         return data
@@ -53,17 +54,17 @@ def as_dataset(data: Any, num_classes: int | None = None) -> Dataset:
         return _from_items(data, range(len(data)), num_classes)
     raise InputError(
         f"data of type {type(data).__name__}: give a data set of robust_lr.data, tensors (images, labels), a PyTorch "
-        "Dataset, Subset or DataLoader of (image, label), or rows of Hugging Face datasets"
+        "Dataset, Subset or DataLoader of (image, label), or a Hugging Face datasets.Dataset"
     )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ItemDataset(Dataset):
-    """A data set that reads its images one by one from a sequence of (image, label); ``rows`` are positions in it."""
+    """A data set that reads its images one by one from a sequence of (image, label)."""
 
     items: Any = field(repr=False)
-    rows: Tensor = field(repr=False)
-    digests: Tensor = field(repr=False)  # uint8 [N, 32], SHA-256 of the pixels as they were first read
+    rows: Tensor = field(repr=False)  # int64 [N], positions in ``items``
+    digests: Tensor = field(repr=False)  # uint8 [N, 32], SHA-256 of the pixels when they were first read
 
     def _pixels(self, indices: Tensor) -> Tensor:
         out = []
@@ -71,8 +72,8 @@ class ItemDataset(Dataset):
             pixels = _pixels_of(self.items[int(self.rows[index])], self.name, int(self.rows[index]))
             if _digest(pixels) != bytes(self.digests[index].tolist()):
                 raise InputError(
-                    f"{self.name}: item {int(self.rows[index])} has other pixels than when it was first read: leave "
-                    "random transforms out of an evaluation"
+                    f"{self.name}: the pixels of item {int(self.rows[index])} changed since they were first read: "
+                    "remove random transforms from the data set"
                 )
             out.append(pixels)
         return torch.stack(out)
@@ -85,7 +86,7 @@ class ItemDataset(Dataset):
 
 
 def _from_items(items: Any, rows: Sequence[int], num_classes: int | None) -> ItemDataset:
-    """Read every item once, for its label, its id and the hash of its pixels."""
+    """Read every item once to get its label, its id and the hash of its pixels."""
     name = type(items).__name__
     labels, ids, digests, shape = [], [], [], None
     for row in rows:
@@ -93,7 +94,8 @@ def _from_items(items: Any, rows: Sequence[int], num_classes: int | None) -> Ite
         pixels = _pixels_of(item, name, row)
         if shape is not None and pixels.shape != shape:
             raise InputError(
-                f"{name}: item {row} has shape {list(pixels.shape)}, those before it {list(shape)}: resize them"
+                f"{name}: item {row} has shape {list(pixels.shape)}, but earlier items have {list(shape)}: resize the "
+                "images to one shape"
             )
         shape = pixels.shape
         label, id_ = _label_of(item, name, row)
@@ -117,7 +119,7 @@ def _from_items(items: Any, rows: Sequence[int], num_classes: int | None) -> Ite
 
 
 def _from_loader(loader: Any, num_classes: int | None) -> Dataset:
-    """Use the loader's data set where it shows each image once and unchanged; otherwise hold its batches in memory."""
+    """Return the loader's data set if the loader yields each image once, unchanged; else hold its batches in memory."""
     sampler = getattr(loader, "sampler", None)
     plain = loader.collate_fn is torch.utils.data.default_collate and loader.batch_size is not None
     in_order = isinstance(sampler, torch.utils.data.SequentialSampler | torch.utils.data.RandomSampler)
@@ -134,17 +136,17 @@ def _hold_batches(batches: Iterable[Any], num_classes: int | None) -> Dataset:
     size = 0
     for batch in batches:
         if not isinstance(batch, tuple | list) or len(batch) not in (2, 3) or not isinstance(batch[0], Tensor):
-            raise InputError(f"DataLoader: a batch is {type(batch).__name__}; (images, labels[, ids]) is needed")
+            raise InputError(f"DataLoader: a batch is {type(batch).__name__}; it must be (images, labels[, ids])")
         size += batch[0].nbytes
         if size > MAX_BYTES:
             raise InputError(
-                f"DataLoader: its images exceed {MAX_BYTES / 2**30:.0f} GiB, held because it has a sampler or "
-                "collate_fn of its own: give its data set instead"
+                f"DataLoader: its images exceed {MAX_BYTES / 2**30:.0f} GiB, and must be held in memory because of its "
+                "custom sampler or collate_fn: give its data set instead"
             )
         for column, values in zip(columns, batch, strict=False):
             column.append(torch.as_tensor(values))
     if not columns[0]:
-        raise InputError("DataLoader: it has no batches; at least one image is needed")
+        raise InputError("DataLoader: it yields no batch; at least one image is needed")
     images, labels, *ids = (torch.cat(column) for column in columns if column)
     return from_arrays(images, labels, *ids, num_classes=num_classes, name="DataLoader")
 
@@ -153,25 +155,27 @@ def _column(item: Mapping[str, Any], names: Sequence[str], name: str) -> Any:
     for column in names:
         if column in item:
             return item[column]
-    raise InputError(f"{name}: its rows have {', '.join(map(str, item))}; one of {', '.join(names)} is needed")
+    raise InputError(
+        f"{name}: its rows have the columns {', '.join(map(str, item))}; one must be named {' or '.join(names)}"
+    )
 
 
 def _pixels_of(item: Any, name: str, row: int) -> Tensor:
-    """Return pixels [C, H, W], uint8 or float32 in [0, 1], of an item: (image, label[, id]), or a row with names."""
+    """Return the pixels [C, H, W], uint8 or float32 in [0, 1], of an item: (image, label[, id]) or a mapping."""
     if isinstance(item, Mapping):
         image = _column(item, IMAGE_COLUMNS, name)
     elif isinstance(item, tuple | list) and len(item) in (2, 3):
         image = item[0]
     else:
-        raise InputError(f"{name}: item {row} is {type(item).__name__}; (image, label[, id]) is needed")
+        raise InputError(f"{name}: item {row} is {type(item).__name__}; it must be (image, label[, id])")
     if not isinstance(image, Tensor):
         try:
             image = torch.from_numpy(np.array(image))
         except (TypeError, ValueError) as error:
             raise InputError(
-                f"{name}: the image of item {row} is {type(image).__name__}, not pixels ({error})"
+                f"{name}: the image of item {row}, {type(image).__name__}, cannot be converted to an array ({error})"
             ) from None
-    # from_arrays checks shapes, dtypes and the range of pixels
+    # from_arrays checks shape, dtype and range
     return from_arrays(image[None], [0], name=f"{name}: item {row}").images[0]
 
 
@@ -182,7 +186,7 @@ def _label_of(item: Any, name: str, row: int) -> tuple[int, int | None]:
     try:
         return int(label), id_ if id_ is None else int(id_)
     except (TypeError, ValueError):
-        raise InputError(f"{name}: item {row} has label {label!r} and id {id_!r}; integers are needed") from None
+        raise InputError(f"{name}: item {row} has label {label!r} and id {id_!r}; both must be integers") from None
 
 
 def _class_names(items: Any) -> tuple[str, ...] | None:

@@ -21,22 +21,22 @@ Augmentation = Callable[[Tensor, Tensor, int, int], Tensor]
 
 
 def none(images: Tensor, ids: Tensor, seed: int, epoch: int) -> Tensor:
-    """Leave images as they are."""
+    """Return images unchanged."""
     return images
 
 
 def flip(images: Tensor, ids: Tensor, seed: int, epoch: int) -> Tensor:
-    """Mirror horizontally with probability 1/2."""
+    """Flip horizontally with probability 1/2."""
     mirrored = integers(seed, AUGMENT, ids, 2, draw=epoch).bool().view(-1, 1, 1, 1)
     return torch.where(mirrored, images.flip(3), images)
 
 
 def flip_crop(images: Tensor, ids: Tensor, seed: int, epoch: int) -> Tensor:
-    """Mirror, then shift by up to 1/8 of the size in each direction, zeros outside (He et al. 2016, CIFAR)."""
+    """Flip horizontally with probability 1/2, then crop after zero padding by 1/8 of the size (He et al. 2016)."""
     n, _, height, width = images.shape
     images = flip(images, ids, seed, epoch)
     pad_h, pad_w = height // 8, width // 8
-    shifts = uniform(seed, AUGMENT, ids, (4,), draw=epoch)[:, 2:]  # the first words belong to the flip
+    shifts = uniform(seed, AUGMENT, ids, (4,), draw=epoch)[:, 2:]  # `flip` uses the first number
     top = (shifts[:, 0] * (2 * pad_h + 1)).long()
     left = (shifts[:, 1] * (2 * pad_w + 1)).long()
     padded = F.pad(images, (pad_w, pad_w, pad_h, pad_h))
@@ -47,17 +47,17 @@ def flip_crop(images: Tensor, ids: Tensor, seed: int, epoch: int) -> Tensor:
     return padded[count(n).view(n, 1, 1, 1), channels, rows, columns]
 
 
-#: augmentations of batches by name; "imagenet" is applied while files are decoded instead, see TRANSFORMS
+#: augmentations of batches by name; "imagenet" is applied when files are decoded instead, see TRANSFORMS
 AUGMENTATIONS: dict[str, Augmentation] = {"none": none, "flip": flip, "flip-crop": flip_crop, "imagenet": none}
 
 
 def random_resized_crop(image: Image) -> Tensor:
-    """Apply the paper's regular augmentation: random scale, aspect and mirroring. Returns uint8 [3, 224, 224]."""
+    """Apply the paper's augmentation: random resized crop and horizontal flip. Returns uint8 [3, 224, 224]."""
     from torchvision.transforms import v2
 
     size, probability = 224, 0.5
     return pixels(v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(probability)])(image))
 
 
-#: augmentations that are applied while a file is decoded; data in memory cannot have them
+#: augmentations that are applied when a file is decoded, and hence not available for images in memory
 TRANSFORMS: dict[str, Transform] = {"imagenet": random_resized_crop}

@@ -1,4 +1,4 @@
-"""Data sets: images with pixels in [0, 1], labels, and ids that key all randomness.
+"""Data sets: images with pixels in [0, 1], labels, and ids that key all random numbers.
 
 `ArrayDataset` holds its images in memory; `encoded.LazyDataset` decodes them on access.
 """
@@ -28,8 +28,8 @@ Batch = tuple[Tensor, Tensor, Tensor]
 class Dataset(torch.utils.data.Dataset[Item], ABC):
     """A frozen, map-style data set of `(image, label, id)`.
 
-    An image is float32 [C, H, W] with pixels in [0, 1]. An id is a non-negative integer that belongs to the image: it
-    depends neither on the order nor on the subset that the image is read from.
+    An image is float32 [C, H, W] with pixels in [0, 1]. An id is a non-negative integer that identifies the image: it
+    stays the same in any order and any subset.
 
     Raises `InputError` when the set is empty, lengths differ, a label lies outside 0..num_classes-1, or ids are
     negative or appear twice.
@@ -40,7 +40,7 @@ class Dataset(torch.utils.data.Dataset[Item], ABC):
     image_shape: tuple[int, int, int]  # [C, H, W]
     labels: Tensor = field(repr=False)  # int64 [N]
     ids: Tensor = field(repr=False)  # int64 [N]
-    classes: tuple[str, ...] | None = field(default=None, repr=False)  # class names, where known
+    classes: tuple[str, ...] | None = field(default=None, repr=False)  # class names, if known
 
     def __post_init__(self) -> None:
         if len(self) == 0:
@@ -69,7 +69,7 @@ class Dataset(torch.utils.data.Dataset[Item], ABC):
 
         Raises `InputError` if a lazy image cannot be read.
         """
-        label, id_ = int(self.labels[index]), int(self.ids[index])  # first, as they raise IndexError at the end
+        label, id_ = int(self.labels[index]), int(self.ids[index])  # raise IndexError at the end, before any decoding
         return to_unit_range(self._pixels(torch.tensor([index]))[0]), label, id_
 
     def batch(self, indices: Tensor) -> Batch:
@@ -78,17 +78,23 @@ class Dataset(torch.utils.data.Dataset[Item], ABC):
         return to_unit_range(pixels), labels, ids
 
     def raw(self, indices: Tensor) -> Batch:
-        """Return the same as `batch`, but leave images uint8 where they are stored so; see `to_unit_range`."""
+        """Return the same as `batch`, but images that are stored as uint8 stay uint8; see `to_unit_range`."""
         indices = _positions(indices)
         return self._pixels(indices), self.labels[indices], self.ids[indices]
 
     def subset(self, indices: Tensor | Sequence[int]) -> Self:
-        """Select images by position, in this order; each keeps its id. Raises `InputError` on repeats or none."""
+        """Return the images at these positions, in this order and with their ids.
+
+        Raises `InputError` if a position is repeated or there is none.
+        """
         indices = _positions(indices)
         return replace(self, labels=self.labels[indices], ids=self.ids[indices], **self._rows(indices))
 
     def take(self, n: int) -> Self:
-        """Select the first `n` images (folders are sorted by class). Raises `InputError` unless 1 <= n <= len(self)."""
+        """Return the first `n` images. Raises `InputError` unless 1 <= n <= len(self).
+
+        Folders are sorted by class, so the first images may all be of one class; see `spread`.
+        """
         if not 1 <= n <= len(self):
             raise InputError(f"{self.name}: cannot take {n} images; allowed are 1..{len(self)}")
         return self.subset(torch.arange(n))
@@ -108,7 +114,7 @@ class Dataset(torch.utils.data.Dataset[Item], ABC):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ArrayDataset(Dataset):
-    """A set whose images are in memory, uint8 or float32 [N, C, H, W]. `from_arrays` makes it and checks them."""
+    """A data set whose images are in memory, uint8 or float32 [N, C, H, W]; create it with `from_arrays`."""
 
     images: Tensor = field(repr=False)
 
@@ -131,16 +137,18 @@ def from_arrays(
     classes: Sequence[str] | None = None,
     name: str = "arrays",
 ) -> ArrayDataset:
-    """Make a data set from arrays in memory, which are copied.
+    """Create a data set from arrays in memory, which are copied.
 
     Args:
         images: [N, H, W], [N, C, H, W] or [N, H, W, C] with C = 1 or 3; uint8, or float in [0, 1].
         labels: integers [N].
-        ids: non-negative unique integers [N]; by default the index.
-        num_classes: by default the largest label + 1.
+        ids: unique, non-negative integers [N]; by default the index.
+        num_classes: number of classes; by default the largest label + 1.
+        classes: names of the classes.
+        name: name of the data set, in results and errors.
 
     Raises:
-        InputError: anything else.
+        InputError: a shape, dtype or value other than these.
     """
     array, integers = _numpy(images), as_integers(labels, f"{name}: labels")
     first = array.ndim == 4 and array.shape[1] in (1, 3)
@@ -173,10 +181,10 @@ def from_arrays(
 
 
 def content_hash(dataset: Dataset, *, images: bool = True) -> str:
-    """Return the SHA-256, in hex, of the image shape, the ids, the labels and, by default, the images, in order.
+    """Return the SHA-256, in hex, of the image shape, the ids, the labels and, if `images`, the images, in order.
 
-    Images in memory count by their pixels as stored, JPEGs in an npz by their encoded bytes, files in a folder by
-    their relative names and sizes. Neither the name of the set nor the transform counts.
+    The hash covers the stored pixels of images in memory, the encoded bytes of JPEGs in an npz, and only the relative
+    names and sizes of files in a folder. It covers neither the name of the data set nor the transform.
     """
     digest = hashlib.sha256(repr((dataset.image_shape, len(dataset))).encode())
     digest.update(dataset.ids.numpy().data)
@@ -187,13 +195,13 @@ def content_hash(dataset: Dataset, *, images: bool = True) -> str:
 
 
 def evenly_spaced(count: int, n: int) -> Tensor:
-    """Return evenly spaced positions of ``n`` of ``count`` images, because folders are sorted by class; at most all."""
+    """Return ``n`` evenly spaced positions among ``count`` (folders are sorted by class); all if ``n`` is larger."""
     n = min(n, count)
     return torch.arange(n) * count // n
 
 
 def as_integers(values: Tensor | Array | Sequence[int], what: str) -> npt.NDArray[np.int64]:
-    """Copy integers into an int64 array [N]. Raises `InputError`, which begins with `what`, for anything else."""
+    """Copy integers into an int64 array [N]. Raises `InputError`, beginning with `what`, for other dtypes or shapes."""
     array = _numpy(values)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise InputError(f"{what} have dtype {array.dtype} and shape {list(array.shape)}; allowed are integers [N]")
@@ -210,19 +218,19 @@ def _positions(indices: Tensor | Sequence[int]) -> Tensor:
 
 
 def to_unit_range(pixels: Tensor) -> Tensor:
-    """Convert uint8 pixels to float32 in [0, 1], with the same bits on every device; float32 is returned as it is."""
+    """Convert uint8 pixels to float32 in [0, 1], bit-identical on every device; float32 is returned unchanged."""
     if pixels.is_floating_point():
         return pixels
-    # Divide by a tensor: for a Python number, CUDA multiplies by its rounded reciprocal.
+    # Divide by a tensor, because CUDA replaces the division by a Python number with its rounded reciprocal.
     return pixels.to(torch.float32).div_(torch.full((), 255.0, device=pixels.device))
 
 
 def in_unit_range(pixels: Array) -> bool:
-    return bool(((pixels >= 0) & (pixels <= 1)).all())  # false for NaN too
+    return bool(((pixels >= 0) & (pixels <= 1)).all())  # False for NaN
 
 
 def spread(data: Dataset, n: int) -> Dataset:
-    """Select ``n`` evenly spaced images of ``data``; InputError if it has fewer."""
+    """Return ``n`` evenly spaced images of ``data``; InputError unless 1 <= n <= len(data)."""
     if not 1 <= n <= len(data):
-        raise InputError(f"limit = {n}: {data.name} has {len(data)} images")
+        raise InputError(f"limit = {n}: {data.name} has {len(data)} images; allowed are 1 to {len(data)}")
     return data.subset(evenly_spaced(len(data), n))

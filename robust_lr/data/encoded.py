@@ -1,4 +1,4 @@
-"""Data sets that decode their images, as RGB, on each access: files, or JPEGs in one array."""
+"""Data sets that decode their images, as RGB, on each access: from files, or from JPEGs in one array."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
 
 Transform = Callable[["Image"], Tensor]
-"""Converts a PIL image (mode RGB) to a tensor [C, H, W], uint8 or float32 in [0, 1].
+"""Function from a PIL image (mode RGB) to a tensor [C, H, W], uint8 or float32 in [0, 1].
 
-Normalization belongs to the model.
+It does not normalize: normalization belongs to the model.
 """
 
 
@@ -33,11 +33,16 @@ class Unreadable(InputError):
 
 
 class Source(Protocol):
-    """Encoded images by row number."""
+    """Encoded images, addressed by row number."""
 
-    def open(self, row: int) -> Path | BinaryIO: ...
-    def describe(self, row: int) -> str: ...
-    def fingerprint(self, row: int) -> bytes: ...
+    def open(self, row: int) -> Path | BinaryIO:
+        """Return a file that PIL can open."""
+
+    def describe(self, row: int) -> str:
+        """Return words for the image in errors."""
+
+    def fingerprint(self, row: int) -> bytes:
+        """Return the bytes that `content_hash` covers for the image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +59,13 @@ class FileSource:
         return f"file {self.open(row)}"
 
     def fingerprint(self, row: int) -> bytes:
-        # Names and sizes only: reading the whole of ImageNet to hash it would take longer than an evaluation.
+        # Only the name and size: reading all of ImageNet to hash it would take longer than an evaluation.
         return f"{self.paths[row]}\0{os.stat(self.open(row)).st_size}\0".encode()
 
 
 @dataclass(frozen=True, eq=False)
 class BlobSource:
-    """Encoded images end to end in one uint8 array: image i is blob[offsets[i]:offsets[i + 1]]."""
+    """Encoded images, concatenated in one uint8 array: image i is blob[offsets[i]:offsets[i + 1]]."""
 
     path: Path
     blob: Array
@@ -78,7 +83,7 @@ class BlobSource:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LazyDataset(Dataset):
-    """A data set that decodes its images, as RGB, on each access; `from_source` makes it."""
+    """A data set that decodes its images, as RGB, on each access; create it with `from_source`."""
 
     source: Source = field(repr=False)
     rows: Tensor = field(repr=False)  # int64 [N]: row of each image in the source
@@ -93,7 +98,7 @@ class LazyDataset(Dataset):
         if image.shape != self.image_shape:
             raise InputError(
                 f"{self.name}: {self.source.describe(row)} has shape {list(image.shape)}, the first image of the set "
-                f"has {list(self.image_shape)}; resize the images or pass a transform that does"
+                f"has {list(self.image_shape)}; resize the images to one shape, or pass a transform that does"
             )
         return image
 
@@ -108,15 +113,20 @@ class LazyDataset(Dataset):
 
 
 def decode(source: Source, row: int, transform: Transform | None) -> Tensor:
-    """Decode an image to [C, H, W], uint8 or float32 in [0, 1]; raise `Unreadable`, which names it, if that fails."""
+    """Decode an image to [C, H, W], uint8 or float32 in [0, 1].
+
+    Raises:
+        Unreadable: the image cannot be decoded; the message names it.
+        InputError: the transform returns something else.
+    """
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(source.open(row)) as file:
             if file.mode.startswith(("I", "F")):  # PIL would silently clip these to 255
-                raise ValueError(f"mode {file.mode} has more than 8 bits a channel")
+                raise ValueError(f"mode {file.mode} has more than 8 bits per channel")
             image = file.convert("RGB")
-    except Exception as error:  # PIL's decoders raise many types, SyntaxError and struct.error among them
+    except Exception as error:  # PIL's decoders raise many types, including SyntaxError and struct.error
         reason = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
         raise Unreadable(
             f"{source.describe(row)} cannot be read as an image ({reason}); replace or remove it"
@@ -130,29 +140,29 @@ def decode(source: Source, row: int, transform: Transform | None) -> Tensor:
         or not (out.dtype == torch.uint8 or (out.dtype == torch.float32 and in_unit_range(out.numpy())))
     ):
         raise InputError(
-            f"the transform gave a wrong image for {source.describe(row)}; it must return a tensor [C, H, W], float32 "
-            "with pixels in [0, 1] or uint8 (normalization belongs to the model)"
+            f"the transform returned a wrong image for {source.describe(row)}; it must return a tensor [C, H, W], "
+            "uint8 or float32 with pixels in [0, 1] (normalization belongs to the model)"
         )
     return out
 
 
 def pixels(image: Image) -> Tensor:
-    """Convert a PIL image of 8-bit channels, mode RGB, to uint8 [3, H, W]."""
+    """Convert a PIL image (mode RGB, 8 bits per channel) to uint8 [3, H, W]."""
     return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
 
 
 def center_crop(image: Image, short: int = 256, side: int = 224) -> Tensor:
-    """Resize the shorter side to `short` and crop the central `side` x `side` pixels; uint8 [3, side, side]."""
+    """Resize the shorter side to `short`, crop the central `side` x `side` pixels; returns uint8 [3, side, side]."""
     from torchvision.transforms import functional
 
     return pixels(functional.center_crop(functional.resize(image, [short]), [side, side]))
 
 
 def stack_images(images: Sequence[Tensor]) -> Tensor:
-    """Stack images into one tensor, uint8 if all of them are."""
+    """Stack images into one tensor, uint8 if all images are uint8, else float32 in [0, 1]."""
     if len({image.dtype for image in images}) > 1:
         images = [to_unit_range(image) for image in images]
-    # with NumPy, because torch would start threads for small images, which is far slower on busy cores
+    # NumPy, because torch would start threads even for small images, which is far slower on busy cores
     return torch.from_numpy(np.stack([image.numpy() for image in images]))
 
 
@@ -166,7 +176,11 @@ def from_source(
     name: str,
     transform: Transform | None = None,
 ) -> LazyDataset:
-    """Make a data set of encoded images. Only the first readable image is decoded here, for the shape."""
+    """Create a data set of encoded images. Only the first readable image is decoded, to get the shape.
+
+    Args:
+        labels, ids: int64 [N]; ids are by default the row numbers.
+    """
     if len(labels) == 0:
         raise InputError(f"{name}: the set is empty; it needs at least one image")
     return LazyDataset(
@@ -183,7 +197,7 @@ def from_source(
 
 
 def shape(source: Source, rows: Iterable[int], transform: Transform | None) -> tuple[int, int, int]:
-    """Return the shape [C, H, W] of the first readable image; if there is none, raise the error of the first image."""
+    """Return the shape [C, H, W] of the first readable image; without any, raise the error of the first image."""
     first: Unreadable | None = None
     for row in rows:
         try:

@@ -1,4 +1,4 @@
-"""The IDX files of MNIST and its relatives, as they are distributed: one file of images and one of labels per split."""
+"""IDX files, in which MNIST and similar data sets are distributed: one of images and one of labels for each split."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ..utils.errors import InputError
 from .dataset import Array, ArrayDataset, from_arrays
 
 PREFIXES = {"train": "train", "test": "t10k"}
-#: the third byte of a file (its type: unsigned bytes), and the fourth: the number of dimensions of images and labels
+#: the third byte of a file, its data type, and the fourth, its number of dimensions, for images and for labels
 UNSIGNED_BYTES, IMAGES, LABELS = 8, 3, 1
 
 
 def load_idx(name: str, root: Path, split: str, classes: tuple[str, ...], folder: str) -> ArrayDataset:
-    """Load one split; files may be compressed or not, in ``root``, in ``root``/raw, or where torchvision puts them.
+    """Load one split from files, plain or gzipped, in ``root``, ``root``/raw or torchvision's folder.
 
     Args:
         classes: names of the classes.
-        folder: torchvision's folder, below ``root``.
+        folder: torchvision's folder, relative to ``root``.
 
     Raises:
-        InputError: files that are missing, damaged, or of other shapes or types.
+        InputError: files are missing, damaged, or not of unsigned bytes in the right shape.
     """
     images = read(name, find(name, root, f"{PREFIXES[split]}-images-idx3-ubyte", folder), IMAGES)
     labels = read(name, find(name, root, f"{PREFIXES[split]}-labels-idx1-ubyte", folder), LABELS)
@@ -32,7 +32,7 @@ def load_idx(name: str, root: Path, split: str, classes: tuple[str, ...], folder
 
 
 def find(name: str, root: Path, file: str, folder: str) -> Path:
-    """Return the first place that holds a file, plain or compressed."""
+    """Return the path of the first ``file`` found, plain or gzipped; InputError if there is none."""
     places = [root, root / "raw", root / folder]
     for place in places:
         for path in (place / file, place / f"{file}.gz"):
@@ -49,13 +49,14 @@ def read(name: str, path: Path, dimensions: int) -> Array:
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{name}: {path} is damaged ({error}); fetch it anew") from error
+        raise InputError(f"{name}: {path} is damaged ({error}); download it again") from error
     header = 4 + 4 * dimensions
     if len(content) < header or tuple(content[:4]) != (0, 0, UNSIGNED_BYTES, dimensions):
         raise InputError(f"{name}: {path} is not an IDX file of unsigned bytes with {dimensions} dimension(s)")
     shape = tuple(np.frombuffer(content, ">u4", dimensions, 4).tolist())
     if len(content) - header != np.prod(shape, dtype=np.int64):
         raise InputError(
-            f"{name}: {path} is damaged: {len(content) - header:,} bytes where its header says {shape}; fetch it anew"
+            f"{name}: {path} is damaged: {len(content) - header:,} bytes, but its header says {shape}; download it "
+            "again"
         )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)

@@ -20,20 +20,20 @@ from .encoded import stack_images
 
 log = logging.getLogger(__name__)
 
-#: the positions of a batch in the data set, and the epoch
+#: positions of a batch in the data set, int64 [n], and the epoch
 Order = tuple[Tensor, int]
-#: a batch, and error messages of the images that were left out
+#: a batch, and the error messages for images that were left out
 Loaded = tuple[Tensor, Tensor, Tensor, list[str]]
 
 
 @dataclass(frozen=True, eq=False)
 class Batches(torch.utils.data.Dataset[Loaded | InputError]):
-    """A data set whose items are raw batches of ``data``: sending uint8 between processes costs a quarter of float32.
+    """A data set whose items are raw batches of ``data``, because uint8 is a quarter of float32 to send to a process.
 
-    If an image cannot be read, the item is the error instead of a batch: an error raised in a worker would arrive
-    wrapped in a traceback. With ``skip`` the image is left out of the batch. With ``seed``, PyTorch's generator is
-    seeded with (seed, epoch, image id) while an image is decoded, so that random transforms of files give the same
-    picture in any worker and any order.
+    If an image cannot be read, the item is the error instead of a batch, because PyTorch would wrap an error raised in
+    a worker in a traceback. With ``skip``, the image is left out of the batch instead. With ``seed``, PyTorch's
+    generator is seeded with (seed, epoch, image id) before an image is decoded, so that random transforms give the same
+    result in any worker and any order.
     """
 
     data: Dataset
@@ -82,17 +82,17 @@ def concatenate(items: Sequence[Batch], data: Dataset) -> Batch:
 def batches(
     data: Dataset, order: Iterable[Tensor], *, workers: int = 0, skip: bool = False, device: torch.device = CPU
 ) -> Iterator[Batch]:
-    """Yield the batches of ``data`` for each tensor of positions in ``order``, without empty ones.
+    """Yield the batch of ``data`` for each tensor of positions in ``order``; empty batches are left out.
 
     Args:
-        workers: processes that load batches ahead of time; 0 for none.
+        workers: number of processes that load batches ahead of time; 0 loads in this process.
         skip, device: as in ``stream``.
 
     Raises:
-        InputError: an image cannot be read.
+        InputError: an image cannot be read and ``skip`` is False.
         RunError: a worker died.
     """
-    some = ((positions, 0) for positions in order if len(positions))  # no images of files cannot be stacked
+    some = ((positions, 0) for positions in order if len(positions))  # an empty list of images cannot be stacked
     return (batch for batch in stream(data, some, workers=workers, skip=skip, device=device) if len(batch[1]))
 
 
@@ -105,11 +105,13 @@ def stream(
     skip: bool = False,
     device: torch.device = CPU,
 ) -> Iterator[Batch]:
-    """Yield the batches of ``data`` at ``orders``, which may span many epochs: workers persist, and stay ahead.
+    """Yield the batches of ``data`` at ``orders``, which may span epochs; workers persist and load ahead.
 
     Args:
-        skip: leave out images that cannot be read, with a warning that names them, instead of raising.
-        device: device that batches are moved to; pixels become float32 there.
+        workers: as in ``batches``.
+        seed: seed of random transforms, which are keyed by (seed, epoch, image id); None leaves the generator alone.
+        skip: leave out images that cannot be read, with a warning that names them, instead of raising an error.
+        device: device that batches are moved to, and where pixels become float32.
 
     Raises:
         InputError, RunError: as in ``batches``.
@@ -129,7 +131,7 @@ def stream(
 def from_workers(
     source: Batches, orders: Iterable[Order], workers: int, device: torch.device
 ) -> Iterator[Loaded | InputError]:
-    """Yield the items of ``source`` at ``orders``, loaded ahead by ``workers`` processes; pinned for a GPU."""
+    """Yield the items of ``source`` at ``orders``, loaded ahead by ``workers`` processes; pinned memory for a GPU."""
     check_processes(workers=workers)
     try:
         yield from torch.utils.data.DataLoader(
@@ -139,17 +141,19 @@ def from_workers(
             num_workers=workers,
             pin_memory=device.type == "cuda",
             worker_init_fn=ignore_stop_signals,
-            generator=torch.Generator(),  # otherwise PyTorch's own generator would advance
+            generator=torch.Generator(),  # otherwise PyTorch's default generator would advance
         )
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
-        raise RunError(f"a process that loads images failed, out of memory or killed: {reason}") from error
+        raise RunError(
+            f"a process that loads images failed, killed or out of memory: {reason}; try fewer `workers`"
+        ) from error
 
 
 def ignore_stop_signals(worker: int) -> None:
-    """Let a worker survive a signal to its process group, which torchrun and Ctrl-C send: the last step needs it.
+    """Make a worker ignore stop signals, which torchrun and Ctrl-C send to the whole process group.
 
-    The worker ends with its parent process.
+    The training process still needs its workers for the last step; they end when it does.
     """
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)

@@ -1,6 +1,7 @@
-"""The named data sets: `load(name, split)` gives items `(image in [0, 1], label, id)`.
+"""The named data sets: `load(name, split)` returns a data set of `(image in [0, 1], label, id)`.
 
-To add one: write a loader and a line in DATASETS. Nothing is ever downloaded, and npz files are read without pickle.
+To add a data set, write a loader and a line in DATASETS. Nothing is ever downloaded, and npz files are read without
+pickle.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ FASHION_CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
-#: torchvision's names of the classes of MNIST
+#: torchvision's class names for MNIST
 DIGITS = (
     *("0 - zero", "1 - one", "2 - two", "3 - three", "4 - four"),
     *("5 - five", "6 - six", "7 - seven", "8 - eight", "9 - nine"),
@@ -59,22 +60,25 @@ def load(
 
     name: one of
       `fashion-mnist-mini`  ships with the package: 4,000 and 1,000 images [1, 28, 28]; ids index the full set's split.
-      `fashion-mnist`, `mnist`  the four IDX files, compressed or not, in `root` or, as torchvision lays them out, below
-        it; by default ./data.
-      `cifar10`, `cifar100`  as torchvision lays them out below `root`, by default ./data.
-      `imagenet`  `root`/train and `root`/val with a folder for each class; by default resized to 256, cropped to 224.
-      `folder:PATH`  a folder for each class, in sorted order; or PATH/train and PATH/test (or val) that hold these.
-        Without train and test, both splits are the whole folder. An id is the index in the sorted relative paths.
-      `npz:PATH`  arrays `images` [N, H, W] or with channels 1 or 3 first or last, uint8 or float in [0, 1]; `labels`;
-        or JPEGs, `jpg`, `off`, `y`, where image i is jpg[off[i]:off[i + 1]]. With the prefixes `train_` and `test_`
-        where the file has two splits; without, both are the whole file. Optional: `ids`, and the number `num_classes`.
-      `tar:PATH`  a folder of WebDataset shards: PATH/train*.tar and PATH/test*.tar (or val*.tar) with KEY.jpg and
-        KEY.cls. Without train and test, both splits are all of them.
+      `fashion-mnist`, `mnist`  the four IDX files, plain or gzipped, in `root` or in torchvision's layout below it;
+        `root` is by default ./data.
+      `cifar10`, `cifar100`  in torchvision's layout below `root`, by default ./data.
+      `imagenet`  `root`/train and `root`/val with a folder for each class; by default, images are resized to 256 and
+        cropped to 224 pixels.
+      `folder:PATH`  a folder for each class, in sorted order, in PATH/train and PATH/test (or PATH/val), or in PATH
+        itself, which is then both splits. An image's id is its index in the sorted relative paths.
+      `npz:PATH`  arrays `images` ([N, H, W], or with 1 or 3 channels first or last; uint8, or float in [0, 1]) and
+        `labels`; or JPEGs as arrays `jpg`, `off` and `y`, where image i is jpg[off[i]:off[i + 1]]. A file with two
+        splits has the prefixes `train_` and `test_`; without prefixes, the whole file is both splits. The array `ids`
+        and the number `num_classes` are optional.
+      `tar:PATH`  a folder of WebDataset shards with KEY.jpg and KEY.cls: PATH/train*.tar and PATH/test*.tar (or
+        val*.tar). Without such names, all shards are both splits.
     split: "train" or "test".
-    root: folder of the files; relative paths in `name` start from it. The embedded set ignores it.
-    transform: converts a decoded file or JPEG: PIL image (RGB) -> tensor [C, H, W], float32 in [0, 1] or uint8.
+    root: folder of the files; relative paths in `name` are relative to it. The embedded set ignores it.
+    transform: function from a decoded file or JPEG, a PIL image (RGB), to a tensor [C, H, W], uint8 or float32 in
+      [0, 1].
 
-    Raises `InputError` for an unknown name or split, missing or unreadable files, and data that break the rules above.
+    Raises `InputError` for an unknown name or split, missing or unreadable files, and data that violate these rules.
     """
     kind, colon, path = name.partition(":")
     key = f"{kind}:PATH" if colon and path else name
@@ -98,8 +102,10 @@ def _torchvision(
     _refuse_transform(name, transform)
     try:
         from torchvision import datasets
-    except (ImportError, RuntimeError) as error:  # RuntimeError: its operators belong to another build of torch
-        raise RunError(f"{name} needs torchvision, which does not import ({error}); install it with torch") from error
+    except (ImportError, RuntimeError) as error:  # RuntimeError: its operators were built for another torch
+        raise RunError(
+            f"{name} needs torchvision, which cannot be imported ({error}); install the version for your torch"
+        ) from error
     try:
         data: Any = getattr(datasets, class_name)(path, train=split == "train", download=False)
     except Exception as error:  # a missing or damaged file: RuntimeError, EOFError, ValueError, ...
@@ -123,7 +129,7 @@ def _imagenet(name: str, path: Path, split: str, transform: Transform | None) ->
 
 
 def _folder(name: str, path: Path, split: str, transform: Transform | None) -> Dataset:
-    # A class may be called "train": only a folder that itself holds folders is a split.
+    # A class may be named "train": only a folder that itself contains folders is a split.
     held = [part for part in ("train", "test", "val") if _class_names(path / part)]
     if not held:
         return _class_folders(name, dict.fromkeys(SPLITS, path), split, transform)
@@ -138,7 +144,7 @@ def _class_folders(name: str, folders: dict[str, Path], split: str, transform: T
             f"{name}: found no class folders in {folder.resolve()} for split {split!r}; expected one sub-folder of "
             "images for each class; check the path and root"
         )
-    # Classes of both splits, so that one that is missing in a split does not shift the labels of the others.
+    # Use the classes of both splits, so that a class missing from one split does not shift the other labels.
     classes = tuple(sorted({c for part in folders.values() for c in _class_names(part)}))
     index = {c: i for i, c in enumerate(classes)}
     paths = sorted(_image_paths(folder))
@@ -156,7 +162,7 @@ def _class_names(folder: Path) -> list[str]:
 
 
 def _image_paths(folder: Path) -> list[str]:
-    """List the images in class folders, but for hidden files: paths relative to `folder`, with forward slashes."""
+    """List the images in class folders, except hidden files, as paths relative to `folder` with forward slashes."""
     found = []
     for class_name in _class_names(folder):
         for parent, _, files in os.walk(folder / class_name, followlinks=True):
@@ -184,7 +190,7 @@ def _npz(
         if count.ndim or count.dtype.kind not in "iu":
             raise InputError(f"{name}: num_classes is {count.dtype} {list(count.shape)}; expected one integer")
         num_classes = int(count)
-    else:  # count the classes of both splits: one may lack the last class
+    else:  # count the classes of both splits, because one may lack the last class
         counted = [arrays.integers(f"{s}_{label_key}") for s in two if f"{s}_{label_key}" in arrays.keys]
         num_classes = 1 + max(int(x.max(initial=-1)) for x in [labels, *counted])
     if not jpeg:
@@ -197,13 +203,15 @@ def _npz(
     if len(offsets) != len(labels) + 1:
         raise InputError(f"{name}: {len(offsets)} offsets for {len(labels)} labels; expected one more than labels")
     if offsets[0] < 0 or offsets[-1] > len(blob) or (np.diff(offsets) < 0).any():
-        raise InputError(f"{name}: {prefix}off must rise, within 0..{len(blob)}, the length of {prefix}jpg")
+        raise InputError(
+            f"{name}: {prefix}off must not decrease, and stay in 0..{len(blob)}, the length of {prefix}jpg"
+        )
     source = BlobSource(path, blob, offsets)
     return from_source(source, labels, ids, num_classes=num_classes, classes=classes, name=name, transform=transform)
 
 
 class _Archive:
-    """An npz file that is read without pickle, array by array; anything wrong with it raises an `InputError`."""
+    """An npz file that is read array by array, without pickle; a missing or damaged array raises an `InputError`."""
 
     def __init__(self, name: str, path: Path) -> None:
         self.name, self.path = name, path
@@ -234,7 +242,7 @@ class _Archive:
 
 def _refuse_transform(name: str, transform: Transform | None) -> None:
     if transform is not None:
-        raise InputError(f"{name} is held in memory and takes no transform; change the images of a batch instead")
+        raise InputError(f"{name} is held in memory and takes no transform; transform the batches instead")
 
 
 def _torchvision_loader(class_name: str, files: str) -> Loader:

@@ -1,4 +1,4 @@
-"""Parts of a data set: the images that a list names, or a draw with the same number from each class."""
+"""Subsets of a data set: images named in a list, or a class-balanced random sample."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from .encoded import FileSource, LazyDataset
 
 
 def draw_balanced(labels: Tensor, ids: Tensor, n: int, *, seed: int) -> Tensor:
-    """Draw positions of ``n`` images, keyed by (seed, image id), in increasing order; all of them if there are fewer.
+    """Return the sorted positions of a random sample of ``n`` images, keyed by (seed, image id); all if fewer.
 
     Every class gets the same number of images, except for a remainder and for classes that have too few.
+
+    Args:
+        labels, ids: int64 [N].
     """
     drawn = words(seed, CHOICE, ids, 1)[:, 0]
     order = drawn.argsort(stable=True)
-    order = order[labels[order].argsort(stable=True)]  # by class, and at random within each
+    order = order[labels[order].argsort(stable=True)]  # by class, in random order within each
     counts = torch.bincount(labels)
     first = counts.cumsum(0) - counts
     rank = torch.empty_like(ids)
@@ -32,18 +35,18 @@ def draw_balanced(labels: Tensor, ids: Tensor, n: int, *, seed: int) -> Tensor:
 
 
 def find_listed(data: Dataset, file: str | Path) -> Dataset:
-    """Select the images whose files the list names, one a line; what follows a name on its line is ignored.
+    """Return the images whose files are named in the list ``file``, one per line; text after a name is ignored.
 
-    A name is the end of a path, such as ``n01440764/ILSVRC2012_val_00000293.JPEG``. The data set's name then has the
-    list's, and the first 12 digits of its SHA-256.
+    A name is the end of a path, such as ``n01440764/ILSVRC2012_val_00000293.JPEG``. The name of the list and the first
+    12 digits of its SHA-256 become part of the data set's name.
 
     Raises:
-        InputError: the list cannot be read, is empty, repeats a file, or has a name that fits no file or several; or
-            the data set is not made of image files.
+        InputError: the list cannot be read, is empty, repeats a file, or has a name that matches no file or several;
+            or the data set does not consist of image files.
     """
     file = Path(file)
     if not isinstance(data, LazyDataset) or not isinstance(data.source, FileSource):
-        raise InputError(f"`images_list`: {data.name} is not a folder of image files, so none can be listed by name")
+        raise InputError(f"`images_list`: {data.name} is not a folder of image files, so images cannot be named")
     try:
         content = file.read_bytes()
         names = [line.split()[0] for line in content.decode().splitlines() if line.strip()]
@@ -61,17 +64,20 @@ def find_listed(data: Dataset, file: str | Path) -> Dataset:
     for name in names:
         found = next((known[key] for key in _endings(name) if key in known), [])
         if len(found) != 1:
-            what = "is not" if not found else f"is there {len(found)} times"
-            raise InputError(f"`images_list` {str(file)!r}: {name} {what} among the {len(paths)} images of {data.name}")
+            what = "is not" if not found else f"matches {len(found)}"
+            raise InputError(
+                f"`images_list` {str(file)!r}: {name} {what} among the {len(paths)} images of {data.name}; give the "
+                "end of the path of one image"
+            )
         positions += found
     if len(set(positions)) < len(positions):
         twice = next(name for name, position in zip(names, positions, strict=True) if positions.count(position) > 1)
-        raise InputError(f"`images_list` {str(file)!r}: {twice} is there twice")
+        raise InputError(f"`images_list` {str(file)!r} names {twice} twice; name each image once")
     digest = hashlib.sha256(content).hexdigest()[:12]
     return replace(data.subset(positions), name=f"{data.name}[{file.name} {digest}]")
 
 
 def _endings(name: str) -> list[str]:
-    """Return the name itself, and shorter ends of it, down to the last two parts."""
+    """Return the path ``name`` and its ever shorter ends, down to the last two parts."""
     parts = name.replace("\\", "/").removeprefix("./").split("/")
     return ["/".join(parts[at:]) for at in range(max(len(parts) - 1, 1))]

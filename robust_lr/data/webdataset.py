@@ -1,7 +1,7 @@
-"""Data sets in tar files with WebDataset's layout: `KEY.jpg` beside `KEY.cls`, which holds the number of the class.
+"""Data sets in tar files with WebDataset's layout: `KEY.jpg` beside `KEY.cls`, which holds the class number.
 
-Shards are indexed when the set is loaded and then read at random places, so that order, subsets and resuming are those
-of every other data set. Nothing is unpacked. Shards belong on a local disk.
+Shards are indexed when the data set is loaded and read by random access afterwards. Order, subsets and resuming
+therefore work as for every other data set. Nothing is unpacked. Keep the shards on a local disk.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CLASS_SUFFIX = ".cls"
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """An image in a shard: where its bytes are, and its class."""
+    """An image in a shard: the position of its bytes, and its class."""
 
     shard: Path
     name: str
@@ -48,15 +48,15 @@ class TarSource:
         return f"{self.members[row].name} in {self.members[row].shard}"
 
     def fingerprint(self, row: int) -> bytes:
-        # Names and sizes only, as for files in folders.
+        # Only names and sizes, as for files in folders.
         member = self.members[row]
         return f"{member.shard.name}/{member.name}\0{member.size}\0".encode()
 
 
 def load_tars(name: str, folder: Path, split: str, transform: Transform | None) -> Dataset:
-    """Load `folder`/train*.tar and `folder`/test*.tar or val*.tar; if no name begins so, both splits are all of *.tar.
+    """Load one split from `folder`/train*.tar or `folder`/test*.tar (or val*.tar).
 
-    An id is the index in the order of shards by name, and of images in them.
+    If no shard has such a name, all shards are both splits. An image's id is its index in the shards, sorted by name.
     """
     shards = sorted(folder.glob("*.tar")) if folder.is_dir() else []
     if not shards:
@@ -74,13 +74,16 @@ def load_tars(name: str, folder: Path, split: str, transform: Transform | None) 
 
 
 def index(name: str, shards: Sequence[Path]) -> list[Member]:
-    """Index the images of `shards`, in order. Raises `InputError` for anything that is not images with classes."""
+    """Index the images of `shards`, in order.
+
+    Raises `InputError` for a damaged shard, an image without a class, a class that is no number, or no image at all.
+    """
     found: list[Member] = []
     for shard in shards:
         images: dict[str, tarfile.TarInfo] = {}
         classes: dict[str, int] = {}
         try:
-            with shard.open("rb") as raw:  # tarfile reads a truncated archive as a shorter one: look for its end
+            with shard.open("rb") as raw:  # tarfile reads a truncated archive as a shorter one: check its end
                 raw.seek(max(0, shard.stat().st_size - tarfile.BLOCKSIZE))
                 if raw.read().strip(b"\0"):
                     raise tarfile.ReadError("its end is missing")
@@ -115,5 +118,5 @@ def split_name(name: str) -> tuple[str, str]:
 def as_class(content: bytes, name: str, shard: Path) -> int:
     text = content.strip()
     if not text.isdigit():
-        raise InputError(f"{name} in {shard} holds {text[:20]!r}: the number of a class, from 0, is needed")
+        raise InputError(f"{name} in {shard} holds {text[:20]!r}; it must hold a class number, from 0")
     return int(text)

@@ -44,7 +44,7 @@ def test_a_list_of_names_chooses_images_and_is_part_of_the_data_set_s_name(folde
     ("text", "words"),
     [
         ("cat/cat9.png", "cat/cat9.png is not among the 6 images"),
-        ("cat/cat1.png\ncat/cat1.png", "cat/cat1.png is there twice"),
+        ("cat/cat1.png\ncat/cat1.png", "names cat/cat1.png twice"),
         ("", "names no image"),
     ],
 )

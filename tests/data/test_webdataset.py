@@ -89,8 +89,8 @@ def test_a_split_that_is_missing_is_named(shards):
     ("files", "words"),
     [
         ({"a.jpg": b"x"}, r"a.jpg in .*bad.tar has no class; expected a.cls beside it"),
-        ({"a.jpg": b"x", "a.cls": b"one"}, r"a.cls in .*bad.tar holds b'one': the number of a class"),
-        ({"a.jpg": b"x", "a.cls": b"-1"}, r"a.cls in .*bad.tar holds b'-1': the number of a class"),
+        ({"a.jpg": b"x", "a.cls": b"one"}, r"a.cls in .*bad.tar holds b'one'; it must hold a class number"),
+        ({"a.jpg": b"x", "a.cls": b"-1"}, r"a.cls in .*bad.tar holds b'-1'; it must hold a class number"),
         ({"a.cls": b"1"}, r"no images in .*bad.tar; allowed are .bmp"),
         ({"a.jpg": b"x", "a.cls": b"1"}, r"a.jpg in .*bad.tar cannot be read as an image"),
     ],

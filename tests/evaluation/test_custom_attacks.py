@@ -121,9 +121,9 @@ def test_images_may_come_as_tensors_data_sets_loaders_and_rows(data, model):
         ({"image": 1}, "data of type dict"),
         ([(torch.rand(1, 28, 28) * 3, 0)], "float images span"),
         ([(torch.rand(1, 28, 28), "shoe")], "label 'shoe'"),
-        ([(torch.rand(1, 28, 28), 0), (torch.rand(1, 27, 28), 0)], "resize them"),
-        ([torch.rand(1, 28, 28)], r"\(image, label\[, id\]\) is needed"),
-        ([{"picture": 1, "label": 2}], "one of image, img"),
+        ([(torch.rand(1, 28, 28), 0), (torch.rand(1, 27, 28), 0)], "resize the images"),
+        ([torch.rand(1, 28, 28)], r"must be \(image, label\[, id\]\)"),
+        ([{"picture": 1, "label": 2}], "one must be named image or img"),
     ],
 )
 def test_data_that_cannot_be_used_is_refused_in_one_line(model, given, words):
@@ -139,7 +139,7 @@ def test_random_transforms_are_found(model):
         def __getitem__(self, index):
             return torch.rand(1, 28, 28), index
 
-    with pytest.raises(InputError, match="other pixels than when it was first read"):
+    with pytest.raises(InputError, match="pixels of item 0 changed since they were first read"):
         rlr.evaluate(model, Random(), ONE_STEP, **QUICK)
 
 
