@@ -1,4 +1,4 @@
-"""The paper's statements on robustness, tested on ours: confirmed, contradicted or not decided."""
+"""The paper's claims about robustness, tested on our networks: confirmed, contradicted or not decided."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ from ..utils.statistics import holm
 from .clean_accuracy import CLEAN
 from .jobs import Job
 
-#: the figure of an attack that a claim is about; the paper's is the last iterate
+#: accuracies that a claim can be about; the paper's is "robust", the accuracy at the last iterate
 CLAIM_FIGURES = ("robust", "worst-seen")
 REGIME = "adversarial"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement: adversarially trained, the network ``first`` is better than ``second`` by ``paper`` points.
+    """The claim that the network ``first`` is more accurate than ``second``, both adversarially trained.
 
     Attributes:
-        attack: its name, or "clean".
-        figure: of the attack, see ``CLAIM_FIGURES``.
-        paper: the paper's difference on ImageNet in points; None where the paper has none.
+        first, second: labels of table rows.
+        attack: name of the attack, or "clean".
+        figure: accuracy under the attack, one of ``CLAIM_FIGURES``.
+        paper: the paper's difference on ImageNet in percentage points; None if the paper gives none.
     """
 
     first: str
@@ -47,7 +48,13 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim with our difference, over training runs and images, tested together with so many ``claims``."""
+    """The test of a claim.
+
+    Attributes:
+        estimate: our difference of accuracies, over training runs and images.
+        p_holm: p-value, corrected for the number of claims (Holm 1979).
+        claims: number of claims that are tested together.
+    """
 
     claim: Claim
     estimate: Estimate
@@ -56,12 +63,12 @@ class Verdict:
 
     @property
     def runs_needed(self) -> int | None:
-        """Training runs that would decide the claim after the correction."""
+        """Number of training runs that would decide the claim after the correction; None if too many."""
         return runs_needed(self.estimate, tests=self.claims)
 
     @property
     def images_needed(self) -> int | None:
-        """Images that would decide the claim after the correction."""
+        """Number of images that would decide the claim after the correction; None if too many."""
         return images_needed(self.estimate, tests=self.claims)
 
     @property
@@ -72,10 +79,10 @@ class Verdict:
         return "confirmed" if self.estimate.value > 0 else "contradicted"
 
     def describe(self) -> str:
-        """Describe the verdict: what would decide it, or how the paper's figure compares."""
+        """Return the verdict in words, with the sample size that would decide it or a comparison with the paper."""
         low, high = self.estimate.interval
         if self.estimate.components is None:
-            return "not decided: a single training run says nothing of others, take more seeds"
+            return "not decided: a single training run says nothing about others; use more seeds"
         if self.outcome == "not decided":
             ways = [f"{self.runs_needed:,} seeds"] if self.runs_needed else []
             ways += [f"{self.images_needed:,} images"] if self.images_needed else []
@@ -88,7 +95,7 @@ class Verdict:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form; differences are fractions, but the paper's, in points."""
+        """Return the JSON form; differences are fractions, except the paper's, in percentage points."""
         return {
             "first": self.claim.first,
             "second": self.claim.second,
@@ -106,19 +113,22 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Right or wrong for each training run and image, [runs, images], by (label, regime, attack) and figure."""
+    """Whether each training run is right on each image: 0 or 1, [runs, images] float64.
+
+    ``values`` is keyed by (label, regime, attack), then by figure.
+    """
 
     values: Mapping[tuple[str, str, str], Mapping[str, Tensor]]
 
     def values_of(self, label: str, attack: str, figure: str) -> Tensor:
-        """Return the values of an adversarially trained network."""
+        """Return the values [runs, images] of an adversarially trained network."""
         if attack == CLEAN:
             first = next(key for key in self.values if key[:2] == (label, REGIME))
             return self.values[first]["clean"]
         return self.values[label, REGIME, attack][figure]
 
     def estimates(self, label: str, regime: str, attack: str) -> dict[str, Estimate]:
-        """Estimate accuracies over runs and images, by figure; empty if no image was attacked."""
+        """Return the estimated accuracies over runs and images by figure; empty if there are no outcomes."""
         found = self.values.get((label, regime, attack), {})
         return {figure: mean_over_runs(values) for figure, values in found.items()}
 
@@ -141,7 +151,7 @@ def read_outcomes(jobs: Sequence[Job]) -> Outcomes:
 
 
 def judge(claims: Sequence[Claim], outcomes: Outcomes) -> list[Verdict]:
-    """Test every claim, paired by image within seeds; p-values are corrected for their number (Holm 1979)."""
+    """Test every claim on differences paired by image and seed; p-values are corrected for their number (Holm 1979)."""
     estimates = [
         mean_over_runs(
             outcomes.values_of(claim.first, claim.attack, claim.figure)
@@ -154,7 +164,12 @@ def judge(claims: Sequence[Claim], outcomes: Outcomes) -> list[Verdict]:
 
 
 def read_claims(entries: Any, labels: Sequence[str], attacks: Sequence[str]) -> tuple[Claim, ...]:
-    """Read [[claims]]: first and second are labels of rows, attack is "clean" or the name of an attack.
+    """Read the [[claims]] of a table.
+
+    Args:
+        entries: value of ``claims`` in the TOML file, a list of tables with the fields of ``Claim``.
+        labels: allowed values of ``first`` and ``second``.
+        attacks: allowed values of ``attack``.
 
     Raises:
         InputError: unknown keys or names, wrong values.
@@ -175,6 +190,6 @@ def read_claims(entries: Any, labels: Sequence[str], attacks: Sequence[str]) -> 
         check_name("figure in [[claims]]", figure, CLAIM_FIGURES)
         paper = convert(float, entry["paper"], "claims.paper") if "paper" in entry else None
         if paper is not None and not isfinite(paper):
-            raise InputError(f"claims.paper = {paper}: a finite number is needed")
+            raise InputError(f"claims.paper = {paper}: must be finite")
         claims.append(Claim(first, second, attack, figure, paper))
     return tuple(claims)

@@ -1,4 +1,4 @@
-"""Accuracy on clean images, top-1 and top-5, with what the network costs."""
+"""Top-1 and top-5 accuracy on clean images, with the network's cost."""
 
 from __future__ import annotations
 
@@ -20,15 +20,20 @@ from ..utils.statistics import Proportion
 
 ACCURACY = "accuracy.json"
 
+#: name of the result in a table without attacks
+CLEAN = "clean"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
     """Accuracy of one network on the clean test images.
 
     Attributes:
-        top1, top5: of the images; top5 is None for fewer than 6 classes, where it would say nothing.
-        parameters, multiply_adds: of the network, the latter for one image, see ``models.cost``.
-        hashes: SHA-256 of weights and images.
+        data: name of the data set.
+        top1, top5: accuracies; ``top5`` is None with 5 classes or fewer, where it would always be 1.
+        parameters: number of parameters.
+        multiply_adds: number of multiply-adds for one image, see ``models.cost``.
+        hashes: SHA-256 of the weights and of the images, by name.
     """
 
     data: str
@@ -45,7 +50,7 @@ class Accuracy:
         return self.top1.n
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form; accuracies are fractions, intervals [low, high]."""
+        """Return the JSON form; accuracies are fractions, intervals are [low, high]."""
         shares = {"top1": self.top1, **({} if self.top5 is None else {"top5": self.top5})}
         record = {key: value for key, value in asdict(self).items() if key not in ("top1", "top5", "hashes")}
         return {
@@ -75,6 +80,3 @@ def measure(model: nn.Module, data: Dataset, folder: Path | None = None, *, work
     if folder is not None:
         write_json(folder / ACCURACY, result.to_dict())
     return result
-
-
-CLEAN = "clean"

@@ -15,15 +15,16 @@ from .inspection import Composition
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: maximum number of priors that are drawn for a stage; more cannot be told apart
+#: maximum number of priors drawn for a stage, so that each stays legible
 COLUMNS = 12
 
 
 def draw_priors(priors: Mapping[str, Tensor], title: str) -> Figure:
-    """Draw a row of windows for each stage, one for each group, or for 12 of them, evenly spaced.
+    """Draw Figure 4: for each stage a row with the priors of its groups, at most ``COLUMNS``, evenly spaced.
 
     Args:
-        priors: after softmax, [groups, K, K], by stage.
+        priors: priors after softmax, [groups, K, K], by stage.
+        title: name of the network.
     """
     columns = min(COLUMNS, max(len(values) for values in priors.values()))
     figure = empty_figure(1.9 + 0.85 * columns, 0.6 + 1.05 * len(priors))
@@ -43,16 +44,18 @@ def draw_priors(priors: Mapping[str, Tensor], title: str) -> Figure:
     bar.ax.tick_params(labelsize=7)
     for side in {values.shape[-1] for values in priors.values()}:
         bar.ax.axhline(1 / side**2, color="white", linewidth=1)
-    figure.suptitle(f"{title}: geometric priors after softmax, one scale (white line: uniform weights)", fontsize=9)
+    figure.suptitle(f"{title}: geometric priors after softmax (white line: uniform weights)", fontsize=9)
     return figure
 
 
 def draw_compositions(image: Tensor, pixel: tuple[int, int], found: Sequence[Composition], title: str) -> Figure:
-    """Draw for each stage its query and key maps in one scale, and the weights of the pixel's window on the image.
+    """Draw Figure 5: for each stage the query and key maps, and the weights of the pixel's window over the image.
 
     Args:
-        image: [C, H, W] in [0, 1].
-        pixel: row and column of the image.
+        image: [C, H, W] float32 in [0, 1].
+        pixel: row and column in the image.
+        found: one composition per stage, see ``inspection.compute_compositions``.
+        title: name of the network.
     """
     figure = empty_figure(8.6, 0.6 + 2.35 * len(found))
     grid = figure.subplots(len(found), 3, squeeze=False)
@@ -71,7 +74,7 @@ def draw_compositions(image: Tensor, pixel: tuple[int, int], found: Sequence[Com
             axes.set_xticks([])
             axes.set_yticks([])
         row[0].set_ylabel(f"{one.stage}, group {one.group}", fontsize=9)
-    figure.suptitle(f"{title}: what is composed at row {pixel[0]}, column {pixel[1]}", fontsize=9)
+    figure.suptitle(f"{title}: composition at row {pixel[0]}, column {pixel[1]}", fontsize=9)
     return figure
 
 
@@ -83,7 +86,7 @@ def draw_weights(
     one: Composition,
     extent: tuple[float, float, float, float],
 ) -> None:
-    """Draw the weights of a window on the gray image, in place and to scale; the frame is the window."""
+    """Draw the weights of a window over the gray image, at its position and to scale, with a frame."""
     from matplotlib.patches import Rectangle
 
     axes.imshow(image.mean(0).numpy(), cmap="gray", vmin=0, vmax=1, extent=extent)
@@ -106,5 +109,5 @@ def draw_weights(
 
 
 def draw_label(axes: Any, words: str) -> None:
-    """Write a label left of axes that are switched off."""
+    """Write a label to the left of axes without an axis label."""
     axes.text(-0.15, 0.5, words, transform=axes.transAxes, ha="right", va="center", fontsize=8)

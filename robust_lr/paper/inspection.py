@@ -1,4 +1,4 @@
-"""Arrays that a trained LR-Net has learned: geometric priors, key and query maps, the weights of one window."""
+"""What a trained LR-Net has learned: geometric priors, query and key maps, and the weights of one window."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ from ..ops.reference import similarity
 from ..utils.contexts import frozen
 from ..utils.errors import InputError
 
+#: the paper's name of a stage -> the module's name
 STAGES = {"res2": "layer1", "res3": "layer2", "res4": "layer3", "res5": "layer4"}
 
 
 @dataclass(frozen=True)
 class Composition:
-    """Attention of a layer from one pixel of the image.
+    """The composition of a local relation layer at one pixel of the image.
 
     Attributes:
-        stage: its name.
-        group: of channels.
+        stage: the paper's name of the stage.
+        group: index of the group of channels.
         query, key: maps [H, W] of the group's first component, on the layer's output and input grids.
-        weights: of the window around the pixel, [K, K]; NaN outside the image where the layer leaves that out.
+        weights: aggregation weights of the window around the pixel, [K, K]; NaN at positions outside the image that
+            the layer masks.
         center: row and column of the window's center on the grid of the keys.
-        cell: side of one key in pixels of the image, vertical and horizontal.
+        cell: height and width of one key in pixels of the image.
     """
 
     stage: str
@@ -46,20 +48,21 @@ class Composition:
 
 
 def read_image(file: Path, channels: int, size: int | None = None) -> Tensor:
-    """Read an image file as float32 [channels, H, W] in [0, 1], gray for one channel.
+    """Read an image file as float32 [channels, H, W] in [0, 1].
 
     Args:
-        size: resize the short side to it and crop the center; None takes the image as it is.
+        channels: 3, or 1 for gray.
+        size: resize the shorter side to ``size`` and crop the center; None keeps the image as it is.
 
     Raises:
-        InputError: no such file, or none that is an image; a size below 1; neither 1 nor 3 channels.
+        InputError: the file does not exist or is not an image, ``size`` is below 1, or ``channels`` is not 1 or 3.
     """
     if not file.is_file():
         raise InputError(f"image {str(file)!r}: no such file")
     if size is not None and size < 1:
         raise InputError(f"size = {size}: must be at least 1")
     if channels not in (1, 3):
-        raise InputError(f"this network takes images of {channels} channels: a file gives 1 or 3")
+        raise InputError(f"the network takes images of {channels} channels: only 1 and 3 can be read from a file")
     source = FileSource(file.parent, [file.name])
     image = to_unit_range(decode(source, 0, None if size is None else partial(center_crop, short=size, side=size)))
     gray: Tensor = functional.rgb_to_grayscale(image)
@@ -67,10 +70,10 @@ def read_image(file: Path, channels: int, size: int | None = None) -> Tensor:
 
 
 def last_layers(model: nn.Module) -> dict[str, LocalRelation2d]:
-    """Find the last local relation layer with a window of each stage, by the stage's name.
+    """Return the last windowed local relation layer of each stage, by the stage's name.
 
     Raises:
-        InputError: the model has none.
+        InputError: the model has no such layer.
     """
     layers = {}
     for stage, name in STAGES.items():
@@ -79,7 +82,7 @@ def last_layers(model: nn.Module) -> dict[str, LocalRelation2d]:
         if windowed:
             layers[stage] = windowed[-1]
     if not layers:
-        raise InputError("this network has no local relation layers with a window: give the checkpoint of an LR-Net")
+        raise InputError("the network has no local relation layers with a window: give the checkpoint of an LR-Net")
     return layers
 
 
@@ -88,13 +91,13 @@ def learnt_priors(model: nn.Module) -> dict[str, Tensor]:
     """Return the geometric priors after softmax over the window, [groups, K, K], of each stage's last layer (Figure 4).
 
     Raises:
-        InputError: the model has no local relation layers, or these no geometric prior.
+        InputError: the model has no local relation layers, or they have no geometric prior.
     """
     priors = {}
     for stage, layer in last_layers(model).items():
         values: Tensor | None = layer.prior()
         if values is None:
-            raise InputError("this network was trained without a geometric prior: there is nothing to draw")
+            raise InputError("the network was trained without a geometric prior: give one that has a prior")
         priors[stage] = values.flatten(1).softmax(1).view_as(values)
     return priors
 
@@ -103,19 +106,19 @@ def learnt_priors(model: nn.Module) -> dict[str, Tensor]:
 def compute_compositions(
     model: nn.Module, image: Tensor, pixel: tuple[int, int], groups: Sequence[int] | None = None
 ) -> list[Composition]:
-    """Return key and query maps of the last layer of each stage, and the weights of one pixel's window (Figure 5).
+    """Return query and key maps and the weights of one pixel's window, for the last layer of each stage (Figure 5).
 
     Args:
-        image: [C, H, W] in [0, 1].
+        image: [C, H, W] float32 in [0, 1].
         pixel: row and column in the image.
-        groups: one for each stage; by default the group whose keys vary most (ours).
+        groups: index of a group for each stage; by default the group whose keys vary most (ours).
 
     Raises:
-        InputError: a pixel outside the image, or a group that a layer does not have.
+        InputError: the pixel is outside the image, or a layer has no such group.
     """
     height, width = image.shape[1:]
     if not (0 <= pixel[0] < height and 0 <= pixel[1] < width):
-        raise InputError(f"pixel {pixel}: outside the image of {height} rows and {width} columns")
+        raise InputError(f"pixel {pixel}: outside the image of {height} rows and {width} columns, counted from 0")
     layers = last_layers(model)
     seen: dict[nn.Module, Tensor] = {}
     handles = [
@@ -147,7 +150,7 @@ def compute_compositions(
 
 
 def window_weights(layer: LocalRelation2d, query: Tensor, key: Tensor, center: tuple[int, int], group: int) -> Tensor:
-    """Compute the weights [K, K] of one window: ``query`` [d] against ``key`` [d, H, W] around ``center``."""
+    """Return the weights [K, K] of one window, from ``query`` [d] and ``key`` [d, H, W] around ``center``."""
     size, radius = layer.kernel_size, layer.kernel_size // 2
     rows, columns = (slice(at, at + size) for at in center)
     keys = F.pad(key, (radius,) * 4)[:, rows, columns]

@@ -1,4 +1,4 @@
-"""Training and evaluation of many networks side by side: jobs in processes of their own, which can be interrupted."""
+"""Train and evaluate many networks in parallel: jobs in separate processes, which can be interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ class Attack:
     """An attack of a table.
 
     Attributes:
-        name: of its column and folder.
-        limit: the number of test images, 0 for all.
-        runs: only so many training runs of each network are attacked, 0 for all.
+        name: name of the column and of the folder.
+        protocol: the attack.
+        limit: number of test images; 0 for all.
+        runs: number of training runs of each network to attack; 0 for all.
         check: how thoroughly the result is probed, as in ``evaluate``.
     """
 
@@ -51,7 +52,14 @@ class Attack:
 
 @dataclass(frozen=True)
 class Job:
-    """One training run: a network is trained, then attacked; without attacks, tried on clean images."""
+    """Train one network, then attack it; without attacks, measure its accuracy on clean images.
+
+    Attributes:
+        label: label of the table row.
+        regime: "adversarial" or "regular" training.
+        limit: number of clean test images; 0 for all.
+        folder: folder of the training run; evaluations are in its folder ``attacks``.
+    """
 
     label: str
     regime: str
@@ -65,17 +73,17 @@ class Job:
         return f"{self.label} {self.regime}, seed {self.config.seed}"
 
     def evaluation_folder(self, attack: Attack) -> Path:
-        """Return the folder of an evaluation."""
+        """Return the folder of the evaluation with ``attack``."""
         return self.folder / "attacks" / attack.name
 
     def measured_seconds(self) -> float:
-        """Add up the time of a finished job's training steps and evaluations, over all invocations."""
+        """Return the seconds that a finished job spent in training steps and evaluations, over all its invocations."""
         training = sum(float(step["seconds"] + step["waited"]) for step in read_metrics(self.folder))
         folders = [self.evaluation_folder(attack) for attack in self.attacks]
         return training + sum(float(read_evaluation(folder).record["seconds"]) for folder in folders)
 
     def estimated_work(self) -> float:
-        """Estimate passes over the training images, for the time left; a test set is taken for a quarter of them."""
+        """Return the estimated number of passes over the training images; a test set counts as a quarter of them."""
         attacks = sum(attack.protocol.steps + 1 for attack in self.attacks)
         return self.config.train.epochs * (self.config.attack.steps + 2) + attacks / 4
 
@@ -90,20 +98,20 @@ class Job:
 
 
 class Task(Interface):
-    """Work of one process among several."""
+    """Work for one process among several."""
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """Name for messages."""
 
     def check(self) -> None:
-        """Check everything that can be known before the work begins; InputError."""
+        """Raise an InputError if the input is wrong, as far as that can be known before the work begins."""
 
     def is_on_cpu(self) -> bool:
-        """Tell whether the work needs no GPU."""
+        """Return True if the work needs no GPU."""
 
     def run(self, number: int, tell: Callable[[Event], None]) -> None:
-        """Do the work, and report it as job ``number``."""
+        """Do the work, and report its progress to ``tell`` as job ``number``."""
 
 
 AnyTask = TypeVar("AnyTask", bound=Task)
@@ -111,7 +119,13 @@ AnyTask = TypeVar("AnyTask", bound=Task)
 
 @dataclass(frozen=True)
 class Event:
-    """News from a job: how far a phase is, a result by name, its end, or the error that ended it."""
+    """Report from a job: progress of training or an attack, a result, the job's end, or the error that ended it.
+
+    Attributes:
+        job: index of the job.
+        done, total: steps or images, for "train" and "attack".
+        detail: the metrics of the step for "train", (name, result) for "result", the exception for "error".
+    """
 
     job: int
     kind: Literal["train", "attack", "result", "end", "error"]
@@ -121,7 +135,7 @@ class Event:
 
 
 def check(job: Job) -> None:
-    """Raise InputError if the job cannot run, before any network is trained."""
+    """Raise an InputError if the job's config, data or limits are wrong, before any network is trained."""
     ready = prepare(job.config)
     for limit in {job.limit, *(attack.limit for attack in job.attacks)} - {0}:
         spread(ready.test, limit)
@@ -130,7 +144,7 @@ def check(job: Job) -> None:
 
 
 def run_job(number: int, job: Job, tell: Callable[[Event], None]) -> None:
-    """Train, or take up where an earlier run stopped, then attack under every protocol, or measure accuracy."""
+    """Train or resume training, then run every attack; without attacks, measure clean accuracy."""
     for step in train_run(job.config, job.folder, resume=(job.folder / CONFIG).exists()):
         tell(Event(number, "train", step.step, step.steps, step))
     model = load_model(job.folder).to(pick_device(job.config.train.device))
@@ -158,16 +172,16 @@ def run_job(number: int, job: Job, tell: Callable[[Event], None]) -> None:
 
 
 def run(todo: Sequence[AnyTask], *, workers: int = 0) -> Iterator[tuple[AnyTask, Event]]:
-    """Run all jobs, ``workers`` at a time in processes of their own, and yield their news.
+    """Run all jobs, ``workers`` at a time in separate processes, and yield their events.
 
-    Small networks gain little from a second thread, so on a CPU it is better to train two of them at once. Jobs that
-    are done are taken from disk; interrupted ones go on where they were.
+    A second thread speeds small networks up little, so on a CPU it is better to train two networks at once. Finished
+    jobs are read from disk, and interrupted ones are resumed.
 
     Args:
-        workers: 0 means one for each CPU thread that PyTorch would use, or one on a GPU; at most one per job.
+        workers: number of processes; 0 for one per CPU thread that PyTorch would use, or for one on a GPU.
 
     Raises:
-        InputError, RunError: what a job raised; the others are told to stop and save.
+        InputError, RunError: the error of a job; the other jobs save their state and stop.
     """
     check_processes(jobs=workers)
     for job in todo:
@@ -195,16 +209,16 @@ def run(todo: Sequence[AnyTask], *, workers: int = 0) -> Iterator[tuple[AnyTask,
                     raise event.detail
                 yield todo[event.job], event
                 if event.kind == "end" and waiting:
-                    with suppress(OSError):  # it died: the next turn says so
+                    with suppress(OSError):  # the worker died: the next `_receive` reports it
                         connection.send(waiting.pop(0))
                 elif event.kind == "end":
-                    connection.close()  # the worker ends
+                    connection.close()  # ends the worker
                     busy.pop(connection).join()
     finally:
         for process in busy.values():
-            process.terminate()  # SIGTERM: a training run saves its state
+            process.terminate()  # on SIGTERM, a training run saves its state
         for connection, process in busy.items():
-            connection.close()  # a worker that waits to send an event gets an error and ends
+            connection.close()  # a worker blocked in sending an event gets an error and ends
             process.join()
 
 
@@ -214,16 +228,16 @@ def _receive(connection: Connection[Any, Any], process: BaseProcess) -> Event:
     except (EOFError, OSError):
         process.join()
         raise RunError(
-            f"a worker process died with exit code {process.exitcode} (out of memory?); "
-            "what it had saved is kept, run the same command again to go on"
+            f"a worker process died with exit code {process.exitcode}, perhaps out of memory; saved states are kept, "
+            "run the same command again to continue"
         ) from None
     return event
 
 
 def _work(connection: Connection[Any, Any], threads: int) -> None:
-    """Run jobs in a worker process until there are none left, and report events."""
+    """Run the jobs that arrive in a worker process, and send their events, until the connection is closed."""
     torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent handles it
     parent = multiprocessing.parent_process()
 
     def tell(event: Event) -> None:
@@ -231,7 +245,7 @@ def _work(connection: Connection[Any, Any], threads: int) -> None:
             connection.send(event)
         except OSError:
             if parent is not None and not parent.is_alive():
-                signal.raise_signal(signal.SIGTERM)  # nobody waits for this process: save and stop
+                signal.raise_signal(signal.SIGTERM)  # the parent died: save the state and stop
 
     while True:
         try:

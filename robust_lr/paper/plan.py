@@ -1,4 +1,4 @@
-"""Estimate the time of a whole table: steps of every network measured here, and arithmetic."""
+"""Estimate the duration of a whole table from a few training steps of every network, measured on this machine."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from ..training.plan import Plan, plan
 from .jobs import Attack
 from .tables import Table, TableRow
 
-#: a training pass updates the weights, too: about half as much again as a pass for an attack
+#: cost of a training pass in units of an attack's pass; it also computes the gradients of the weights
 TRAINING_PASS = 1.5
 
-#: images of a test split whose number the config does not say
+#: assumed number of test images if the config sets no limit
 TEST_IMAGES = 10_000
 
 
 @dataclass(frozen=True)
 class RowPlan:
-    """The time of one network under one regime, for all its training runs.
+    """Estimated duration for one network and regime, over all its training runs.
 
     Attributes:
-        training: of one training run.
-        evaluation: hours for the attacks of all runs, at most: images that are decided leave some of them early.
-        runs: their number.
+        training: estimate for one training run.
+        evaluation: upper bound of the hours for the attacks on all runs; decided images leave some attacks early.
+        runs: number of training runs.
     """
 
     label: str
@@ -35,12 +35,12 @@ class RowPlan:
 
     @property
     def hours(self) -> float:
-        """Hours of the whole row."""
+        """Estimated hours of the whole row."""
         return self.training.hours * self.runs + self.evaluation
 
 
 def plan_table(table: Table, *, processes: int = 1, images: int = 0, steps: int = 3) -> list[RowPlan]:
-    """Measure a few training steps of every network and extrapolate; arguments as in ``training.plan.plan``."""
+    """Measure a few training steps of every network and extrapolate; the arguments are those of ``training.plan``."""
     return [
         plan_row(table, row, regime, processes=processes, images=images, steps=steps)
         for regime in reversed(table.regimes)
@@ -49,7 +49,7 @@ def plan_table(table: Table, *, processes: int = 1, images: int = 0, steps: int 
 
 
 def plan_row(table: Table, row: TableRow, regime: str, *, processes: int, images: int, steps: int) -> RowPlan:
-    """Plan the training runs and evaluations of one network."""
+    """Estimate the duration of the training runs and evaluations of one network."""
     config = row.configs[regime]
     training = plan(config, processes=processes, images=images, steps=steps)
     pass_seconds = training.seconds / training.images / (config.attack.steps + TRAINING_PASS)
@@ -60,17 +60,17 @@ def plan_row(table: Table, row: TableRow, regime: str, *, processes: int, images
 
 
 def most_passes(attack: Attack) -> int:
-    """Count the passes of an attack on one image that withstands it; a pass without gradient counts as a third."""
+    """Return the number of passes on an image that withstands the attack; one without gradient counts as a third."""
     return 1 + sum(count_passes(part) for part in attack.protocol.attacks())
 
 
 def count_passes(protocol: Protocol) -> int:
-    """Count the passes of one attack; the targeted ones of AutoAttack run for nine classes."""
+    """Return the number of passes of one attack; AutoAttack's targeted attacks run for nine classes."""
     draws = protocol.draws(10) if isinstance(protocol, StepwiseProtocol) else 9
     passes = draws * protocol.steps
     return passes if protocol.follows_gradients else passes // 3
 
 
 def total_hours(plans: Sequence[RowPlan]) -> float:
-    """Add up the hours of all rows, one after the other."""
+    """Return the hours of all rows, run one after the other."""
     return sum(each.hours for each in plans)

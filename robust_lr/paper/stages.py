@@ -1,4 +1,4 @@
-"""A network stage by stage, as the paper's Table 2 draws it."""
+"""Describe a network stage by stage, as in the paper's Table 2."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ from ..models.resnet import Block
 
 @dataclass(frozen=True)
 class StageLine:
-    """A stage: its name, the side of its output map, its layers in words, its parameters and multiply-adds."""
+    """One stage of a network.
+
+    Attributes:
+        side: height and width of the output.
+        layers: the layers in words.
+        parameters, multiply_adds: cost of the stage, the latter for one image.
+    """
 
     name: str
     side: int
@@ -48,7 +54,7 @@ def describe_stages(name: str, **options: Any) -> list[StageLine]:
 
 
 def name_layers(module: nn.Module) -> str:
-    """Name the layers of a module in words."""
+    """Return the names of a module's layers, separated by "|"."""
     inside: set[nn.Module] = set()
     words = []
     for layer in module.modules():
@@ -59,6 +65,7 @@ def name_layers(module: nn.Module) -> str:
 
 
 def layer_words(layer: nn.Module) -> str | None:
+    """Return the name of a layer with its size and width; None for layers that the table leaves out."""
     if isinstance(layer, FullRelation2d):
         return f"full LR {layer.transform.out_channels}"
     if isinstance(layer, LocalRelation2d):

@@ -1,6 +1,6 @@
-"""The paper's tables: rows read from TOML, each a network with its training, its size and the paper's figures.
+"""The paper's tables, read from TOML: each row is a network with its training, its size and the paper's results.
 
-A table has several training runs of each network, if it asks for ``seeds``; they differ in their seed alone.
+With ``seeds``, a table has several training runs of each network, which differ only in their seed.
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ REGIMES = ("regular", "adversarial")
 PAPER = "Hu et al. 2019, Table {}, ImageNet, accuracy in percent"
 KEYS = ("title", "seed", "seeds", "limit", "protocols", "stronger", "claims", "model", "data", "rows", *REGIMES)
 
-#: most training runs of each network
+#: columns of a table of clean accuracies
+TOP_K = ("top1", "top5")
+
+#: maximum number of training runs of each network
 MAX_SEEDS = 100
 
-#: by (label, regime, seed, name of the attack); the name is "clean" in a table without attacks
+#: results by (label, regime, seed, name of the attack); the name is "clean" in a table without attacks
 Results = Mapping[tuple[str, str, int, str], Result | Accuracy]
 
 
@@ -41,9 +44,9 @@ class TableRow:
     """A network of a table.
 
     Attributes:
-        label: what the paper calls it.
-        model: arguments of ``build_model`` as trained.
-        configs: of its training, by regime.
+        label: the paper's name of the network.
+        model: arguments of ``build_model``, as trained.
+        configs: training configs by regime.
         paper: the paper's accuracies on ImageNet in percent, by column.
         size: the paper's millions of parameters, ``params``, and billions of operations, ``flops``.
     """
@@ -56,28 +59,29 @@ class TableRow:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Arguments of ``build_model`` at the paper's size: those that say what kind of network it is."""
+        """Arguments of ``build_model`` at the paper's size: those of ``model`` except width, stem and the like."""
         size = [each.name for each in fields(Frame)]
         return {key: value for key, value in self.model.items() if key not in size}
 
     def profile(self) -> Profile:
-        """Count the network's cost at the paper's size: full width, one image of 224 x 224, 1000 classes."""
+        """Return the network's cost at the paper's size: full width, one image of 224 x 224, 1000 classes."""
         return paper_size(**self.options)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Networks to train and protocols to judge them by.
+    """Networks to train, and protocols to evaluate them with.
 
     Attributes:
-        title: what the rows vary.
-        protocols: the paper's attacks; without any, accuracy on clean images is measured.
-        limit: the number of test images, 0 for all.
-        seeds: the number of training runs of each network, with consecutive seeds.
-        runs: by regime, only so many of these; 0 for all.
-        rate_rules: by regime, how the learning rates were chosen, in words.
-        stronger: attacks beside the paper's, on adversarially trained networks.
-        claims: statements of the paper that the table tests.
+        title: subject of the table.
+        rows: the networks.
+        protocols: names of the paper's attacks; if empty, accuracy on clean images is measured.
+        limit: number of test images; 0 for all.
+        seeds: number of training runs of each network, with consecutive seeds.
+        runs: number of training runs by regime, if lower than ``seeds``; 0 for all.
+        rate_rules: how the learning rates were chosen, in words, by regime.
+        stronger: further attacks, on the adversarially trained networks only.
+        claims: claims of the paper that the table tests.
     """
 
     title: str
@@ -92,104 +96,121 @@ class Table:
 
     @property
     def regimes(self) -> list[str]:
-        """Names of the ways in which the networks are trained; none where the table compares sizes alone."""
+        """Training regimes, of "regular" and "adversarial"; empty for a table that only compares sizes."""
         return [*self.rows[0].configs]
 
     def seeds_of(self, row: TableRow, regime: str) -> list[int]:
-        """Seeds of the training runs."""
+        """Return the seeds of the training runs of a network in a regime."""
         first = row.configs[regime].seed
         return list(range(first, first + min(self.seeds, self.runs.get(regime) or self.seeds)))
 
     def attacks(self, regime: str, run: int) -> tuple[Attack, ...]:
-        """Attacks on the training run of this number, from 0."""
+        """Return the attacks on training run number ``run``, from 0."""
         paper = tuple(Attack(name, protocols.get(name), self.limit) for name in self.protocols)
         also = self.stronger if regime == "adversarial" else ()
         return paper + tuple(attack for attack in also if not attack.runs or run < attack.runs)
 
 
 def read(name: str | Path, overrides: Sequence[str] = (), limit: int | None = None, seeds: int | None = None) -> Table:
-    """Read the table of a TOML file: [[rows]], and sections that all rows or one regime share.
+    """Read a table from a TOML file: [[rows]], and sections shared by all rows or by one regime.
 
-    A file may name another one as its ``base``, whose values it replaces; lists are replaced as a whole.
+    A file can name another as its ``base`` and override its values; lists are replaced as a whole.
 
     Args:
-        limit, seeds: instead of the file's.
+        name: path of the file, or name of a config that ships with the package.
+        overrides: ``section.key=value``, see ``config.training.load``.
+        limit, seeds: values that replace those of the file.
 
     Raises:
         InputError: missing file, unknown key, wrong value.
     """
     table = with_base(read_toml(find(name)))
     set_values(table, overrides)
-    if "rows" not in table:
-        raise InputError(f"{name}: a table needs [[rows]]; one network is trained by robust-lr adv-train")
-    for key in table:
-        if key in ("attack", *RECORDS) and key != "data":
-            words = " or ".join(f"{regime}.{key}" for regime in REGIMES)
-            raise InputError(f"{key}: networks of a table are trained in two ways, say for which: {words}")
-        check_name("key of a table", key, KEYS)
+    check_keys(name, table)
     title = convert(str, table.pop("title", Path(name).stem), "title")
-    names, rows = table.pop("protocols", []), table.pop("rows", [])
-    own_limit, own_seeds = (convert(int, table.pop(key, value), key) for key, value in (("limit", 0), ("seeds", 1)))
-    limit, seeds = own_limit if limit is None else limit, own_seeds if seeds is None else seeds
+    file_limit, file_seeds = (convert(int, table.pop(key, value), key) for key, value in (("limit", 0), ("seeds", 1)))
+    limit, seeds = file_limit if limit is None else limit, file_seeds if seeds is None else seeds
     stronger = read_stronger(table.pop("stronger", []))
-    claims = table.pop("claims", [])
-    if not rows:
-        raise InputError(f"{name}: a table needs [[rows]]")
-    if not isinstance(names, list) or len(set(map(str, names))) < len(names):
-        raise InputError(f"protocols = {names!r}: a list of names is needed, none of them twice")
-    for protocol in names:
-        protocols.get(protocol)
+    claims, rows = table.pop("claims", []), table.pop("rows")
+    labels = read_labels(name, rows)
+    names = read_protocols(table.pop("protocols", []))
     regimes = {regime: dict(check_mapping(table.pop(regime), regime)) for regime in REGIMES if regime in table}
     runs = {regime: convert(int, values.pop("runs", 0), f"{regime}.runs") for regime, values in regimes.items()}
     rules = {
         regime: convert(str, values.pop("rate_rule", ""), f"{regime}.rate_rule") for regime, values in regimes.items()
     }
     if names and not regimes:
-        raise InputError(f"{name}: what is attacked must be trained: [regular] or [adversarial] is needed")
+        raise InputError(f"{name}: networks must be trained before attacks: [regular] or [adversarial] is needed")
     for section in ("model", "data"):
         check_mapping(table.get(section, {}), section)
-    measured = [CLEAN, *names] if names else ["top1", "top5"]
-    columns = [prefix + column for prefix in ("", "regular-") for column in measured]
-    labels = [row_label(row) for row in (rows if isinstance(rows, list) else [rows])]
-    for label in labels:
-        if [to_slug(other) for other in labels].count(to_slug(label)) > 1:
-            raise InputError(
-                f"[[rows]] label = {label!r}: another row's label gives the same folder {to_slug(label)!r}"
-            )
     check_at_least(0, limit=limit, **{f"{regime}.runs": number for regime, number in runs.items()})
     if not 1 <= seeds <= MAX_SEEDS:
-        raise InputError(f"seeds = {seeds}: the number of training runs is between 1 and {MAX_SEEDS}")
+        raise InputError(f"seeds = {seeds}: must be between 1 and {MAX_SEEDS}")
     if stronger and (not names or "adversarial" not in regimes):
-        raise InputError(f"{name}: [[stronger]] attacks are for a table of attacks with an [adversarial] regime")
+        raise InputError(f"{name}: [[stronger]] attacks need `protocols` and an [adversarial] section")
     for attack in stronger:
         if attack.name in names:
-            raise InputError(f"[[stronger]] name = {attack.name!r}: the paper's protocols include it, give another")
-    figures = [CLEAN, *names, *(attack.name for attack in stronger)]
+            raise InputError(f"[[stronger]] name = {attack.name!r}: `protocols` already contains it; give another name")
+    columns = [prefix + column for prefix in ("", "regular-") for column in ([CLEAN, *names] if names else TOP_K)]
+    attacks = [CLEAN, *names, *(attack.name for attack in stronger)] if "adversarial" in regimes else []
     return Table(
-        title,
-        [table_row(row, table, regimes, columns) for row in rows],
-        names,
-        limit,
-        seeds,
-        runs,
-        rules,
-        stronger,
-        read_claims(claims, labels, figures if "adversarial" in regimes else []),
+        title=title,
+        rows=[table_row(row, table, regimes, columns) for row in rows],
+        protocols=names,
+        limit=limit,
+        seeds=seeds,
+        runs=runs,
+        rate_rules=rules,
+        stronger=stronger,
+        claims=read_claims(claims, labels, attacks),
     )
 
 
+def check_keys(name: str | Path, table: Mapping[str, Any]) -> None:
+    """Raise an InputError for a file without [[rows]], or with a key that tables do not have."""
+    if "rows" not in table:
+        raise InputError(f"{name}: a table needs [[rows]]; to train one network, use robust-lr adv-train")
+    for key in table:
+        if key in ("attack", *RECORDS) and key != "data":
+            words = " or ".join(f"{regime}.{key}" for regime in REGIMES)
+            raise InputError(f"{key}: a table has two training regimes; say for which: {words}")
+        check_name("key of a table", key, KEYS)
+
+
+def read_protocols(names: Any) -> list[str]:
+    """Return the names of the paper's attacks; InputError unless they are different names of protocols."""
+    if not isinstance(names, list) or len(set(map(str, names))) < len(names):
+        raise InputError(f"protocols = {names!r}: must be a list of names, none of them twice")
+    for protocol in names:
+        protocols.get(protocol)
+    return names
+
+
+def read_labels(name: str | Path, rows: Any) -> list[str]:
+    """Return the labels of [[rows]]; InputError if there are no rows, or two labels give the same folder."""
+    if not rows:
+        raise InputError(f"{name}: a table needs [[rows]]")
+    labels = [row_label(row) for row in (rows if isinstance(rows, list) else [rows])]
+    slugs = [to_slug(label) for label in labels]
+    for label, slug in zip(labels, slugs, strict=True):
+        if slugs.count(slug) > 1:
+            raise InputError(f"[[rows]] label = {label!r}: another row has the same folder {slug!r}; change the label")
+    return labels
+
+
 def with_base(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Put the values of a table over those of the file that it names as its base."""
+    """Return the values of ``table`` merged over those of the file that it names as its base."""
     values = dict(table)
     if (base := values.pop("base", None)) is None:
         return values
     below = read_toml(find(convert(str, base, "base")))
     if "base" in below:
-        raise InputError(f"base = {base!r}: that file has a base itself, name the one that has none")
+        raise InputError(f"base = {base!r}: that file has a base itself; name a file that has none")
     return merge_tables(below, values)
 
 
 def check_mapping(value: Any, name: str) -> Mapping[str, Any]:
+    """Return ``value``; InputError unless it is a TOML table."""
     if not isinstance(value, Mapping):
         raise InputError(f"{name} = {value!r}: a [{name}] table is needed")
     return value
@@ -203,7 +224,7 @@ def row_label(row: Any) -> str:
 def table_row(
     row: Mapping[str, Any], shared: Mapping[str, Any], regimes: Mapping[str, Mapping[str, Any]], columns: Sequence[str]
 ) -> TableRow:
-    """Read a row, whose values replace those of a regime, which replace the shared ones."""
+    """Read a row; its values override those of a regime, which override the shared ones."""
     for key in row:
         check_name("key of [[rows]]", key, ["label", "model", "paper", "size", *REGIMES])
     own = {regime: check_mapping(row.get(regime, {}), f"[[rows]] {regime}") for regime in REGIMES}
@@ -229,13 +250,13 @@ def table_row(
 
 
 def merge_tables(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Apply ``changes`` to ``base``; tables that occur in both are merged."""
+    """Return ``base`` updated with ``changes``; tables that occur in both are merged recursively."""
     both = {key: merge_tables(base[key], v) for key, v in changes.items() if isinstance(v, Mapping) and key in base}
     return {**base, **changes, **both}
 
 
 def make_jobs(table: Table, folder: Path) -> list[Job]:
-    """Return a job for every training run, with a folder of its own; adversarial ones first, as they take longest."""
+    """Return one job per training run, each with its own folder; adversarial runs come first, as they take longest."""
     return [
         Job(
             row.label,
@@ -253,13 +274,14 @@ def make_jobs(table: Table, folder: Path) -> list[Job]:
 
 
 def to_slug(label: str) -> str:
+    """Return the name of a row's folder: the label in lower case, with "-" for other characters."""
     return "".join(c if c.isalnum() else "-" for c in label.lower())
 
 
 def to_dict(
     table: Table, number: int, results: Results, outcomes: Outcomes, verdicts: Sequence[Verdict]
 ) -> dict[str, Any]:
-    """Return ``tableN.json``: by row every training run, figures over the runs, and the paper's (percent)."""
+    """Return the content of ``tableN.json``: training runs, estimates over them, and the paper's accuracies (%)."""
 
     def ours(row: TableRow, regime: str) -> dict[str, Any]:
         names = [attack.name for attack in table.attacks(regime, 0)] or [CLEAN]
@@ -298,7 +320,7 @@ def to_dict(
 
 
 def counts_to_dict(table: Table, number: int) -> dict[str, Any]:
-    """Return the static columns by row: parameters and multiply-adds at the paper's size, and the paper's own."""
+    """Return for each row the parameters and multiply-adds at the paper's size, counted here and as the paper gives."""
     return {
         "schema": 1,
         "paper": PAPER.format(number),

@@ -105,7 +105,7 @@ def test_stronger_attacks_are_protocols_with_changes_or_sweeps():
     [
         ([{"limit": 3}], "no protocol"),
         ([{"protocol": "lrnet"}], "'lrnet'"),
-        ([{"protocol": "sweep-eps", "steps": 3}], "a sweep takes limit, runs and check alone"),
+        ([{"protocol": "sweep-eps", "steps": 3}], "a sweep takes only limit, runs and check"),
         ([{"protocol": "lrnet-targeted", "limit": -1}], "limit"),
         ([{"protocol": "lrnet-targeted", "runs": "all"}], "runs"),
         ([{"protocol": "lrnet-targeted", "check": "of"}], "did you mean 'off'"),

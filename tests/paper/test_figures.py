@@ -207,7 +207,7 @@ def test_bad_input_is_named(picture, tmp_path):
         (["composability", "--image", str(picture), "--size", "28", "--pixel", "middle"], "write ROW,COLUMN"),
         (["composability", "--image", str(picture), "--size", "28", "--pixel", "40,0"], "outside the image"),
         (["composability", "--image", str(picture)], "40 x 56 pixels, the network was trained on 28 x 28"),
-        (["priors", "--out", "priors.foo"], "the suffix decides the format, one of .png, .pdf, .svg"),
+        (["priors", "--out", "priors.foo"], "the suffix decides the format: use one of .png, .pdf, .svg"),
         (["priors", "--out", str(picture / "in-a-file.png")], "is a file, not a folder"),
     ):
         result = CliRunner().invoke(main, ["figure", *arguments])

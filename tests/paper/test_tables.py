@@ -255,7 +255,7 @@ def test_mistakes_in_a_table_are_named(toml, override, words):
 def test_a_config_of_one_network_is_no_table_and_a_table_is_none_of_those(tmp_path):
     with pytest.raises(InputError, match=r"mini: a table needs \[\[rows\]\]; one network .* adv-train"):
         tables.read("lrnet26_fashion_mnist_mini")
-    with pytest.raises(InputError, match=r"table9 holds the \[\[rows\]\] of a table.* give it to robust-lr table"):
+    with pytest.raises(InputError, match=r"table9 holds the \[\[rows\]\] of a table.* run it with robust-lr table"):
         config.load("table9")
 
 
