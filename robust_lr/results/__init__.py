@@ -1,1 +1,1 @@
-"""Files and records of finished evaluations: results, ledgers, summaries, comparisons, merges."""
+"""Results and files of evaluations: ledgers, summaries, verdicts, comparisons, merged shards."""

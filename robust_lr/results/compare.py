@@ -1,4 +1,4 @@
-"""Compare the robustness of models, paired by image, on the same images and targets."""
+"""Compare the robustness of models on the same images and targets, paired by image."""
 
 from __future__ import annotations
 
@@ -16,27 +16,29 @@ from .ledger import Row, explain_difference, first_difference, format_for_messag
 from .stored import Evaluation, read_evaluation
 from .verdict import MISLED
 
-#: figures that can be compared: each tells whether an image counts as right
+#: accuracies that can be compared, as predicates on the row of an image
 FIGURES: dict[str, Callable[[Row], bool]] = {
     "clean": lambda row: row.clean == row.label,
     "robust": lambda row: row.robust,
     "worst-seen": lambda row: row.robust_worst_seen,
 }
 
-#: values of a result that must agree, beside the protocol
+#: values of a result that must agree, besides the protocol
 _SAME = ("n", "shard", "data", "seed", "precision", "images_sha256", "targets_sha256")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two models compared image by image in one figure.
+    """The comparison of two models in one accuracy, image by image.
 
     Attributes:
+        figure: the accuracy, one of ``FIGURES``.
+        first, second: names of the models.
         both, only_first, only_second, neither: numbers of images that both models, one or neither get right.
-        difference: accuracy of the first minus that of the second.
-        interval: 95 % interval of the difference, Newcombe 1998, method 10.
-        p: two-sided p-value of McNemar's exact test; NaN if a model's figure is misled.
-        p_holm: p corrected for the number of pairs that are compared (Holm 1979).
+        difference: accuracy of the first model minus that of the second.
+        interval: 95 % interval of the difference (Newcombe 1998, method 10).
+        p: two-sided p-value of McNemar's exact test; NaN if the verdict on a model is "misled".
+        p_holm: p-value corrected for the number of pairs (Holm 1979).
     """
 
     figure: str
@@ -54,7 +56,15 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Accuracies of models, by name and figure, and the comparison of every pair of models in every figure."""
+    """The comparison of several models.
+
+    Attributes:
+        data: name of the data set.
+        protocol: every value of the attack.
+        accuracies: by model and figure.
+        pairs: every pair of models in every figure.
+        verdicts: verdict on each model's robust accuracy; None where it was not probed.
+    """
 
     data: str
     protocol: dict[str, Any]
@@ -100,15 +110,15 @@ def compare(folders: Sequence[str | Path], *, allow: Collection[str] = ()) -> Co
     """Compare evaluations pairwise.
 
     Args:
-        folders: the evaluations' folders, which ``evaluate`` wrote.
-        allow: with "misled", misled figures are tested, too; otherwise their pairs have no p-value.
+        folders: folders that ``evaluate`` wrote.
+        allow: ("misled",) also tests models whose verdict is "misled"; by default their pairs have no p-value.
 
     Raises:
-        InputError: fewer than two, an unfinished one, or two that differ in protocol, seed, precision, images or
-            targets; the first difference is named.
+        InputError: fewer than two evaluations, an unfinished one, or two that differ in protocol, seed, precision,
+            images or targets; the message names the first difference.
     """
     if len(folders) < 2:
-        raise InputError("a comparison needs two evaluations or more")
+        raise InputError(f"a comparison needs the folders of two evaluations or more, not {len(folders)}")
     runs = [read_evaluation(folder) for folder in folders]
     for run in runs[1:]:
         check_comparable(runs[0], run)
@@ -137,13 +147,13 @@ def compare(folders: Sequence[str | Path], *, allow: Collection[str] = ()) -> Co
 
 
 def check_comparable(first: Evaluation, second: Evaluation, *, same_draw: bool = True) -> None:
-    """Check that two evaluations have the same protocol, images (to the pixel), seed and targets.
+    """Check that two evaluations have the same protocol, pixels, seed and targets.
 
     Args:
-        same_draw: compare the seed and the targets, too.
+        same_draw: also compare the seed and the targets.
 
     Raises:
-        InputError: the first difference that was found.
+        InputError: they differ; the message names the first difference.
     """
     drawn = () if same_draw else ("seed", "targets_sha256")
     one, other = (
@@ -153,7 +163,7 @@ def check_comparable(first: Evaluation, second: Evaluation, *, same_draw: bool =
         }
         for run in (first, second)
     )
-    # targets are compared themselves, however they were chosen
+    # the targets themselves are compared, not how they were chosen
     found = first_difference(one, other, but=("protocol.name", "protocol.source", "protocol.target", *drawn))
     if found is not None:
         key, its, theirs = found
@@ -175,12 +185,12 @@ _ADVICE = {"targets_sha256": "; save the targets of one and give them to the oth
 
 
 def find_misled(named: dict[str, Evaluation]) -> set[str]:
-    """Name the models whose robust accuracy is misled by its own verdict."""
+    """Return the names of the models with the verdict "misled"."""
     return {name for name, run in named.items() if run.record.get("verdict") == MISLED}
 
 
 def compare_pairs(named: dict[str, Evaluation], figure: str, withheld: Collection[str] = ()) -> list[Pair]:
-    """Compare every pair of models in one figure, in the order given, without testing those in ``withheld``."""
+    """Compare every pair of models in one figure, in the given order; models in ``withheld`` get no p-value."""
     right = {name: [FIGURES[figure](row) for row in run.rows] for name, run in named.items()}
     chosen = list(combinations(named, 2))
     tables = [Counter(zip(right[first], right[second], strict=True)) for first, second in chosen]

@@ -1,4 +1,4 @@
-"""Compare kinds of networks by several training runs of each, paired by image and by seed."""
+"""Compare kinds of networks with several training runs of each, paired by image and seed."""
 
 from __future__ import annotations
 
@@ -29,9 +29,14 @@ METHODS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Two groups in one figure: accuracy of the first minus that of the second; ``pairs`` is the number of tests.
+    """The difference of two groups in one accuracy.
 
-    ``p_holm`` is NaN if a robust accuracy of one of them is misled.
+    Attributes:
+        figure: the accuracy, one of ``compare.FIGURES``.
+        first, second: names of the groups.
+        estimate: accuracy of the first group minus that of the second.
+        p_holm: p-value corrected for the number of pairs (Holm 1979); NaN if a run has the verdict "misled".
+        pairs: number of pairs that are tested together.
     """
 
     figure: str
@@ -43,12 +48,12 @@ class Difference:
 
     @property
     def runs_needed(self) -> int | None:
-        """Training runs that would decide the difference, corrected for the pairs of the figure."""
+        """Number of training runs that would decide the difference after the correction; None if too many."""
         return runs_needed(self.estimate, tests=self.pairs)
 
     @property
     def images_needed(self) -> int | None:
-        """Images that would decide the difference, corrected for the pairs of the figure."""
+        """Number of images that would decide the difference after the correction; None if too many."""
         return images_needed(self.estimate, tests=self.pairs)
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,9 +72,15 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupComparison:
-    """Accuracies of groups, by name and figure, and the comparison of every pair of groups in every figure.
+    """The comparison of several groups of training runs.
 
-    ``verdicts`` has those of each group's runs, None for runs that were not probed.
+    Attributes:
+        data: name of the data set.
+        protocol: every value of the attack.
+        seeds: seed of each run's evaluation.
+        accuracies: by group and figure.
+        differences: every pair of groups in every figure.
+        verdicts: verdicts on the runs of each group; None for runs that were not probed.
     """
 
     data: str
@@ -80,7 +91,7 @@ class GroupComparison:
     verdicts: dict[str, tuple[str | None, ...]]
 
     def differences_in(self, figure: str) -> list[Difference]:
-        """Return the differences in one figure."""
+        """Return the differences of all pairs in one figure."""
         return [difference for difference in self.differences if difference.figure == figure]
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,15 +112,15 @@ class GroupComparison:
 
 
 def compare_groups(groups: Sequence[Sequence[str | Path]], *, allow: Collection[str] = ()) -> GroupComparison:
-    """Compare groups of evaluations: each group has one for each training run of one kind of network.
+    """Compare groups of evaluations. A group has one evaluation for each training run of one kind of network.
 
     Args:
-        groups: folders of the evaluations.
-        allow: "misled" to test numbers that are misled, too; otherwise their pairs have no p-value.
+        groups: folders that ``evaluate`` wrote, by group and run; runs at the same position are paired.
+        allow: ("misled",) also tests groups with the verdict "misled"; by default their pairs have no p-value.
 
     Raises:
-        InputError: fewer than two groups or two runs, groups of different sizes, runs at the same place of two groups
-            that differ in protocol, seed, images or targets, or runs of a group that differ in protocol or images.
+        InputError: fewer than two groups or two runs, groups of different sizes, paired runs that differ in protocol,
+            seed, images or targets, or runs of a group that differ in protocol or images or have the same weights.
     """
     if len(groups) < 2 or min(map(len, groups)) < 2:
         raise InputError("a comparison of groups needs two groups or more, each with two training runs or more")
@@ -123,7 +134,7 @@ def compare_groups(groups: Sequence[Sequence[str | Path]], *, allow: Collection[
 
 
 def compare_runs(named: Mapping[str, Sequence[Evaluation]], *, allow: Collection[str] = ()) -> GroupComparison:
-    """Compare groups of evaluations by name, each of the same size; raises `InputError` as ``compare_groups`` does."""
+    """Compare groups of evaluations, by name, as ``compare_groups`` does."""
     runs = list(named.values())
     for group in runs:
         for run in group[1:]:
@@ -155,20 +166,20 @@ def compare_runs(named: Mapping[str, Sequence[Evaluation]], *, allow: Collection
 
 
 def name_groups(runs: Sequence[Sequence[Evaluation]]) -> list[str]:
-    """Name the groups by their models, or by their first folders where the models do not tell them apart."""
+    """Return the names of the groups' models, or of their first folders if the models have the same name."""
     models = [group[0].record["model"] for group in runs]
     return models if len(set(models)) == len(models) else [str(group[0].folder) for group in runs]
 
 
 def right_by_run(group: Sequence[Evaluation], figure: str) -> Tensor:
-    """Return 1 for each image that a run is right on in this figure, else 0: [runs, images]."""
+    """Return 1 for each run and image that is right in this figure, else 0: [runs, images] float64."""
     return torch.tensor([[FIGURES[figure](row) for row in run.rows] for run in group], dtype=torch.float64)
 
 
 def compare_pairs(
     named: Mapping[str, Sequence[Evaluation]], figure: str, withheld: Collection[str]
 ) -> list[Difference]:
-    """Compare every pair of groups in one figure, in the order given; groups in ``withheld`` get no p-value."""
+    """Compare every pair of groups in one figure, in the given order; groups in ``withheld`` get no p-value."""
     values = {name: right_by_run(group, figure) for name, group in named.items()}
     chosen = list(combinations(named, 2))
     estimates = [mean_over_runs(values[first] - values[second]) for first, second in chosen]
@@ -187,7 +198,7 @@ def compare_pairs(
 
 
 def estimate_to_dict(estimate: Estimate) -> dict[str, Any]:
-    """Return the JSON form; an interval that a single run cannot give is null."""
+    """Return the JSON form; the interval and the p-value of a single run are null."""
     return {
         "value": estimate.value,
         "interval": list(estimate.interval) if isfinite(estimate.interval[0]) else None,

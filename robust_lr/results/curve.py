@@ -1,4 +1,4 @@
-"""Robust accuracy as a curve over steps or eps: read or merge a finished sweep, and build its curve."""
+"""Robust accuracy as a curve over steps or eps: build the curve of a sweep, read it, and merge the sweep's shards."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ CURVE = "curve.json"
 
 @dataclass(frozen=True)
 class Curve:
-    """Figures at increasing values of eps or of the number of steps.
+    """Accuracies at increasing values of eps or of the number of steps.
 
     Attributes:
-        name, source, axis: those of the sweep; the axis is "eps" or "steps".
-        points: one per value, (value, shares by name as in ``Result.to_dict``). In worst seen, an image that a smaller
-            value broke stays broken, because a perturbation in the smaller ball is in the larger one, too. So it never
-            rises, whereas success and the last iterate may go either way.
+        name, source: name of the sweep, and where its values come from.
+        axis: "eps" or "steps".
+        points: for each value, (value, proportions by name as in ``Result.to_dict``). The worst seen accuracy never
+            rises: an image broken at a smaller value stays broken, because the larger ball contains the perturbation.
+            Success and accuracy at the last iterate can rise or fall.
         results: results of the evaluations behind the points.
     """
 
@@ -52,12 +53,12 @@ class Curve:
 
 
 def curve_of(result: Result) -> Curve:
-    """Return the curve of one trajectory, without points where the protocol records none."""
+    """Return the curve over the steps of one evaluation; without points if the protocol records no steps."""
     return Curve(result.protocol["name"], result.protocol["source"], "steps", result.curve, [result])
 
 
 def build_curve(name: str, source: str, axis: str, found: Sequence[tuple[Protocol, Result, Sequence[Row]]]) -> Curve:
-    """Build the curve of a sweep from its parts, each with its result and its rows."""
+    """Build the curve of a sweep from its parts, each with its protocol, result and rows."""
     points: list[tuple[float, dict[str, Proportion]]] = []
     broken: set[int] = set()
     for part, _, rows in found:
@@ -70,10 +71,10 @@ def build_curve(name: str, source: str, axis: str, found: Sequence[tuple[Protoco
 
 
 def merge_sweep(folders: Sequence[str | Path], out: str | Path, *, fresh: bool = False) -> Curve:
-    """Join the shards of a sweep, as ``merge`` does for single evaluations, into the folder that ``sweep`` would write.
+    """Merge the shards of a sweep, as ``merge`` does for an evaluation; ``out`` is then as ``sweep`` would write it.
 
     Raises:
-        InputError: as ``merge``, for any part; or a folder has no finished sweep, or another sweep.
+        InputError: a folder has no finished sweep or another sweep, or ``merge`` would raise one for a part.
     """
     records = [read_curve(Path(folder)) for folder in folders]
     about = [
@@ -85,7 +86,10 @@ def merge_sweep(folders: Sequence[str | Path], out: str | Path, *, fresh: bool =
     for folder, other in zip(folders, about, strict=True):
         if (difference := first_difference(about[0], other)) is not None:
             key, one, theirs = difference
-            raise InputError(f"{folders[0]} and {folder} are of different sweeps: {key} is {one!r} and {theirs!r}")
+            raise InputError(
+                f"{folders[0]} and {folder} belong to different sweeps: {key} is {one!r} in the first, {theirs!r} in "
+                "the second"
+            )
     wholes = {}
     for name in about[0]["parts"]:
         check_out(Path(out) / name, fresh)
@@ -100,7 +104,7 @@ def merge_sweep(folders: Sequence[str | Path], out: str | Path, *, fresh: bool =
 
 
 def read_curve(folder: Path) -> dict[str, Any]:
-    """Read the JSON of a finished sweep's curve."""
+    """Read the curve of a finished sweep as JSON; InputError if there is none or it is damaged."""
     try:
         record: dict[str, Any] = json.loads((folder / CURVE).read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -22,12 +22,12 @@ FRAME_LIBRARIES = ("pandas", "polars")
 
 
 def records(rows: Sequence[Row], **prefix: str) -> list[dict[str, Any]]:
-    """Return one dict per row; ``prefix`` adds leading columns that are the same for all of them."""
+    """Return one dict per row; ``prefix`` adds leading columns with the same value in every row."""
     return [{**prefix, **{name: getattr(row, name) for name in COLUMNS}} for row in rows]
 
 
 def to_csv(table: Sequence[Mapping[str, Any]]) -> str:
-    """Write CSV with a header, lower-case booleans and empty fields for None, so that pandas and polars infer types."""
+    """Return CSV with a header; booleans are lower-case and None is empty, so that pandas and polars infer types."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(table[0] if table else COLUMNS)
@@ -63,7 +63,7 @@ def write_parquet(path: str | Path, table: Sequence[Mapping[str, Any]]) -> None:
 
 
 def dataframe(table: Sequence[Mapping[str, Any]]) -> Any:
-    """Return a data frame of pandas or, where that is missing, of polars.
+    """Return a pandas data frame, or a polars one if pandas is not installed.
 
     Raises:
         InputError: neither is installed.

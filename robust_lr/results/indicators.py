@@ -1,4 +1,4 @@
-"""Indicators of attack failure (Pintor et al. 2022), from the rows of an evaluation and the findings of probes."""
+"""Indicators of attack failure (Pintor et al. 2022), from the rows of an evaluation and the findings of its probes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from .ledger import Row
 from .validity import Check, Finding, is_noise
 from .verdict import STRONGER, Probes
 
-#: share of the steps after which the last quarter of an attack begins
+#: share of an attack's steps that come before its last quarter
 LAST_QUARTER = 0.75
 
 
 def indicators(rows: Sequence[Row], protocol: Protocol, probes: Probes | None) -> tuple[Check, ...]:
-    """Return all six checks, in the paper's order; passed means that there is no sign of failure."""
+    """Return all six checks in the paper's order; a check passes if there is no sign of failure."""
     checks = []
     for name, (look, advice) in INDICATORS.items():
         passed, found = look(rows, protocol, probes)
@@ -23,7 +23,7 @@ def indicators(rows: Sequence[Row], protocol: Protocol, probes: Probes | None) -
 
 
 def unavailable_gradients(rows: Sequence[Row], protocol: Protocol, probes: Probes | None) -> Finding:
-    """Look for steps at which the gradient was zero everywhere."""
+    """Check for steps at which the whole gradient was zero."""
     moved = [row for row in rows if row.backwards and row.robust]
     if not moved:
         return None, "no robust image was attacked by gradients"
@@ -32,18 +32,19 @@ def unavailable_gradients(rows: Sequence[Row], protocol: Protocol, probes: Probe
 
 
 def unstable_predictions(rows: Sequence[Row], protocol: Protocol, probes: Probes | None) -> Finding:
-    """Look for logits that jump under changes too small to see."""
+    """Check for logits that jump under imperceptibly small changes of the image."""
     return from_structure(probes, "logits are continuous")
 
 
 def silent_success(rows: Sequence[Row], protocol: Protocol, probes: Probes | None) -> Finding:
-    """Look for images that the attack broke on the way, while its last iterate hides it."""
+    """Check for images that an earlier iterate broke, but not the last one."""
     silent = sum(row.robust and row.clean == row.label and not row.robust_worst_seen for row in rows)
-    return is_noise(silent, len(rows)), f"{silent} of {len(rows)} images were misclassified on the way, not at the end"
+    words = f"{silent} of {len(rows)} images were misclassified at an earlier iterate, not at the last"
+    return is_noise(silent, len(rows)), words
 
 
 def incomplete_optimization(rows: Sequence[Row], protocol: Protocol, probes: Probes | None) -> Finding:
-    """Look for images that more steps break: by stronger probes, else by first successes late in the attack."""
+    """Check for images that more steps would break, by stronger probes, else by first successes late in the attack."""
     if probes is not None and probes.sample:
         more = sum(kind == STRONGER for _, kind in probes.broken.values())
         words = f"stronger gradient attacks break {more} of {len(probes.sample)} robust images"
@@ -56,18 +57,18 @@ def incomplete_optimization(rows: Sequence[Row], protocol: Protocol, probes: Pro
 
 
 def transfer_failure(rows: Sequence[Row], protocol: Protocol, probes: Probes | None) -> Finding:
-    """Look for successes on the attacked copy that the model itself does not confirm."""
+    """Check for successes on the attacked copy of the model that the model itself does not confirm."""
     doubted = sum(row.unconfirmed > 0 for row in rows)
     return is_noise(doubted, len(rows)), f"the model did not confirm a success for {doubted} of {len(rows)} images"
 
 
 def unconstrained_failure(rows: Sequence[Row], protocol: Protocol, probes: Probes | None) -> Finding:
-    """Look for a gradient that does not predict the function, for which no ball is large enough."""
+    """Check for gradients that do not predict how the margin changes, so that the attack fails at any eps."""
     return from_structure(probes, "the gradient predicts the margin")
 
 
 def from_structure(probes: Probes | None, name: str) -> Finding:
-    """Return the finding of the structural check of that name."""
+    """Return the finding of the probes' structural check ``name``."""
     for check in () if probes is None else probes.checks:
         if check.name == name:
             return check.passed, check.found

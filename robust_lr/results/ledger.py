@@ -1,4 +1,4 @@
-"""A ledger in SQLite with one row for each evaluated image: rows survive a crash, and a run resumes after the last."""
+"""An SQLite ledger with one row per evaluated image. Rows survive a crash, and an evaluation resumes from them."""
 
 from __future__ import annotations
 
@@ -16,36 +16,39 @@ from ..utils.errors import InputError, RunError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """Findings of an evaluation for one image.
+    """The result of an evaluation for one image.
 
     Attributes:
-        id: identifier of the image.
+        id: id of the image.
         input_hash: first 16 hexadecimal digits of the SHA-256 of its pixels, float32 [C, H, W].
-        label: its true class.
-        target: the class aimed at, None where there is none or more than one.
-        clean: prediction for the clean image.
-        adversarial: prediction for the finished image: the last iterate, or the first success where that ends the
-            attack; of the first restart that broke the image, or else the last one.
-        robust: right under the protocol's criterion: at the last iterate of every restart, or at every iterate seen.
-        robust_worst_seen: right when clean and at every iterate of every restart.
-        success: the attack reached its aim, under the same criterion; see ``Result.success`` for the denominator.
-        first_success: number of steps after which it was first reached, None if never; the smallest over restarts.
-        first_wrong: the same for a misclassification (0: when clean or at the start).
-        clean_loss: cross-entropy of the true class for the clean image.
-        zero_gradients: number of steps, over all restarts, at which the gradient was zero everywhere.
-        margin: the smallest seen of the true class's logit minus the best other one.
-        loss: cross-entropy of the true class for the finished image.
+        label: true class.
+        target: target class; None if there is none or more than one.
+        clean: predicted class of the clean image.
+        adversarial: predicted class of the final image, which is the last iterate, or the first success if that ends
+            the attack. It comes from the first restart that broke the image, else from the last restart.
+        robust: whether the prediction is right under the protocol's criterion: at the last iterate of every restart,
+            or at every iterate.
+        robust_worst_seen: whether it is right on the clean image and at every iterate of every restart.
+        success: whether the attack reached its goal under the same criterion; see ``Result.success`` for the
+            denominator.
+        first_success: number of steps until the first success, the smallest over restarts; None without success.
+        first_wrong: the same for the first misclassification; 0 for the clean image or the start.
+        clean_loss: cross-entropy of the true class on the clean image.
+        zero_gradients: number of steps, over all restarts, at which the whole gradient was zero.
+        margin: true class's logit minus the largest other logit, the smallest over all iterates.
+        loss: cross-entropy of the true class on the final image.
         distance: |x_adv - x| in the protocol's norm, the largest over restarts.
-        broken_by: the attack of a cascade that broke the image; None if none did, or it was wrong when clean.
-        record: at each of the protocol's recorded steps, "r" right in every restart, "t" the target, "w" else wrong.
-        robust_rounded: right on the finished image rounded to 256 levels, as a PNG holds it; None where images were
-            not kept.
-        wrong_passes: number of the repeated passes of a random model that misclassified the finished image; None for a
-            deterministic model, which is asked once.
-        unconfirmed: number of successes that the model did not confirm in a pass of its own; the attack then went on.
-        steps_skipped: steps that were not computed because the iterates of the attack had come back to the bit.
-        forwards, backwards: passes of the model that were spent on the image, those of the padding left out.
-        seconds: its share of the time.
+        broken_by: attack of a cascade that broke the image; None if none did or the clean image is misclassified.
+        record: one letter per recorded step of the protocol: "r" if right in every restart, "t" if the target was
+            predicted, "w" if another wrong class was.
+        unconfirmed: number of successes on the attacked copy that the model did not confirm; the attack then continued.
+        steps_skipped: number of steps that were not computed because the iterates had begun to repeat exactly.
+        forwards, backwards: number of forward and backward passes of this image, without padding.
+        seconds: this image's share of the time.
+        robust_rounded: whether the prediction is right on the final image rounded to 256 levels; None if images were
+            not saved.
+        wrong_passes: number of a random model's repeated passes that misclassified the final image; None for a
+            deterministic model.
     """
 
     id: int
@@ -82,30 +85,30 @@ _COLUMNS = ", ".join(_NAMES)
 _HOLES = ", ".join("?" for _ in _NAMES)
 
 
-#: meaning of a difference in a hash
+#: explanation of a difference in a hash
 _MEANINGS = {
-    "weights_sha256": "the network has other weights",
-    "images_sha256": "the images are others",
-    "targets_sha256": "the attack aims at other classes",
-    "architecture": "the network is built otherwise",
+    "weights_sha256": "the weights of the network differ",
+    "images_sha256": "the images differ",
+    "targets_sha256": "the target classes differ",
+    "architecture": "the architecture of the network differs",
 }
 
 
 def format_for_message(value: Any) -> str:
-    """Show a value in a message; the first digits of a hash are enough to tell it apart."""
+    """Return a value for a message; a hash is shortened to its first digits."""
     is_hash = isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
     return f"{value[:8]}..." if is_hash else repr(value)
 
 
 def explain_difference(key: str) -> str:
-    """Explain a difference in ``key``, in parentheses; empty if the values explain themselves."""
+    """Return an explanation of a difference in ``key``, in parentheses; "" if none is needed."""
     return f" ({_MEANINGS[key]})" if key in _MEANINGS else ""
 
 
 def first_difference(
     one: Mapping[str, Any], other: Mapping[str, Any], but: Collection[str] = ()
 ) -> tuple[str, Any, Any] | None:
-    """Return the first key, except those in ``but``, whose values differ, and both values, None for a missing one."""
+    """Return the first key, not in ``but``, with different values, and both values; a missing value is None."""
     for key in [*one, *other]:
         if one.get(key) != other.get(key) and key not in but:
             return key, one.get(key), other.get(key)
@@ -113,18 +116,18 @@ def first_difference(
 
 
 def remove(path: Path) -> None:
-    """Delete a ledger and the journal of an interrupted transaction, which SQLite would apply to the next ledger."""
+    """Delete a ledger, and the journal of an interrupted transaction, which SQLite would apply to a new ledger."""
     for file in (path, journal_of(path)):
         file.unlink(missing_ok=True)
 
 
 def journal_of(path: Path) -> Path:
-    """Return the file in which SQLite keeps what a transaction overwrites."""
+    """Return the path of SQLite's rollback journal."""
     return path.with_name(f"{path.name}-journal")
 
 
 def read(path: Path) -> list[Row]:
-    """Read the rows of a ledger on disk, by id.
+    """Read the rows of a ledger on disk, ordered by id.
 
     Raises:
         InputError: there is no ledger, or another version wrote it.
@@ -134,7 +137,7 @@ def read(path: Path) -> list[Row]:
 
 
 def read_configuration(path: Path) -> dict[str, Any]:
-    """Read the configuration of a ledger on disk; InputError as ``read``, or where none was written yet."""
+    """Read the configuration of a ledger on disk; InputError as in ``read``, or if none was written yet."""
     with _open_for_reading(path) as connection:
         kept = connection.execute("SELECT json FROM configuration").fetchone()
     if kept is None:
@@ -144,7 +147,7 @@ def read_configuration(path: Path) -> dict[str, Any]:
 
 
 def read_finding(path: Path, name: str) -> Any:
-    """Read the finding that ``Ledger.remember`` saved under a name in a ledger on disk, None if there is none."""
+    """Read the finding ``name``, saved by ``Ledger.remember``, of a ledger on disk; None if there is none."""
     with _open_for_reading(path) as connection:
         kept = connection.execute("SELECT json FROM findings WHERE name = ?", (name,)).fetchone()
     return None if kept is None else json.loads(kept[0])
@@ -152,9 +155,9 @@ def read_finding(path: Path, name: str) -> Any:
 
 @contextmanager
 def _open_for_reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open a ledger for reading; what a killed process left unfinished is rolled back, which takes writing."""
+    """Open a ledger for reading, or for writing if the transaction of a killed process must be rolled back."""
     if not path.is_file():
-        raise InputError(f"{path}: there is no ledger")
+        raise InputError(f"{path}: no such ledger")
     try:
         mode = "rw" if journal_of(path).exists() else "ro"
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode={mode}", uri=True)) as connection:
@@ -175,29 +178,34 @@ def _row(values: Sequence[Any]) -> Row:
 
 
 class Ledger:
-    """Rows keyed by image id, and the configuration that they belong to. ``path`` None keeps them in memory.
+    """Rows keyed by image id, with the configuration of their evaluation, in a file or, if ``path`` is None, in memory.
 
-    Transactions are made safe by SQLite's rollback journal, which works on network file systems too; a write-ahead log
-    would not.
+    Transactions use SQLite's rollback journal, because a write-ahead log does not work on network file systems.
+
+    Raises:
+        InputError: the file exists and ``resume`` is False, holds another evaluation, or cannot be used.
     """
 
     def __init__(self, path: Path | None, configuration: Mapping[str, Any], *, resume: bool = False):
         self.path, self.is_new = path, path is not None and not path.exists()
         if path is not None and path.exists() and not resume:
             raise InputError(
-                f"{path} exists: resume that evaluation, start afresh (`fresh`), or choose another folder (`out`)"
+                f"{path} exists: continue that evaluation (`resume`), start afresh (`fresh`), or choose another folder "
+                "(`out`)"
             )
         try:
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
             self.connection = sqlite3.connect(path or ":memory:", timeout=5)
         except OSError as error:
-            raise InputError(f"{error.filename} cannot be a folder: {error.strerror}; choose another (`out`)") from None
+            raise InputError(
+                f"{error.filename} cannot be created as a folder: {error.strerror}; choose another (`out`)"
+            ) from None
         except sqlite3.Error as error:
             raise InputError(f"{path} cannot be used as a ledger: {error}") from None
         try:
             with self.connection as connection:
-                connection.execute("BEGIN")  # waits for the disk once, and writes nothing to a ledger that differs
+                connection.execute("BEGIN")  # one disk sync, and nothing is written if the configuration differs
                 connection.execute("CREATE TABLE IF NOT EXISTS configuration (json TEXT NOT NULL)")
                 connection.execute(f"CREATE TABLE IF NOT EXISTS images ({_COLUMNS}, PRIMARY KEY (id))")
                 connection.execute("CREATE TABLE IF NOT EXISTS findings (name TEXT PRIMARY KEY, json TEXT NOT NULL)")
@@ -210,7 +218,7 @@ class Ledger:
             raise
 
     def _check_configuration(self, configuration: Mapping[str, Any]) -> None:
-        """Write ``configuration`` to a new ledger; in an old one, raise an InputError unless it is the same."""
+        """Write ``configuration`` to a new ledger; raise an InputError if an existing ledger has another one."""
         kept = self.connection.execute("SELECT json FROM configuration").fetchone()
         if kept is None:
             self.connection.execute("INSERT INTO configuration VALUES (?)", (json.dumps(configuration),))
@@ -224,15 +232,15 @@ class Ledger:
             )
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Add rows in one transaction: all of them or none."""
+        """Add rows in one transaction: either all or none."""
         try:
             with self.connection:
                 self.connection.executemany(f"INSERT INTO images VALUES ({_HOLES})", map(_VALUES, rows))
         except sqlite3.Error as error:
-            raise RunError(f"{self.path}: {error}; rows written before are safe, resume to go on") from None
+            raise RunError(f"{self.path}: {error}; rows written before are safe, continue with `resume`") from None
 
     def remember(self, name: str, value: Any) -> None:
-        """Save a finding about all images together, as JSON, for when the evaluation resumes."""
+        """Save a finding about the whole evaluation as JSON, so that a resumed evaluation can ``recall`` it."""
         try:
             with self.connection:
                 self.connection.execute("INSERT INTO findings VALUES (?, ?)", (name, json.dumps(value)))
@@ -240,12 +248,12 @@ class Ledger:
             raise RunError(f"{self.path}: {error}") from None
 
     def recall(self, name: str) -> Any:
-        """Return the finding that ``remember`` saved under a name, None if there is none."""
+        """Return the finding ``name``, saved by ``remember``; None if there is none."""
         kept = self.connection.execute("SELECT json FROM findings WHERE name = ?", (name,)).fetchone()
         return None if kept is None else json.loads(kept[0])
 
     def rows(self) -> list[Row]:
-        """Return all rows, by id."""
+        """Return all rows, ordered by id."""
         return _rows(self.connection)
 
     def ids(self) -> set[int]:

@@ -1,4 +1,4 @@
-"""Join the shards of one evaluation into the rows and the result of a single run."""
+"""Merge the shards of an evaluation into the ledger and the result of the whole evaluation."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ from .verdict import LEVELS, Probes, join_probes, probes_finding
 
 
 def merge(folders: Sequence[str | Path], out: str | Path, *, fresh: bool = False) -> Result:
-    """Join the shards of an evaluation in the folder ``out``; rows and figures are those of the whole, to the bit.
+    """Merge the shards of an evaluation into ``out``, with the rows and accuracies of an evaluation without shards.
 
     Args:
-        folders: folders that ``evaluate`` wrote, each with another ``shard``.
-        out: folder for the ledger and the result of the whole.
+        folders: folders that ``evaluate`` wrote, one for each ``shard``.
+        out: folder for the merged ledger and result.
         fresh: replace an evaluation that ``out`` holds.
 
     Raises:
-        InputError: a shard is unfinished, missing, given twice or of another evaluation, or ``out`` is in use.
+        InputError: a shard is unfinished, missing, given twice or of another evaluation, or ``out`` already holds an
+            evaluation.
     """
     check_out(Path(out), fresh)
     whole = join(folders)
@@ -39,22 +40,28 @@ def merge(folders: Sequence[str | Path], out: str | Path, *, fresh: bool = False
 
 
 def check_out(out: Path, fresh: bool) -> None:
+    """Raise an InputError if ``out`` holds an evaluation, unless ``fresh``."""
     if (out / LEDGER).exists() and not fresh:
         raise InputError(f"{out} holds an evaluation: choose another folder with `out`")
 
 
 @dataclass(frozen=True)
 class Whole:
-    """An evaluation that is not on disk yet."""
+    """A merged evaluation that is not on disk yet.
+
+    Attributes:
+        images: folders of the adversarial images; empty if images were not saved.
+        level: level of the probes; None unless every shard was probed.
+    """
 
     configuration: dict[str, Any]
     rows: list[Row]
     result: Result
-    images: tuple[Path, ...] = ()  # folders of the adversarial images, where they were kept
-    level: str | None = None  # of the probes, where every shard was probed
+    images: tuple[Path, ...] = ()
+    level: str | None = None
 
     def write(self, out: Path) -> None:
-        """Write a folder as ``evaluate`` leaves it."""
+        """Write a folder like that of ``evaluate``."""
         partial = out / f".{LEDGER}.{os.getpid()}"
         try:
             with closing(Ledger(partial, self.configuration)) as ledger:
@@ -74,7 +81,7 @@ class Whole:
 
 
 def join(folders: Sequence[str | Path]) -> Whole:
-    """Combine the shards in ``folders``; InputError as ``merge``."""
+    """Merge the shards in ``folders``; InputError as in ``merge``."""
     ordered = in_order([read_evaluation(folder) for folder in folders])
     check_same_evaluation(ordered)
     first = ordered[0]
@@ -110,7 +117,7 @@ def join(folders: Sequence[str | Path]) -> Whole:
 
 
 def probes_of(shards: Sequence[Evaluation]) -> tuple[str | None, Probes | None]:
-    """Return the most thorough level at which every shard was probed, and the probes of all shards together."""
+    """Return the most thorough level at which every shard was probed, and the joined probes; None if there is none."""
     for level in reversed(LEVELS):
         kept = [read_finding(shard.folder / LEDGER, probes_finding(level)) for shard in shards]
         if all(each is not None for each in kept):
@@ -123,7 +130,7 @@ def record_origin(record: dict[str, Any]) -> dict[str, str | None]:
 
 
 def in_order(shards: Sequence[Evaluation]) -> list[Evaluation]:
-    """Sort the shards 1/n to n/n; InputError if one is missing, given twice, or no shard."""
+    """Sort the shards 1/n to n/n; InputError if one is missing or given twice, or an evaluation is not a shard."""
     numbers = []
     for shard in shards:
         if shard.configuration["shard"] is None:
@@ -137,36 +144,40 @@ def in_order(shards: Sequence[Evaluation]) -> list[Evaluation]:
         if total != count:
             raise InputError(
                 f"{shards[0].folder} is shard {numbers[0][0]}/{count} and {shard.folder} {index}/{total}: "
-                "they divide the images differently"
+                "give shards with the same number of parts"
             )
         if index in by_index:
-            raise InputError(f"shard {index}/{count} is there twice: {by_index[index].folder} and {shard.folder}")
+            raise InputError(
+                f"shard {index}/{count} is given twice, {by_index[index].folder} and {shard.folder}: leave one out"
+            )
         by_index[index] = shard
     missing = [f"{index}/{count}" for index in range(1, count + 1) if index not in by_index]
     if missing:
-        raise InputError(f"missing: shard {', '.join(missing)}; all {count} are needed")
+        raise InputError(f"missing: shard {', '.join(missing)}; give the folders of all {count} shards")
     return [by_index[index] for index in range(1, count + 1)]
 
 
 def check_same_evaluation(shards: Sequence[Evaluation]) -> None:
-    """Raise an InputError, with the first difference, unless all shards are of one evaluation and share no image."""
+    """Raise an InputError with the first difference unless all shards belong to one evaluation and share no image."""
     first = shards[0]
     owner: dict[int, Path] = {}
     for shard in shards:
         if (found := first_difference(first.configuration, shard.configuration, but=("shard", "images"))) is not None:
             key, one, other = found
             raise InputError(
-                f"{first.folder} and {shard.folder} are of different evaluations: {key} is {one!r} in the first, "
+                f"{first.folder} and {shard.folder} belong to different evaluations: {key} is {one!r} in the first, "
                 f"{other!r} in the second"
             )
         for row in shard.rows:
             if row.id in owner:
-                raise InputError(f"image {row.id} is in {owner[row.id]} and in {shard.folder}")
+                raise InputError(
+                    f"image {row.id} is in both {owner[row.id]} and {shard.folder}: give shards of one evaluation"
+                )
             owner[row.id] = shard.folder
 
 
 def merge_agreement(records: Sequence[dict[str, Any]]) -> Proportion | None:
-    """Return how often verdicts at a lower precision agree with those of fp32, on the sample that all shards share."""
+    """Return how often results at a lower precision agree with fp32, on the sample that all shards share."""
     for record in records:
         value, n = record.get("precision_agreement"), record["denominators"].get("precision_agreement")
         if value is not None and n is not None:

@@ -1,4 +1,4 @@
-"""The result of an evaluation: a frozen record with intervals, written as JSON."""
+"""The result of an evaluation: accuracies with intervals, and everything that they depend on."""
 
 from __future__ import annotations
 
@@ -21,46 +21,52 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One model under one protocol on one data set.
+    """The result of evaluating one model under one protocol on one data set.
 
     Attributes:
+        model, data: names of the model and of the data set.
         protocol: every value of the attack.
-        n: number of images; ``attacked`` of them were attacked, clean predictions decided the others.
+        n: number of images.
+        attacked: number of images that were attacked; the clean prediction decided the others.
+        seed: seed of starts and targets.
+        shard: "i/n" if this is a shard of an evaluation, else None.
         clean: accuracy on the clean images.
-        robust: accuracy on the true label under the protocol's criterion.
-        robust_last: the same at the last iterate (of every restart), the paper's figure; None where decided images
-            left the attack, so that last iterates are not known.
-        robust_worst_seen: images right when clean *and* at every iterate of every restart.
-        success: targeted: predicted as the target, among images not so predicted when clean; untargeted:
-            misclassified, among images classified correctly when clean. Under the protocol's criterion, in any restart.
-        curve: (steps, shares by name as in ``to_dict``) at each of the protocol's recorded steps.
-        broken_by: number of images that each attack of a cascade broke.
-        max_distance: largest |x_adv - x| found, in pixels of [0, 1] and in the norm of the protocol.
-        batch_invariant: every pass behind a figure had the same number of rows and all randomness is keyed by image,
-            so ``batch_size`` does not matter.
-        hashes: SHA-256 of weights, images and, for a targeted attack, of "id target" lines.
-        precision: arithmetic of the attack; finished images are always judged in fp32, by the model as given.
-        model_output: where the model's output held the logits: "logits" alone, ".logits of ..." an object, or
-            "first of ..." a tuple.
-        logits_dtype: dtype that the model computed its logits in; losses and verdicts are in float32.
-        agreement: share of a sample with the verdict of an fp32 attack, if the precision is lower.
-        robust_rounded: images right on the finished image after its pixels are rounded to 256 levels: an attack that
-            lives in the fractions of a level is lost in a PNG. None where images were not kept.
-        cycle_detection: "on" if images whose iterates repeated exactly ended early, else "off: " and the reason.
-        ended_at_cycles: number of images that skipped steps for this reason; all steps would give the same rows.
-        randomness: for a random model, the "passes" behind each verdict, all of which must be right; the "draws", by
-            row or by pass; whether they are "keyed" by image; and "one_pass", the accuracy of a single pass over the
-            finished images, with its 95 % interval. None for a deterministic model.
-        surrogate: name and hash of the weights of the network that gradients came from, if it was another one.
+        robust: accuracy under the protocol's criterion.
+        robust_last: accuracy at the last iterate of every restart, as in the paper; None if images leave the attack at
+            their first success.
+        robust_worst_seen: proportion of images that are right when clean and at every iterate of every restart.
+        success: proportion of successes in any restart under the protocol's criterion. Targeted: images predicted as
+            the target, among those not so predicted when clean. Untargeted: misclassified images, among those
+            classified correctly when clean.
+        curve: (steps, proportions by name as in ``to_dict``) at each recorded step of the protocol.
+        broken_by: number of images broken by each attack of a cascade.
+        max_distance: largest |x_adv - x| in the protocol's norm, for pixels in [0, 1].
+        batch_invariant: True if the rows do not depend on ``batch_size``, because every pass had the same number of
+            images and all random numbers are keyed by image.
+        hashes: SHA-256 of weights, images and, for a targeted attack, targets (lines "id target").
+        versions: versions of the software.
+        device: name of the device.
+        precision: arithmetic of the attack; the original model always classifies the final images in fp32.
+        model_output: position of the logits in the model's output: "logits", ".logits of ..." for an object, or
+            "first of ..." for a tuple.
+        logits_dtype: dtype of the model's logits; losses and margins are computed in float32.
+        agreement: proportion of a sample with the same outcome under an fp32 attack; None for ``precision`` fp32.
+        robust_rounded: accuracy on the final images rounded to 256 levels, as in a PNG, where an attack that needs
+            fractions of a level fails; None if images were not saved.
+        cycle_detection: "on" if an image's attack ends once its iterates repeat exactly, else "off: " and the reason.
+        ended_at_cycles: number of images whose attack ended so; the remaining steps would give the same rows.
+        randomness: for a random model, "passes" (number of passes per image, all of which must be right), "draws" ("by
+            row" or "by pass"), "keyed" (whether draws are keyed by image), and "one_pass", the accuracy of a single
+            pass over the final images, with its 95 % interval. None for a deterministic model.
+        surrogate: name and weights hash of the network that gradients came from; None if it was the model itself.
         seconds: time of the attack, summed over images, without loading.
-        forwards, backwards: images x passes of the model that were actually computed, without padding.
-        verdict: "sound", "weak", "misled", or None if no probes were run; ``judgment`` has the reason.
-        origin: date (UTC), command and, in a checkout, commit of the computation.
-        read_from_ledger: number of images whose rows were read from a ledger instead of computed.
-        judgment: the verdict with inflation, bound, reason and advice.
-        probes: findings of the probes, image by image.
+        forwards, backwards: number of forward and backward passes, summed over images, without padding.
         validity: checks of the rows for signs of a broken evaluation.
-        rows: the ledger's rows, one per image, by id; they are not part of the JSON form.
+        origin: date (UTC), command and, in a git checkout, commit.
+        read_from_ledger: number of images whose rows were read from a ledger instead of computed.
+        judgment: verdict with inflation, bound, reason and advice.
+        probes: findings of the probes by image.
+        rows: the ledger's rows, one per image, ordered by id; not part of the JSON form.
     """
 
     model: str
@@ -103,6 +109,7 @@ class Result:
 
     @property
     def verdict(self) -> str | None:
+        """ "sound", "weak" or "misled"; None if no probes were run. ``judgment`` has the reason."""
         return self.judgment.verdict
 
     @property
@@ -121,11 +128,11 @@ class Result:
         export.write_csv(path, export.records(self.rows))
 
     def to_dataframe(self) -> Any:
-        """Return the per-image rows as a data frame of pandas or, where that is missing, of polars."""
+        """Return the per-image rows as a pandas data frame, or a polars one if pandas is not installed."""
         return export.dataframe(export.records(self.rows))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form: accuracies as fractions, intervals as [low, high]."""
+        """Return the JSON form, with accuracies as fractions and intervals as [low, high]."""
         shares = {
             "clean_accuracy": self.clean,
             "robust_accuracy": self.robust,
@@ -164,7 +171,7 @@ class Result:
 
 
 def figures(shares: Mapping[str, Proportion]) -> dict[str, Any]:
-    """Return the JSON form of shares: fractions by name, with their intervals and denominators."""
+    """Return the JSON form of proportions: fractions by name, with their intervals and denominators."""
     return {
         **{name: share.value for name, share in shares.items()},
         "intervals": {name: list(share.interval) for name, share in shares.items()},

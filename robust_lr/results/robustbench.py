@@ -1,4 +1,4 @@
-"""An evaluation as an entry of RobustBench's leaderboard: a JSON file of its model_info folder."""
+"""Export an evaluation as an entry of RobustBench's leaderboard, a JSON file in its model_info folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..utils.errors import InputError
 from .stored import Evaluation
 from .verdict import MISLED, SOUND
 
-#: fields that only the authors know, in the order of the files
+#: fields that only the authors know, in the order of RobustBench's files
 ABOUT = ("link", "name", "authors", "additional_data", "number_forward_passes", "dataset", "venue", "architecture")
 
 #: parts of AutoAttack "standard"
@@ -25,11 +25,11 @@ def model_info(evaluation: Evaluation, **about: Any) -> dict[str, Any]:
 
     Args:
         evaluation: an evaluation under AutoAttack "standard".
-        about: the fields of ``ABOUT``; ``reported``, the robust accuracy that the paper states, by default the measured
-            one; and ``allow_misled``, to export what is misled.
+        about: the fields of ``ABOUT``; optionally ``reported``, the robust accuracy in the authors' paper, by default
+            the measured one, and ``allow_misled`` to export an evaluation with the verdict "misled".
 
     Raises:
-        InputError: the evaluation has another protocol, covers a shard of the images, or its verdict is misled.
+        InputError: the evaluation has another protocol, is a shard, or has the verdict "misled".
     """
     protocol, record = evaluation.protocol, evaluation.record
     parts = tuple(part["name"] for part in protocol.get("parts", ()))
@@ -42,8 +42,8 @@ def model_info(evaluation: Evaluation, **about: Any) -> dict[str, Any]:
         raise InputError(f"{evaluation.folder} is shard {record['shard']} of an evaluation: merge the shards first")
     if record.get("verdict") == MISLED and not about.get("allow_misled"):
         raise InputError(
-            f"{evaluation.folder} is misled ({record['verdict_reason']}): its robust accuracy measures no robustness; "
-            f"to write the entry all the same, `allow` {MISLED!r}"
+            f"{evaluation.folder} is misled ({record['verdict_reason']}): its robust accuracy does not measure "
+            f"robustness; to write the entry anyway, `allow` {MISLED!r}"
         )
     robust = percent(record["robust_accuracy"])
     return {
@@ -57,7 +57,7 @@ def model_info(evaluation: Evaluation, **about: Any) -> dict[str, Any]:
 
 
 def footnote(record: Mapping[str, Any]) -> str:
-    """Write the verdict on the robust accuracy, which the leaderboard shows below its table."""
+    """Return the footnote that the leaderboard shows below its table: the verdict on the robust accuracy."""
     words = f"robust-lr: {record['verdict']}, {record['verdict_reason']}"
     if record["verdict"] == SOUND or record.get("bound") is None:
         return words
@@ -65,7 +65,7 @@ def footnote(record: Mapping[str, Any]) -> str:
 
 
 def percent(share: float) -> str:
-    """Format a share in percent: 0.5953 becomes "59.53"."""
+    """Format a fraction in percent: 0.5953 becomes "59.53"."""
     return f"{100 * share:.2f}"
 
 

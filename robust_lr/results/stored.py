@@ -1,4 +1,4 @@
-"""Read finished evaluations back from disk: configuration, result, and one row per image."""
+"""Read finished evaluations from disk: configuration, result, and one row per image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from .targets import Targets
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One folder of ``evaluate``: its configuration, its result as JSON, and its rows by id."""
+    """A finished evaluation on disk.
+
+    Attributes:
+        folder: the ``out`` of ``evaluate``.
+        configuration: configuration in the ledger.
+        record: JSON form of the result.
+        rows: the ledger's rows, ordered by id.
+    """
 
     folder: Path
     configuration: dict[str, Any]
@@ -27,10 +34,10 @@ class Evaluation:
         return values
 
     def targets(self) -> Targets:
-        """Return the classes that the images were pushed towards; InputError if the attack aimed at none."""
+        """Return the target classes of the images; InputError if the attack was untargeted."""
         aimed = [(row.id, row.label, row.target) for row in self.rows if row.target is not None]
         if not aimed:
-            raise InputError(f"{self.folder} has no targets: protocol {self.protocol['name']!r} aims at no class")
+            raise InputError(f"{self.folder} has no targets: the protocol {self.protocol['name']!r} is untargeted")
         return Targets(
             rows=tuple(aimed),
             num_classes=self.configuration["classes"],
@@ -41,7 +48,7 @@ class Evaluation:
 
 
 def read_evaluation(folder: str | Path) -> Evaluation:
-    """Read the evaluation in a folder, which is left untouched.
+    """Read the evaluation in ``folder`` without changing it.
 
     Raises:
         InputError: there is no evaluation, it is unfinished, or another version wrote it.
@@ -62,12 +69,12 @@ def read_evaluation(folder: str | Path) -> Evaluation:
 
 
 def read_ledger(folder: Path) -> tuple[dict[str, Any], list[Row]]:
-    """Read configuration and rows, by id, of the ledger in a folder."""
+    """Read the configuration and the rows, ordered by id, of the ledger in ``folder``; InputError if there is none."""
     file = folder / LEDGER
     if not file.is_file():
         inside = sorted(str(found.parent) for found in folder.glob(f"**/{LEDGER}"))
         hint = f"; it holds {', '.join(inside)}" if inside else ""
-        raise InputError(f"{folder} holds no evaluation ({LEDGER}){hint}")
+        raise InputError(f"{folder} holds no evaluation ({LEDGER}){hint or '; give the `out` of an evaluation'}")
     return read_configuration(file), read(file)
 
 

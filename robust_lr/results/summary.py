@@ -1,4 +1,4 @@
-"""Summarize ledger rows as the figures of a result."""
+"""Summarize the rows of a ledger as a result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ def summarize(
     randomness: Mapping[str, Any] | None = None,
     **about: Any,
 ) -> Result:
-    """Summarize the rows of an evaluation as its result; ``about`` says what was evaluated, and how."""
+    """Return the result of an evaluation, computed from its rows.
+
+    Args:
+        hashes: SHA-256 of weights and images.
+        randomness: the fields of ``Result.randomness`` except those computed here.
+        about: the other fields of ``Result``.
+    """
     robust = Proportion(sum(row.robust for row in rows), len(rows))
     end = shares_at(rows, protocol)
     return Result(
@@ -57,10 +63,10 @@ def summarize(
 
 
 def one_pass(rows: Sequence[Row], passes: int) -> dict[str, Any]:
-    """Return the accuracy of one pass of a random model over the finished images, and its 95 % interval.
+    """Return the accuracy of a random model in one pass over the final images, and its 95 % interval.
 
-    The images are taken as given and the draws as independent: an image that a share p of its passes get wrong adds
-    p (1 - p) to the variance of the number of mistakes.
+    The interval covers the model's randomness for these images, with independent draws: an image that is misclassified
+    with probability p adds p (1 - p) to the variance of the number of errors.
     """
     shares = [(row.wrong_passes or 0) / passes for row in rows]
     variance = sum(share * (1 - share) for share in shares) * passes / max(passes - 1, 1)
@@ -69,16 +75,17 @@ def one_pass(rows: Sequence[Row], passes: int) -> dict[str, Any]:
 
 
 def rounded_accuracy(rows: Sequence[Row]) -> Proportion | None:
-    """Return the accuracy on the finished images rounded to 256 levels, None where they were not kept."""
+    """Return the accuracy on the final images rounded to 256 levels; None if images were not saved."""
     if any(row.robust_rounded is None for row in rows):
         return None
     return Proportion(sum(bool(row.robust_rounded) for row in rows), len(rows))
 
 
 def shares_at(rows: Sequence[Row], protocol: Protocol, number: int | None = None) -> dict[str, Proportion]:
-    """Return the figures at the end, or at a recorded step; without last iterates where they are not known.
+    """Return the accuracies and the success of an attack at its end, or at its recorded step ``number``.
 
-    Success has its own denominator: images on which the attack had not reached its aim before it began.
+    The accuracy at the last iterate is left out if images leave the attack at their first success. The denominator of
+    the success is the number of images whose clean prediction was not already a success.
     """
     last = protocol.criterion == "last"
     aim = "t" if protocol.targeted else "w"
@@ -103,10 +110,11 @@ def shares_at(rows: Sequence[Row], protocol: Protocol, number: int | None = None
 
 
 def within(step: int | None, steps: int) -> bool:
+    """Return True if an event at ``step`` (None: never) happens within ``steps``."""
     return step is not None and step <= steps
 
 
 def targets_hash(rows: Sequence[Row]) -> dict[str, str]:
-    """Hash the images' targets; empty where none has one."""
+    """Return the hash of the images' targets under the key "targets"; empty without targets."""
     pairs = [(row.id, row.target) for row in rows if row.target is not None]
     return {"targets": hash_of_pairs(pairs)} if pairs else {}

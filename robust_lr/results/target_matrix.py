@@ -1,4 +1,4 @@
-"""How often images of each class are pushed to each other class: targeted attacks on all targets, put together."""
+"""Success of targeted attacks for every pair of class and target class."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ class TargetMatrix:
     """Success of targeted attacks by class and target.
 
     Attributes:
+        model, data: names of the model and of the data set.
         protocol: every value of the attack.
-        reached, attacked: by class and target: images that reached it, and images of the class that were not predicted
-            as it when clean. Zero on the diagonal.
-        robust: images that were right under the attacks on every target.
-        any_reached: images that reached some target, among those that were right when clean.
-        passes: forward and backward passes of one image, over all targets.
+        reached: number of successes, by class and target; zero on the diagonal.
+        attacked: number of images whose clean prediction was not the target, by class and target.
+        robust: proportion of images that are right under the attacks on every target.
+        any_reached: proportion of images that reached some target, among those that are right when clean.
+        passes: number of forward and backward passes, summed over images and targets.
     """
 
     model: str
@@ -52,7 +53,7 @@ class TargetMatrix:
 def build_matrix(
     runs: Sequence[Sequence[Row]], num_classes: int, *, model: str, data: str, protocol: dict[str, Any]
 ) -> TargetMatrix:
-    """Put together the rows of attacks on the same images, each with another target for every image."""
+    """Build the matrix from the rows of several attacks on the same images, each with another target per image."""
     reached = [[0] * num_classes for _ in range(num_classes)]
     attacked = [[0] * num_classes for _ in range(num_classes)]
     robust: dict[int, bool] = {}

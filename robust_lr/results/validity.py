@@ -1,4 +1,4 @@
-"""Checks of an evaluation's rows for signs of a broken evaluation: pass or fail, the figures, and what to do."""
+"""Checks of an evaluation's rows for signs that the evaluation is broken."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from ..protocols.base import Protocol
 from ..utils.statistics import mcnemar, wilson
 from .ledger import Row
 
-#: largest share of the images for which a sign counts as noise
+#: maximum share of images for which a sign of failure counts as noise
 NOISE = 0.01
 
-#: smallest share of the images whose loss a gradient attack must raise
+#: minimum share of images whose loss a gradient attack must raise
 MIN_RISING = 0.95
 
-#: largest share of the images that attacks by queries may add to those by gradients (AutoAttack's flag: 0.2 points)
+#: maximum share of images that black-box attacks may break after gradient attacks (AutoAttack's flag: 0.2 points)
 MAX_BLACK_BOX = 0.002
 
-#: p-value below which two figures on the same images count as different
+#: p-value below which two accuracies on the same images count as different
 SIGNIFICANT = 1e-3
 
 
@@ -28,9 +28,9 @@ class Check:
 
     Attributes:
         name: the condition that should hold.
-        passed: whether it holds; None if the rows cannot show it.
-        found: the figures behind the outcome.
-        advice: what to do if it does not hold.
+        passed: whether it holds; None if the rows cannot tell.
+        found: the counts behind the outcome, in words.
+        advice: what to do if the condition does not hold.
     """
 
     name: str
@@ -39,11 +39,12 @@ class Check:
     advice: str = ""
 
 
+#: ``passed`` and ``found`` of a check
 Finding = tuple[bool | None, str]
 
 
 def validity(rows: Sequence[Row], protocol: Protocol) -> tuple[Check, ...]:
-    """Run every check of ``CHECKS``, in its order."""
+    """Run every check of ``CHECKS``, in order."""
     checks = []
     for name, (look, advice) in CHECKS.items():
         passed, found = look(rows, protocol)
@@ -52,14 +53,14 @@ def validity(rows: Sequence[Row], protocol: Protocol) -> tuple[Check, ...]:
 
 
 def is_noise(count: int, n: int) -> bool:
-    """Return True if ``count`` of ``n`` is compatible with a true share of at most ``NOISE``, by its 95 % interval."""
+    """Return True if the 95 % interval of ``count`` / ``n`` is compatible with a share of at most ``NOISE``."""
     return wilson(count, n)[0] <= NOISE
 
 
 def accuracy_above_chance(rows: Sequence[Row], protocol: Protocol) -> Finding:
     """Check that the interval of the clean accuracy is above chance.
 
-    A model at chance has no robustness to lose: its weights, labels or normalization are not those it was trained with.
+    A model at chance was probably given other weights, labels or normalization than those of its training.
     """
     right, classes = sum(row.clean == row.label for row in rows), len({row.label for row in rows})
     words = f"{right} of {len(rows)} clean images are classified correctly, {classes} classes"
@@ -67,7 +68,7 @@ def accuracy_above_chance(rows: Sequence[Row], protocol: Protocol) -> Finding:
 
 
 def gradients_not_zero(rows: Sequence[Row], protocol: Protocol) -> Finding:
-    """Check that the gradient is not zero everywhere: an attack stands still there, whatever the model would do."""
+    """Check that gradients are rarely all zero, because an attack cannot move then, however weak the model is."""
     moved = [row for row in rows if row.backwards]
     if not moved:
         return None, "the attack took no gradients"
@@ -77,7 +78,7 @@ def gradients_not_zero(rows: Sequence[Row], protocol: Protocol) -> Finding:
 
 
 def loss_rises(rows: Sequence[Row], protocol: Protocol) -> Finding:
-    """Check that the attack raises the loss of the true class; a targeted one does it on the way."""
+    """Check that the attack raises the loss of the true class, which targeted attacks do as well."""
     moved = [row for row in rows if row.backwards and row.distance > 0]
     if not moved:
         return None, "no image was moved by gradients"
@@ -86,7 +87,7 @@ def loss_rises(rows: Sequence[Row], protocol: Protocol) -> Finding:
 
 
 def successes_kept(rows: Sequence[Row], protocol: Protocol) -> Finding:
-    """Check that few images are misclassified on the way but right at the last iterate; worst seen counts those."""
+    """Check that few images are misclassified at some iterate but right at the last; in worst seen they are broken."""
     if protocol.criterion != "last":
         return None, "images leave the attack at their first success"
     lost = sum(row.robust and row.clean == row.label and not row.robust_worst_seen for row in rows)
@@ -94,7 +95,7 @@ def successes_kept(rows: Sequence[Row], protocol: Protocol) -> Finding:
 
 
 def successes_confirmed(rows: Sequence[Row], protocol: Protocol) -> Finding:
-    """Check that the model itself confirms the successes of its attacked copy (folded, in lower precision)."""
+    """Check that the model itself confirms successes on its attacked copy, folded or in lower precision."""
     if protocol.criterion == "last":
         return None, "no success ends the attack"
     doubted = sum(row.unconfirmed > 0 for row in rows)
@@ -103,7 +104,7 @@ def successes_confirmed(rows: Sequence[Row], protocol: Protocol) -> Finding:
 
 
 def robust_below_clean(rows: Sequence[Row], protocol: Protocol) -> Finding:
-    """Check that the attack lowers accuracy; if it raises it, the model treats perturbed images in another way."""
+    """Check that the attack does not raise the accuracy, as it does if the model treats perturbed images specially."""
     gained = sum(row.robust and row.clean != row.label for row in rows)
     lost = sum(not row.robust and row.clean == row.label for row in rows)
     words = f"{gained} clean mistakes are right after the attack, {lost} correct images wrong"
@@ -111,7 +112,7 @@ def robust_below_clean(rows: Sequence[Row], protocol: Protocol) -> Finding:
 
 
 def black_box_adds_little(rows: Sequence[Row], protocol: Protocol) -> Finding:
-    """Check that Square breaks few images after a cascade's gradient attacks (AutoAttack's own flag)."""
+    """Check that black-box attacks break few images after a cascade's gradient attacks, as AutoAttack does."""
     parts = protocol.attacks()
     boxes = {part.name for number, part in enumerate(parts) if number and not part.follows_gradients}
     if not boxes or not parts[0].follows_gradients:

@@ -1,4 +1,4 @@
-"""The verdict on a robust accuracy: sound, weak or misled, and by how many points it is too high."""
+"""The verdict on a robust accuracy: sound, weak or misled, and by how many points it is inflated."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from .validity import Check
 
 SOUND, WEAK, MISLED = "sound", "weak", "misled"
 
-#: a number is flagged where the lower end of its inflation exceeds this share of the images
+#: a verdict is not "sound" if the lower bound of the inflation exceeds this share of the images
 MAX_INFLATION = 0.02
 
-#: kinds of probes: stronger gradient attacks, and attacks that a sound gradient attack dominates
+#: kinds of probes: stronger gradient attacks, and attacks that gradient attacks dominate if gradients are sound
 STRONGER, DOMINATED = "stronger", "dominated"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probes:
-    """Findings of the probes on a sample of the images that an evaluation calls robust, which its ledger keeps.
+    """Findings of the probes on a sample of the robust images of an evaluation; its ledger keeps them.
 
     Attributes:
-        sample: ids of the images that were attacked.
-        broken: for each broken image, by id, the name and the kind of the probe that broke it first.
-        ran: names of the probes that ran, in their order.
-        failed: names of the probes that the model does not allow.
+        sample: ids of the probed images.
+        broken: name and kind of the first probe that broke an image, by id.
+        ran: names of the probes that ran, in order.
+        failed: names of the probes that cannot run on the model.
         checks: checks of the model's structure.
-        misleading: names of the failed checks, each of which makes the number misled.
-        passes: forward and backward passes of one image that the probes took.
-        seconds: time that the probes took.
+        misleading: names of the checks whose failure gives the verdict "misled".
+        passes: number of forward and backward passes of the probes, summed over images.
+        seconds: duration of the probes.
     """
 
     sample: tuple[int, ...] = ()
@@ -79,23 +79,24 @@ def join_probes(parts: Sequence[Probes | None]) -> Probes | None:
 
 
 def probes_finding(level: str) -> str:
-    """Return the name under which a ledger keeps the findings of probes of a level."""
+    """Return the name of the ledger's finding that holds the probes of ``level``."""
     return f"probes, {level}"
 
 
-#: how thoroughly evaluations are probed, as a multiple of the default budget
+#: budgets of the probes by level, in units of the default budget
 LEVELS = {"off": 0.0, "default": 1.0, "thorough": 8.0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inflation:
-    """The least amount by which the robust accuracy is too high, as a share of all images.
+    """A lower bound of how much too high a robust accuracy is, as a share of all images.
 
     Attributes:
-        value: estimate; ``interval`` is its 95 % interval.
+        value: estimate.
+        interval: its 95 % interval.
         probed, broken: number of robust images that were probed, and of those that the probes broke.
-        robust, n: number of images that the evaluation calls robust, and of all images.
-        by: number of images that each probe broke, in the order in which the probes ran.
+        robust, n: number of robust images under the evaluation's attack, and of all images.
+        by: number of images that each probe broke, in the order of the probes.
     """
 
     value: float
@@ -109,15 +110,15 @@ class Inflation:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Judgment of a robust accuracy.
+    """The verdict on a robust accuracy.
 
     Attributes:
-        verdict: "sound", "weak" (stronger attacks of the same kind lower it by more than 2 points), "misled" (attacks
-            that a sound gradient attack dominates do, or the model's structure defeats gradients), or None if nothing
-            was probed.
-        inflation: None if nothing was probed.
-        bound: estimated upper bound of the robust accuracy.
-        reason: one sentence with the figures.
+        verdict: "sound"; "weak" if stronger gradient attacks lower it by more than 2 points; "misled" if attacks that
+            gradient attacks should dominate do so, or if the model's structure defeats gradients; None if nothing was
+            probed.
+        inflation: by how much the robust accuracy is too high; None if nothing was probed.
+        bound: estimated upper bound of the robust accuracy, a fraction.
+        reason: one sentence with the numbers.
         advice: what to do.
     """
 
@@ -128,7 +129,7 @@ class Verdict:
     advice: str
 
     def to_json(self) -> dict[str, Any]:
-        """Return the keys of a result's JSON; inflation is in points."""
+        """Return the keys of a result's JSON form; the inflation is in percentage points."""
         inflation = None
         if self.inflation is not None:
             inflation = {
@@ -145,7 +146,7 @@ class Verdict:
         }
 
     def __str__(self) -> str:
-        """Write one line for a table."""
+        """Return the verdict in one line."""
         if self.verdict is None:
             return f"no verdict: {self.reason}"
         words = f"{self.verdict}: {self.reason}"
@@ -168,9 +169,9 @@ NOTHING = Verdict(
 
 
 def share_interval(k: int, m: int, population: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share in a population, given ``k`` of ``m`` drawn without replacement.
+    """Return the 95 % interval of a share in a finite population, given ``k`` of ``m`` drawn without replacement.
 
-    Wilson's interval with the finite population correction; exact where all were drawn.
+    This is Wilson's interval with the finite population correction; it has no width if the whole population is drawn.
     """
     if m == population:
         return k / m, k / m
@@ -180,7 +181,12 @@ def share_interval(k: int, m: int, population: int) -> tuple[float, float]:
 
 
 def inflation_of(rows: Sequence[Row], sample: Collection[int], broken: Sequence[tuple[str, str]]) -> Inflation | None:
-    """Estimate the inflation of a robust accuracy from the broken images of a sample; None without a sample."""
+    """Estimate the inflation of a robust accuracy from the broken images of a sample; None without a sample.
+
+    Args:
+        sample: ids of the probed images.
+        broken: name and kind of the probe for each broken image.
+    """
     robust, n, m, k = sum(row.robust for row in rows), len(rows), len(sample), len(broken)
     if not rows or not m:
         return None
@@ -195,7 +201,7 @@ def inflation_of(rows: Sequence[Row], sample: Collection[int], broken: Sequence[
 
 
 def verdict_of(rows: Sequence[Row], probes: Probes | None) -> Verdict:
-    """Decide the verdict from the findings of the probes and their intervals."""
+    """Return the verdict that follows from the findings of the probes."""
     if probes is None:
         return NOTHING
     robust = sum(row.robust for row in rows)
@@ -240,7 +246,7 @@ def verdict_of(rows: Sequence[Row], probes: Probes | None) -> Verdict:
 
 
 def verdicts_in_words(verdicts: Sequence[Verdict]) -> str:
-    """Count how many numbers are sound, weak and misled, and the largest inflation among them."""
+    """Return a sentence with the number of sound, weak and misled verdicts, and the largest inflation among them."""
     counts = {name: sum(each.verdict == name for each in verdicts) for name in (SOUND, WEAK, MISLED)}
     if not any(counts.values()):
         return "Verdicts: none, no probes were run."

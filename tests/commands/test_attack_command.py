@@ -182,7 +182,7 @@ def test_untargeted_attacks_take_and_give_no_targets(here):
     data = rlr.data.load("npz:small.npz", "test")
     rlr.draw_targets(data).save("targets.json")
     assert "leave them out" in attack(*MINE, "--targets", "targets.json").stderr
-    assert "aims at no class" in attack(*MINE, "--save-targets", "new.json").stderr
+    assert "is untargeted" in attack(*MINE, "--save-targets", "new.json").stderr
     assert not (here / "new.json").exists()
 
 
@@ -199,7 +199,7 @@ def test_shards_on_the_command_line_are_joined_by_merge(here):
     assert [replace(row, seconds=0) for row in rows("joined")] == [replace(row, seconds=0) for row in rows("whole")]
     assert "write i/n" in attack(*MINE, "--shard", "3/2", out="new").stderr
     result = CliRunner().invoke(main, ["merge", "s1", "--out", "new"])
-    assert (result.exit_code, result.stderr) == (2, "robust-lr: missing: shard 2/2; all 2 are needed\n")
+    assert (result.exit_code, result.stderr) == (2, "robust-lr: missing: shard 2/2; give the folders of all 2 shards\n")
 
 
 def test_shards_have_folders_of_their_own_by_default(here):

@@ -120,7 +120,7 @@ def test_damaged_images_and_results_are_refused(here, tmp_path):
     content[len(content) // 2] ^= 1
     file.write_bytes(bytes(content))
     code, output = call("score", tmp_path / "damaged", "--model", "nets.py:first")
-    assert (code, "does not have the hash" in output) == (2, True), output
+    assert (code, "does not match its saved hash" in output) == (2, True), output
     file.write_bytes(bytes(content[:100]))
     code, output = call("score", tmp_path / "damaged", "--model", "nets.py:first")
     assert (code, "Traceback" in output) == (2, False), output

@@ -696,7 +696,7 @@ def test_other_weights_and_images_are_refused(begun, data):
 
 
 def test_a_used_folder_is_refused_unless_resumed(begun):
-    with pytest.raises(InputError, match=r"ledger.sqlite exists: resume that evaluation, start afresh"):
+    with pytest.raises(InputError, match=r"ledger.sqlite exists: continue that evaluation \(`resume`\), start afresh"):
         rlr.evaluate(**begun)
     assert len(table(begun["out"])) == 10
 

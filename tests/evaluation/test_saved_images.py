@@ -205,7 +205,7 @@ def test_images_that_are_missing_damaged_or_of_an_unfinished_run_are_refused(tmp
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1  # among the pixels
     file.write_bytes(bytes(content))
-    with pytest.raises(InputError, match="does not have the hash"):
+    with pytest.raises(InputError, match="does not match its saved hash"):
         rlr.score(tmp_path / "run", model)
     (file.parent / "part-1.safetensors").write_bytes(bytes(content))
     with pytest.raises(InputError, match="is not finished"):

@@ -77,7 +77,7 @@ def test_pairs_are_counted_image_by_image(runs):
         ({"protocol": dataclasses.replace(AIMED, restarts=2)}, r"protocol\.restarts is 1 in the first, 2"),
         ({"seed": 1}, "seed is 0 in the first, 1 in the second"),
         ({"images": slice(0, 100)}, "n is 120 in the first, 100 in the second"),
-        ({"images": [*range(119), 150]}, r"images_sha256 is \w{8}\.\.\. in the first, .* \(the images are others\)"),
+        ({"images": [*range(119), 150]}, r"images_sha256 is \w{8}\.\.\. in the first, .* \(the images differ\)"),
         (
             {"protocol": dataclasses.replace(AIMED, target="least-likely")},
             "targets_sha256 is .*as `targets`",
@@ -124,7 +124,7 @@ def test_models_of_one_name_go_by_their_folders(runs, tmp_path):
 
 
 def test_what_is_no_finished_evaluation_is_named(runs, tmp_path):
-    with pytest.raises(InputError, match="needs two evaluations"):
+    with pytest.raises(InputError, match="needs the folders of two evaluations"):
         rlr.compare([runs / "a"])
     with pytest.raises(InputError, match=rf"holds no evaluation .*; it holds {runs / 'a'}, {runs / 'b'}"):
         rlr.compare([runs, runs / "a"])
@@ -166,4 +166,7 @@ def test_the_command_prints_both_tables_and_writes_all_figures(runs, tmp_path):
     assert "unknown figure 'robusd': did you mean 'robust'? choose one of clean, robust, worst-seen" in result.stderr
     assert result.exit_code == 2
     result = CliRunner().invoke(main, ["compare", str(runs / "a")])
-    assert (result.exit_code, result.stderr) == (2, "robust-lr: a comparison needs two evaluations or more\n")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "robust-lr: a comparison needs the folders of two evaluations or more, not 1\n",
+    )

@@ -37,7 +37,7 @@ def test_rows_are_on_disk_before_the_next_are_made(tmp_path):
 def test_a_batch_with_a_row_that_is_there_already_is_refused_as_a_whole(tmp_path):
     with closing(Ledger(tmp_path / "ledger", {})) as ledger:
         ledger.add([ROW])
-        with pytest.raises(RunError, match=r"ledger: UNIQUE .*; rows written before are safe, resume to go on"):
+        with pytest.raises(RunError, match=r"ledger: UNIQUE .*; rows written before are safe, continue with `resume`"):
             ledger.add([*ROWS, ROW])
         assert ledger.rows() == [ROW]
 
@@ -105,7 +105,7 @@ def test_what_cannot_be_a_ledger_is_refused(tmp_path):
     for path in (file, tmp_path):
         with pytest.raises(InputError, match="cannot be used as a ledger"):
             Ledger(path, {}, resume=True)
-    with pytest.raises(InputError, match=r"file cannot be a folder: File exists; choose another \(`out`\)"):
+    with pytest.raises(InputError, match=r"file cannot be created as a folder: File exists; choose another \(`out`\)"):
         Ledger(file / "ledger", {}, resume=True)
     assert file.read_text().startswith("some other file")
 

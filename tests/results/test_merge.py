@@ -63,9 +63,9 @@ def test_shards_in_any_order_are_the_whole_to_the_bit(shards, data, model, tmp_p
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        ("12", r"missing: shard 3/3; all 3 are needed"),
+        ("12", r"missing: shard 3/3; give the folders of all 3 shards"),
         ("3", "missing: shard 1/3, 2/3"),
-        ("1223", "shard 2/3 is there twice"),
+        ("1223", "shard 2/3 is given twice"),
         (["1", "2", "3", "whole"], "whole is not a shard but a whole evaluation"),
         ([], "nothing to merge"),
     ],
@@ -81,7 +81,7 @@ def test_shards_of_different_evaluations_are_refused(shards, data, model, tmp_pa
     rlr.evaluate(model, data, AIMED, out=tmp_path / "half", shard=(2, 2))
     with pytest.raises(InputError, match="different evaluations: seed is 0 in the first, 1 in the second"):
         rlr.merge([shards / "1", shards / "2", tmp_path / "seed"], tmp_path / "new")
-    with pytest.raises(InputError, match=r"1 is shard 1/3 and .*half 2/2: they divide the images differently"):
+    with pytest.raises(InputError, match=r"1 is shard 1/3 and .*half 2/2: give shards with the same number of parts"):
         rlr.merge([shards / "1", tmp_path / "half"], tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
@@ -95,7 +95,7 @@ def test_an_image_in_two_shards_is_an_error(shards, tmp_path):
     with sqlite3.connect(tmp_path / "2" / "ledger.sqlite") as connection:
         connection.execute("UPDATE images SET id = ? WHERE id = (SELECT max(id) FROM images)", (first,))
     connection.close()
-    with pytest.raises(InputError, match=f"image {first} is in .*1 and in .*2"):
+    with pytest.raises(InputError, match=f"image {first} is in both .*1 and .*2"):
         rlr.merge([tmp_path / name for name in "123"], tmp_path / "new")
 
 
