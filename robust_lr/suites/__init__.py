@@ -1,1 +1,1 @@
-"""Suites: models x data sets x attacks x seeds from one file, or the tables of the paper."""
+"""Suites, read from one file: every model, data set, attack and seed in combination, or the tables of the paper."""

@@ -1,4 +1,4 @@
-"""Estimate what a suite would run, and its longest time: passes are counted, and one is timed on this machine."""
+"""Estimate the work of a suite and an upper bound of its duration: count passes, and time one on this machine."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ from ..training.run import prepare
 from ..utils.contexts import device_of
 from .job import SuiteJob
 
-#: images of a timed pass, and number of repetitions
+#: number of images in a timed pass, and of repetitions
 IMAGES, REPEATS = 32, 3
 
-#: assumed steps of a library's attack whose options do not say how many it makes
+#: assumed number of steps of a library's attack whose options do not set it
 LIBRARY_STEPS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One attack with one seed, or the training of one network.
+    """Estimate for one attack with one seed, or for the training of one network.
 
     Attributes:
-        done, images: numbers of finished images and of all images, which are training images for a network.
-        forwards, backwards: the most passes that an image needs.
-        seconds: the most time that the remaining images take.
+        model, data, attack: names; for a training, ``attack`` says so.
+        done, images: number of finished images, and of all images (training images for a training).
+        forwards, backwards: maximum number of passes per image.
+        seconds: upper bound of the time for the remaining images.
     """
 
     model: str
@@ -54,7 +55,7 @@ class Line:
 
 
 def count_passes(attack: Protocol | Sweep, classes: int) -> tuple[int, int]:
-    """Count the forward and backward passes that an image needs at most; images that are decided leave earlier."""
+    """Return the maximum number of forward and backward passes per image; decided images leave the attack earlier."""
     parts: list[Protocol] = []
     for part in attack.parts if isinstance(attack, Sweep) else (attack,):
         parts += part.attacks()
@@ -73,7 +74,7 @@ def count_passes(attack: Protocol | Sweep, classes: int) -> tuple[int, int]:
 
 
 def seconds_per_pass(model: nn.Module, data: Dataset) -> tuple[float, float]:
-    """Time a few images; return the seconds per image of a forward pass, and of a forward and backward pass."""
+    """Return the measured seconds per image of a forward pass, and of a forward and backward pass."""
     count = min(IMAGES, len(data))
     x = data.batch(torch.arange(count))[0].to(device_of(model))
 
@@ -94,7 +95,7 @@ def seconds_per_pass(model: nn.Module, data: Dataset) -> tuple[float, float]:
 
 
 def estimate(job: SuiteJob) -> Iterator[Line]:
-    """Yield a line for everything that a job would do; a network still to be trained is timed with initial weights."""
+    """Yield a line for each part of a job; a network that is not trained yet is timed with its initial weights."""
     ready = None
     if job.spec.is_trained:
         config = job.train_config()
@@ -125,7 +126,7 @@ def estimate(job: SuiteJob) -> Iterator[Line]:
 
 
 def training_line(model: str, config: Config, both: float, images: int, *, finished: bool) -> Line:
-    """Return the line for a training run: an attack on each image in each epoch, and a step as costly as two passes."""
+    """Return the line for a training run, in which a step costs the attack's passes plus two."""
     passes = config.train.epochs * (config.attack.steps + 2)
     return Line(
         model=model,
@@ -141,7 +142,7 @@ def training_line(model: str, config: Config, both: float, images: int, *, finis
 
 
 def estimate_table(job: Job) -> Iterator[Line]:
-    """Yield a line for everything that a network of one of the paper's tables needs."""
+    """Yield a line for the training of a network of a paper's table, and for each attack on it."""
     ready = prepare(job.config)
     forward, both = seconds_per_pass(build_model(**ready.spec), ready.test)
     trained = (job.folder / WEIGHTS).is_file()
@@ -164,7 +165,7 @@ def estimate_table(job: Job) -> Iterator[Line]:
 
 
 def count_images(cell: Cell, job: SuiteJob, data: Dataset) -> int:
-    """Count the images of a cell, or those of the job's shard."""
+    """Return the number of images of a cell, or of the job's shard of it."""
     first = 0 if isinstance(cell.attack, Sweep) else cell.attack.first
     n = min(first, len(data)) if first else len(data)
     index, shards = job.shard or (1, 1)
@@ -172,7 +173,7 @@ def count_images(cell: Cell, job: SuiteJob, data: Dataset) -> int:
 
 
 def count_finished(cell: Cell, job: SuiteJob, total: int) -> int:
-    """Count the finished images of a cell; for a sweep, the average over its parts."""
+    """Return the number of finished images of a cell; for a sweep, the average over its parts."""
     folder = cell.folder
     if folder is None:
         return 0

@@ -1,4 +1,4 @@
-"""The work of a suite on one model: load or train it, then run every attack on every data set with every seed."""
+"""A suite's job for one model: load or train it, then run every attack on every data set with every seed."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ from .spec import MODELS, Attack, DataSpec, ModelSpec, Suite
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteJob:
-    """One model of a suite, for all of its seeds, or for one where a network is trained anew for each.
+    """One model of a suite with all its seeds; or one seed of a network that the suite trains.
 
     Attributes:
+        suite: the whole suite.
         model: name of the model in the suite.
-        seeds: all seeds of the suite, or the one that the network is trained with.
+        seeds: all seeds of the suite, or the seed that the network is trained with.
         out: folder of the suite.
         shard, batch_size, workers, fresh: as in ``evaluate``.
         device: "auto", "cpu", "cuda", ...
@@ -59,7 +60,7 @@ class SuiteJob:
         return pick_device(self.device).type == "cpu"
 
     def check(self) -> None:
-        """Raise an InputError for weights or images that are not there, before any work."""
+        """Raise an InputError for missing weights or images, before any work is done."""
         for name in self.suite.data:
             self.load_images(name)
         if not self.spec.is_trained and not self.spec.source:
@@ -69,7 +70,7 @@ class SuiteJob:
         return load_images(self.suite.data[name])
 
     def keeps_images_of(self, attack: Attack) -> bool:
-        """Tell whether the images of this attack are kept; those of sweeps never are."""
+        """Return True if the images of ``attack`` are saved; those of sweeps never are."""
         return self.suite.images and not isinstance(attack, Sweep)
 
     def train_folder(self) -> Path:
@@ -79,7 +80,7 @@ class SuiteJob:
         return load(self.spec.config, [*self.spec.set, f"seed={self.seeds[0]}"])
 
     def cells(self, data: str) -> list[Cell]:
-        """Return a cell for every attack with every seed on one data set."""
+        """Return one cell for each attack and seed on the data set ``data``."""
         return [
             Cell(attack, seed, self.out / data / self.model / f"seed-{seed}", self.keeps_images_of(attack))
             for seed in self.seeds
@@ -87,7 +88,7 @@ class SuiteJob:
         ]
 
     def load(self, data: Dataset) -> nn.Module:
-        """Load the model on its device; a network of the suite must have been trained already."""
+        """Load the model onto its device; a network that the suite trains must be finished."""
         checkpoint = self.train_folder() if self.spec.is_trained else self.spec.checkpoint or None
         if not self.spec.source:
             return load_model(checkpoint).to(pick_device(self.device))
@@ -103,7 +104,7 @@ class SuiteJob:
         ).to(pick_device(self.device))
 
     def prepare(self, model: nn.Module, data: Dataset) -> Prepared:
-        """Check, hash and guard what all cells on these images share, once."""
+        """Check and hash the model and the images, and run the guards, once for all cells on these images."""
         parts: list[Protocol] = []
         for attack in self.suite.attacks:
             parts += attack.parts if isinstance(attack, Sweep) else (attack,)
@@ -121,7 +122,7 @@ class SuiteJob:
         )
 
     def run(self, number: int, tell: Callable[[Event], None]) -> None:
-        """Do everything that is not done yet; an interrupted job continues where it stopped."""
+        """Do all remaining work; an interrupted job continues where it stopped."""
         if self.spec.is_trained:
             folder = self.train_folder()
             for step in train_run(self.train_config(), folder, resume=(folder / CONFIG).exists()):
@@ -146,7 +147,7 @@ def load_images(spec: DataSpec) -> Dataset:
 
 
 def summarize(found: Any) -> str:
-    """Summarize a result or a curve in one line, which is sent between processes in place of its rows."""
+    """Return a result or a curve in one line, which is sent between processes instead of the rows."""
     if hasattr(found, "robust"):
         return f"clean {found.clean}, robust {found.robust}"
     _, last = found.points[-1]
@@ -154,7 +155,7 @@ def summarize(found: Any) -> str:
 
 
 def make_jobs(suite: Suite, out: Path, **options: Any) -> list[SuiteJob]:
-    """Make the jobs of a suite: one per model, or per model and seed where the suite trains it."""
+    """Return the jobs of a suite: one per model, or one per model and seed if the suite trains the model."""
     todo = []
     for name, spec in suite.models.items():
         groups = [(seed,) for seed in suite.seeds] if spec.is_trained else [suite.seeds]

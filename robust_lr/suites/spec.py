@@ -1,4 +1,4 @@
-"""A suite as a frozen record, read from TOML; unknown keys are errors, and every name is checked before any work."""
+"""The specification of a suite, read from TOML. Unknown keys are errors, and names are checked before any work."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..utils.toml import read_toml
 
 SHIPPED = Path(__file__).parent / "shipped"
 
-#: folders of a suite beside those of its data sets: networks that it trains, and transfer matrices
+#: folders of a suite besides those of its data sets: the networks that it trains, and transfer matrices
 MODELS, TRANSFER = "models", "transfer"
 RESERVED = (MODELS, TRANSFER)
 
@@ -27,12 +27,12 @@ Attack = Protocol | Sweep
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """One model: the network that ships, a checkpoint, any model by name, or one that the suite trains.
+    """One model: a checkpoint, an external model, a network that the suite trains, or by default the shipped network.
 
     Attributes:
         checkpoint: run folder or weights file.
-        source: as ``load_source`` takes it, with ``weights``, ``preset`` or ``mean`` and ``std``, and ``options``.
-        config, set: a config of `adv-train` and changes; the network is trained once for each seed of the suite.
+        source, weights, preset, mean, std, options: external model, as in ``models.external.load_source``.
+        config, set: config of `adv-train` and overrides; the network is trained once for each seed of the suite.
     """
 
     checkpoint: str = ""
@@ -47,13 +47,19 @@ class ModelSpec:
 
     @property
     def is_trained(self) -> bool:
-        """Tell whether the suite trains this network itself."""
+        """True if the suite trains this network."""
         return bool(self.config)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """Test images: a name of a data set, by default the key of the table, the folder of its files, and a limit."""
+    """The test images of a data set.
+
+    Attributes:
+        name: name of the data set; by default the key of its table.
+        root: folder of its files.
+        limit: number of images, evenly spaced; 0 for all.
+    """
 
     name: str = ""
     root: str = ""
@@ -66,13 +72,13 @@ class Suite:
 
     Attributes:
         name: name of the suite and of its folder below ``runs``.
-        models, data: models and data sets, by the names that results and folders get.
+        models, data: models and data sets by name; results and folders have these names.
         attacks: protocols and sweeps.
-        seeds: seeds of starts and targets, and of training where a model is trained.
+        seeds: seeds of starts and targets, and of the training of networks.
         precision: arithmetic of the attacks, see ``evaluate``.
-        allow: guards that may complain without stopping the evaluation.
-        images: keep the adversarial images of protocols, and judge those of each model by every other: transfer.
-        tables: configs of the paper's tables, which are trained and evaluated as `robust-lr table` does.
+        allow: names of guards that do not stop the evaluation.
+        images: save adversarial images, and evaluate those of each model on every other model (transfer).
+        tables: configs of the paper's tables to train and evaluate, as `robust-lr table` does.
     """
 
     name: str
@@ -91,38 +97,38 @@ class Suite:
         for kind, names in (("model", self.models), ("data set", self.data)):
             for name in names:
                 if name in ("", ".", "..") or "/" in name or "\\" in name:
-                    raise InputError(f"{kind} {name!r}: the name becomes a folder, so it must have no slash")
+                    raise InputError(f"{kind} {name!r}: the name becomes a folder: choose one without slashes")
         for name in RESERVED:
             if name in self.data:
-                raise InputError(f"data set {name!r}: the suite's folder has a folder of that name, choose another")
+                raise InputError(f"data set {name!r}: the suite needs a folder of that name; choose another name")
         for table in self.tables:
             table_number(table)
         given = [attack.name for attack in self.attacks]
         for name in given:
             if given.count(name) > 1:
-                raise InputError(f"protocol {name!r} is given twice: give each changed protocol a name of its own")
+                raise InputError(f"protocol {name!r} is given twice: give each changed protocol another `name`")
         if len(set(self.seeds)) < len(self.seeds) or not self.seeds:
-            raise InputError(f"seeds = {list(self.seeds)}: give at least one, and each once")
+            raise InputError(f"seeds = {list(self.seeds)}: give at least one seed, and none twice")
         for seed in self.seeds:
             if not 0 <= seed < 2**32:
                 raise InputError(f"seeds = {list(self.seeds)}: each must be between 0 and 2^32 - 1")
 
 
 def table_number(config: str) -> int:
-    """Return the number of a table of the paper, which its config has in its name."""
+    """Return the number of a paper's table from the name of its config."""
     digits = "".join(filter(str.isdigit, Path(config).stem))
     if digits not in tuple("3456789"):
-        raise InputError(f"tables: {config!r} has none of the numbers 3 to 9 in its name, e.g. table9")
+        raise InputError(f"tables: the name of {config!r} must contain a number from 3 to 9, e.g. table9")
     return int(digits)
 
 
 def shipped() -> dict[str, Path]:
-    """Return the suites that ship with the package, by name."""
+    """Return the files of the suites that ship with the package, by name."""
     return {file.stem: file for file in sorted(SHIPPED.glob("*.toml"))}
 
 
 def find(name: str | Path) -> Path:
-    """Find the TOML file of a suite, by path or, for those that ship, by name."""
+    """Find the TOML file of a suite by its path, or by name if it ships with the package."""
     path = Path(name)
     if path.is_file():
         return path
@@ -141,14 +147,15 @@ def read(
     seeds: Sequence[int] | None = None,
     eps: str | float | None = None,
 ) -> Suite:
-    """Read a suite from its file and apply the changes that a caller makes.
+    """Read a suite from its file, with changes.
 
     Args:
-        checkpoints: run folders or weights files by model name, in place of the suite's models.
-        data, root: in place of the suite's data sets.
-        limit: images of each data set, evenly spaced; 0 for all.
-        seeds: in place of the suite's.
-        eps: radius of every protocol; sweeps by eps keep theirs.
+        name: path of a TOML file, or name of a suite that ships with the package.
+        checkpoints: run folders or weights files by model name, which replace the suite's models.
+        data, root: name and folder of a data set, which replaces those of the suite.
+        limit: number of images of each data set, evenly spaced; 0 for all.
+        seeds: replace the suite's seeds.
+        eps: radius of every protocol, except sweeps over eps and entries that set their own.
 
     Raises:
         InputError: no such file, unknown key, value of the wrong type, unknown protocol, or a name given twice.
@@ -175,11 +182,11 @@ def build_suite(
     seeds: Sequence[int] | None,
     eps: str | float | None,
 ) -> Suite:
-    """Build the record of a suite from its TOML."""
-    most = table.get("limit", 0) if limit is None else limit
-    if not isinstance(most, int):
-        raise InputError(f"limit = {most!r}: a whole number is needed")
-    check_at_least(0, limit=most)
+    """Build a suite from its TOML table; the arguments are those of ``read``."""
+    default_limit = table.get("limit", 0) if limit is None else limit
+    if not isinstance(default_limit, int):
+        raise InputError(f"limit = {default_limit!r}: a whole number is needed")
+    check_at_least(0, limit=default_limit)
     ball = table.get("eps") if eps is None else eps
     models = {name: read_model(name, value) for name, value in tables_of(table, "models").items()}
     sets = {name: build_record(DataSpec, value, f"data.{name}") for name, value in tables_of(table, "data").items()}
@@ -201,7 +208,11 @@ def build_suite(
             name=str(table.get("name", stem)),
             models=models,
             data={
-                name: replace(spec, name=spec.name or name, limit=most if limit is not None else spec.limit or most)
+                name: replace(
+                    spec,
+                    name=spec.name or name,
+                    limit=default_limit if limit is not None else spec.limit or default_limit,
+                )
                 for name, spec in sets.items()
             },
             attacks=tuple(read_attack(entry, ball) for entry in entries),
@@ -212,7 +223,7 @@ def build_suite(
 
 
 def tables_of(table: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Return the tables below ``key``, by name."""
+    """Return the tables [key.NAME] by name; InputError if ``key`` holds anything else."""
     found = table.get(key, {})
     if not isinstance(found, Mapping) or not all(isinstance(value, Mapping) for value in found.values()):
         raise InputError(f"{key}: write a table [{key}.NAME] for each")
@@ -225,20 +236,20 @@ def read_model(name: str, table: Mapping[str, Any]) -> ModelSpec:
     spec = build_record(ModelSpec, {key: value for key, value in table.items() if key != "options"}, f"models.{name}")
     given = [key for key in ("checkpoint", "source", "config") if getattr(spec, key)]
     if len(given) > 1:
-        raise InputError(f"models.{name}: give one of {' and '.join(given)}")
+        raise InputError(f"models.{name}: give only one of {' and '.join(given)}")
     owners = {"weights": "source", "preset": "source", "mean": "source", "std": "source", "set": "config"}
     for key, owner in owners.items():
         if getattr(spec, key) and not getattr(spec, owner):
-            raise InputError(f"models.{name}: {key} belongs to a {owner}")
+            raise InputError(f"models.{name}: {key} needs {owner}, which is missing")
     if options and not spec.source:
-        raise InputError(f"models.{name}: options belong to a source")
+        raise InputError(f"models.{name}: options needs source, which is missing")
     if spec.config:
         load(spec.config, spec.set)
     return replace(spec, options=dict(options))
 
 
 def read_attack(entry: Any, eps: str | float | None) -> Attack:
-    """Read a protocol or a sweep from its name, its file, or a table with a ``protocol`` and changes."""
+    """Read a protocol or a sweep from its name, its file, or a table with ``protocol`` and changes of its values."""
     if isinstance(entry, str) and entry in SWEEPS:
         sweep = SWEEPS[entry]
         if eps is None or sweep.axis == "eps":
@@ -246,7 +257,7 @@ def read_attack(entry: Any, eps: str | float | None) -> Attack:
         ball = parse_distance("eps", eps)
         return replace(sweep, parts=tuple(part.at(ball) for part in sweep.parts))
     if not isinstance(entry, str | Mapping):
-        raise InputError(f"protocols: {entry!r} is neither a name nor a table")
+        raise InputError(f"protocols: {entry!r} must be a name or a table")
     found = load_protocol(entry) if isinstance(entry, str) else read_protocol(dict(entry))
     own = isinstance(entry, Mapping) and "eps" in entry
     if eps is None or own or not found.eps:

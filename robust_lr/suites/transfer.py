@@ -1,4 +1,4 @@
-"""Transfer matrices of a suite: every model judges the images that were made for each of the others."""
+"""Transfer matrices of a suite: the accuracy of every model on the adversarial images of every other model."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ FILE = "transfer.json"
 
 
 def write_matrices(jobs: Sequence[SuiteJob]) -> Iterator[Path]:
-    """Write a matrix for each protocol, data set and seed for which all models of a suite are finished.
+    """Write a matrix for each protocol, data set and seed for which all models are finished; yield its path.
 
-    Nothing is attacked again, and a matrix that is newer than its evaluations is left as it is. With ``images`` off,
-    or with a single model, there are none.
+    No attack is run again, and a matrix that is newer than its evaluations is kept. Without ``images``, or with a
+    single model, there are no matrices.
     """
     suite, out = jobs[0].suite, jobs[0].out
     if not suite.images or len(suite.models) < 2:
@@ -48,7 +48,7 @@ def write_matrices(jobs: Sequence[SuiteJob]) -> Iterator[Path]:
 
 
 def is_current(file: Path, names: Sequence[str], runs: Sequence[Path]) -> bool:
-    """Tell whether a matrix has these models and is newer than each of their evaluations."""
+    """Return True if the matrix in ``file`` has these models and is newer than each of their evaluations."""
     if not file.is_file():
         return False
     written = file.stat().st_mtime_ns
