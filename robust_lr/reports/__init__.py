@@ -1,1 +1,1 @@
-"""Reports: finished evaluations as one page, and as tables and figures for a paper."""
+"""Reports of finished evaluations: an HTML page, and tables and figures for a paper."""

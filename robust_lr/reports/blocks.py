@@ -1,4 +1,4 @@
-"""Building blocks of a report: tables, plots, images and text, independent of the format that shows them."""
+"""Building blocks of a report, independent of the output format: tables, plots, images and text."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from ..utils.statistics import Proportion
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One figure or word of a table.
+    """One cell of a table.
 
     Attributes:
-        text: the text that every format shows, with figures in their final rounding.
-        detail: a smaller second line, such as an interval.
+        text: text in every format; numbers are already rounded.
+        detail: smaller second line, such as an interval.
         sort: key for sorting; by default the text.
-        share: the counts behind a percentage.
-        rows: link to the rows that were counted, ``"NUMBER:FILTER"`` with the number of an evaluation.
-        strong: significantly better than all others.
-        tone: "good", "bad" or "muted".
+        share: counts behind a percentage.
+        rows: link to the counted rows, ``"NUMBER:FILTER"`` with the number of the evaluation.
+        strong: True for bold text, which marks significance.
+        tone: "good", "bad", "muted" or "".
     """
 
     text: str
@@ -33,7 +33,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A heading with a smaller second line; columns of figures are aligned to the right."""
+    """A column with its heading, a smaller second line, and whether it holds numbers, which are right-aligned."""
 
     heading: str
     detail: str = ""
@@ -42,7 +42,13 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table with a caption and a note that names the denominator; a folded table is shown on demand."""
+    """A table.
+
+    Attributes:
+        key: identifier, unique among the tables of a report.
+        note: text below the table, which names the denominator.
+        folded: True if the page shows the table only on demand.
+    """
 
     key: str
     title: str
@@ -54,7 +60,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Point:
-    """A value with its interval, and the words that appear when a reader points at it."""
+    """A point of a plot with its interval, and the text that appears when the mouse points at it."""
 
     x: float
     y: float
@@ -65,7 +71,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """The points of one model."""
+    """The named points of one line or group of marks."""
 
     name: str
     points: Sequence[Point]
@@ -73,14 +79,15 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """A picture of figures that a table shows as well.
+    """A plot of numbers.
 
     Attributes:
-        kind: a key of ``svg.KINDS``: "lines" with a mark at each point, "smooth" without, "steps", "dots", "forest",
-            "bars" or "heat".
-        summary: alternative text that says what is drawn and what it shows.
-        ticks: (position, label) on the axis of x; for "forest" and "dots", the label of each row.
-        percent: whether y (for "forest", x) is a share, drawn from 0 to 100 %.
+        key: identifier, unique among the plots of a report.
+        kind: a key of ``svg.KINDS``: "lines" with a mark at each point, "smooth" without marks, "steps", "dots",
+            "forest", "bars" or "heat".
+        summary: alternative text that describes the plot and its result.
+        ticks: (position, label) on the x axis; for "forest", "dots" and "bars", the label of each row.
+        percent: True if y (for "forest", x) is a fraction, drawn from 0 to 100 %.
     """
 
     key: str
@@ -96,7 +103,7 @@ class Plot:
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """Text to copy: commands or values."""
+    """Text for copying, such as commands."""
 
     title: str
     text: str
@@ -104,7 +111,7 @@ class Listing:
 
 @dataclass(frozen=True, kw_only=True)
 class Notice:
-    """A sentence that stands out: "good", "bad" or "plain"."""
+    """A highlighted sentence, with the tone "good", "bad" or "plain"."""
 
     text: str
     tone: str = "plain"
@@ -112,7 +119,7 @@ class Notice:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """An image as PNG in base 64, with alternative text."""
+    """An image as base64-encoded PNG, with alternative text."""
 
     png: str
     alt: str
@@ -120,7 +127,7 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One row of the gallery: clean image, perturbation, adversarial image, and the model's predictions."""
+    """One example of a gallery: clean image, perturbation, adversarial image, predictions, and a link to rows."""
 
     pictures: Sequence[Picture]
     words: str
@@ -129,7 +136,7 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """Images under attack."""
+    """A gallery of images under attack."""
 
     title: str
     note: str
@@ -141,7 +148,7 @@ Block = Table | Plot | Listing | Notice | Gallery
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A heading, an introduction, and blocks; ``tables`` also go into formats without pictures."""
+    """A section of a report: a title, an introduction, and blocks."""
 
     key: str
     title: str
@@ -162,7 +169,7 @@ def text_cell(text: str, *, detail: str = "", tone: str = "", rows: str = "") ->
 
 
 def share_cell(share: Proportion | None, rows: str = "", *, strong: bool = False) -> Cell:
-    """Make a cell of a percentage with its interval and its counts."""
+    """Return a cell with a percentage, its interval and its counts; "-" without observations."""
     if share is None or share.value is None:
         return Cell(text="-", sort=-1.0, tone="muted")
     low, high = share.interval

@@ -1,4 +1,4 @@
-"""Find finished evaluations and sweeps in folders, and check that their figures agree with their rows."""
+"""Find finished evaluations and sweeps in folders, and check that their results agree with their rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..utils.statistics import Proportion
 
 _SHARD = re.compile(r"shard-\d+-of-\d+")
 
-#: JSON key of a result -> name of the figure that is counted from its rows
+#: JSON key of a result -> name of the figure counted from the rows
 _CHECKED = {
     "clean_accuracy": "clean",
     "robust_accuracy": "robust",
@@ -32,10 +32,10 @@ class Found:
     """One finished evaluation.
 
     Attributes:
-        number: its place in the report.
+        number: index of the evaluation in the report.
         root: the given folder in which it was found.
-        sweep: folder of the sweep that it is a part of, None if it stands alone.
-        shares: "clean", "robust", "worst-seen" and "success", counted from the rows.
+        sweep: folder of the sweep that it is part of; None if it is not part of a sweep.
+        shares: the proportions "clean", "robust", "worst-seen" and "success", counted from the rows.
     """
 
     number: int
@@ -67,12 +67,12 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True)
 class Collection:
-    """Everything that was found below the given folders.
+    """Everything found at or below the given folders.
 
     Attributes:
-        evaluations: in the order given, then by path.
-        curves: JSON of each sweep's curve, by its folder.
-        unfinished: (folder, images done, images in all) of evaluations that are not complete.
+        evaluations: finished evaluations, in the order of the given folders, then by path.
+        curves: JSON of each sweep's curve, by folder.
+        unfinished: (folder, finished images, all images) of unfinished evaluations.
     """
 
     evaluations: tuple[Found, ...]
@@ -81,17 +81,17 @@ class Collection:
 
 
 def collect(runs: Sequence[str | Path]) -> Collection:
-    """Read every evaluation at or below ``runs``, which are left untouched.
+    """Read every evaluation at or below ``runs``, without changing anything.
 
     Raises:
-        InputError: a folder holds no finished evaluation, or the figures of an evaluation differ from its rows.
+        InputError: a folder holds no finished evaluation, or the result of an evaluation differs from its rows.
     """
     folders: dict[Path, tuple[Path, Path | None]] = {}
     curves: dict[Path, Mapping[str, Any]] = {}
     for run in map(Path, runs):
         below = sorted({file.parent for file in evaluations_below(run)})
         if not below:
-            read_ledger(run)  # raises an error that names what is missing
+            read_ledger(run)  # raises an error that says what is missing
         sweeps = sorted({file.parent for file in run.rglob(CURVE) if not in_shard(file.parent, run)})
         curves |= {sweep: read_curve(sweep) for sweep in sweeps}
         for folder in below:
@@ -114,7 +114,7 @@ def collect(runs: Sequence[str | Path]) -> Collection:
 
 
 def evaluations_below(run: Path) -> Iterator[Path]:
-    """Yield the ledgers at or below ``run``, without those of shards that have been joined."""
+    """Yield the ledgers at or below ``run``, except those of shards that have been merged."""
     for file in run.rglob(LEDGER):
         whole = in_shard(file.parent, run)
         if whole is None or not any(whole.rglob(LEDGER)) or only_shards(whole):
@@ -132,18 +132,18 @@ def in_shard(folder: Path, run: Path) -> Path | None:
 
 
 def only_shards(whole: Path) -> bool:
-    """Tell whether ``whole`` holds only shards that have not been joined."""
+    """Return True if ``whole`` holds only shards that have not been merged."""
     return not any(in_shard(file.parent, whole) is None for file in whole.rglob(LEDGER))
 
 
 def progress(folder: Path) -> tuple[int, int]:
-    """Count the images that are done, and images in all."""
+    """Return the number of finished images and of all images."""
     configuration, rows = read_ledger(folder)
     return len(rows), int(configuration["images"])
 
 
 def count_figures(evaluation: Evaluation) -> dict[str, Proportion]:
-    """Count the figures of an evaluation from its rows."""
+    """Return the proportions of an evaluation, counted from its rows."""
     rows = evaluation.rows
     shares = {name: Proportion(sum(map(right, rows)), len(rows)) for name, right in FIGURES.items()}
     view: Any = protocol_view(evaluation.protocol)
@@ -151,17 +151,17 @@ def count_figures(evaluation: Evaluation) -> dict[str, Proportion]:
 
 
 def protocol_view(values: Mapping[str, Any]) -> SimpleNamespace:
-    """Return a protocol's printed values as attributes, whatever kind of attack it is."""
+    """Return an object with a protocol's values as attributes, which works for any kind of attack."""
     defaults = {"criterion": "worst", "targeted": False, "record": (), "steps": 0}
     return SimpleNamespace(**{**defaults, **values})
 
 
 def check_figures(evaluation: Evaluation, shares: Mapping[str, Proportion]) -> None:
-    """Raise an InputError unless the figures of the result are those of its rows."""
+    """Raise an InputError unless the result agrees with the proportions counted from the rows."""
     for key, name in _CHECKED.items():
         said, value = evaluation.record.get(key), shares[name].value
         if said != value:
             raise InputError(
-                f"{evaluation.folder}: result.json says {key} = {said}, its rows give {value}: one of the files was "
-                "changed; run the same command again, or merge the shards again"
+                f"{evaluation.folder}: result.json says {key} = {said}, but its rows give {value}: a file was changed; "
+                "run the same command again, or merge the shards again"
             )

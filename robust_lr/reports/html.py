@@ -1,4 +1,4 @@
-"""Render the report as one HTML page that makes no request: style, script, pictures and rows are inside it."""
+"""Render the report as a single HTML page that contains its style, script, images and rows."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def template(name: str) -> str:
 
 
 def arrange_blocks(section: Section) -> dict[str, Any]:
-    """Return a section with its blocks by kind, in the order in which the page shows them."""
+    """Return a section and its blocks by kind, as the page's template expects them."""
     kinds: dict[str, type] = {"notices": Notice, "listings": Listing, "galleries": Gallery, "plots": Plot}
     blocks = {name: [block for block in section.blocks if isinstance(block, kind)] for name, kind in kinds.items()}
     return {
@@ -68,7 +68,7 @@ def arrange_blocks(section: Section) -> dict[str, Any]:
 
 
 def summary(report: Report) -> str:
-    """Describe the scope of a report in a line."""
+    """Return one sentence with the number of models, protocols, seeds and evaluations of a report."""
     found = report.evaluations
     models = list(dict.fromkeys(each.model for each in found))
     data = list(dict.fromkeys(report.data_label(each) for each in found))
@@ -87,7 +87,7 @@ def join_words(words: Sequence[str]) -> str:
 
 
 def bar(cell: Cell) -> str:
-    """Return the style of a bar from 0 to 100 % with the interval of a share."""
+    """Return the CSS variables of a bar from 0 to 100 % that shows a proportion and its interval."""
     if cell.share is None or cell.share.value is None:
         return ""
     low, high = cell.share.interval
@@ -95,5 +95,5 @@ def bar(cell: Cell) -> str:
 
 
 def counts(cell: Cell) -> str:
-    """Write the numerator and the denominator of a share in words."""
+    """Return the numerator and the denominator of a cell's proportion in words; "" without one."""
     return "" if cell.share is None else f"{cell.share.count:,} of {cell.share.n:,} images"

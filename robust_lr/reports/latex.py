@@ -1,4 +1,4 @@
-"""Render the main tables for a paper: LaTeX with booktabs, bold winners, protocol and n in the caption."""
+"""Render the main tables as LaTeX with booktabs: bold winners, protocol and number of images in the caption."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from .blocks import Cell, Table
 from .record import Report
 from .sections import sections
 
-#: sections whose tables a paper needs
+#: sections whose tables are rendered
 SECTIONS = ("headline", "pairs", "seeds")
 
 _SPECIAL = {
@@ -57,7 +57,7 @@ def render_table(table: Table, text: str) -> str:
 
 
 def stack_heading(heading: str, detail: str) -> str:
-    """Stack a heading on its smaller second line."""
+    """Return a heading above its smaller second line."""
     if not detail:
         return escape(heading)
     lines = f"{escape(heading)} \\\\ {{\\scriptsize {escape(detail)}}}"
@@ -66,7 +66,7 @@ def stack_heading(heading: str, detail: str) -> str:
 
 def cell(found: Cell) -> str:
     text = f"\\textbf{{{escape(found.text)}}}" if found.strong else escape(found.text)
-    # in braces, because LaTeX would take a bracket after a line's end for a length
+    # in braces, because LaTeX reads a bracket after a line break as a length
     return f"{text} {{\\scriptsize {escape(found.detail)}}}" if found.detail else text
 
 

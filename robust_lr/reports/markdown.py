@@ -8,7 +8,7 @@ from .sections import sections
 
 
 def markdown(report: Report) -> str:
-    """Render every table that the page shows unfolded, with its note."""
+    """Render every table that is not folded, with its note, and every notice."""
     parts = [f"# {report.title}"]
     for section in sections(report):
         tables = [table for table in section.tables if not table.folded]
@@ -38,7 +38,7 @@ def cell(found: Cell) -> str:
 
 
 def escape(text: str) -> str:
-    """Escape the characters that Markdown or HTML would take for markup."""
+    """Escape the characters that are markup in Markdown or HTML."""
     for character in "\\|*_`<>":
         text = text.replace(character, f"\\{character}")
     return text.replace("\n", " ")

@@ -1,4 +1,4 @@
-"""Draw the report's plots with matplotlib as PNG or PDF, sized for a column of a paper."""
+"""Draw the report's plots with matplotlib as PNG or PDF, one column of a paper wide."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .blocks import Plot
 from .record import Report
 from .sections import sections
 
-#: width of a column in inches, and the size of its words in points
+#: width of a figure in inches, and font size in points
 WIDTH, FONT_SIZE = 3.35, 8.0
 
 COLORS = ("#1f6feb", "#c2570c", "#0f7b6c", "#7a4bd1", "#c5304e", "#7a6a00", "#b0368b", "#52606d")
@@ -20,12 +20,16 @@ MARKS = "os^D"
 
 
 def pictures(report: Report, kind: str) -> dict[str, bytes]:
-    """Draw every plot as a file of ``kind``, by name without suffix; InputError as ``picture``."""
+    """Draw every plot in the format ``kind``; return the content of the files by name without suffix.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
     return {plot.key: picture(plot, kind) for section in sections(report) for plot in section.plots}
 
 
 def picture(plot: Plot, kind: str) -> bytes:
-    """Draw the plot as a file of ``kind``, a key of ``METADATA``; the same figures give the same bytes.
+    """Draw the plot in the format ``kind``, a key of ``METADATA``; the same plot gives the same bytes.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -44,7 +48,7 @@ def picture(plot: Plot, kind: str) -> bytes:
     return file.getvalue()
 
 
-#: removes metadata that changes from run to run
+#: settings that remove metadata, which would differ from run to run, by format
 METADATA: dict[str, dict[str, None]] = {
     "png": {"Software": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
@@ -82,7 +86,7 @@ def lines(plot: Plot, axes: Any) -> None:
 
 
 def thin_ticks(plot: Plot) -> list[tuple[float, str]]:
-    """Return the ticks that have room for their labels."""
+    """Return the ticks whose labels do not overlap."""
     low, high = plot.ticks[0][0], plot.ticks[-1][0]
     out: list[tuple[float, str]] = []
     for at, label in plot.ticks:

@@ -1,4 +1,4 @@
-"""Build a report's record: group evaluations by images, protocol and seed, and compare the pairs of a group."""
+"""Build the data behind a report: group evaluations by images, protocol and seed, and compare pairs within a group."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .collect import Collection, Found, collect
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Models under the same attack on the same images, with the same seed and targets.
+    """Evaluations of different models under the same attack on the same images, with the same seed and targets.
 
     Attributes:
         data: label of the images.
         protocol: the protocol's values.
         seed: seed of starts and targets.
         members: evaluations by the label of their model.
-        pairs: every pair of members in every figure, in the order given.
-        apart: the reason why evaluations under the same protocol name are in another group; None if there are none.
+        pairs: the comparison of every pair of members in every figure.
+        apart: the reason why other evaluations with the same protocol name are in another group; None without any.
     """
 
     data: str
@@ -53,12 +53,13 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Evaluations and their groups.
+    """The data behind every format of a report.
 
     Attributes:
-        groups: groups of evaluations that are not parts of sweeps, in the order in which they were found.
-        sweeps: parts of sweeps, by the folder of the sweep.
-        labels: label of the model of each evaluation, by number.
+        collection: all evaluations.
+        groups: groups of evaluations that are not part of a sweep, in the order in which they were found.
+        sweeps: evaluations of each sweep, by the folder of the sweep.
+        labels: label of each evaluation's model, by the number of the evaluation.
     """
 
     title: str
@@ -72,7 +73,7 @@ class Report:
         return self.collection.evaluations
 
     def data_label(self, found: Found) -> str:
-        """Return the name of the images, with their number or part of their hash where two sets share a name."""
+        """Return the name of the data set, with the number of images or part of their hash if two sets share it."""
         name, images = str(found.record["data"]), str(found.record["images_sha256"])
         sizes: dict[str, int] = {}
         for other in self.evaluations:
@@ -86,10 +87,10 @@ class Report:
 
 
 def build(runs: Sequence[str | Path], *, title: str = "Robustness report") -> Report:
-    """Build the record behind every format, from the ledgers in ``runs`` alone.
+    """Build the data behind a report, from nothing but the ledgers and results in ``runs``.
 
     Raises:
-        InputError: as ``collect``.
+        InputError: as in ``collect``.
     """
     collection = collect(runs)
     labels = model_labels(collection.evaluations)
@@ -100,7 +101,7 @@ def build(runs: Sequence[str | Path], *, title: str = "Robustness report") -> Re
 
 
 def model_labels(evaluations: Sequence[Found]) -> dict[int, str]:
-    """Name the model of each evaluation; where a name stands for two evaluations, the folder is added."""
+    """Return the label of each evaluation's model: its name, and the folder if two evaluations would be alike."""
 
     def place(found: Found) -> tuple[Any, ...]:
         record = found.record
@@ -121,7 +122,7 @@ def sweeps(collection: Collection) -> dict[Path, tuple[Found, ...]]:
 
 
 def buckets(evaluations: Sequence[Found]) -> list[list[Found]]:
-    """Group evaluations on the same images under a protocol of the same name, with the same seed."""
+    """Group evaluations that have the same images, protocol name and seed."""
     found: dict[tuple[Any, ...], list[Found]] = {}
     for each in evaluations:
         place = each.record["images_sha256"], each.protocol["name"], each.seed, each.record.get("shard")
@@ -130,7 +131,7 @@ def buckets(evaluations: Sequence[Found]) -> list[list[Found]]:
 
 
 def split_into_groups(bucket: Sequence[Found], report: Report) -> list[Group]:
-    """Split a bucket into groups whose members can be compared."""
+    """Split evaluations into groups whose members can be compared."""
     parts: list[list[Found]] = []
     apart = None
     for found in bucket:
@@ -169,7 +170,7 @@ def group(members: Sequence[Found], report: Report, apart: str | None) -> Group:
 
 
 def describe(protocol: Mapping[str, Any]) -> str:
-    """Describe a protocol in words, with the values that matter."""
+    """Return a description of a protocol with its main values."""
     try:
         return str(from_values(protocol))
     except InputError:  # the user's own attack
@@ -177,13 +178,13 @@ def describe(protocol: Mapping[str, Any]) -> str:
 
 
 def ball(protocol: Mapping[str, Any]) -> str:
-    """Describe the size of the ball in words; empty where there is none."""
+    """Return the radius of the ball in words; "" without a ball."""
     eps = protocol.get("eps")
     return f"eps {format_distance(float(eps), str(protocol.get('norm', 'linf')))}" if eps else ""
 
 
 def winners(group: Group, figure: str, level: float = 0.05) -> set[str]:
-    """Return the model that is better than every other in a paired test, corrected by Holm; at most one."""
+    """Return the model, if any, that is significantly better than every other in paired tests, corrected by Holm."""
     beaten: dict[str, set[str]] = {name: set() for name in group.members}
     for pair in group.of(figure):
         if pair.p_holm < level and pair.difference:

@@ -1,4 +1,4 @@
-"""Rows of the evaluations for the page as compact JSON, so that readers can see what a figure counts."""
+"""The evaluations' rows as compact JSON for the page, which shows the rows behind a number."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..results.ledger import Row
 from .collect import Found
 from .record import Report
 
-#: characters of all rows together; a page stays below 5 MB
+#: maximum number of characters of all rows together, which keeps a page below 5 MB
 MAX_CHARACTERS = 1_500_000
 
 #: columns in the page's order
@@ -29,14 +29,14 @@ COLUMNS = (
 
 
 def payload(report: Report) -> str:
-    """Return the JSON of every evaluation with its rows, which are left out once ``MAX_CHARACTERS`` are used up."""
+    """Return the JSON of every evaluation with its rows, which are null once ``MAX_CHARACTERS`` are used up."""
     parts, used = [], 0
     for found in report.evaluations:
         about = json.dumps(describe_rows(found, report), ensure_ascii=False, separators=(",", ":"))
         rows = json.dumps(columns(found), ensure_ascii=False, separators=(",", ":"))
         used += len(rows)
         parts.append(f'{{"about":{about},"rows":{rows if used <= MAX_CHARACTERS else "null"}}}')
-    # so that no "</script>" in a name ends the element that holds this
+    # a "</script>" in a name must not end the element that contains this
     return ("[" + ",\n".join(parts) + "]").replace("<", "\\u003c")
 
 
@@ -53,7 +53,7 @@ def describe_rows(found: Found, report: Report) -> dict[str, Any]:
 
 
 def columns(found: Found) -> dict[str, list[Any]]:
-    """Return values by column; columns that are empty are left out."""
+    """Return the values by column, without empty columns."""
     out = {name: [value(row, name) for row in found.evaluation.rows] for name in COLUMNS}
     return {name: values for name, values in out.items() if any(each is not None for each in values)}
 

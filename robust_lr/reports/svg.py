@@ -1,4 +1,4 @@
-"""Draw plots as SVG without script, with the page's colors, alternative text, and each mark's value in words."""
+"""Draw plots as SVG without scripts, in the page's colors, with alternative text and the value of each mark."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .blocks import Plot, Point, Series
 WIDTH, HEIGHT = 460.0, 280.0
 LEFT, RIGHT, TOP, BOTTOM = 58.0, 14.0, 12.0, 46.0
 
-#: dashes that tell the lines of series apart, besides colors and the shapes of marks
+#: dash patterns that distinguish series, in addition to colors and marks
 DASHES = ("", "6 3", "2 3", "8 3 2 3", "4 2 1 2 1 2", "10 4", "1 2", "6 2 2 2")
 #: number of colors of the page's theme, ``--s0`` and so on
 COLORS = 8
@@ -48,7 +48,7 @@ def rule(x1: float, y1: float, x2: float, y2: float, kind: str = "grid") -> str:
 
 
 def mark(x: float, y: float, index: int, words: str, size: float = 3.4) -> str:
-    """Draw a mark whose shape tells the series; pointing at it shows ``words``."""
+    """Draw a mark in the shape of its series; pointing at it shows ``words``."""
     fill = f'fill="{color(index)}"'
     shapes = (
         f'<circle cx="{number(x)}" cy="{number(y)}" r="{number(size)}" {fill}>',
@@ -93,7 +93,7 @@ def steps(plot: Plot) -> tuple[list[str], float]:
 
 
 def frame(plot: Plot, *, steps: bool) -> tuple[list[str], float]:
-    """Draw axes, bands and lines; y is a share from 0 to 1."""
+    """Draw axes, intervals and lines; y is a fraction."""
     xs = [point.x for line in plot.series for point in line.points] + [at for at, _ in plot.ticks]
     low, high = min(xs), max(xs)
     span = (high - low) or 1.0
@@ -139,7 +139,7 @@ def frame(plot: Plot, *, steps: bool) -> tuple[list[str], float]:
 def band(
     line: Series, index: int, place_x: Callable[[float], float], place_y: Callable[[float], float], steps: bool
 ) -> list[str]:
-    """Draw the intervals of a line as an area."""
+    """Draw the intervals of a line as a band."""
     if all(point.low == point.high for point in line.points):
         return []
     upper = trace([(place_x(p.x), place_y(p.high)) for p in line.points], steps)
@@ -148,7 +148,7 @@ def band(
 
 
 def trace(points: Sequence[tuple[float, float]], steps: bool, backwards: bool = False) -> str:
-    """Draw a path through points, straight or as a staircase that holds each value until the next."""
+    """Return a path through points, straight or as a staircase that keeps each value until the next point."""
     (x0, y0), *rest = points
     out = [f"M{number(x0)} {number(y0)}"]
     for x, y in rest:
@@ -173,7 +173,7 @@ def round_ticks(low: float, high: float) -> list[tuple[float, str]]:
 
 
 def dots(plot: Plot) -> tuple[list[str], float]:
-    """Draw shares with intervals, a row for each class and a line in it for each model."""
+    """Draw fractions with intervals: a row for each tick, with a mark for each series."""
     count, rows = len(plot.series), plot.ticks
     row_height = 12.0 + 9.0 * count
     left = 16.0 + 6.6 * max(len(label) for _, label in rows)
@@ -216,7 +216,7 @@ def share_axis(place: Callable[[float], float], top: float, bottom: float, label
 
 
 def forest(plot: Plot) -> tuple[list[str], float]:
-    """Draw differences with intervals beside a line at zero, each under its name."""
+    """Draw a forest plot: differences with intervals and a line at zero, each below its name."""
     (line,) = plot.series
     row_height, left, right = 38.0, 14.0, WIDTH - RIGHT
     bottom = TOP + row_height * len(line.points)
@@ -244,7 +244,7 @@ def words_of(point: Point) -> str:
 
 
 def bars(plot: Plot) -> tuple[list[str], float]:
-    """Draw shares that add up to one, a bar for each model under its name."""
+    """Draw stacked bars of fractions that add up to one, each below its name."""
     rows, row_height, left = plot.ticks, 40.0, 14.0
     bottom = TOP + row_height * len(rows)
 
@@ -268,7 +268,7 @@ def bars(plot: Plot) -> tuple[list[str], float]:
 
 
 def heat(plot: Plot) -> tuple[list[str], float]:
-    """Draw a matrix of shares: a row for each series, a column for each tick."""
+    """Draw a heat map of fractions: a row for each series, a column for each tick."""
     columns = len(plot.ticks)
     side_x, side_y = (WIDTH - RIGHT - 14.0) / columns, 52.0
     out = []

@@ -1,4 +1,4 @@
-"""Write every figure of a report as one tidy CSV: a line for each accuracy and each paired difference."""
+"""Write a report as one tidy CSV: a line for each accuracy and each paired difference."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ COLUMNS = (
 
 
 def tidy(report: Report) -> str:
-    """Write CSV with the columns ``COLUMNS``: shares as fractions, their differences, and empty fields elsewhere."""
+    """Return CSV with the columns ``COLUMNS``; accuracies and differences are fractions, other fields may be empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()

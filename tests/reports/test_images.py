@@ -52,7 +52,7 @@ def test_the_gallery_shows_images_that_fell_with_their_perturbation(kept):
     (gallery,) = section(report).blocks
     rows = {row.id: row for row in report.evaluations[0].evaluation.rows}
     fallen = [row for row in rows.values() if row.clean == row.label and not row.robust]
-    assert f"of the {len(fallen)} images that were right when clean and fell, of 24 in all" in gallery.note
+    assert f"of the {len(fallen)} images that the attack broke, of 24 in all" in gallery.note
     for example in gallery.examples:
         id_ = int(example.words.split(":")[0].removeprefix("Image "))
         assert rows[id_] in fallen
@@ -97,7 +97,7 @@ def test_transfer_is_a_table_and_a_plot(tmp_path):
     assert plot.kind == "heat"
     assert "made for a, judged by b: 50.0" in html(build([tmp_path]))
     (tmp_path / "transfer.json").write_text("{}")
-    with pytest.raises(rlr.InputError, match="holds no transfer matrix"):
+    with pytest.raises(rlr.InputError, match="is not a transfer matrix"):
         html(build([tmp_path]))
 
 

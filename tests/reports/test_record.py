@@ -109,7 +109,7 @@ def test_a_result_that_does_not_agree_with_its_rows_is_refused(runs, tmp_path, k
     file = next((tmp_path / "copy").rglob("result.json"))
     record = json.loads(file.read_text())
     file.write_text(json.dumps({**record, key: record[key] + 1 / 60}))
-    with pytest.raises(rlr.InputError, match=f"says {key} = .*, its rows give"):
+    with pytest.raises(rlr.InputError, match=f"says {key} = .*, but its rows give"):
         collect([tmp_path])
 
 

@@ -16,7 +16,7 @@ from .provenance import provenance
 from .seeds import seeds
 from .validity import validity
 
-#: functions that make a section, or return None if there is nothing to show
+#: functions that return a section, or None if there is nothing to show
 SECTIONS: tuple[Callable[[Report], Section | None], ...] = (
     headline,
     comparison,
@@ -33,5 +33,5 @@ SECTIONS: tuple[Callable[[Report], Section | None], ...] = (
 
 
 def sections(report: Report) -> list[Section]:
-    """Make every section that has something to show."""
+    """Return every section that has something to show."""
     return [section for make in SECTIONS if (section := make(report)) is not None]

@@ -1,4 +1,4 @@
-"""Sections about attacks: the images that each part of a cascade broke, and the cost."""
+"""The sections on cascades, with the images that each attack broke, and on cost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..record import Group, Report
 
 
 def cascades(report: Report) -> Section | None:
-    """Show how many images every part of each cascade broke."""
+    """Return the section on how many images each attack of a cascade broke; None without cascades."""
     blocks: list[Block] = []
     for number, group in enumerate(report.groups, start=1):
         if "parts" in group.protocol:
@@ -20,8 +20,8 @@ def cascades(report: Report) -> Section | None:
     return Section(
         key="cascades",
         title="Cascades",
-        text="Each attack of a cascade works on the images that withstood those before it, so a later attack breaks "
-        "few images where an earlier one was strong. The denominator is all images.",
+        text="Each attack of a cascade runs on the images that withstood those before it, so a later attack breaks "
+        "few images if an earlier one was strong. The denominator is all images.",
         blocks=blocks,
     )
 
@@ -88,7 +88,7 @@ def cascade(group: Group, number: int) -> list[Block]:
 
 
 def cost(report: Report) -> Section | None:
-    """Show the passes and seconds of every evaluation."""
+    """Return the section on the passes and the time of every evaluation."""
     rows = []
     for found in report.evaluations:
         record, n = found.record, len(found.evaluation.rows)
@@ -122,8 +122,7 @@ def cost(report: Report) -> Section | None:
     return Section(
         key="cost",
         title="Cost",
-        text="Passes of the model that were actually computed, image by image, without padding; seconds of the attack "
-        "without loading.",
+        text="Computed passes of the model, summed over images, without padding; time of the attack without loading.",
         blocks=[
             Table(
                 key="cost",

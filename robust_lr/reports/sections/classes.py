@@ -11,12 +11,12 @@ from ..blocks import Block, Cell, Column, Plot, Point, Section, Series, Table, c
 from ..record import Group, Report
 from .headline import is_attack
 
-#: largest number of classes in a plot, the least robust ones, and of pairs in a table
+#: maximum number of classes in a plot (the least robust ones), and of confusions in a table
 MAX_CLASSES, MAX_PAIRS = 20, 8
 
 
 def classes(report: Report) -> Section | None:
-    """Show robust accuracy by class and the most frequent confusions, for each attack."""
+    """Return the section on robust accuracy by class and the most frequent confusions under each attack."""
     blocks: list[Block] = []
     shown: set[tuple[str, str]] = set()
     for number, group in enumerate(report.groups, start=1):
@@ -28,8 +28,8 @@ def classes(report: Report) -> Section | None:
     return Section(
         key="classes",
         title="Classes",
-        text="Robust accuracy of each true class, and what broken images are taken for. Classes are numbered as in the "
-        "data set.",
+        text="Robust accuracy of each true class, and the classes that broken images are predicted as. Classes are "
+        "numbered as in the data set.",
         blocks=blocks,
     )
 
@@ -92,7 +92,7 @@ def by_class(group: Group, number: int) -> list[Block]:
 
 
 def shares(rows: Sequence[Row]) -> dict[int, Proportion]:
-    """Count robust accuracy by true class."""
+    """Return the robust accuracy by true class."""
     total, right = Counter(row.label for row in rows), Counter(row.label for row in rows if row.robust)
     return {label: Proportion(right[label], count) for label, count in total.items()}
 
@@ -106,7 +106,7 @@ def extremes(line: Series, drawn: Sequence[int]) -> str:
 
 
 def confusions(group: Group, number: int) -> Table:
-    """Show the pairs of classes that are confused most often under attack."""
+    """Return a table of the pairs of classes that are confused most often under attack."""
     rows = []
     for model, found in group.members.items():
         images = found.evaluation.rows
@@ -130,7 +130,7 @@ def confusions(group: Group, number: int) -> Table:
         columns=[
             Column("model", figures=False),
             Column("true class", figures=False),
-            Column("taken for", figures=False),
+            Column("predicted", figures=False),
             Column("images"),
             Column("share", "of the class"),
             Column("n", "of the class"),

@@ -27,7 +27,7 @@ LEVEL = 0.05
 
 
 def comparison(report: Report) -> Section | None:
-    """Show differences of robust accuracy, attack by attack."""
+    """Return the section on paired differences of robust accuracy; None if no models can be compared."""
     groups = [group for group in report.groups if group.pairs and is_attack(group)]
     if not groups:
         return None
@@ -42,13 +42,13 @@ def comparison(report: Report) -> Section | None:
         text="Robust accuracy of the first model minus that of the second on the same images, starts and targets, in "
         "points, with Newcombe's 95 % interval for paired proportions (1998, method 10). p-values are those of "
         "McNemar's exact test, two-sided, corrected for the pairs of a protocol and seed (Holm 1979); they are "
-        "withheld if the verdict on a figure is misled.",
+        "withheld if the verdict on a model is misled.",
         blocks=blocks,
     )
 
 
 def findings(group: Group) -> str:
-    """State the outcome of the tests in words."""
+    """Return the outcome of a group's tests in words."""
     found = [finding(pair) for pair in group.of("robust") if pair.p_holm < LEVEL and pair.difference]
     rest = len(group.of("robust")) - len(found)
     if not found:
@@ -68,12 +68,12 @@ def finding(pair: Pair) -> str:
 
 
 def p_value(p: float) -> str:
-    """Format a p-value, or say that none is given because a figure is misled."""
+    """Format a p-value; NaN, for a misled verdict, becomes "withheld"."""
     return "withheld" if isnan(p) else f"{p:.2g}"
 
 
 def table(groups: Sequence[Group], number: int) -> Table:
-    """Show every pair under every attack on one set of images."""
+    """Return a table of every pair under every attack on one data set."""
     rows = []
     for group, pair in ((each, pair) for each in groups for pair in each.of("robust")):
         low, high = pair.interval
@@ -116,7 +116,7 @@ def table(groups: Sequence[Group], number: int) -> Table:
 
 
 def forest(group: Group, number: int) -> Plot:
-    """Plot differences with their intervals beside a line at zero."""
+    """Return a forest plot of the differences and their intervals."""
     found = group.of("robust")
     points = [
         Point(pair.difference, float(at), *pair.interval, f"{pair.first} minus {pair.second}")

@@ -1,4 +1,4 @@
-"""The section on curves: robust accuracy by eps and by steps, survival along the attack, and margins."""
+"""The section on curves: robust accuracy over eps and steps, survival during the attack, and margins."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .headline import is_attack
 SEEN, LAST = "robust_accuracy_worst_seen", "robust_accuracy_last"
 FIGURES = {SEEN: "worst seen", LAST: "last iterate"}
 
-#: number of quantiles that are drawn of a distribution
+#: number of quantiles drawn of a distribution
 QUANTILES = 60
 
 #: kind of axis -> functions that place and label a value, and the axis label
@@ -31,7 +31,7 @@ Key = tuple[str, str, str, int]
 
 
 def curves(report: Report) -> Section | None:
-    """Show every curve that the ledgers hold."""
+    """Return the section with every curve; None if there are none."""
     blocks: list[Block] = []
     for number, ((axis, name, data, seed), members) in enumerate(trajectories(report).items(), start=1):
         blocks += curve(axis, f"{name} on {data}, seed {seed}", members, number)
@@ -47,10 +47,10 @@ def curves(report: Report) -> Section | None:
     return Section(
         key="curves",
         title="Curves",
-        text="Shares of all images with bands of 95 % Wilson intervals. In worst seen, an image that a smaller ball or "
-        "an earlier step broke stays broken. Survival is the share of images that were right when clean and have not "
-        "been misclassified so far. A margin is the smallest logit of the true class minus the best other one that the "
-        "attack found; its scale is the model's own, so compare signs, not sizes, between models.",
+        text="Shares of all images with bands of 95 % Wilson intervals. In worst seen, an image that was broken at a "
+        "smaller eps or an earlier step stays broken. Survival is the share of images that were right when clean and "
+        "have not been misclassified so far. The margin is the logit of the true class minus the largest other logit, "
+        "at its smallest during the attack; its scale depends on the model, so compare only signs between models.",
         blocks=blocks,
     )
 
@@ -71,7 +71,7 @@ def trajectories(report: Report) -> dict[Key, dict[str, tuple[Points, Found]]]:
 
 
 def curve(axis: str, title: str, members: Mapping[str, tuple[Points, Found]], number: int) -> list[Block]:
-    """Make a plot for each figure that differs, and one table of all figures."""
+    """Return plots of the accuracies, without the last iterate if it differs little, and a table of all of them."""
     place, label, axis_label = AXES[axis]
     figures = [key for key in FIGURES if all(key in point for points, _ in members.values() for point in points)]
     if LAST in figures and not any(
@@ -152,7 +152,7 @@ def curve_table(axis: str, title: str, members: Mapping[str, tuple[Points, Found
 
 
 def survival(group: Group, number: int) -> list[Block]:
-    """Plot the share of images that are still right, by step; nothing if steps are not those of one trajectory."""
+    """Return a plot of the share of images that are still right by step; nothing without a single trajectory."""
     steps = int(group.protocol.get("steps", 0))
     leaves_early = group.protocol.get("targeted") and group.protocol.get("criterion") == "worst"
     if steps < 2 or "parts" in group.protocol or leaves_early or not group.protocol.get("step_size"):
@@ -185,12 +185,12 @@ def survival(group: Group, number: int) -> list[Block]:
 
 
 def first_mistake(row: Row) -> int | None:
-    """Return the step at which an image was first misclassified, 0 where it was so when clean."""
+    """Return the step at which an image was first misclassified; 0 for the clean image, None for never."""
     return 0 if row.clean != row.label else row.first_wrong
 
 
 def shown_steps(fallen: Sequence[int], steps: int) -> list[int]:
-    """Select the steps at which an image falls, the first and the last; at most 200."""
+    """Return the steps at which an image is first misclassified, the first and the last step; at most 200."""
     changes = sorted({0, steps, *(step for step in fallen if step <= steps)})
     if len(changes) <= 200:
         return changes
@@ -205,7 +205,7 @@ def round_steps(steps: int) -> list[int]:
 
 
 def margins(group: Group, number: int) -> list[Block]:
-    """Plot the distribution of the smallest margin that the attack found."""
+    """Return a plot of the distribution of the smallest margins."""
     series = []
     for model, found in group.members.items():
         values = sorted(row.margin for row in found.evaluation.rows)

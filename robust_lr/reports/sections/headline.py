@@ -1,4 +1,4 @@
-"""The section with the main table, models by protocols, and the one with every figure behind it."""
+"""The sections with the main table, models by protocols, and with the details of every evaluation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CRITERIA = {"last": "last iterate", "worst": "worst seen"}
 
 
 def headline(report: Report) -> Section | None:
-    """Make one table per set of images: a row for each model, a column for each protocol."""
+    """Return the section with one table per data set: a row for each model, a column for each protocol."""
     if not report.groups:
         return None
     labels = list(dict.fromkeys(group.data for group in report.groups))
@@ -33,7 +33,7 @@ def headline(report: Report) -> Section | None:
 
 
 def notices(report: Report) -> list[Block]:
-    """Return the notices that a reader must see before any figure."""
+    """Return the warnings that must precede all results."""
     out: list[Block] = []
     for folder, done, total in report.collection.unfinished:
         out.append(Notice(text=f"{folder} is left out: {done:,} of {total:,} images are done.", tone="bad"))
@@ -53,7 +53,7 @@ def notices(report: Report) -> list[Block]:
 
 
 def table(report: Report, data: str, number: int) -> Table:
-    """Show models by protocols on one set of images."""
+    """Return the table of models by protocols on one data set."""
     groups = [group for group in report.groups if group.data == data]
     names = list(dict.fromkeys(group.name for group in groups if is_attack(group)))
     models = list(dict.fromkeys(model for group in groups for model in group.members))
@@ -65,7 +65,7 @@ def table(report: Report, data: str, number: int) -> Table:
         dict.fromkeys(f"{group.name}: {group.words}" for group in groups if is_attack(group))
     )
     if len(seeds) > 1:
-        note += f". Mean and standard deviation over {len(seeds)} seeds where there are several"
+        note += f". Mean and standard deviation over up to {len(seeds)} seeds"
     return Table(
         key=f"headline-{number}",
         title=data,
@@ -79,23 +79,23 @@ def table(report: Report, data: str, number: int) -> Table:
 
 
 def count_images(groups: Sequence[Group]) -> str:
-    """Write the number of images, or the numbers where protocols differ."""
+    """Return the number of images in words, or the numbers if the groups differ."""
     return " or ".join(f"{n:,}" for n in sorted({group.n for group in groups}))
 
 
 def is_attack(group: Group) -> bool:
-    """Tell whether the group's protocol attacks, rather than evaluates clean images."""
+    """Return True if the group's protocol attacks images, False if it evaluates clean ones."""
     return bool(group.protocol.get("steps", 1)) and bool(group.protocol.get("eps", 1))
 
 
 def heading(group: Group) -> str:
-    """Describe the ball and the criterion of a protocol."""
+    """Return the radius of the ball and the criterion of a protocol in words."""
     parts = ball(group.protocol), CRITERIA.get(str(group.protocol.get("criterion")), "")
     return ", ".join(part for part in parts if part)
 
 
 def figure(groups: Sequence[Group], model: str, protocol: str | None) -> Cell:
-    """Show a model's accuracy under a protocol, or on clean images; its mean and deviation where seeds differ."""
+    """Return a cell with a model's accuracy under ``protocol`` (None: clean); mean and deviation for several seeds."""
     name = "clean" if protocol is None else "robust"
     among = [group for group in groups if model in group.members and protocol in (None, group.name)]
     if not among:
@@ -122,7 +122,7 @@ def figure(groups: Sequence[Group], model: str, protocol: str | None) -> Cell:
 
 
 def with_verdicts(cell: Cell, among: Sequence[Found]) -> Cell:
-    """Add the verdicts of the evaluations behind a figure, the worst last, and tell where they are bad."""
+    """Add the verdicts of the evaluations behind a cell, the worst last; the tone is bad unless all are sound."""
     said = [str(found.record["verdict"]) for found in among if found.record.get("verdict")]
     counts = [(name, said.count(name)) for name in (SOUND, WEAK, MISLED) if name in said]
     if not counts:
@@ -132,7 +132,7 @@ def with_verdicts(cell: Cell, among: Sequence[Found]) -> Cell:
 
 
 def details(report: Report) -> Section | None:
-    """Show one row per evaluation with every accuracy, success and the verdict."""
+    """Return the section with one row per evaluation: every accuracy, success and the verdict."""
     if not report.groups:
         return None
     rows = []
@@ -160,21 +160,22 @@ def details(report: Report) -> Section | None:
         Column("clean", "of all images"),
         Column("robust", "of all, by criterion"),
         Column("worst seen", "of all images"),
-        Column("success", "of images it could win"),
+        Column("success", "of eligible images"),
         Column("n", "images"),
         Column("verdict", figures=False),
     ]
     return Section(
         key="details",
         title="Every evaluation",
-        text="Robust counts an image under the protocol's criterion; worst seen also counts mistakes on the way and on "
-        "the clean image. Success is the share of images that end in the target class among those that were not "
-        "predicted so when clean or, untargeted, that end misclassified among those right when clean.",
+        text="Robust accuracy follows the protocol's criterion; worst seen also counts mistakes at earlier iterates "
+        "and on the clean image. Success of a targeted attack is the share of images predicted as the target, among "
+        "those not so predicted when clean; of an untargeted attack, the share misclassified among those right when "
+        "clean.",
         blocks=[
             Table(
                 key="details",
                 title="All evaluations",
-                note="Accuracies and success in % with 95 % Wilson intervals; each figure opens the rows it counts.",
+                note="Accuracies and success in % with 95 % Wilson intervals; each number opens its rows.",
                 columns=columns,
                 rows=rows,
             )

@@ -1,4 +1,4 @@
-"""The section with images under attack that evaluations kept, and their transfer to other models."""
+"""The section with saved adversarial images and their transfer to other models."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from ..collect import Found
 from ..record import Group, Report
 from .headline import is_attack
 
-#: largest number of examples of an evaluation, and of evaluations on a page
+#: maximum number of examples per evaluation, and of evaluations with examples
 MAX_EXAMPLES, MAX_GALLERIES = 4, 6
 
-#: pixels of the longer side of a picture; larger ones are shrunk
+#: maximum side of an image in pixels; larger images are shrunk
 MAX_SIDE = 96
 
 FOLDER, TRANSFER = "images", "transfer.json"
 
 
 def images(report: Report) -> Section | None:
-    """Show galleries and transfer matrices."""
+    """Return the section with galleries and transfer matrices; None without saved images."""
     blocks: list[Block] = []
     for group in report.groups:
         for model, found in group.members.items():
@@ -50,14 +50,14 @@ def images(report: Report) -> Section | None:
         key="images",
         title="Images",
         text="Clean image, perturbation and adversarial image. The perturbation is scaled: gray is no change, "
-        "black and white are the largest that eps allows. Transfer is the accuracy of each model on the images that "
-        "were made to fool another.",
+        "black and white are the largest changes within eps. Transfer is the accuracy of each model on the adversarial "
+        "images of another.",
         blocks=blocks,
     )
 
 
 def gallery(group: Group, model: str, found: Found) -> Gallery:
-    """Show a few images that the attack broke, evenly spaced, or that withstood it where it broke none."""
+    """Return a few evenly spaced images that the attack broke, or that withstood it if it broke none."""
     rows = found.evaluation.rows
     broken = [row for row in rows if row.clean == row.label and not row.robust] or list(rows)
     chosen = [broken[at * len(broken) // MAX_EXAMPLES] for at in range(MAX_EXAMPLES)]
@@ -67,7 +67,7 @@ def gallery(group: Group, model: str, found: Found) -> Gallery:
     eps = float(group.protocol.get("eps") or 1.0)
     return Gallery(
         title=f"{model} under {group.name} on {group.data}",
-        note=f"{len(chosen)} of the {len(broken):,} images that were right when clean and fell, of {group.n:,} in all.",
+        note=f"{len(chosen)} of the {len(broken):,} images that the attack broke, of {group.n:,} in all.",
         examples=[
             Example(
                 pictures=pictures(row, clean.get(row.id), adversarial[row.id], eps),
@@ -88,7 +88,7 @@ def words(row: Row) -> str:
 
 
 def read_adversarial(folder: Path, ids: set[int]) -> dict[int, Tensor]:
-    """Read adversarial images [C, H, W] by id, as the evaluation kept them; InputError for a damaged file."""
+    """Read saved adversarial images [C, H, W], float32 in [0, 1], by id; InputError for a damaged file."""
     out: dict[int, Tensor] = {}
     for file in sorted((folder / FOLDER).glob("*.safetensors")):
         try:
@@ -103,7 +103,7 @@ def read_adversarial(folder: Path, ids: set[int]) -> dict[int, Tensor]:
 
 
 def read_originals(name: str, rows: Sequence[Row]) -> dict[int, Tensor]:
-    """Read clean images by id from a data set that its name alone finds, if the pixels are those of the rows."""
+    """Read clean images [C, H, W] by id from the data set ``name``, if it is available and has the rows' pixels."""
     try:
         data: Dataset = data_room.load(name, "test")
     except (InputError, OSError):
@@ -121,20 +121,20 @@ def read_originals(name: str, rows: Sequence[Row]) -> dict[int, Tensor]:
 
 
 def pictures(row: Row, clean: Tensor | None, adversarial: Tensor, eps: float) -> list[Picture]:
-    """Make pictures of clean image, perturbation and adversarial image; the last alone if the first is not known."""
+    """Return pictures of clean image, perturbation and adversarial image; only the last without a clean image."""
     shown = Picture(png=png(adversarial), alt=f"image {row.id} under attack, predicted {row.adversarial}")
     if clean is None:
         return [shown]
     change = ((adversarial - clean) / (2 * eps) + 0.5).clamp(0, 1)
     return [
-        Picture(png=png(clean), alt=f"image {row.id} as it is, class {row.label}"),
+        Picture(png=png(clean), alt=f"clean image {row.id}, class {row.label}"),
         Picture(png=png(change), alt=f"perturbation of image {row.id}, scaled"),
         shown,
     ]
 
 
 def png(image: Tensor) -> str:
-    """Encode pixels [C, H, W] in [0, 1] as a PNG in base 64."""
+    """Encode pixels [C, H, W] in [0, 1] as a base64-encoded PNG."""
     levels = (image * 255).round().to(torch.uint8)
     array = levels[0].numpy() if len(levels) == 1 else levels[:3].permute(1, 2, 0).numpy()
     picture = Image.fromarray(array)
@@ -145,13 +145,13 @@ def png(image: Tensor) -> str:
 
 
 def transfer(file: Path, number: int) -> list[Block]:
-    """Show the matrix of a transfer between models, as a table and as a plot."""
+    """Return a transfer matrix as a table and as a plot; InputError if the file is damaged."""
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         names = [str(name) for name in record["models"]]
         shares = [[accuracy(score) for score in line] for line in record["scores"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} holds no transfer matrix: {error}") from None
+        raise InputError(f"{file} is not a transfer matrix: {error}; write it again with robust-lr transfer") from None
     title = f"Transfer, {file.parent.as_posix()}"
     n = shares[0][0].n
     table = Table(

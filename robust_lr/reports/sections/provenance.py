@@ -1,4 +1,4 @@
-"""The section with everything needed to repeat the evaluations: commands, protocols, versions, hashes."""
+"""The section on how to repeat the evaluations: commands, protocols, versions, hashes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..record import Report
 
 
 def provenance(report: Report) -> Section:
-    """Show commands to copy, protocols that do not ship, versions and hashes."""
+    """Return the section with commands, custom protocols, versions and hashes."""
     commands = list(dict.fromkeys(command(found, report) for found in report.evaluations))
     blocks: list[Block] = [Listing(title="Commands", text="\n".join(commands))]
     blocks += [Listing(title=f"{name}.toml", text=text) for name, text in custom_protocols(report).items()]
@@ -21,14 +21,14 @@ def provenance(report: Report) -> Section:
     return Section(
         key="repeat",
         title="To repeat this",
-        text="The same weights, images, protocol, seed and versions on the same kind of device give the same rows, to "
-        "the bit where an evaluation says that it does not depend on the batch.",
+        text="The same weights, images, protocol, seed and versions on the same kind of device give the same rows; "
+        "they are bit-identical if the evaluation does not depend on the batch size.",
         blocks=blocks,
     )
 
 
 def command(found: Found, report: Report) -> str:
-    """Return the command that made an evaluation, as recorded, or else from the values in its result."""
+    """Return the recorded command of an evaluation, or else one composed from its result."""
     if found.record.get("command"):
         return str(found.record["command"])
     if found.sweep is not None:
@@ -44,13 +44,13 @@ def command(found: Found, report: Report) -> str:
 
 
 def is_custom(found: Found) -> bool:
-    """Tell whether the protocol's values differ from the preset of its name."""
+    """Return True unless the protocol is a preset with unchanged values."""
     preset = PROTOCOLS.get(str(found.protocol["name"]))
     return preset is None or preset.values() != found.protocol
 
 
 def custom_protocols(report: Report) -> dict[str, str]:
-    """Return the protocols that do not ship, as TOML, by name."""
+    """Return the protocols that are not presets as TOML, by name."""
     out: dict[str, str] = {}
     for found in report.evaluations:
         if found.sweep is None and is_custom(found):
@@ -62,7 +62,7 @@ def custom_protocols(report: Report) -> dict[str, str]:
 
 
 def hashes(report: Report) -> Table:
-    """Show the hashes of weights, images and targets of every evaluation."""
+    """Return a table of the hashes of every evaluation."""
     rows = [
         [
             text_cell(report.labels[found.number]),
@@ -79,14 +79,14 @@ def hashes(report: Report) -> Table:
     return Table(
         key="hashes",
         title="Hashes",
-        note="SHA-256 of weights, images and targets; whether the figures are the same for any batch size.",
+        note="SHA-256 of weights, images and targets; whether the results are the same for any batch size.",
         columns=[Column(name, figures=name == "seed") for name in names],
         rows=rows,
     )
 
 
 def versions(report: Report) -> Table:
-    """Show software and commit of the evaluations, one row for each set that differs."""
+    """Return a table of the software versions and the commit, with one row for each different set."""
     found = list(
         dict.fromkeys(
             (*each.record["versions"].items(), ("commit", each.record.get("commit") or "-"))

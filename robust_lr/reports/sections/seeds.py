@@ -1,4 +1,4 @@
-"""The section on several seeds of an evaluation: mean, standard deviation, and differences over training runs."""
+"""The section on evaluations with several seeds: mean, standard deviation, and differences over training runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FIGURES = {"clean": "clean", "robust": "robust", "worst-seen": "worst seen", "su
 
 
 def seeds(report: Report) -> Section | None:
-    """Show one row for each model and protocol that was evaluated with more than one seed."""
+    """Return the section with a row for each model and protocol with several seeds; None without any."""
     cells: dict[tuple[str, str, str], list[Found]] = {}
     for group in report.groups:
         for model, found in group.members.items():
@@ -41,13 +41,13 @@ def seeds(report: Report) -> Section | None:
     return Section(
         key="seeds",
         title="Seeds",
-        text="Mean and sample standard deviation over seeds. Seeds of training also contain those of the attack; seeds "
-        "of the attack alone say nothing about how much training runs differ.",
+        text="Mean and sample standard deviation over seeds. Seeds of training and attack vary both; seeds of the "
+        "attack alone do not show how much training runs differ.",
         blocks=[
             Table(
                 key="seeds",
                 title="Mean ± standard deviation",
-                note="In %; each seed counts the same images.",
+                note="In %; every seed has the same images.",
                 columns=columns,
                 rows=rows,
             ),
@@ -57,7 +57,7 @@ def seeds(report: Report) -> Section | None:
 
 
 def differences(several: Mapping[tuple[str, str, str], Sequence[Found]]) -> list[Table]:
-    """Compare the networks that were trained several times, over training runs and images."""
+    """Return a table of differences over training runs and images, for networks that were trained several times."""
     arms: dict[tuple[str, str], dict[str, list[Found]]] = {}
     for (model, data, protocol), found in several.items():
         if kind(found) == TRAINING:
@@ -110,7 +110,7 @@ def row(data: str, protocol: str, difference: Difference) -> list[Cell]:
 
 
 def kind(found: Sequence[Found]) -> str:
-    """Tell whether the seeds are those of separately trained networks or only those of the attack."""
+    """Return whether seeds differ in training and attack, or in the attack alone, in words."""
     weights = {each.record["weights_sha256"] for each in found}
     return TRAINING if len(weights) == len(found) else "the attack"
 

@@ -1,4 +1,4 @@
-"""The section on validity: the checks of each evaluation, and its verdict in words."""
+"""The section on validity: the verdict and the checks of each evaluation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from ..blocks import Block, Cell, Column, Section, Table, count_cell, text_cell
 from ..record import Report
 
-#: the verdict that supports a figure
+#: the only verdict that supports a robust accuracy
 SOUND = "sound"
 
 MARKS = {True: ("pass", "good"), False: ("fail", "bad"), None: ("not seen", "muted")}
@@ -24,7 +24,7 @@ class Verdict:
 
 
 def verdict(record: Mapping[str, Any]) -> Verdict:
-    """Describe the verdict of a result; without one, the outcome of its checks."""
+    """Return the verdict of a result in words; without a verdict, the outcome of its checks."""
     failed = [check["name"] for check in record.get("validity", ()) if check["passed"] is False]
     said = record.get("verdict")
     if isinstance(said, str):
@@ -38,7 +38,7 @@ def verdict(record: Mapping[str, Any]) -> Verdict:
 
 
 def points(inflation: Any) -> str:
-    """Write by how many points a robust accuracy is too high at least; empty if that was not measured."""
+    """Return the points by which a robust accuracy is at least too high; "" if that was not measured."""
     if not isinstance(inflation, Mapping) or "value" not in inflation:
         return ""
     low, high = inflation.get("interval", (inflation["value"], inflation["value"]))
@@ -46,7 +46,7 @@ def points(inflation: Any) -> str:
 
 
 def validity(report: Report) -> Section | None:
-    """Show verdicts and checks of every evaluation."""
+    """Return the section with the verdict and the checks of every evaluation; None without checks."""
     names = list(
         dict.fromkeys(check["name"] for found in report.evaluations for check in found.record.get("validity", ()))
     )
@@ -63,7 +63,7 @@ def validity(report: Report) -> Section | None:
 
 
 def verdicts(report: Report) -> Table:
-    """Show one row per evaluation: the verdict, and what failed in words."""
+    """Return a table with one row per evaluation: the verdict, its reasons and advice."""
     probed = any(found.record.get("verdict") for found in report.evaluations)
     rows = []
     for found in report.evaluations:
@@ -85,14 +85,14 @@ def verdicts(report: Report) -> Table:
         key="verdicts",
         title="Verdicts",
         note="Reasons name their own denominators."
-        + " Inflation: how much too high the robust accuracy is, by what probes broke on a sample." * probed,
+        + " Inflation: how much too high the robust accuracy is, estimated by probing a sample." * probed,
         columns=[*headings, Column("reasons and advice", figures=False)],
         rows=rows,
     )
 
 
 def reasons(record: Mapping[str, Any]) -> str:
-    """Explain the verdict: its reason, which checks failed, and what to do about it."""
+    """Return the reason for the verdict, the failed checks, and the advice, in words."""
     keys = ("verdict_reason", "verdict_advice") if record.get("verdict") else ()
     said = [str(record[key]) for key in keys if record.get(key)]
     for check in record.get("validity", ()):
@@ -113,7 +113,7 @@ def bound(record: Mapping[str, Any]) -> Cell:
 
 
 def checks(report: Report, names: Sequence[str]) -> Table:
-    """Show one row per evaluation, one column per check."""
+    """Return a table with one row per evaluation and one column per check."""
     rows = []
     for found in report.evaluations:
         looked = {check["name"]: check for check in found.record.get("validity", ())}
@@ -127,7 +127,7 @@ def checks(report: Report, names: Sequence[str]) -> Table:
     return Table(
         key="checks",
         title="Every check of every evaluation",
-        note="Each check names its own denominator.",
+        note="Each check states its own denominator.",
         columns=[Column(heading, figures=False) for heading in ("model", "protocol", *names)],
         rows=rows,
         folded=True,
@@ -135,7 +135,7 @@ def checks(report: Report, names: Sequence[str]) -> Table:
 
 
 def mark(check: Mapping[str, Any] | None) -> Cell:
-    """Show pass or fail, and what was found."""
+    """Return a cell with the outcome of a check and its finding."""
     if check is None:
         return text_cell("-", tone="muted")
     text, tone = MARKS[check["passed"]]

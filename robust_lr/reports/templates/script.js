@@ -2,7 +2,7 @@
 (() => {
   const $ = (id) => document.getElementById(id);
 
-  // Theme: the system's until the button is pressed
+  // Theme: that of the system until the button is pressed
   const root = document.documentElement, theme = $("theme");
   const store = { get: () => { try { return localStorage.getItem("robust-lr-theme"); } catch { return null; } },
                   set: (value) => { try { localStorage.setItem("robust-lr-theme", value); } catch { /* not kept */ } } };
@@ -27,7 +27,7 @@
     kept[1].forEach((each) => { each.open = false; });
   });
 
-  // Sortable tables: the first click on a column of figures puts the largest first
+  // Sortable tables: the first click on a column of numbers sorts it in descending order
   const key = (row, at) => {
     const cell = row.cells[at], value = cell.dataset.sort;
     if (value === undefined) return cell.textContent.trim().toLowerCase();
@@ -65,7 +65,7 @@
     button.addEventListener("click", () => copy(button.closest("figure").querySelector("pre").textContent, button));
   });
 
-  // Rows behind a figure
+  // Rows behind a number
   const STEP = 200;
   let evaluations = null, shown = [], limit = STEP;
   const load = () => (evaluations ??= JSON.parse($("rows-data").textContent));
@@ -82,7 +82,7 @@
     part: (at, rest) => at("broken_by") === rest.join(":"),
   };
   const WORDS = { all: "all images", clean: "right when clean", wrong: "wrong when clean", robust: "robust", worst: "right at every iterate seen",
-                  success: "attack successful", class: "robust images of class ", pair: "taken for another: ", part: "broken by ", only: "robust here only" };
+                  success: "attack successful", class: "robust images of class ", pair: "misclassified: ", part: "broken by ", only: "robust only here" };
   const select = (all, name, rest) => {
     const rows = all.rows, count = rows.id.length, found = [];
     if (name === "only") {
