@@ -1,4 +1,4 @@
-"""``robust-lr adv-train``: train one network into one run folder; under torchrun, as one of its processes."""
+"""``robust-lr adv-train``: train a network in a run folder, alone or as one of torchrun's processes."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ DEFAULT_CONFIG = "lrnet26_fashion_mnist_mini"
 @click.argument("config", required=False, metavar="[CONFIG]", shell_complete=complete("configs"))
 @set_option("train.epochs=3")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/CONFIG]")
-@click.option("--resume", is_flag=True, help="Go on with a run: `adv-train --resume RUN`; its config is taken from it.")
-@click.option("--fresh", is_flag=True, help="Start anew, and remove the run that is in the folder.")
-@click.option("--dry-run", is_flag=True, help="Check everything and say what would run; train and write nothing.")
+@click.option("--resume", is_flag=True, help="Continue a run with its own config: `adv-train --resume RUN`.")
+@click.option("--fresh", is_flag=True, help="Start over, and delete the run in the folder.")
+@click.option("--dry-run", is_flag=True, help="Check everything and print what would run; train and write nothing.")
 def adv_train(
     config: str | None, overrides: tuple[str, ...], out: Path | None, resume: bool, fresh: bool, dry_run: bool
 ) -> None:
-    """Train one network adversarially. CONFIG is a TOML file, or the name of one that ships.
+    """Train a network adversarially. CONFIG is a TOML file, or the name of a config that ships with the package.
 
-    The run folder gets the config as resolved, metrics (JSON lines), weights (safetensors) and provenance.
+    The run folder gets the resolved config, metrics (JSON lines), weights (safetensors) and provenance.
 
     \b
     robust-lr adv-train --set recipe=madry                        another recipe; see `robust-lr list`
-    robust-lr adv-train --resume runs/mine                        go on with an interrupted run
+    robust-lr adv-train --resume runs/mine                        continue an interrupted run
     torchrun --nproc-per-node 2 -m robust_lr adv-train CONFIG     two processes, one batch
     """
     from ..config.advice import give_advice
@@ -49,7 +49,7 @@ def adv_train(
     from ..utils.files import check_writable_folder
 
     if resume and fresh:
-        raise InputError("which run? give one of --resume and --fresh")
+        raise InputError("--resume continues a run and --fresh deletes it: give only one of them")
     settings, folder = (
         configure_resumed_run(config, overrides, out) if resume else configure_new_run(config, overrides, out)
     )
@@ -79,7 +79,7 @@ def adv_train(
             if step.test_accuracy is not None:
                 bars.say(latest.epoch_words())
     if latest.step is None:
-        say(f"{folder} is finished already.")
+        say(f"{folder} is already finished.")
     else:
         say(f"Trained {settings.model['name']} for {latest.step.epoch:g} epochs: {folder}")
     say(f"Attack it with: robust-lr attack {attack_advice(settings)} --checkpoint {shlex.quote(str(folder))}")
@@ -94,7 +94,7 @@ def configure_new_run(config: str | None, overrides: tuple[str, ...], out: Path 
 
 
 def configure_resumed_run(config: str | None, overrides: tuple[str, ...], out: Path | None) -> tuple[Config, Path]:
-    """Return the config and the folder of a run to resume: the folder is the argument, or the default of a new run.
+    """Return the config and the folder of a run to resume; the folder is CONFIG, --out, or the default of a new run.
 
     Raises:
         InputError: the folder does not hold a run.
@@ -105,10 +105,10 @@ def configure_resumed_run(config: str | None, overrides: tuple[str, ...], out: P
 
     named = config is not None and Path(config).is_dir()
     if named and out is not None:
-        raise InputError(f"which run? give the folder {config} or --out {out}")
+        raise InputError(f"two folders to resume: give either {config} or --out {out}")
     folder = Path(config or "") if named else out or Path("runs") / Path(config or DEFAULT_CONFIG).stem
     if not (folder / CONFIG).is_file():
-        raise InputError(f"{folder} holds no run to resume: leave --resume out, or name the folder of one")
+        raise InputError(f"{folder} holds no run to resume: give the folder of a run, or leave out --resume")
     if config is not None and not named:
         return load(config, overrides), folder
     table = read_toml(folder / CONFIG)
@@ -117,7 +117,7 @@ def configure_resumed_run(config: str | None, overrides: tuple[str, ...], out: P
 
 
 def describe(settings: Config, folder: Path, resume: bool) -> None:
-    """Print what a run would do."""
+    """Print the config of a run, and the number of images and steps."""
     from ..config.training import to_toml
     from ..training.run import prepare
 
@@ -130,7 +130,7 @@ def describe(settings: Config, folder: Path, resume: bool) -> None:
 
 
 def attack_advice(config: Config) -> str:
-    """Return the options of ``robust-lr attack`` that fit what ``config`` has trained against."""
+    """Return the options of ``robust-lr attack`` that match the attack in training."""
     eps = config.attack.eps
     if config.attack.steps and config.attack.norm == "linf" and abs(eps - 8 / 255) < 1e-9:
         return "--protocol madry-cifar10"

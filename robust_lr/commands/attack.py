@@ -55,8 +55,8 @@ _PATH = click.Path(path_type=Path)
     "--attack",
     "attack_source",
     metavar="SOURCE",
-    help="An attack of your own, file.py:callable or module:callable, which is run: (model, x, labels, targets) -> "
-    "x_adv. Needs --eps; --set norm=l2, targeted=true, together=true.",
+    help="Your own attack, file.py:callable or module:callable, which is run: (model, x, labels, targets) -> x_adv. "
+    "Needs --eps; optional: --set norm=l2, targeted=true, together=true.",
 )
 @of_attack(
     "--set",
@@ -66,65 +66,69 @@ _PATH = click.Path(path_type=Path)
     help="Change a value of the protocol, e.g. eps=8/255.",
     callback=once_each,
 )
-@of_attack("--eps", metavar="LIST", help="Radius of the ball, e.g. 4/255; several, e.g. 0,2,4,8/255, make a curve.")
-@of_attack("--steps", metavar="LIST", help="Number of steps; several, e.g. 1,10,100, make a curve.")
+@of_attack("--eps", metavar="LIST", help="Radius of the ball, e.g. 4/255, or several for a curve, e.g. 0,2,4,8/255.")
+@of_attack("--steps", metavar="LIST", help="Number of steps, or several for a curve, e.g. 1,10,100.")
 @of_attack(
     "--surrogate",
     "surrogate_source",
     metavar="SOURCE",
-    help="Transfer attack: take gradients from this network, a run, a checkpoint, file.py:callable or module:callable.",
+    help="Transfer attack with this network's gradients: a run, a checkpoint, file.py:callable or module:callable.",
 )
-@of_attack("--all-targets", is_flag=True, help="Attack towards every wrong class, and print a matrix of successes.")
+@of_attack(
+    "--all-targets", is_flag=True, help="Attack with every wrong class as target, and print a matrix of successes."
+)
 @of_attack("--seed", type=int, default=0, show_default=True, help="Seed of random starts and targets.", metavar="N")
-@of_attack("--targets", "targets_file", type=_PATH, help="Aim at the classes that --save-targets wrote to this file.")
-@of_attack("--save-targets", type=_PATH, help="Write the classes that were aimed at, for other models.")
+@of_attack(
+    "--targets", "targets_file", type=_PATH, help="Use the target classes that --save-targets wrote to this file."
+)
+@of_attack("--save-targets", type=_PATH, help="Write the target classes to this file, for attacks on other models.")
 @model_and_images
 @of_guards(
     "--allow",
     multiple=True,
     metavar="GUARD",
-    help="Continue although this guard complains, e.g. probabilities; may be repeated.",
+    help="Do not let this guard stop the evaluation, e.g. probabilities; may be repeated.",
     shell_complete=complete("guards"),
 )
 @of_guards(
     "--check/--no-check",
     "probed",
     default=True,
-    help="Probe the number for a verdict (sound, weak or misled), or leave it without one.  [default: --check]",
+    help="Probe the result for a verdict (sound, weak or misled), or skip the probes.  [default: --check]",
 )
-@of_guards("--thorough", is_flag=True, help="Probe eight times as long as by default.")
+@of_guards("--thorough", is_flag=True, help="Probe with eight times the default budget.")
 @of_guards(
     "--verdict-passes",
     type=int,
     default=10,
     show_default=True,
-    help="Passes of a random model over each image, all of which must be right; for protocols with eot > 1.",
+    help="Passes per image of a random model, all of which must be right; for protocols with eot > 1.",
     metavar="N",
 )
 @of_guards("--strict", is_flag=True, help="Exit with 1 unless the verdict is sound.")
 @of_guards(
     "--until-sound",
     is_flag=True,
-    help="Attack the images that are left by stronger and stronger attacks until the number stops moving.",
+    help="Attack the remaining images with increasingly strong attacks until the accuracy stops falling.",
 )
 @of_guards(
     "--budget",
     type=int,
     metavar="N",
-    help="Passes an image that --until-sound may make, a backward pass counted twice.  [default: 12000]",
+    help="Passes per image for --until-sound; a backward pass counts as two.  [default: 12000]",
 )
 @of_work("--out", type=_PATH, help="Folder for result.json and the ledger.")
-@of_work("--save-images", is_flag=True, help="Keep the adversarial images, for `robust-lr score` and `transfer`.")
+@of_work("--save-images", is_flag=True, help="Save the adversarial images, for `robust-lr score` and `transfer`.")
 @json_option(of_work)
-@of_work("--figure", type=_PATH, help="Picture of a curve: .png, .pdf or .svg; needs matplotlib.")
-@of_work("--fresh", is_flag=True, help="Start afresh, even if the folder holds an evaluation.")
-@of_work("--dry-run", is_flag=True, help="Check everything and say what would run; attack and write nothing.")
+@of_work("--figure", type=_PATH, help="Figure of a curve: .png, .pdf or .svg; needs matplotlib.")
+@of_work("--fresh", is_flag=True, help="Start over, even if the folder holds an evaluation.")
+@of_work("--dry-run", is_flag=True, help="Check everything and print what would run; attack and write nothing.")
 @of_work(
     "--shard",
     "shard_text",
     metavar="I/N",
-    help="Only the I-th of N parts of the images, in a folder of its own; `robust-lr merge` joins them. Under torchrun "
-    "each process takes one, and the last joins them.",
+    help="Evaluate only the I-th of N parts of the images, in a separate folder; `robust-lr merge` merges the parts. "
+    "Under torchrun, each process takes one part, and the last merges them.",
 )
 @of_work(
     "--precision",
@@ -137,8 +141,8 @@ _PATH = click.Path(path_type=Path)
 @of_work(
     "--compute-batch",
     type=int,
-    help="Images in every pass of the model; 0 pads nothing, and results may then depend on the batch by rounding.  "
-    "[default: on a CPU 64, fewer for few or large images; else 0]",
+    help="Images in every pass of the model, with padding; with 0, nothing is padded, and results may depend on the "
+    "batch by rounding.  [default: on a CPU 64, fewer for few or large images; else 0]",
     metavar="N",
 )
 @of_work("--workers", type=int, default=0, show_default=True, help="Processes that load images.", metavar="N")
@@ -181,7 +185,7 @@ def attack(
     device: str,
     **where: Any,
 ) -> None:
-    """Attack a trained network on the test images. Prints a table and writes result.json.
+    """Attack a network on the test images, print a table and write result.json.
 
     Run the same command again to resume an interrupted evaluation.
     """
@@ -208,17 +212,17 @@ def attack(
     chosen = [*["lrnet-targeted"] * targeted, *["lrnet-untargeted"] * untargeted, *[protocol] * (protocol is not None)]
     chosen += [] if attack_source is None else [attack_source]
     if thorough and not probed:
-        raise InputError("--thorough and --no-check contradict each other: give one of them")
+        raise InputError("--thorough and --no-check contradict each other: give only one of them")
     if strict and not probed:
         raise InputError("--strict needs a verdict: leave out --no-check")
     if until_sound and (not probed or shard_text is not None or all_targets or surrogate_source is not None):
         raise InputError(
-            "--until-sound needs a verdict on all images: leave --no-check, --shard, --all-targets and --surrogate out"
+            "--until-sound needs a verdict on all images: leave out --no-check, --shard, --all-targets and --surrogate"
         )
     if budget is not None and not until_sound:
-        raise InputError("--budget is that of --until-sound: give both")
+        raise InputError("--budget is the budget of --until-sound: give both, or leave it out")
     if len(chosen) != 1:
-        raise InputError("which attack? give one of --targeted, --untargeted, --protocol NAME and --attack SOURCE")
+        raise InputError("give exactly one of --targeted, --untargeted, --protocol NAME and --attack SOURCE")
     check_at_least(1, batch_size=batch_size)
     check_processes(workers=workers)
     table: dict[str, Any] = {"protocol": chosen[0]}
@@ -236,7 +240,7 @@ def attack(
         if isinstance(settings, protocols.Sweep) or any(other is not None for other in others):
             raise InputError("--all-targets takes one protocol, and no --targets, --save-targets, --figure or shards")
         if not settings.targeted:
-            raise InputError(f"--all-targets: protocol {settings.name!r} aims at no class; take e.g. --targeted")
+            raise InputError(f"--all-targets: protocol {settings.name!r} is untargeted; use e.g. --targeted")
     if isinstance(settings, protocols.Sweep):
         if (chosen[0] in protocols.SWEEPS and len(table) > 1) or save_targets:
             raise InputError(
@@ -245,18 +249,18 @@ def attack(
         if until_sound:
             raise InputError(f"--until-sound is for single protocols: {settings.name!r} is a sweep over several")
     elif until_sound and settings.targeted:
-        raise InputError("--until-sound is for untargeted attacks: leave it out")
+        raise InputError(f"--until-sound is for untargeted attacks: {settings.name!r} is targeted")
     elif figure is not None and not settings.record and not settings.finds_distances:
-        raise InputError(f"--figure draws a curve, which {settings.name!r} has not: use e.g. --protocol sweep-steps")
+        raise InputError(f"--figure draws a curve, but {settings.name!r} has none: use e.g. --protocol sweep-steps")
     elif save_targets is not None and not settings.targeted:
-        raise InputError(f"--save-targets: protocol {settings.name!r} aims at no class")
+        raise InputError(f"--save-targets: protocol {settings.name!r} is untargeted, so it has no targets")
     if figure is not None:
         check_picture("figure", figure)
     check_writable(save_targets=save_targets, json_file=json_file)
     if out is None or not out.is_file():
         check_writable_folder(out=out)
     if launched is not None and until_sound:
-        raise InputError("--until-sound: torchrun divides the images, run it without")
+        raise InputError("--until-sound: torchrun divides the images; run it without torchrun")
     if launched is not None and shard_text is not None:
         raise InputError("--shard: torchrun already divides the images; leave it out")
     shard = launched or (None if shard_text is None else parse_shard(shard_text))
@@ -273,7 +277,7 @@ def attack(
         describe(choice, settings, folder, finished=(folder / file).exists() and not fresh)
         return
     if launched is not None:
-        (whole / file).unlink(missing_ok=True)  # the result reappears when all processes have finished
+        (whole / file).unlink(missing_ok=True)  # the last process to finish writes it again
     work: dict[str, Any] = {
         "seed": seed,
         "shard": shard,
@@ -343,7 +347,7 @@ def attack(
 
 @contextmanager
 def print_warnings() -> Iterator[None]:
-    """Print each warning in one line, without the place in the code."""
+    """Print each warning in one line, without its location in the code."""
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
@@ -353,7 +357,7 @@ def print_warnings() -> Iterator[None]:
 def strengthen_evaluation(
     choice: Choice, first: Result, folder: Path, budget: int | None, work: dict[str, Any]
 ) -> str | None:
-    """Strengthen the attack of an evaluation until its number stops moving; return the verdict on it."""
+    """Strengthen the attack of an evaluation until the accuracy stops falling; return the final verdict."""
     from ..evaluation.strengthen import DEFAULT_BUDGET, strengthen
     from .until_sound import show_ladder
 
@@ -373,7 +377,7 @@ def strengthen_evaluation(
 
 
 class Rungs:
-    """Progress bars, one for each attack of a ladder."""
+    """Progress bars, one for each attack of --until-sound."""
 
     def __init__(self, bars: Bars):
         self.bars = bars
@@ -386,7 +390,7 @@ class Rungs:
 
 
 class Watch:
-    """A progress bar of an evaluation with the robust accuracy so far."""
+    """A progress bar for an evaluation, with the robust accuracy so far."""
 
     def __init__(self, bars: Bars, name: str):
         self.bars, self.task = bars, bars.add(f"attacking {name}", unit="images")
@@ -402,7 +406,7 @@ class Watch:
 
 
 def load_surrogate(source: str, choice: Choice) -> nn.Module:
-    """Load the network of --surrogate, with a ``name``, on the device of the model."""
+    """Load the network of --surrogate onto the device of the model, and set its ``name``."""
     from ..models.checkpoint import load_model
     from ..models.external import load_source, source_name
     from ..utils.contexts import device_of
@@ -419,12 +423,12 @@ def load_surrogate(source: str, choice: Choice) -> nn.Module:
 
 
 def custom_attack(source: str, table: dict[str, Any]) -> Protocol:
-    """Make the protocol of an attack of the user's own, whose module is run here."""
+    """Return the protocol of the user's own attack, after importing its module."""
     from ..models.external import load_callable, source_name
     from ..protocols.files import from_values
 
     if not table["eps"]:
-        raise InputError("--attack needs the radius of its ball: give --eps, e.g. --eps 8/255")
+        raise InputError("--attack needs the radius of the ball: give --eps, e.g. --eps 8/255")
     values = {key: value for key, value in table.items() if key != "protocol"}
     about = {"attack": "custom", "entry": source, "name": source_name(source), **values}
     if not str(about["eps"]).replace("/", "").replace(".", "").isdigit():
@@ -433,11 +437,11 @@ def custom_attack(source: str, table: dict[str, Any]) -> Protocol:
 
 
 def describe(choice: Choice, settings: Protocol | Sweep, folder: Path, *, finished: bool) -> None:
-    """Print what an evaluation would do."""
+    """Print the model, images, protocol and folder of an evaluation."""
     say(f"model      {choice.name} on {next(choice.model.parameters()).device}")
     say(f"images     {count_of(len(choice.data), 'image')} of {choice.data.name}")
     say(f"protocol   {settings.name}: {settings}")
-    say(f"folder     {folder}{', finished already' if finished else ''}")
+    say(f"folder     {folder}{', already finished' if finished else ''}")
     say("nothing was attacked or written (--dry-run)")
 
 

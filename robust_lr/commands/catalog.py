@@ -1,6 +1,7 @@
-"""Names of models, data sets, protocols, guards, recipes and configs, without importing the rooms that define them.
+"""Names of models, data sets, protocols, guards, recipes and configs, available without importing PyTorch.
 
-``catalog.json`` is written by ``python -m robust_lr.commands.catalog``; a test compares it with the rooms.
+``python -m robust_lr.commands.catalog`` writes ``catalog.json``; a test compares it with the modules that define the
+names.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ KINDS = ("models", "data", "protocols", "guards", "recipes", "configs")
 
 
 def catalog() -> dict[str, dict[str, str]]:
-    """List the names of each kind with a line about each, which may be empty."""
+    """Return the names of each kind, each with a line of description that may be empty."""
     found: dict[str, dict[str, str]] = json.loads(FILE.read_text(encoding="utf-8"))
     return found
 
 
 def collect() -> dict[str, dict[str, str]]:
-    """Collect the catalog from the rooms that define the names."""
+    """Build the catalog from the modules that define the names."""
     from ..config.recipes import RECIPES
     from ..config.training import shipped
     from ..data.registry import DATASETS

@@ -1,4 +1,4 @@
-"""``robust-lr check``: look for signs that an evaluation cannot be trusted, before it runs on all images."""
+"""``robust-lr check``: look for signs of a broken evaluation on a sample, before evaluating all images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .terminal import GroupedCommand, console, option_in_group, processes_option
 
 of_attack, of_guards, of_work = map(option_in_group, ("Attack", "Guards", "Work"))
 
-#: number of images without --limit
+#: default number of images
 SAMPLE = 64
 
 
@@ -22,8 +22,10 @@ SAMPLE = 64
 @of_attack("--protocol", default="lrnet-untargeted", show_default=True, help="Name or TOML file of the attack.")
 @of_attack("--seed", type=int, default=0, show_default=True, help="Seed of random starts.", metavar="N")
 @model_and_images
-@of_guards("--allow", multiple=True, metavar="GUARD", help="Continue although this guard complains; may be repeated.")
-@of_guards("--binarize", is_flag=True, help="Run the binarization test as well.")
+@of_guards(
+    "--allow", multiple=True, metavar="GUARD", help="Do not let this guard stop the evaluation; may be repeated."
+)
+@of_guards("--binarize", is_flag=True, help="Also run the binarization test.")
 @threads_option(of_work)
 @processes_option(of_work)
 @of_work("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
@@ -36,12 +38,12 @@ def check(
     processes: int | None,
     **where: Any,
 ) -> None:
-    """Look thoroughly for signs of a broken evaluation on a sample of images.
+    """Look for signs of a broken evaluation on a sample of images.
 
-    The sample is evaluated and probed eight times as long as by default, which gives a verdict: sound, weak or misled.
-    The six indicators of attack failure (Pintor et al. 2022) follow and, with --binarize, the binarization test
-    (Zimmermann et al. 2022). Takes 64 images unless --limit says otherwise. Exit code 1 if the number is misled or the
-    binarization test fails.
+    The sample is evaluated and probed with eight times the default budget, which gives a verdict: sound, weak or
+    misled. The six indicators of attack failure (Pintor et al. 2022) follow and, with --binarize, the binarization test
+    (Zimmermann et al. 2022). The sample has 64 images by default (--limit). The exit code is 1 if the verdict is misled
+    or the binarization test fails.
     """
     from ..evaluation.binarization import binarize as run_binarization
     from ..evaluation.harness import evaluate
@@ -52,7 +54,7 @@ def check(
     use_threads(threads)
     attack = load_protocol(protocol)
     if attack.eps == 0:
-        raise InputError(f"protocol {attack.name!r} has eps = 0: there is nothing to check")
+        raise InputError(f"protocol {attack.name!r} has eps = 0: there is nothing to check; use an attack")
     choice = choose(**{**where, "limit": where["limit"] or SAMPLE}, options={})
     with progress_bars() as bars:
         task = bars.add(f"checking {choice.name}", total=None)

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from ..results.compare import Comparison
     from ..results.compare_groups import Difference, GroupComparison
 
-#: separator that joins the runs of a group into one value; no path can contain it
+#: separator of the runs of a group in one value; no path can contain it
 _JOINT = "\0"
 
 
 class _WithGroups(click.Command):
-    """A command whose ``--group`` takes all the words up to the next option."""
+    """A command whose ``--group`` takes all arguments up to the next option."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         joined: list[str] = []
@@ -50,26 +50,26 @@ class _WithGroups(click.Command):
     default="robust",
     show_default=True,
     metavar="NAME",
-    help="Accuracy that is tested: clean, robust or worst-seen.",
+    help="Accuracy to test: clean, robust or worst-seen.",
 )
 @click.option(
     "--allow",
     multiple=True,
     type=click.Choice(["misled"]),
-    help="Test numbers although their verdict is misled.",
+    help="Also test models whose verdict is misled.",
 )
 @json_option()
 def compare(
     runs: tuple[Path, ...], groups: tuple[str, ...], figure: str, allow: tuple[str, ...], json_file: Path | None
 ) -> None:
-    """Compare the robustness of models, paired, on the same images and targets.
+    """Compare the robustness of models on the same images and targets, paired by image.
 
     RUNS are folders that `robust-lr attack` wrote. Each pair gets the difference of accuracies with a 95 % interval
     (Newcombe 1998, method 10) and the p-value of McNemar's exact test, corrected for the number of pairs (Holm 1979).
-    Interval and p-value are for the networks that were trained; only the images count as a sample.
+    Intervals and p-values treat only the images as a sample: they hold for these trained networks.
 
-    With --group RUN... --group RUN... kinds of networks are compared by several training runs of each, one for each
-    seed and in the same order. Intervals and p-values then cover training runs as well as images.
+    With --group RUN... --group RUN..., kinds of networks are compared with several training runs of each, with the same
+    seeds in the same order. Intervals and p-values then treat both training runs and images as samples.
     """
     from ..results.compare import FIGURES
     from ..results.compare import compare as compare_runs
@@ -93,13 +93,13 @@ def compare(
         console.print(pair_table(comparison, figure))
         misled = [name for name, verdict in comparison.verdicts.items() if verdict == "misled"]
     if misled and not allow and figure != "clean":
-        say(f"no p-value for {', '.join(misled)}: its robust accuracy is misled (--allow misled)")
+        say(f"no p-value for {', '.join(misled)}: the verdict is misled; --allow misled tests it anyway")
     if json_file is not None:
         write_record(json_file, comparison.to_dict())
 
 
 def accuracy_table(comparison: Comparison) -> Table:
-    """Show the accuracies and the verdict of each model."""
+    """Return a table of each model's accuracies and verdict."""
     shares = next(iter(comparison.accuracies.values()))
     n = shares["clean"].n
     title = Text(f"{comparison.protocol['name']} on {comparison.data}, {n} images: accuracy in %")
@@ -115,7 +115,7 @@ def accuracy_table(comparison: Comparison) -> Table:
 
 
 def pair_table(comparison: Comparison, figure: str) -> Table:
-    """Show the paired difference and the test of each pair of models."""
+    """Return a table of the paired difference and the test of each pair of models."""
     table = Table(
         title=Text(f"{figure} accuracy: differences in points, McNemar's exact test"),
         box=box.SIMPLE_HEAD,
@@ -140,7 +140,7 @@ def pair_table(comparison: Comparison, figure: str) -> Table:
 
 
 def group_table(comparison: GroupComparison) -> Table:
-    """Show the mean and standard deviation over the runs of each group, and each run."""
+    """Return a table of the accuracies of each group: mean, standard deviation, and every run."""
     table = Table(
         title=Text(
             f"{comparison.protocol['name']} on {comparison.data}: accuracy in %, mean +- std over training runs"
@@ -166,7 +166,7 @@ def group_table(comparison: GroupComparison) -> Table:
 
 
 def difference_table(comparison: GroupComparison, figure: str) -> Table:
-    """Show each pair of groups: the difference, its interval over runs and images, and how many runs would decide."""
+    """Return a table of each pair of groups: difference, interval over runs and images, runs that would decide."""
     table = Table(
         title=Text(f"{figure} accuracy: differences in points, over training runs and images"),
         box=box.SIMPLE_HEAD,
@@ -190,7 +190,7 @@ def difference_table(comparison: GroupComparison, figure: str) -> Table:
 
 
 def runs_to_decide(difference: Difference) -> str:
-    """Say how many training runs would decide a difference, if it is not decided yet."""
+    """Return the number of training runs that would decide a difference, or "decided"."""
     if difference.p_holm < 0.05:
         return "decided"
     return "more images" if difference.runs_needed is None else str(difference.runs_needed)

@@ -1,4 +1,4 @@
-"""``robust-lr figure``: draw the paper's Figures 4 and 5 for the user's network."""
+"""``robust-lr figure``: draw the paper's Figures 4 and 5 for any LR-Net."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def priors(checkpoint: Path | None, out: Path) -> None:
 @figure.command()
 @_CHECKPOINT
 @click.option("--image", type=_PATH, required=True, help="Image file.")
-@click.option("--size", type=int, help="Resize the short side to N pixels and crop the center.", metavar="N")
+@click.option("--size", type=int, help="Resize the shorter side to N pixels and crop the center.", metavar="N")
 @click.option("--pixel", metavar="ROW,COLUMN", help="Pixel whose window is drawn.  [default: the middle]")
 @click.option(
     "--group", type=int, help="Group of channels in every stage.  [default: the one whose keys vary most]", metavar="N"
@@ -55,7 +55,7 @@ def priors(checkpoint: Path | None, out: Path) -> None:
 def composability(
     checkpoint: Path | None, image: Path, size: int | None, pixel: str | None, group: int | None, out: Path
 ) -> None:
-    """Draw key and query maps of an image, and the weights of one pixel's window on it (the paper's Figure 5)."""
+    """Draw query and key maps of an image, and the weights of one pixel's window (the paper's Figure 5)."""
     from ..models.checkpoint import load_model
     from ..paper.figures import draw_compositions
     from ..paper.inspection import STAGES, compute_compositions, read_image
@@ -73,7 +73,7 @@ def composability(
 
 
 def check_size(checkpoint: Path | None, size: tuple[int, int]) -> None:
-    """Refuse an image of another size than the network was trained on, if its data set is available.
+    """Check that the image has the size that the network was trained on, if its data set is available.
 
     Raises:
         InputError: the sizes differ; the message names both.
@@ -93,7 +93,9 @@ def check_size(checkpoint: Path | None, size: tuple[int, int]) -> None:
 
 
 def larger_than_windows(found: Sequence[Composition]) -> list[Composition]:
-    """Select the stages whose maps are no smaller than their windows; elsewhere, every window is the whole map.
+    """Return the stages whose maps are at least as large as their windows, and name the others.
+
+    In a smaller map every window covers the whole map.
 
     Raises:
         InputError: there is no such stage.

@@ -1,4 +1,4 @@
-"""``robust-lr build`` and ``robust-lr doctor``: compile the kernels, and show how they are compiled."""
+"""``robust-lr build`` and ``robust-lr doctor``: compile the kernels, and show the build environment."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from .terminal import say
 @click.option(
     "--cuda/--no-cuda",
     default=None,
-    help="Build the CUDA kernels as well, or leave them out.  [default: build them if possible]",
+    help="Build the CUDA kernels too, or leave them out.  [default: build them if possible]",
 )
 @click.option(
-    "--arch", metavar="LIST", help='Compute capabilities to build for, e.g. "8.0 9.0", where no GPU is present.'
+    "--arch", metavar="LIST", help='Compute capabilities to build for, e.g. "8.0 9.0", on a machine without a GPU.'
 )
 def build(cuda: bool | None, arch: str | None) -> None:
     """Compile the kernels now instead of at first use.
 
     On a machine without a GPU, such as the login node of a cluster, use --arch to name the GPUs that jobs will run on.
-    Each gets a library, which jobs find there if the cache, the compilers and PyTorch are the same.
+    Each capability gets a library, which jobs find if they have the same cache, compilers and PyTorch.
     """
     from ..ops import build as extension
     from ..ops import library, nvcc
@@ -28,7 +28,7 @@ def build(cuda: bool | None, arch: str | None) -> None:
 
     if arch is not None and cuda is False:
         raise InputError(
-            "--arch names GPUs to build the CUDA kernels for, --no-cuda leaves them out; give one of the two"
+            "--arch names GPUs to build the CUDA kernels for, --no-cuda leaves them out: give only one of them"
         )
     named = nvcc.capabilities(arch, "--arch") if arch is not None else []
     nvcc.check_compilable(named)
@@ -46,7 +46,7 @@ def build(cuda: bool | None, arch: str | None) -> None:
 
 @click.command()
 def doctor() -> None:
-    """Show which compiler, PyTorch, CUDA and cache were found, and what will be used and why."""
+    """Show the compiler, PyTorch, CUDA and cache that were found, and which kernels will be used and why."""
     from ..ops.doctor import describe
 
     for name, value in describe().items():

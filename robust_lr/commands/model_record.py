@@ -1,4 +1,4 @@
-"""Record how the model of an evaluation was loaded, so that ``robust-lr transfer`` can load it again."""
+"""Records of how the model of an evaluation was loaded, with which ``robust-lr transfer`` loads it again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ _PATHS, _WORDS = ("checkpoint", "weights"), ("source", "preset", "mean", "std")
 
 
 def write_model_record(folder: Path, where: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-    """Write the options that chose the model, with absolute paths."""
+    """Write the options that choose the model to ``folder``, with absolute paths.
+
+    Args:
+        where: values of the options of ``options.model_and_images``.
+        options: arguments of the model, from --set model.KEY=VALUE.
+    """
     from ..utils.files import write_json
 
     paths = {name: None if where[name] is None else str(where[name].resolve()) for name in _PATHS}
@@ -25,7 +30,7 @@ def write_model_record(folder: Path, where: Mapping[str, Any], options: Mapping[
 
 
 def load_recorded_model(folder: Path, classes: int, channels: int) -> nn.Module:
-    """Load the model that was attacked in ``folder``; InputError for one that only the user's code can make."""
+    """Load the model that was attacked in ``folder``; InputError if that would run the user's code."""
     from ..models.checkpoint import load_model
     from ..models.external import LIBRARIES, load_source
     from .options import normalization
@@ -42,7 +47,7 @@ def load_recorded_model(folder: Path, classes: int, channels: int) -> nn.Module:
         return load_model(None if checkpoint is None else Path(checkpoint))
     kind, colon, _ = source.partition(":")
     if colon and kind not in LIBRARIES:
-        raise InputError(f"{folder} attacked {source}, code that is run only where you name it: use `robust-lr score`")
+        raise InputError(f"{folder} attacked {source}, code that is run only if you name it: use `robust-lr score`")
     return load_source(
         source,
         weights=weights,

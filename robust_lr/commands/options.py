@@ -1,4 +1,4 @@
-"""Options that choose the model and the images, which several commands share."""
+"""Options that several commands share to choose the model and the images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 of_model, of_data = option_in_group("Model"), option_in_group("Images")
 _PATH = click.Path(path_type=Path)
 
-#: pixels of a side; a classifier's test images are not larger
+#: maximum side of an image in pixels, larger than the test images of any classifier
 MAX_SIDE = 4096
 
 _OPTIONS = (
@@ -32,39 +32,38 @@ _OPTIONS = (
         "source",
         metavar="NAME",
         shell_complete=complete("models"),
-        help="Instead: a name of `robust-lr list models`, torchvision:NAME, timm:NAME, or module.path:callable or "
-        "file.py:callable, which is run and returns a torch.nn.Module. Options: --set model.KEY=VALUE.",
+        help="Model instead of a checkpoint: a name of `robust-lr list models`, torchvision:NAME, timm:NAME, or "
+        "module.path:callable or file.py:callable, which is run and returns a torch.nn.Module. Arguments: --set "
+        "model.KEY=VALUE.",
     ),
-    of_model("--weights", type=_PATH, help="Weights of --model: safetensors, or .pt with nothing but tensors."),
+    of_model("--weights", type=_PATH, help="Weights of --model: safetensors, or .pt that contains only tensors."),
     of_model("--preset", metavar="NAME", help="Normalization of --model's input: imagenet, cifar10 or none."),
-    of_model("--mean", metavar="X,X,X", help="Instead of a preset: the mean of each channel, pixels in [0, 1]."),
-    of_model("--std", metavar="X,X,X", help="And the standard deviations, in the same unit."),
+    of_model("--mean", metavar="X,X,X", help="Instead of --preset: mean of each channel, for pixels in [0, 1]."),
+    of_model("--std", metavar="X,X,X", help="Standard deviation of each channel, with --mean."),
     of_data(
         "--data",
         "data_name",
         metavar="NAME",
-        help="Data set.  [default: what the checkpoint was trained on]",
+        help="Data set.  [default: the one that the checkpoint was trained on]",
         shell_complete=complete("data"),
     ),
     of_data("--root", type=_PATH, help="Folder of a data set that does not ship."),
-    of_data(
-        "--resize", type=int, help="Resize the short side of image files to so many pixels, then crop.", metavar="N"
-    ),
+    of_data("--resize", type=int, help="Resize the shorter side of image files to N pixels, then crop.", metavar="N"),
     of_data("--crop", type=int, help="Side of the center crop.  [default: --resize]", metavar="N"),
-    of_data("--images-list", type=_PATH, help="Only the image files that this list names, one a line."),
-    of_data("--limit", type=int, help="Only so many test images, evenly spaced.  [default: all]", metavar="N"),
+    of_data("--images-list", type=_PATH, help="Use only the image files named in this list, one per line."),
+    of_data("--limit", type=int, help="Number of test images, evenly spaced.  [default: all]", metavar="N"),
 )
 
 
 def model_and_images(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give ``command`` the options for a model and images, whose values it hands to ``choose``."""
+    """Add the options that choose a model and images to ``command``, which passes their values to ``choose``."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
 def model_alone(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give ``command`` the options that choose a model, without those of the images."""
+    """Add the options that choose a model, but not images, to ``command``."""
     for option in reversed(_OPTIONS[:6]):
         command = option(command)
     return command
@@ -72,7 +71,14 @@ def model_alone(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """A model on its device, test images, the model's name in results, and the folder for results."""
+    """The model and the images that the options choose.
+
+    Attributes:
+        model: the model on its device.
+        data: the test images.
+        name: the model's name in results.
+        folder: folder for results.
+    """
 
     model: nn.Module
     data: Dataset
@@ -97,7 +103,7 @@ def choose(
     device: str,
     options: Mapping[str, Any],
 ) -> Choice:
-    """Load the model and the images that the options name; InputError if options conflict or name something missing."""
+    """Load the model and the images; InputError if options conflict or something that they name does not exist."""
     from .. import data as data_room
     from ..data.dataset import spread
     from ..data.selection import find_listed
@@ -119,16 +125,16 @@ def choose(
         }
         for option, given in own.items():
             if given is not None:
-                raise InputError(f"{option} belongs to a model: give --model NAME as well")
+                raise InputError(f"{option} applies only to --model: give --model NAME too, or leave it out")
         model: nn.Module = checkpoint_room.load_model(checkpoint)
         trained_on = checkpoint_room.checkpoint_record(checkpoint).get("data", data_room.DEFAULT)
         data = test_images(data_name or trained_on, root, resize, crop)
         name = checkpoint_name(checkpoint)
     else:
         if checkpoint is not None:
-            raise InputError("which model? give one of --checkpoint and --model")
+            raise InputError("--checkpoint and --model both name a model: give only one of them")
         if data_name is None:
-            raise InputError("which images? a model of --model needs --data NAME")
+            raise InputError("--model needs images: give --data NAME")
         data = test_images(data_name, root, resize, crop)
         model = load_source(
             source,
@@ -164,14 +170,15 @@ def test_images(name: str, root: Path | None, resize: int | None, crop: int | No
     check_at_least(1, resize=short, crop=side)
     if max(short, side) > MAX_SIDE or side > short:
         raise InputError(
-            f"`crop` {side} of `resize` {short}: at most {MAX_SIDE} pixels, and no larger crop than the resized side"
+            f"`crop` {side} of `resize` {short}: both must be at most {MAX_SIDE}, and the crop no larger than the "
+            "resized side"
         )
     data = data_room.load(name, "test", root, transform=partial(center_crop, short=short, side=side))
     return replace(data, name=f"{data.name} ({short} -> {side} pixels)")
 
 
 def checkpoint_name(checkpoint: Path | None) -> str:
-    """Return the name of a checkpoint in results; a run's weights get the name of the run."""
+    """Return the name of a checkpoint in results; weights in a run folder get the name of the folder."""
     from ..models.checkpoint import WEIGHTS
 
     if checkpoint is None:
@@ -182,13 +189,13 @@ def checkpoint_name(checkpoint: Path | None) -> str:
 
 
 def normalization(preset: str | None, mean: str | None, std: str | None) -> str | Statistics | None:
-    """Return the normalization that --preset, or --mean and --std, name."""
+    """Return the normalization that is set by --preset, or by --mean and --std; None without any of them."""
     if (mean is None) != (std is None):
         raise InputError("--mean and --std belong together: give both")
     if mean is None or std is None:
         return preset
     if preset is not None:
-        raise InputError("which normalization? give --preset, or --mean and --std")
+        raise InputError("--preset and --mean both set the normalization: give --preset, or --mean and --std")
     means, deviations = numbers("--mean", mean), numbers("--std", std)
     if not all(0 <= value <= 1 for value in means) or not all(0 < value <= 1 for value in deviations):
         raise InputError(
@@ -199,7 +206,8 @@ def normalization(preset: str | None, mean: str | None, std: str | None) -> str 
 
 
 def numbers(option: str, text: str) -> tuple[float, ...]:
+    """Parse numbers separated by commas; InputError that names ``option`` for anything else."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise InputError(f"{option} {text!r}: numbers with commas between them are needed, one a channel") from None
+        raise InputError(f"{option} {text!r}: give numbers separated by commas, one per channel") from None

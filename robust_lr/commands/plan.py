@@ -8,7 +8,7 @@ from .terminal import say, set_option, use_threads
 
 
 def format_hours(hours: float) -> str:
-    """Format a time in the unit that people would use for it."""
+    """Format a duration in minutes, hours or days."""
     if hours >= 48:
         return f"{hours / 24:,.1f} days"
     return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
@@ -30,14 +30,14 @@ def format_hours(hours: float) -> str:
     type=int,
     default=0,
     metavar="N",
-    help="Images of a measured step.  [default: one process's share; on a CPU 4 of 224 x 224]",
+    help="Images per measured step.  [default: one process's share; on a CPU, 4 of 224 x 224]",
 )
-@click.option("--steps", type=int, default=3, show_default=True, help="Steps that are measured.", metavar="N")
+@click.option("--steps", type=int, default=3, show_default=True, help="Number of steps to measure.", metavar="N")
 def plan(config: str, overrides: tuple[str, ...], processes: int, images: int, steps: int) -> None:
-    """Estimate how long a training run, or a whole table, would take, from a few steps of CONFIG on this machine.
+    """Estimate the duration of a training run or a whole table from a few training steps on this machine.
 
-    Images are random, so the data need not be present. Run it on a machine with one of the GPUs that you will use. The
-    config of a table, such as table9 or table9/gpu, is planned row by row, with its training runs and attacks.
+    The images are random, so the data need not be present. Run it on a machine with one of the GPUs that you will use.
+    For the config of a table, such as table9 or table9/gpu, the estimate covers all training runs and attacks.
     """
     from .. import config as config_room
     from ..config.training import holds_rows
@@ -52,8 +52,8 @@ def plan(config: str, overrides: tuple[str, ...], processes: int, images: int, s
     say(f"{settings.model['name']}, {settings.attack}")
     precision = f"{settings.compute.precision}, attack {settings.compute.attack_precision}"
     say(
-        f"measured: {found.images_per_second:.3g} images/s on {found.device} ({precision}; {found.images} images a "
-        f"step, {found.seconds:.3g} s), {found.memory / 2**30:.2f} GiB at the peak"
+        f"measured: {found.images_per_second:.3g} images/s on {found.device} ({precision}; {found.images} images "
+        f"per step, {found.seconds:.3g} s), peak memory {found.memory / 2**30:.2f} GiB"
     )
     say(
         f"planned: {found.epochs} epochs of {found.epoch_images:,} images on {found.processes} such "

@@ -1,4 +1,4 @@
-"""``robust-lr profile``: show what each layer of a network sees and costs at an image size."""
+"""``robust-lr profile``: show the geometry and the cost of each layer of a network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..models.geometry import Layer
 
-#: pixels of a side: enough for any photograph, and few enough to count the windows
+#: maximum side of an image in pixels, which keeps counting the windows fast
 MAX_SIDE = 4096
 
 
@@ -30,17 +30,21 @@ MAX_SIDE = 4096
 @click.option("--channels", type=int, default=3, show_default=True, help="Channels of the image.", metavar="N")
 @click.option("--classes", type=int, default=1000, show_default=True, help="Classes of the data set.", metavar="N")
 @click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Option of the model, e.g. stem=stride2; repeatable."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Option of the model, e.g. stem=stride2; may be repeated.",
 )
 @json_option()
 def profile(
     model: str, image_size: int, channels: int, classes: int, overrides: tuple[str, ...], json_file: Path | None
 ) -> None:
-    """Show the map, the window, the size and the cost of each layer of MODEL.
+    """Show the feature map, the window, the parameters and the multiply-adds of each layer of MODEL.
 
-    A window near the border has fewer positions on the map than its size suggests; "taps" is the mean number that lie
-    on it. A warning names the layers whose windows see the whole map, or that work on a single pixel, because a local
-    relation is not local there.
+    Near the border, part of a window is outside the feature map; "taps" is the mean number of positions inside it. A
+    warning names the layers whose window covers the whole map, or whose map is a single pixel, because a local relation
+    is not local there.
     """
     import torch
 
@@ -52,7 +56,7 @@ def profile(
 
     check_at_least(1, image_size=image_size, channels=channels, classes=classes)
     if image_size > MAX_SIDE:
-        raise InputError(f"`image_size` = {image_size}: at most {MAX_SIDE} pixels a side")
+        raise InputError(f"`image_size` = {image_size}: must be at most {MAX_SIDE} pixels")
     options: dict[str, Any] = {}
     set_values(options, overrides, "key=value, e.g. stem=stride2")
     with torch.device("meta"):
@@ -79,7 +83,7 @@ def profile(
 
 
 def layer_table(found: Sequence[Layer], title: str) -> Table:
-    """Show one line a layer."""
+    """Return a table with one line per layer."""
     table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     table.add_column("layer", overflow="fold")
     table.add_column("kind", overflow="fold")

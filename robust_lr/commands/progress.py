@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: bars on a terminal, elsewhere a line now and then."""
+"""Progress of long work on stderr: progress bars on a terminal, otherwise an occasional line."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .terminal import duration
 
 #: seconds between lines if the output is not a terminal
 SECONDS_BETWEEN_LINES = 30.0
-#: a terminal that is narrower shows no bar, so that the figures have room
+#: narrower terminals show no bar, to leave room for the numbers
 MIN_WIDTH_FOR_BAR = 90
 
 
 class StateColumn(ProgressColumn):
-    """Columns for progress, time left, rate, and the figure so far."""
+    """Column with the progress, the time left, the rate and the results so far."""
 
     def render(self, task: Task) -> Text:
         return Text(state_words(task))
@@ -44,7 +44,7 @@ class Bars:
             *columns,
             console=console,
             disable=not console.is_terminal,
-            # a training step takes long, so estimate from the last minutes
+            # training steps are slow, so estimate the speed over minutes
             speed_estimate_period=180,
         )
         self.printed = time.monotonic()
@@ -70,12 +70,13 @@ class Bars:
             self.say(f"{state.description}: {state_words(state)}")
 
     def say(self, line: str) -> None:
+        """Print a line above the bars."""
         self.printed = time.monotonic()
         self.shown.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def state_words(task: Task) -> str:
-    """Describe a task's state as far as it is known: "17 %, eta 0:22, 45 images/s, robust 41.2 %"."""
+    """Return the known state of a task, e.g. "17 %, eta 0:22, 45 images/s, robust 41.2 %"."""
     unit, found = task.fields.get("unit", ""), task.fields.get("found", "")
     words = [] if task.total is None else [f"{task.percentage:.0f} %"]
     if task.finished:
@@ -88,16 +89,16 @@ def state_words(task: Task) -> str:
 
 
 def raise_on_interrupt() -> None:
-    """Let Ctrl-C raise KeyboardInterrupt again if ``__main__`` has made it end the process at once."""
+    """Make Ctrl-C raise KeyboardInterrupt again if ``__main__`` has made it end the process at once."""
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager
 def progress_bars(shown: bool = True) -> Iterator[Bars]:
-    """Show bars on stderr, which are gone when the work is done; none after ``--quiet``.
+    """Show progress bars on stderr until the context ends; none with ``--quiet``.
 
-    From here on Ctrl-C raises KeyboardInterrupt, so that finished work is saved.
+    Ctrl-C raises KeyboardInterrupt from here on, so that finished work is saved.
     """
     raise_on_interrupt()
     bars = Bars(Console(stderr=True, quiet=not shown or stdout.quiet))

@@ -1,4 +1,4 @@
-"""``robust-lr list`` and ``robust-lr protocol``: show the names that exist, and the values that a protocol fixes."""
+"""``robust-lr list`` and ``robust-lr protocol``: list the names that exist, and show the values of a protocol."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def list_names(kind: str | None, json_file: Path | None) -> None:
 
 
 def print_names(names: Mapping[str, str], indent: str) -> None:
-    """Print one name a line if any has a description, else all on one line."""
+    """Print one name per line if any has a description, else all names on one line."""
     if not any(names.values()):
         console.print(Padding(Text(" ".join(names)), (0, 0, 0, len(indent)))) if console.is_terminal else say(
             indent + " ".join(names)
@@ -61,7 +61,7 @@ def print_names(names: Mapping[str, str], indent: str) -> None:
 @click.argument("name", shell_complete=complete("protocols"))
 @click.option("--toml", is_flag=True, help="Print TOML to edit and use with `robust-lr attack --protocol FILE`.")
 def protocol(name: str, toml: bool) -> None:
-    """Show every value of the protocol NAME, and where they come from.
+    """Show every value of the protocol NAME, and the source of the values.
 
     NAME is one of `robust-lr list protocols`, or a TOML file.
     """
@@ -75,21 +75,21 @@ def protocol(name: str, toml: bool) -> None:
         for title, table in tables(values):
             console.print(value_table(title, table))
     elif name in SWEEPS:
-        raise InputError(f"{name!r} is a sweep over several protocols, which no single file holds: leave out --toml")
+        raise InputError(f"{name!r} is a sweep over several protocols, which one file cannot hold: leave out --toml")
     else:
         head = "# Edit, and attack with: robust-lr attack --protocol FILE.toml\n"
         click.echo(to_toml(load_protocol(name), head), nl=False)
 
 
 def tables(values: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Return a protocol's values, and after them those of its parts."""
+    """Return the name and values of a protocol, followed by those of its parts."""
     own = {key: value for key, value in values.items() if key not in ("parts", "options")}
     own |= dict(values.get("options", {}))
     return [(values["name"], own), *(found for part in values.get("parts", ()) for found in tables(part))]
 
 
 def value_table(title: str, values: Mapping[str, Any]) -> Table:
-    """Show one line a value, and the source."""
+    """Return a table with one line per value."""
     table = Table(title=Text(title, style="bold"), box=box.SIMPLE, show_header=False, title_justify="left")
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -100,7 +100,7 @@ def value_table(title: str, values: Mapping[str, Any]) -> Table:
 
 
 def in_words(key: str, value: Any, values: Mapping[str, Any]) -> str:
-    """Format a value as people write it: distances in L-infinity also as fractions of 255."""
+    """Format a value; distances in L-infinity are also shown as fractions of 255."""
     if key in ("eps", "step_size") and values.get("norm") in ("linf", "Linf"):
         return f"{value * 255:.6g}/255 = {value:.6g}"
     if isinstance(value, list | tuple):

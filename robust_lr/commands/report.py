@@ -1,4 +1,4 @@
-"""Show results as tables in the terminal, and draw curves as pictures."""
+"""Tables of results for the terminal, and figures of curves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..utils.pictures import empty_figure, save_picture
 from ..utils.statistics import format_interval, format_value
 from .terminal import write_record
 
-#: largest value, eps in levels or steps, of an axis that is linear
+#: largest value (eps in units of 1/255, or steps) of a linear axis; axes beyond are logarithmic
 LINEAR_TO = 20
 TICKS = {
     "eps": (0, 1, 2, 4, 8, 16, 32, 64, 128, 255),
@@ -31,7 +31,7 @@ LAST, SEEN, SUCCESS = "robust_accuracy_last", "robust_accuracy_worst_seen", "att
 
 
 def result_table(result: Result, protocol: Protocol) -> RichTable:
-    """Show accuracies and success of one result with their intervals and denominators."""
+    """Return a table of the accuracies and the success of a result, with intervals and denominators."""
     title = Text(f"{result.model} on {result.data}")
     table = RichTable(title=title, caption=str(protocol), box=box.SIMPLE_HEAD)
     table.add_column("")
@@ -56,7 +56,7 @@ def result_table(result: Result, protocol: Protocol) -> RichTable:
 
 
 def matrix_table(matrix: TargetMatrix) -> RichTable:
-    """Show success in %, one row per class and one column per target."""
+    """Return a table of the success in %, with one row per class and one column per target."""
     title = Text(f"{matrix.model} on {matrix.data}: success in %, by class (rows) and target (columns)")
     robust, hit = matrix.robust, matrix.any_reached
     caption = (
@@ -74,7 +74,7 @@ def matrix_table(matrix: TargetMatrix) -> RichTable:
 
 
 def check_table(title: str, checks: Sequence[Check]) -> RichTable:
-    """Show one line a check."""
+    """Return a table with one line per check."""
     table = RichTable(title=Text(title), box=box.SIMPLE, show_header=False, title_justify="left")
     for options in ({"no_wrap": True}, {"no_wrap": True}, {"overflow": "fold"}):
         table.add_column(**options)
@@ -86,7 +86,7 @@ def check_table(title: str, checks: Sequence[Check]) -> RichTable:
 
 
 def verdict_text(result: Result) -> Text:
-    """Write the verdict in one sentence, what to do, and whether the result was read instead of computed."""
+    """Return the verdict with its advice, and a note if rows were read from the ledger instead of computed."""
     style = {"sound": "green", "weak": "yellow", "misled": "bold red"}.get(result.verdict or "", "dim")
     text = Text(str(result.judgment), style=style)
     if result.judgment.advice:
@@ -95,14 +95,14 @@ def verdict_text(result: Result) -> Text:
         kept = "all" if result.read_from_ledger == result.n else str(result.read_from_ledger)
         text.append(
             f"\n{kept} of {result.n} rows were read from the ledger (evaluation of {result.origin['date']}), not "
-            "computed now; --fresh computes anew",
+            "computed now; --fresh computes them again",
             style="not bold dim",
         )
     return text
 
 
 def curve_table(curve: Curve) -> RichTable:
-    """Show figures in % by a value that grows, with their 95 % intervals."""
+    """Return a table of the accuracies in % along a curve, with 95 % intervals."""
     axis, points, first = curve.axis, curve.points, curve.results[0]
     table = RichTable(title=Text(f"{first.model} on {first.data}, {curve.name}"), box=box.SIMPLE_HEAD)
     names = {LAST: "robust, last iterate", SEEN: "robust, worst seen", SUCCESS: "success"}
@@ -119,13 +119,13 @@ def curve_table(curve: Curve) -> RichTable:
 
 
 def write_evaluation(json_file: Path | None, finished: Path) -> None:
-    """Write the JSON that an evaluation left in its folder to the file of ``--json``, if it is given."""
+    """Copy the JSON file ``finished`` of an evaluation to ``json_file``, if that is given."""
     if json_file is not None:
         write_record(json_file, json.loads(finished.read_text(encoding="utf-8")))
 
 
 def curve_picture(curve: Curve, file: Path) -> None:
-    """Draw accuracy by eps or by steps, with intervals, attack and number of images; see ``utils.pictures``."""
+    """Draw accuracy over eps or steps, with intervals; the format is that of the suffix of ``file``."""
     first = curve.results[0]
     figure = empty_figure(4.8, 3.6)
     axes = figure.subplots()
@@ -159,11 +159,12 @@ def curve_picture(curve: Curve, file: Path) -> None:
 
 
 def attack_words(protocol: Mapping[str, Any], axis: str) -> str:
-    """Describe the attack of a curve, without the value that its axis shows."""
+    """Return a description of a curve's attack, without the value on its axis."""
     words = "targeted PGD" if protocol.get("targeted") else "untargeted PGD"
     others = {"eps": f"eps {label('eps', protocol['eps'])}", "steps": f"{protocol['steps']} steps"}
     return f"{words}, {next(value for name, value in others.items() if name != axis)}"
 
 
 def label(axis: str, at: float) -> str:
+    """Format a value of an axis: eps as a fraction of 255, or a number of steps."""
     return f"{at * 255:.4g}/255" if axis == "eps" else f"{at:g}"

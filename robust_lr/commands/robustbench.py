@@ -17,15 +17,13 @@ from .terminal import console, say
 @click.option("--link", default="", help="Address of the paper.")
 @click.option("--name", default="", help="Title of the paper.")
 @click.option("--authors", default="", help="Authors, separated by commas.")
-@click.option("--venue", default="", help="Where it was published, e.g. 'NeurIPS 2026'.")
+@click.option("--venue", default="", help="Venue of the paper, e.g. 'NeurIPS 2026'.")
 @click.option("--architecture", default="", help="Network, e.g. ResNet-50.  [default: the evaluation's name]")
 @click.option("--dataset", default="", help="cifar10, cifar100 or imagenet.  [default: the evaluation's]")
-@click.option("--additional-data", is_flag=True, help="The network was trained with more than the data set.")
+@click.option("--additional-data", is_flag=True, help="The network was trained with additional data.")
 @click.option("--forward-passes", type=click.IntRange(1), default=1, show_default=True, help="Passes per prediction.")
-@click.option("--reported", help="Robust accuracy that the paper states, in percent.  [default: the one found here]")
-@click.option(
-    "--allow", type=click.Choice(["misled"]), help="Write the entry although the verdict on its number is misled."
-)
+@click.option("--reported", help="Robust accuracy in the paper, in percent.  [default: the measured one]")
+@click.option("--allow", type=click.Choice(["misled"]), help="Write the entry even if its verdict is misled.")
 def robustbench(
     run: Path, out: Path | None, forward_passes: int, reported: str | None, allow: str | None, **about: Any
 ) -> None:

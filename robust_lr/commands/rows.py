@@ -1,4 +1,4 @@
-"""``robust-lr rows``: export the rows of finished evaluations for other programs."""
+"""``robust-lr rows``: export the rows of evaluations as CSV or Parquet."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _PATH = click.Path(path_type=Path)
 def rows(run: Path, csv: Path | None, parquet: Path | None) -> None:
     """Export one row per evaluated image.
 
-    RUN is a folder that `robust-lr attack` or `robust-lr suite` wrote. Where it holds several evaluations, a first
-    column says which folder a row is from.
+    RUN is a folder that `robust-lr attack` or `robust-lr suite` wrote. If it holds several evaluations, the first
+    column names the folder of a row's evaluation.
     """
     from ..reports.collect import collect
     from ..results import export

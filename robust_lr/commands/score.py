@@ -1,4 +1,4 @@
-"""``robust-lr score`` and ``robust-lr transfer``: judge saved adversarial images by other models."""
+"""``robust-lr score`` and ``robust-lr transfer``: evaluate other models on saved adversarial images."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ of_work = option_in_group("Work and output")
 @threads_option(of_work)
 @json_option(of_work)
 def score(run: Path, device: str, threads: int | None, json_file: Path | None, **where: Any) -> None:
-    """Judge saved adversarial images by any model, without attacking again.
+    """Evaluate any model on saved adversarial images, without a new attack.
 
-    RUN is a folder that `robust-lr attack --save-images` wrote. By default the shipped network judges the images. The
-    network that they were made for reproduces its own verdicts.
+    RUN is a folder that `robust-lr attack --save-images` wrote. The default model is the shipped network. The network
+    that was attacked reproduces its robust accuracy.
     """
     from ..evaluation.score import score as judge
     from ..results.stored import read_evaluation
@@ -43,7 +43,7 @@ def score(run: Path, device: str, threads: int | None, json_file: Path | None, *
 
     check_writable(json_file=json_file)
     use_threads(threads)
-    read_evaluation(run)  # fails before a model is loaded
+    read_evaluation(run)  # fail before a model is loaded
     model, name = load_chosen_model(run, **where)
     found = judge(run, model.to(pick_device(device)), name=name)
     console.print(score_table(found))
@@ -52,7 +52,7 @@ def score(run: Path, device: str, threads: int | None, json_file: Path | None, *
 
 
 def load_chosen_model(run: Path, **where: Any) -> tuple[nn.Module, str]:
-    """Load the model that the options name, for images of ``run``."""
+    """Load the model that the options choose, with the classes and channels of ``run``; return it and its name."""
     from ..models.checkpoint import load_model
     from ..models.external import load_source, source_name
     from .options import checkpoint_name, normalization
@@ -61,10 +61,10 @@ def load_chosen_model(run: Path, **where: Any) -> tuple[nn.Module, str]:
     if source is None:
         for option in ("weights", "preset", "mean", "std"):
             if where[option] is not None:
-                raise InputError(f"--{option} belongs to a model: give --model NAME as well")
+                raise InputError(f"--{option} applies only to --model: give --model NAME too, or leave it out")
         return load_model(checkpoint), checkpoint_name(checkpoint)
     if checkpoint is not None:
-        raise InputError("which model? give one of --checkpoint and --model")
+        raise InputError("--checkpoint and --model both name a model: give only one of them")
     classes, channels = shape_of(run)
     model = load_source(
         source,
@@ -77,7 +77,7 @@ def load_chosen_model(run: Path, **where: Any) -> tuple[nn.Module, str]:
 
 
 def shape_of(run: Path) -> tuple[int, int]:
-    """Return the number of classes and channels of the images in ``run``."""
+    """Return the number of classes, and of channels of the saved images, in ``run``."""
     from ..results.images import read_images
     from ..results.stored import read_evaluation
 
@@ -86,7 +86,7 @@ def shape_of(run: Path) -> tuple[int, int]:
 
 
 def score_table(found: Score) -> Table:
-    """Show accuracy, and success if the attack was targeted, on the images as they are and rounded."""
+    """Return a table of the accuracy on exact and rounded images, and of the success of a targeted attack."""
     own = " (the same weights)" if found.same_weights else ""
     title = Text(f"{found.model} on {found.accuracy.n} adversarial images made for {found.made_for}{own}, in %")
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
@@ -103,7 +103,7 @@ def score_table(found: Score) -> Table:
 @threads_option(of_work)
 @json_option(of_work)
 def transfer(runs: tuple[Path, ...], device: str, threads: int | None, json_file: Path | None) -> None:
-    """Print how well the images made for each model fool every other, without attacking again.
+    """Print the accuracy of every model on the adversarial images of every other, without a new attack.
 
     RUNS are folders that `robust-lr attack --save-images` wrote for several models on the same images.
     """
@@ -128,13 +128,13 @@ def transfer(runs: tuple[Path, ...], device: str, threads: int | None, json_file
     }
     found = judge(runs, models)
     console.print(transfer_table(found))
-    say("rows: the model that images were made for; columns: the model that judges them")
+    say("rows: the model that was attacked; columns: the model that classifies the images")
     if json_file is not None:
         write_record(json_file, found.to_dict())
 
 
 def transfer_table(found: Transfer) -> Table:
-    """Show one row for the images made for each model, one column for each model that judges them."""
+    """Return a table with one row per attacked model and one column per model that classifies the images."""
     n = found.scores[0][0].accuracy.n
     table = Table(title=Text(f"accuracy in % on {n} adversarial images"), box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("made for", overflow="fold")

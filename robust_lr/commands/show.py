@@ -1,4 +1,4 @@
-"""``robust-lr show``: show finished evaluations in the terminal, without a model or images."""
+"""``robust-lr show``: show finished evaluations in the terminal; needs neither the model nor the images."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def show(run: Path) -> None:
     """Show the accuracies, curve, checks and verdict of an evaluation.
 
-    RUN is a folder that `robust-lr attack` or `robust-lr suite` wrote. One that holds several evaluations is shown as
-    a table of models and protocols.
+    RUN is a folder that `robust-lr attack` or `robust-lr suite` wrote. Several evaluations are shown as a table of
+    models and protocols.
     """
     from ..reports.record import build
     from ..reports.sections.comparison import comparison
@@ -50,7 +50,7 @@ def show(run: Path) -> None:
 
 
 def figures(found: Found) -> RichTable:
-    """Show one line per figure, with its interval and its denominator."""
+    """Return a table with one line per accuracy, with its interval and denominator."""
     from ..reports.record import describe
     from ..utils.statistics import format_interval, format_value
 
@@ -73,7 +73,7 @@ WORDS = {
 
 
 def terminal_table(table: Table) -> RichTable:
-    """Convert a table of the report for the terminal."""
+    """Convert a table of a report to a table for the terminal."""
     out = RichTable(title=Text(table.title), caption=Text(table.note), box=box.SIMPLE_HEAD, title_justify="left")
     for column in table.columns:
         heading = Text("\n".join(filter(None, (column.heading, column.detail))))

@@ -1,4 +1,4 @@
-"""``robust-lr suite``: run models x data sets x attacks x seeds from one file, and report all of them."""
+"""``robust-lr suite``: evaluate every model, data set, attack and seed of a suite, and report the results."""
 
 from __future__ import annotations
 
@@ -29,21 +29,27 @@ _PATH = click.Path(path_type=Path)
 @click.command()
 @click.argument("name", metavar="SUITE")
 @click.option(
-    "--checkpoint", "checkpoints", multiple=True, type=_PATH, help="Evaluate this instead of the suite's models."
+    "--checkpoint",
+    "checkpoints",
+    multiple=True,
+    type=_PATH,
+    help="Evaluate this checkpoint instead of the suite's models; may be repeated.",
 )
 @click.option("--data", "data_name", metavar="NAME", help="Data set, instead of the suite's.")
 @click.option("--root", type=_PATH, help="Folder of a data set that does not ship.")
 @click.option("--limit", type=int, metavar="N", help="Number of test images of each data set; 0 for all.")
 @click.option("--seeds", "seeds_text", metavar="N,N,...", help="Seeds, instead of the suite's, e.g. 0,1,2.")
-@click.option("--eps", metavar="EPS", help="Size of the ball of every protocol, e.g. 4/255.")
+@click.option("--eps", metavar="EPS", help="Radius of the ball in every protocol, e.g. 4/255.")
 @click.option("--out", type=_PATH, help="Folder of the suite.  [default: runs/NAME]")
-@click.option("--jobs", type=int, default=1, show_default=True, metavar="N", help="Models evaluated side by side.")
+@click.option(
+    "--jobs", type=int, default=1, show_default=True, metavar="N", help="Number of models to evaluate in parallel."
+)
 @click.option(
     "--shard",
     "shard_text",
     metavar="I/N",
-    help="Only the I-th of N parts of the images; the last part to finish joins them. Under torchrun each process "
-    "takes one.",
+    help="Evaluate only the I-th of N parts of the images; the last part to finish merges them. Under torchrun, each "
+    "process takes one part.",
 )
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--batch-size", type=int, default=64, show_default=True, metavar="N", help="Images loaded at a time.")
@@ -67,11 +73,11 @@ def suite(
     fresh: bool,
     dry_run: bool,
 ) -> None:
-    """Run a suite of evaluations and write a report of it.
+    """Run a suite of evaluations and write a report.
 
-    SUITE is a TOML file, or one that ships: quick (minutes), standard (what a paper's main table needs) or paper (the
-    tables of Hu et al. 2019). Finished work in the folder is not repeated, so the same command resumes an interrupted
-    suite.
+    SUITE is a TOML file, or a suite that ships with the package: quick (minutes), standard (the evaluations of a
+    paper's main table) or paper (the tables of Hu et al. 2019). Finished work in the folder is not repeated, so the
+    same command resumes an interrupted suite.
     """
     from ..results.shards import parse_shard
     from ..suites.job import make_jobs
@@ -90,7 +96,9 @@ def suite(
     shard = launched or (None if shard_text is None else parse_shard(shard_text))
     named = {checkpoint_name(path): str(path) for path in checkpoints}
     if len(named) < len(checkpoints):
-        raise InputError("--checkpoint: two checkpoints have the same name; write a suite that names them apart")
+        raise InputError(
+            "--checkpoint: two checkpoints have the same name; write a suite that gives them different names"
+        )
     chosen = read(
         name,
         checkpoints=named,
@@ -112,7 +120,7 @@ def suite(
         f"{key}={value}" for key, value in {"data.name": data_name, "data.root": root}.items() if value is not None
     )
     if launched is not None and chosen.tables:
-        raise InputError("torchrun: tables already train several networks side by side; run the suite without it")
+        raise InputError("torchrun: tables already train several networks in parallel; run the suite without torchrun")
     if dry_run:
         describe(todo, chosen, folder, changes, limit, jobs)
         return
@@ -130,13 +138,13 @@ def numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise InputError(f"--seeds {text!r}: whole numbers with commas between them are needed, e.g. 0,1,2") from None
+        raise InputError(f"--seeds {text!r}: give whole numbers separated by commas, e.g. 0,1,2") from None
 
 
 def describe(
     todo: Sequence[SuiteJob], chosen: Suite, folder: Path, changes: tuple[str, ...], limit: int | None, jobs: int
 ) -> None:
-    """List everything that would run, with an upper bound of its time."""
+    """Print everything that would run, with an upper bound of its duration."""
     from ..paper.tables import make_jobs as jobs_of_table
     from ..paper.tables import read
     from ..suites.estimate import estimate, estimate_table
@@ -154,8 +162,8 @@ def describe(
         table.add_row(*cells(line))
     console.print(table)
     left = sum(line.seconds for line in lines)
-    side = f" on one of {jobs} side by side" * (jobs > 1)
-    say(f"at most {duration(left)} of work{side}; images that are decided leave an attack early, so it is often less")
+    side = f", divided among {jobs} jobs" * (jobs > 1)
+    say(f"at most {duration(left)} of work{side}; often less, because decided images leave an attack early")
     say("nothing was run or written (--dry-run)")
 
 
@@ -173,7 +181,7 @@ def cells(line: Line) -> list[Text]:
 
 
 def run(todo: Sequence[SuiteJob], workers: int, *, first: bool) -> None:
-    """Run the jobs, here or in processes of their own, with a line for every result."""
+    """Run the jobs, in this process or in separate ones, and print a line for every result."""
     from ..paper.jobs import run as run_in_processes
 
     with progress_bars(shown=first) as bars:
@@ -209,7 +217,7 @@ def show_event(bars: Bars, tasks: dict[int, Any], job: SuiteJob, event: Event) -
 
 
 def run_tables(chosen: Suite, folder: Path, changes: tuple[str, ...], limit: int | None, jobs: int) -> None:
-    """Train and evaluate the paper's tables that a suite names, as `robust-lr table` does."""
+    """Train and evaluate the paper's tables in a suite, as `robust-lr table` does."""
     from ..suites.spec import table_number
     from .tables import show
 
@@ -229,7 +237,7 @@ def run_tables(chosen: Suite, folder: Path, changes: tuple[str, ...], limit: int
 
 
 def judge_transfer(todo: Sequence[SuiteJob]) -> None:
-    """Write the transfer matrices of a suite that keeps images."""
+    """Write the transfer matrices of a suite that saves images."""
     from ..suites.transfer import write_matrices
 
     for file in write_matrices(todo):
@@ -237,7 +245,7 @@ def judge_transfer(todo: Sequence[SuiteJob]) -> None:
 
 
 def finish(folder: Path, title: str) -> None:
-    """Print the main table and write the report beside the runs, if there are evaluations to report."""
+    """Print the main table and write the report to ``folder``, if it holds any evaluation."""
     from ..reports.html import html
     from ..reports.record import build
     from ..reports.sections.headline import headline

@@ -1,4 +1,4 @@
-"""``robust-lr table N`` and ``robust-lr table9``: reproduce the paper's tables, with its figures beside ours."""
+"""``robust-lr table N`` and ``robust-lr table9``: reproduce the paper's tables, with its results beside ours."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _OPTIONS = (
     click.option("--out", type=_PATH, help="Folder of the runs.  [default: runs/tableN]"),
     json_option(help="File for the results; `-` is stdout.  [default: tableN.json]"),
     click.option(
-        "--jobs", type=int, help="Networks trained side by side.  [default: one per core, one on a GPU]", metavar="N"
+        "--jobs", type=int, help="Networks trained in parallel.  [default: one per core, one on a GPU]", metavar="N"
     ),
     click.option("--dry-run", is_flag=True, help="Check everything and list what would run; train and write nothing."),
 )
 
 
 def of_tables(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give ``command`` the options that all tables share."""
+    """Add the options that all tables share to ``command``."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -43,8 +43,8 @@ def of_tables(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command()
 @click.argument("number", type=click.IntRange(2, 9), metavar="2|3|4|5|6|7|8|9")
-@click.option("--count-only", is_flag=True, help="Parameters and multiply-adds of the rows; nothing is trained.")
-@click.option("--config", help="TOML file with the rows.  [default: the one that ships]")
+@click.option("--count-only", is_flag=True, help="Only count parameters and multiply-adds of the rows; train nothing.")
+@click.option("--config", help="TOML file with the rows.  [default: the shipped one]")
 @click.option("--data", "data_name", metavar="NAME", help="Data set.  [default: as in the config]")
 @click.option("--root", help="Folder of a data set that does not ship.")
 @of_tables
@@ -57,14 +57,16 @@ def table(
     overrides: tuple[str, ...],
     **options: Any,
 ) -> None:
-    """Train the rows of a table of the paper and print its figures beside ours.
+    """Train the networks of a table of the paper, and print the paper's results beside ours.
 
     Finished work in the folder is not repeated, so the same command resumes an interrupted table. Table 2 has only
     sizes.
     """
     chosen = {"data.name": data_name, "data.root": root}
     changes = [f"{key}={value}" for key, value in chosen.items() if value is not None]
-    rows = SCALES["imagenet"] if number == 9 and count_only else f"table{number}"  # sizes are of the paper's networks
+    rows = (
+        SCALES["imagenet"] if number == 9 and count_only else f"table{number}"
+    )  # sizes are those of the paper's networks
     show(number, config or rows, (*changes, *overrides), count_only=count_only, **options)
 
 
@@ -78,12 +80,12 @@ SCALES = {"minutes": "table9", "hour": "table9/hour", "gpu": "table9/gpu", "imag
     type=click.Choice([*SCALES]),
     default="minutes",
     show_default=True,
-    help="minutes or an hour or two on two cores, one GPU for half an hour, or ImageNet on 32 GPUs.",
+    help="Minutes or an hour or two on two cores, half an hour on one GPU, or ImageNet on 32 GPUs.",
 )
-@click.option("--config", help="TOML file with the rows.  [default: that of the scale]")
+@click.option("--config", help="TOML file with the rows.  [default: the one of --scale]")
 @of_tables
 def table9(scale: str, config: str | None, overrides: tuple[str, ...], out: Path | None, **options: Any) -> None:
-    """Train, attack and print the paper's Table 9: ResNet-26, ResNet-50 and LR-Net-26, with its claims tested.
+    """Reproduce the paper's Table 9: train and attack ResNet-26, ResNet-50 and LR-Net-26, and test its claims.
 
     Finished work in the folder is not repeated, so the same command resumes an interrupted table.
     """
@@ -104,7 +106,7 @@ def show(
     jobs: int | None,
     dry_run: bool,
 ) -> None:
-    """Read, run and print a table, and write its JSON; that of static columns only with ``--json``."""
+    """Read, run and print a table, and write its JSON; a table of sizes writes it only if ``json_file`` is given."""
     from ..paper import tables as room
     from ..paper.claims import judge, read_outcomes
     from ..paper.report import architecture_table, claims_table, cost_table, render, stronger_attacks, verdict_table
@@ -152,19 +154,19 @@ def show(
 
 
 def describe(todo: Sequence[Job]) -> None:
-    """Check the jobs of a table and list them."""
+    """Check the jobs of a table and print them."""
     from ..paper import jobs
     from ..training.run_folder import CONFIG
 
     for job in todo:
         jobs.check(job)
-        state = "begun or finished" if (job.folder / CONFIG).exists() else "to be trained"
+        state = "started or finished" if (job.folder / CONFIG).exists() else "not started"
         say(f"{job.name}: {count_of(job.config.train.epochs, 'epoch')}, {state}, {job.folder}")
     say("nothing was trained or written (--dry-run)")
 
 
 def run_all(todo: list[Job], workers: int, bars: Bars) -> dict[tuple[str, str, int, str], Result | Accuracy]:
-    """Run jobs under progress bars and return their results by (label, regime, seed, attack)."""
+    """Run jobs with progress bars; return their results by (label, regime, seed, attack)."""
     from ..paper import jobs
     from ..paper.report import one_line
 

@@ -17,21 +17,21 @@ from rich.text import Text
 
 from ..utils.errors import InputError
 
-#: a column of text may be folded down to this width; a column of numbers never is
+#: minimum width to which a column of text is folded; columns of numbers are never folded
 MIN_TEXT_WIDTH = 12
-#: on a narrow terminal, the first column may be folded down to this width
+#: minimum width of the first column on a narrow terminal
 MIN_WIDTH = 4
-#: width of a pipe or a file in columns; no table is wider
+#: width of a pipe or a file in characters, more than any table has
 WIDE = 10_000
 
-#: name for stdout in place of a file
+#: stands for stdout in options that take a file
 STDOUT = Path("-")
 
 
 class Console(rich.console.Console):
-    """A console that cuts no cell of a table: it folds text, and then splits the table into several below each other.
+    """A console that never truncates a cell: it folds text, and if necessary splits a table into several.
 
-    Output that goes to a pipe or a file is as wide as its content.
+    Output to a pipe or a file is as wide as its content.
     """
 
     def print(self, *objects: Any, **options: Any) -> None:
@@ -55,7 +55,7 @@ console = Console()
 
 
 def fit_to_width(table: Table, console: rich.console.Console) -> list[Table]:
-    """Return ``table``, or several tables that divide its columns and each repeat the first, so that no cell is cut."""
+    """Split ``table`` into tables that fit the width; each has some of the columns and repeats the first one."""
     columns = [copy(column) for column in table.columns]
     for column in columns:
         natural = width_of(column, console)
@@ -87,7 +87,7 @@ def fit_to_width(table: Table, console: rich.console.Console) -> list[Table]:
 
 
 def width_of(column: Column, console: rich.console.Console) -> int:
-    """Return the width of the widest line of a column, header included."""
+    """Return the width in characters of the widest line of a column, including the header."""
     cells = [column.header, *column.cells]
     widths = (Text.from_markup(cell).cell_len if isinstance(cell, str) else _text_width(cell) for cell in cells)
     return max(widths, default=0)
@@ -98,19 +98,19 @@ def _text_width(cell: Any) -> int:
 
 
 def say(line: str) -> None:
-    """Print a line unchanged, without wrapping and markup."""
+    """Print a line as it is, without wrapping or markup."""
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_json(record: Any) -> None:
-    """Write ``record`` to stdout as the only output there; ``json_option`` has sent the rest to stderr."""
+    """Write ``record`` to stdout; ``json_option`` has redirected all other output to stderr."""
     import json
 
     click.echo(json.dumps(record, indent=2, allow_nan=False))
 
 
 def duration(seconds: float) -> str:
-    """Format a time span in the units that people use: "0:07", "1:02:03", "2 days 3 h"."""
+    """Format a duration, e.g. "0:07", "1:02:03" or "2 days 3 h"; "-:--" if it is unknown."""
     if not isfinite(seconds) or seconds < 0:
         return "-:--"
     minutes, rest = divmod(round(seconds), 60)
@@ -122,15 +122,15 @@ def duration(seconds: float) -> str:
 
 
 def count_of(number: int, noun: str) -> str:
-    """Format a number with its noun: "1 thread", "2 threads", "1,000 images"."""
+    """Format a number with its noun, e.g. "1 thread", "2 threads", "1,000 images"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-# Options that commands share
+# Options shared by several commands
 
 
 def hush_console() -> None:
-    """Print only errors, and no progress, until the end of the command; see cli.py."""
+    """Print only errors and no progress until the command ends; see cli.py."""
     console.quiet = True
 
 
@@ -141,7 +141,7 @@ def _hush(ctx: click.Context, parameter: click.Parameter, quiet: bool) -> None:
 
 
 def quiet_option() -> click.Option:
-    """Make ``--quiet``, which the command line adds to every command."""
+    """Return the option ``--quiet``, which cli.py adds to every command."""
     return click.Option(
         ["-q", "--quiet"],
         is_flag=True,
@@ -153,14 +153,14 @@ def quiet_option() -> click.Option:
 
 
 def json_option(option: Callable[..., Any] = click.option, **changes: Any) -> Callable[..., Any]:
-    """Make ``--json FILE``: every figure goes to a file, or with ``-`` to stdout, which then gets nothing else."""
+    """Return the option ``--json FILE``; with ``-``, the JSON goes to stdout and everything else to stderr."""
 
     def redirect(ctx: click.Context, parameter: click.Parameter, file: Path | None) -> Path | None:
         if file == STDOUT:
             console.stderr = True  # until the end of the command; see cli.py
         return file
 
-    help_text = "Write every figure to this file as JSON; `-` is stdout, and tables then go to stderr."
+    help_text = "Write all results to this file as JSON; `-` is stdout, and tables then go to stderr."
     values = {"type": click.Path(path_type=Path), "metavar": "FILE", "help": help_text, "callback": redirect, **changes}
     decorator: Callable[..., Any] = option("--json", "json_file", **values)
     return decorator
@@ -178,6 +178,7 @@ def write_record(file: Path, record: Any) -> None:
 
 
 def threads_option(option: Callable[..., Any] = click.option) -> Callable[..., Any]:
+    """Return the option ``--threads``; see ``use_threads``."""
     decorator: Callable[..., Any] = option(
         "--threads", type=int, metavar="N", help="CPU threads.  [default: PyTorch's choice]"
     )
@@ -185,19 +186,20 @@ def threads_option(option: Callable[..., Any] = click.option) -> Callable[..., A
 
 
 def processes_option(option: Callable[..., Any] = click.option) -> Callable[..., Any]:
+    """Return the option ``--processes``."""
     decorator: Callable[..., Any] = option(
         "--processes",
         type=int,
         metavar="N",
-        help="Processes that attack on a CPU, one thread each.  [default: one for each thread]",
+        help="Number of single-threaded processes that attack on a CPU.  [default: one per thread]",
     )
     return decorator
 
 
 def use_threads(threads: int | None) -> None:
-    """Set the number of CPU threads of an operation; 0 or None leaves PyTorch's choice.
+    """Set the number of CPU threads per operation; 0 or None leaves the number to PyTorch.
 
-    Two threads can be slower than one for small networks.
+    For small networks, two threads can be slower than one.
     """
     import torch
 
@@ -210,7 +212,7 @@ def use_threads(threads: int | None) -> None:
 
 
 def once_each(ctx: click.Context, parameter: click.Parameter, overrides: tuple[str, ...]) -> tuple[str, ...]:
-    """Refuse a key that is set twice."""
+    """Raise an InputError for a key that is set twice."""
     keys = [override.partition("=")[0].strip() for override in overrides]
     for key in keys:
         if keys.count(key) > 1:
@@ -219,6 +221,7 @@ def once_each(ctx: click.Context, parameter: click.Parameter, overrides: tuple[s
 
 
 def set_option(example: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option ``--set``, with ``example`` in its help."""
     help_text = f"Change one value of the config, e.g. {example}; may be repeated."
     return click.option(
         "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help=help_text, callback=once_each
@@ -234,7 +237,7 @@ class GroupedOption(click.Option):
 
 
 class GroupedCommand(click.Command):
-    """A command whose help lists its options under headings, in order of first appearance."""
+    """A command whose help lists its options under the headings of their groups, in order of first appearance."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
@@ -248,7 +251,7 @@ class GroupedCommand(click.Command):
 
 
 def option_in_group(group: str) -> Callable[..., Callable[..., Any]]:
-    """Make ``click.option`` for one group: ``model = option_in_group("Model")``, then ``@model("--weights", ...)``."""
+    """Return ``click.option`` for one group, used as ``model = option_in_group("Model")``, ``@model("--weights")``."""
 
     def option(*names: str, **options: Any) -> Callable[..., Any]:
         return click.option(*names, cls=GroupedOption, group=group, **options)

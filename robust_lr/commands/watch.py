@@ -27,14 +27,16 @@ SHOWN = 12
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--once", is_flag=True, help="Print the state of the run once, and end.")
+@click.option("--once", is_flag=True, help="Print the state of the run once and exit.")
 @click.option(
-    "--interval", type=click.FloatRange(0.05, 86_400), help="Seconds between updates.  [default: 1; 30 in a file]"
+    "--interval",
+    type=click.FloatRange(0.05, 86_400),
+    help="Seconds between updates.  [default: 1 on a terminal, else 30]",
 )
 def watch(run: Path, once: bool, interval: float | None) -> None:
-    """Follow a training run from another terminal until it is finished or stopped.
+    """Follow a training run from another terminal until it finishes or stops.
 
-    RUN is its folder. If the output is not a terminal, each update is a line.
+    RUN is the folder of the run. If the output is not a terminal, each update is a line.
     """
     from ..training.watch import Follower
 
@@ -49,7 +51,7 @@ def watch(run: Path, once: bool, interval: float | None) -> None:
 
 
 def follow(run: Path, follower: Follower, seconds: float, once: bool) -> None:
-    """Show the run until it is no longer running, or just ``once``."""
+    """Show the state of the run until it is no longer running, or only ``once``."""
     if once or not console.is_terminal:
         while True:
             latest, state = follower.read(), follower.state()
@@ -68,7 +70,7 @@ def follow(run: Path, follower: Follower, seconds: float, once: bool) -> None:
 
 
 def picture(run: Path, state: str, latest: Latest) -> Group:
-    """Draw the state of a run: a line, a bar, and its last epochs."""
+    """Return the state of a run for the terminal: a line, a progress bar, and a table of the last epochs."""
     step = latest.step
     head = Text(f"{run}: {state}", style="bold")
     if step is None:

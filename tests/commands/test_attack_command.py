@@ -105,16 +105,16 @@ def test_each_model_has_a_folder_of_its_own_by_default(here):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--model", "nets.py:make"], "which images? a model of --model needs --data NAME"),
-        ([*MINE, "--checkpoint", "x"], "which model? give one of --checkpoint and --model"),
-        (["--weights", "other.pt"], "--weights belongs to a model: give --model NAME as well"),
-        (["--preset", "none"], "--preset belongs to a model"),
-        (["--mean", "0.5"], "--mean belongs to a model"),
-        (["--set", "model.width=0.5"], "--set model.KEY belongs to a model"),
+        (["--model", "nets.py:make"], "--model needs images: give --data NAME"),
+        ([*MINE, "--checkpoint", "x"], "--checkpoint and --model both name a model: give only one"),
+        (["--weights", "other.pt"], "--weights applies only to --model: give --model NAME too"),
+        (["--preset", "none"], "--preset applies only to --model"),
+        (["--mean", "0.5"], "--mean applies only to --model"),
+        (["--set", "model.width=0.5"], "--set model.KEY applies only to --model"),
         ([*MINE, "--mean", "0.5"], "--mean and --std belong together"),
         ([*MINE, "--std", "0.5"], "--mean and --std belong together"),
         ([*MINE, "--mean", "0.5", "--std", "0.5", "--preset", "none"], "give --preset, or --mean and --std"),
-        ([*MINE, "--mean", "a,b", "--std", "0.5"], "--mean 'a,b': numbers with commas"),
+        ([*MINE, "--mean", "a,b", "--std", "0.5"], "--mean 'a,b': give numbers separated by commas"),
         ([*MINE, "--mean", "0.5,0.5", "--std", "0.5,0.5"], "the model takes [N, 2, H, W]"),
         ([*MINE, "--preset", "imagnet"], "unknown preset 'imagnet': did you mean 'imagenet'"),
         ([*MINE, "--set", "model.size=3"], "nets.py:make failed: TypeError: make() got an unexpected"),
@@ -194,7 +194,7 @@ def test_shards_on_the_command_line_are_joined_by_merge(here):
         assert f"shard {i}/2: 12 images" in result.output
     result = CliRunner().invoke(main, ["merge", "s2", "s1", "--out", "joined"])
     assert result.exit_code == 0, result.output
-    assert "2 shards joined" in result.output
+    assert "2 shards merged" in result.output
     assert "24" in result.output
     assert [replace(row, seconds=0) for row in rows("joined")] == [replace(row, seconds=0) for row in rows("whole")]
     assert "write i/n" in attack(*MINE, "--shard", "3/2", out="new").stderr

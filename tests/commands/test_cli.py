@@ -160,7 +160,7 @@ def test_names_in_brackets_are_printed_as_they_are(run, room, here):
 def test_a_finished_run_is_left_alone_and_a_used_folder_refused(run, room, here):
     folder, _ = run
     before = weights_hash(load_model(folder))
-    assert f"{folder} is finished already" in succeed(*training(room), "--out", folder, "--resume").stdout
+    assert f"{folder} is already finished" in succeed(*training(room), "--out", folder, "--resume").stdout
     assert weights_hash(load_model(folder)) == before
     refuse(["already holds a run", "--resume"], *training(room), "--out", folder)
     refuse(["train.lr = 0.1", "now it is 0.2"], *training(room, "train.lr=0.2"), "--out", folder, "--resume")

@@ -221,7 +221,7 @@ def test_names_of_protocols_complete():
         ([*TRAIN, "--set", "data.workers=100000"], "workers = 100000"),
         (["adv-train", "empty.toml"], "empty.toml has no [model]"),
         (["adv-train", "--resume", "--out", "gone"], "gone holds no run to resume"),
-        (["adv-train", "--resume", "--fresh"], "one of --resume and --fresh"),
+        (["adv-train", "--resume", "--fresh"], "give only one of them"),
         (["attack", "--target"], "No such option '--target'"),
         (["atack"], "did you mean 'attack'?"),
     ],
@@ -319,7 +319,7 @@ def test_an_interrupt_while_starting_shows_no_traceback(place):
 def test_a_run_is_resumed_by_its_folder_alone_and_started_anew_on_request(place):
     arguments = [*TRAIN, "--out", "run"]
     assert invoke(*arguments).exit_code == 0
-    assert "run is finished already" in invoke("adv-train", "--resume", "run").stdout
+    assert "run is already finished" in invoke("adv-train", "--resume", "run").stdout
     (place / "run" / "mine.txt").write_text("mine")
     assert "--fresh" in invoke(*arguments).stderr
     (place / "run" / "states").rename(place / "gone")  # a run that failed before its first state
@@ -388,7 +388,7 @@ def test_mixed_sizes_are_resized_and_cropped(place):
     result = invoke("attack", "--untargeted", *chosen, "--resize", 8, "--crop", 8)
     assert result.exit_code == 0, result.output
     assert json.loads((place / "out" / "result.json").read_text())["data"] == "folder:photos (8 -> 8 pixels)"
-    assert "no larger crop" in invoke("attack", "--untargeted", *chosen, "--resize", 8, "--crop", 9).stderr
+    assert "the crop no larger" in invoke("attack", "--untargeted", *chosen, "--resize", 8, "--crop", 9).stderr
 
 
 @pytest.mark.parametrize(

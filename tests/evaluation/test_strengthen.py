@@ -119,7 +119,7 @@ def test_the_command_prints_the_ladder(tmp_path, monkeypatch):
     result = CliRunner().invoke(main, [*start, "--untargeted", "--until-sound"], env={"COLUMNS": "100"})
     assert result.exit_code == 0, result.output
     assert "until sound" in result.output
-    assert "of the budget were made" in result.output
+    assert "passes were used" in result.output
     assert "until_sound" in json.loads((tmp_path / "run" / "result.json").read_text())
     for wrong in (["--targeted"], ["--untargeted", "--no-check"], ["--untargeted", "--shard", "1/2"]):
         assert CliRunner().invoke(main, [*start, *wrong, "--until-sound"]).exit_code == 2

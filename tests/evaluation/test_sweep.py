@@ -232,7 +232,7 @@ def test_shards_of_a_sweep_on_the_command_line(tmp_path, monkeypatch, capsys):
         assert f"shard {i}/2: 2 images" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["merge", "1", "2", "--out", "joined"])
-    assert "2 shards joined" in capsys.readouterr().out
+    assert "2 shards merged" in capsys.readouterr().out
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in "01":
         assert not (tmp_path / "both" / "curve.json").exists()
