@@ -55,7 +55,7 @@ def record(out="out"):
 MINE = ("--model", "nets.py:make", "--data", "npz:small.npz")
 
 
-def test_a_callable_of_the_user_s_is_attacked(here):
+def test_a_user_s_callable_is_attacked(here):
     result = attack(*MINE)
     assert result.exit_code == 0, result.output
     assert (record()["model"], record()["n"]) == ("nets-make", 24)
@@ -95,7 +95,7 @@ def test_a_guard_can_be_allowed(here):
     assert "unknown guard 'probability'" in result.stderr
 
 
-def test_each_model_has_a_folder_of_its_own_by_default(here):
+def test_each_model_has_a_separate_folder_by_default(here):
     for weights in ([], ["--weights", "other.pt"]):
         result = CliRunner().invoke(main, ["attack", "--targeted", "--set", "steps=1", *MINE, *weights])
         assert result.exit_code == 0, result.output
@@ -148,7 +148,7 @@ def rows(out):
     return read(Path(out) / "ledger.sqlite")
 
 
-def test_targets_are_saved_and_aimed_at_by_another_model(here):
+def test_targets_are_saved_and_used_for_another_model(here):
     targeted = ("--protocol", "lrnet-targeted", "--set", "steps=2", "--device", "cpu")
     invoke = lambda *arguments: CliRunner().invoke(main, ["attack", *targeted, *MINE, *map(str, arguments)])  # noqa: E731
     result = invoke("--seed", 5, "--out", "first", "--save-targets", "targets.json")
@@ -178,7 +178,7 @@ def test_targets_are_saved_and_aimed_at_by_another_model(here):
     assert not (here / "third").exists()
 
 
-def test_untargeted_attacks_take_and_give_no_targets(here):
+def test_untargeted_attacks_neither_take_nor_save_targets(here):
     data = rlr.data.load("npz:small.npz", "test")
     rlr.draw_targets(data).save("targets.json")
     assert "leave them out" in attack(*MINE, "--targets", "targets.json").stderr
@@ -186,7 +186,7 @@ def test_untargeted_attacks_take_and_give_no_targets(here):
     assert not (here / "new.json").exists()
 
 
-def test_shards_on_the_command_line_are_joined_by_merge(here):
+def test_merge_merges_shards_of_the_command_line(here):
     assert attack(*MINE, out="whole").exit_code == 0
     for i in (1, 2):
         result = attack(*MINE, "--shard", f"{i}/2", out=f"s{i}")
@@ -202,7 +202,7 @@ def test_shards_on_the_command_line_are_joined_by_merge(here):
     assert (result.exit_code, result.stderr) == (2, "robust-lr: missing: shard 2/2; give the folders of all 2 shards\n")
 
 
-def test_shards_have_folders_of_their_own_by_default(here):
+def test_shards_have_separate_folders_by_default(here):
     for i in (1, 2):
         arguments = ["attack", "--untargeted", "--set", "steps=1", *MINE, "--shard", f"{i}/2"]
         assert CliRunner().invoke(main, arguments).exit_code == 0
@@ -213,7 +213,7 @@ def test_shards_have_folders_of_their_own_by_default(here):
 # the folder
 
 
-def test_another_evaluation_in_the_folder_names_the_ways_out(here):
+def test_another_evaluation_in_the_folder_is_an_error_that_says_what_to_do(here):
     assert attack(*MINE, "--limit", 8).exit_code == 0
     result = attack(*MINE)
     assert result.exit_code == 2
@@ -237,6 +237,6 @@ def test_an_old_result_does_not_outlive_its_ledger(here, monkeypatch):
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
-def test_seeds_that_would_be_taken_for_another_are_refused(here, seed):
+def test_seeds_outside_32_bits_are_refused(here, seed):
     result = attack(*MINE, "--seed", seed)
     assert (result.exit_code, result.stderr) == (2, f"robust-lr: seed = {seed}: must be between 0 and 2^32 - 1\n")

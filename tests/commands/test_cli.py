@@ -130,7 +130,7 @@ def test_unknown_options_are_wrong_usage():
 # Training
 
 
-def test_training_writes_a_run_and_says_how_to_attack_it(run):
+def test_training_writes_a_run_and_suggests_an_attack(run):
     folder, result = run
     assert len(read_metrics(folder)) == 6
     assert load_model(folder)
@@ -214,7 +214,7 @@ def test_bad_data_are_named_before_training(room, here, file, words):
     refuse(words, *training(room, f"data.name=npz:{room / file}"))
 
 
-def test_paths_that_cannot_be_are_named(room, here):
+def test_impossible_paths_are_named(room, here):
     (here / "file").write_text("mine")
     refuse(["'gone.toml'", "imagenet/lrnet26_adv"], "adv-train", "gone.toml")
     refuse(["file is a file", "choose another folder"], *training(room), "--out", "file")
@@ -248,7 +248,7 @@ def attack(run, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["targeted", "untargeted"])
-def test_attack_writes_a_result_with_all_that_it_depends_on(run, room, here, mode):
+def test_attack_writes_a_result_with_everything_it_depends_on(run, room, here, mode):
     folder, _ = run
     result = succeed("attack", f"--{mode}", "--checkpoint", folder)
     file = folder / "attacks" / f"lrnet-{mode}" / "result.json"
@@ -290,7 +290,7 @@ def test_values_of_a_protocol_can_be_changed(tmp_path, attack):
     assert (record["n"], record["seed"]) == (6, 7)
 
 
-def test_the_same_command_again_resumes_and_fresh_starts_anew(tmp_path, attack, monkeypatch):
+def test_the_same_command_resumes_and_fresh_starts_over(tmp_path, attack, monkeypatch):
     room = importlib.import_module("robust_lr.evaluation.harness")  # the package's own name is the function
     ledger_rows, calls = room.ledger_rows, []
 

@@ -62,7 +62,7 @@ def test_report_draws_figures_into_a_folder(one, tmp_path, monkeypatch):
         (["--markdown", "a.html"], "--markdown 'a.html': the file must end in .md"),
     ],
 )
-def test_a_suffix_that_promises_another_format_is_refused(one, tmp_path, monkeypatch, arguments, words):
+def test_a_suffix_of_another_format_is_refused(one, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     result = run("report", one, *arguments)
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
@@ -84,7 +84,7 @@ def test_rows_go_to_stdout_as_csv(one):
     assert "evaluation" not in table[0]
 
 
-def test_rows_of_several_evaluations_say_which(runs, tmp_path):  # noqa: F811
+def test_rows_of_several_evaluations_name_their_evaluation(runs, tmp_path):  # noqa: F811
     result = run("rows", runs / "seed-1", "--csv", tmp_path / "rows.csv")
     assert result.exit_code == 0, result.output
     assert f"180 rows written to {tmp_path / 'rows.csv'}" in result.output

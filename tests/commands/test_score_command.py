@@ -70,7 +70,7 @@ def here(folder, monkeypatch):
     return folder
 
 
-def test_the_model_itself_reproduces_its_verdicts(here):
+def test_the_attacked_model_reproduces_its_robust_accuracy(here):
     code, output = call("score", "first", "--model", "nets.py:first", "--json", "score.json")
     assert code == 0, output
     assert "(the same weights)" in output
@@ -79,7 +79,7 @@ def test_the_model_itself_reproduces_its_verdicts(here):
     assert found["accuracy_rounded"] == own["robust_accuracy_rounded"]
 
 
-def test_another_model_judges_the_images(here):
+def test_another_model_is_evaluated_on_the_images(here):
     code, output = call("score", "first", "--model", "nets.py:second", "--json", "other.json")
     assert code == 0, output
     assert "the same weights" not in output

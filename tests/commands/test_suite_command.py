@@ -67,7 +67,7 @@ def test_a_dry_run_lists_everything_and_writes_nothing(here):
     assert sorted(os.walk(".")) == before
 
 
-def test_shards_of_a_suite_are_joined_by_the_last(here):
+def test_shards_of_a_suite_are_merged_by_the_last(here):
     for index in (1, 2):
         result = suite("mine.toml", "--device", "cpu", "--shard", f"{index}/2", "--out", "out", "--seeds", "0")
         assert result.exit_code == 0, result.output

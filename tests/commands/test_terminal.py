@@ -92,11 +92,11 @@ def test_a_pipe_is_as_wide_as_its_content(capsys):
         (float("nan"), "-:--"),
     ],
 )
-def test_durations_are_in_the_units_people_use(seconds, words):
+def test_durations_are_formatted_in_suitable_units(seconds, words):
     assert terminal.duration(seconds) == words
 
 
-def test_counts_and_plans_are_in_the_units_people_use():
+def test_counts_and_plans_are_formatted_in_suitable_units():
     assert terminal.count_of(1, "thread") == "1 thread"
     assert terminal.count_of(1000, "image") == "1,000 images"
     assert (format_hours(0.5), format_hours(3), format_hours(72)) == ("30.0 minutes", "3.0 hours", "3.0 days")
@@ -123,7 +123,7 @@ def test_the_progress_line_says_eta_rate_and_robust_accuracy(width):
     assert "eta -" not in text
 
 
-def test_a_pipe_gets_a_line_now_and_then(monkeypatch, capsys):
+def test_a_pipe_gets_an_occasional_line(monkeypatch, capsys):
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1.0)
     with progress.progress_bars() as bars:
         task = bars.add("attacking x", total=10, unit="images")
@@ -142,7 +142,7 @@ def test_robust_accuracy_so_far_counts_resumed_rows(place, monkeypatch):
 # Output for programs
 
 
-def test_json_on_stdout_is_all_of_stdout(place):
+def test_json_is_the_only_output_on_stdout(place):
     result = invoke(*ATTACK, "--json", "-", "--out", "out")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout) == json.loads((place / "out" / "result.json").read_text())
@@ -226,7 +226,7 @@ def test_names_of_protocols_complete():
         (["atack"], "did you mean 'attack'?"),
     ],
 )
-def test_what_cannot_work_is_one_line_before_any_work(place, arguments, words):
+def test_wrong_input_is_one_line_before_any_work(place, arguments, words):
     (place / "file").write_text("mine")
     (place / "folder").mkdir()
     (place / "empty.toml").touch()
@@ -280,7 +280,7 @@ def test_a_model_that_fails_in_the_middle_is_one_line_that_names_the_image(place
     assert not (place / "out" / "result.json").exists()
 
 
-def test_a_model_that_leaves_python_is_one_line(place):
+def test_a_model_that_exits_python_is_one_line(place):
     (place / "nets.py").write_text(MODELS)
     result = invoke("attack", "--untargeted", "--model", "nets.py:leaves_at_once", "--data", "npz:small.npz")
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
@@ -316,7 +316,7 @@ def test_an_interrupt_while_starting_shows_no_traceback(place):
 # Training
 
 
-def test_a_run_is_resumed_by_its_folder_alone_and_started_anew_on_request(place):
+def test_a_run_is_resumed_by_its_folder_and_started_over_on_request(place):
     arguments = [*TRAIN, "--out", "run"]
     assert invoke(*arguments).exit_code == 0
     assert "run is already finished" in invoke("adv-train", "--resume", "run").stdout
@@ -339,12 +339,12 @@ def test_resuming_with_another_value_is_refused(place):
 @pytest.mark.parametrize(
     ("eps", "words"), [("8/255", "--protocol madry-cifar10"), ("16/255", "--targeted"), ("4/255", "--eps 4/255")]
 )
-def test_the_advice_after_training_is_an_attack_of_the_same_size(place, eps, words):
+def test_the_suggested_attack_has_the_eps_of_training(place, eps, words):
     result = invoke(*TRAIN, "--set", f"attack.eps={eps}", "--out", "run")
     assert f"robust-lr attack {words}" in result.stdout or f"{words} --checkpoint run" in result.stdout
 
 
-def test_values_that_hardly_anybody_wants_are_warned_about(place, caplog):
+def test_unusual_values_give_a_warning(place, caplog):
     np.savez("small.npz", images=np.zeros((8, 32, 32, 3), np.uint8), labels=np.arange(8) % 2)
     arguments = [word.replace("model.stem=small", "model.stem=imagenet") for word in TRAIN]
     with caplog.at_level(logging.WARNING, "robust_lr"):
@@ -395,7 +395,7 @@ def test_mixed_sizes_are_resized_and_cropped(place):
     "arguments",
     [["attack", "--quiet", "--bogus"], ["-q", "attack", "--limit", "0"], ["attack", "--json", "-", "--bogus"]],
 )
-def test_options_of_the_console_end_with_their_command_even_where_that_fails(arguments):
+def test_console_options_end_with_their_command_even_if_it_fails(arguments):
     assert CliRunner().invoke(main, arguments).exit_code == 2
     assert not terminal.console.quiet
     assert not terminal.console.stderr

@@ -126,7 +126,7 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_first_step_is_the_source_s(data, name):
+def test_the_first_step_equals_that_of_the_source(data, name):
     config = load(None, [f"recipe={name}", "seed=3", f"train.batch_size={N}", "train.warmup_epochs=0", "train.lr=0.1"])
     ours, plain = network(), network()
     found = next(adversarial_train(ours, data, config))
@@ -145,7 +145,7 @@ def test_the_transcriptions_differ_from_each_other(data):
     assert len({round(loss, 5) for loss in losses}) == len(losses)
 
 
-def test_a_file_s_own_values_come_before_its_recipe_s():
+def test_values_of_a_file_override_its_recipe():
     table = {"recipe": "alp-release", "train": {"mix": 0.25}, "attack": {"steps": 4}}
     config = config_room.from_dict(table)
     assert (config.train.mix, config.train.label_smoothing) == (0.25, 0.1)
@@ -154,7 +154,7 @@ def test_a_file_s_own_values_come_before_its_recipe_s():
     assert config_room.from_dict({"recipe": "alp-release"}).attack is get("alp-train")
 
 
-def test_a_recipe_that_is_set_comes_before_the_file_s_values():
+def test_a_recipe_override_replaces_the_file_s_values():
     table = {"recipe": "fast", "train": {"mix": 0.25, "epochs": 7}, "attack": {"steps": 4}, "seed": 5}
     set_value(table, "recipe=madry")
     config = config_room.from_dict(table)
@@ -162,7 +162,7 @@ def test_a_recipe_that_is_set_comes_before_the_file_s_values():
     assert (config.train.epochs, config.seed) == (7, 5)
 
 
-def test_what_is_set_after_a_recipe_comes_before_it_and_order_counts():
+def test_later_overrides_replace_values_of_a_recipe():
     after = load(None, ["recipe=xie2019", "train.label_smoothing=0.2", "attack.eps=8/255"])
     assert (after.train.label_smoothing, after.attack.eps, after.attack.steps) == (0.2, 8 / 255, 30)
     before = load(None, ["train.label_smoothing=0.2", "attack.eps=8/255", "recipe=xie2019"])
@@ -211,7 +211,7 @@ def test_options_out_of_range_are_named(values, words):
         load(None, values)
 
 
-def test_the_rate_is_scaled_only_when_asked_for():
+def test_the_rate_is_scaled_only_on_request():
     assert peak_rate(TrainConfig(lr=0.1, batch_size=1024)) == 0.1
     assert peak_rate(TrainConfig(lr=0.1, batch_size=1024, lr_images=256)) == pytest.approx(0.4)
 

@@ -12,7 +12,7 @@ SHIPPED = sorted(config.shipped())
 RUNS = [name for name in SHIPPED if not holds_rows(name)]
 
 
-def test_imagenet_config_is_the_paper_s_schedule():
+def test_the_imagenet_config_has_the_paper_s_schedule():
     c = load("imagenet/lrnet26_adv")
     assert (c.train.lr, c.train.momentum, c.train.weight_decay) == (0.4, 0.9, 1e-4)
     assert (c.train.epochs, c.train.batch_size, c.train.warmup_epochs) == (110, 1024, 5)
@@ -24,7 +24,7 @@ def test_imagenet_config_is_the_paper_s_schedule():
 
 
 @pytest.mark.parametrize("name", ["lrnet26", "resnet26", "resnet50"])
-def test_imagenet_has_each_network_of_table_9_adversarially_and_regularly(name):
+def test_each_network_of_table_9_has_an_adversarial_and_a_regular_imagenet_config(name):
     adversarial, regular = (load(f"imagenet/{name}_{kind}") for kind in ("adv", "regular"))
     assert adversarial.model["name"] == name
     assert adversarial == replace(load("imagenet/lrnet26_adv"), model=adversarial.model)
@@ -40,7 +40,7 @@ def test_defaults_are_the_paper_s_schedule_on_the_embedded_data():
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_shipped_configs_come_back_from_their_own_toml(name):
+def test_shipped_configs_survive_a_round_trip_through_toml(name):
     before = load(name)
     after = from_dict(tomllib.loads(to_toml(before)))
     assert after == before
@@ -48,7 +48,7 @@ def test_shipped_configs_come_back_from_their_own_toml(name):
     assert hash(after.train) == hash(before.train)
 
 
-def test_odd_values_come_back_too():
+def test_unusual_values_survive_a_round_trip_through_toml():
     odd = ['data.root=C:\\da"ta\n\t\u00e9\U0001f600', "train.weight_decay=1e-12", "model.mean=[0.1, 0.2, 0.3]"]
     before = load(None, [*odd, "model.name=lrnet26", "train.milestones=[]", "attack.eps=0.1", "seed=4294967295"])
     assert before.data.root == 'C:\\da"ta\n\t\u00e9\U0001f600'
@@ -79,14 +79,14 @@ def test_a_missing_path_is_never_replaced_by_a_shipped_file(name):
         load(name)
 
 
-def test_a_file_of_the_user_s_comes_first(tmp_path, monkeypatch):
+def test_a_user_s_file_takes_precedence_over_a_shipped_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "table9.toml").write_text("seed = 7\n[model]\nname = 'lrnet26'")
     assert load("table9.toml").seed == 7
 
 
 @pytest.mark.parametrize("content", [b"seed = ", b"seed = \xff", b"[train]\nlr = 1\nlr = 2"])
-def test_files_that_are_no_toml_are_named(tmp_path, content):
+def test_files_that_are_not_toml_are_named(tmp_path, content):
     file = tmp_path / "bad.toml"
     file.write_bytes(content)
     with pytest.raises(InputError, match=r"bad\.toml: not valid TOML"):
@@ -202,7 +202,7 @@ def test_a_model_needs_a_name():
 
 
 @pytest.mark.parametrize("override", ["train.epochs", "=3", "train.=3", ".epochs=3", "train..epochs=3", "", "seed.x=3"])
-def test_overrides_of_the_wrong_form_are_named(override):
+def test_malformed_overrides_are_named(override):
     with pytest.raises(InputError, match="overrides"):
         load("imagenet/lrnet26_adv", [override])
 
@@ -235,7 +235,7 @@ def test_the_last_override_of_a_key_counts():
     assert load(None, ["train.epochs=3", "train.epochs=4"]).train.epochs == 4
 
 
-def test_a_named_protocol_stays_itself_until_a_value_changes():
+def test_a_protocol_keeps_its_name_until_a_value_changes():
     assert load(None, ["attack.protocol=madry-cifar10"]).attack is protocols.get("madry-cifar10")
     changed = load(None, ["attack.protocol=madry-cifar10", "attack.steps=3"]).attack
     assert changed == replace(
@@ -248,7 +248,7 @@ def test_configs_are_frozen():
         load().seed = 1
 
 
-def test_another_network_keeps_the_shared_options_alone(tmp_path):
+def test_another_network_keeps_only_the_shared_options(tmp_path):
     file = tmp_path / "net.toml"
     file.write_text('[model]\nname = "lrnet26"\nwidth = 0.125\nkernel_size = 5\nchannels_per_group = 1\n')
     assert load(file, ["model.name=resnet26"]).model == {"name": "resnet26", "width": 0.125}

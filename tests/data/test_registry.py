@@ -83,7 +83,7 @@ def tree(tmp_path):
     return tmp_path
 
 
-def test_embedded_set():
+def test_the_embedded_set_loads():
     train, test = data.load(), data.load("fashion-mnist-mini", "test")
     assert (len(train), len(test)) == (4000, 1000)
     for dataset, count, full in ((train, 400, 60000), (test, 100, 10000)):
@@ -96,7 +96,7 @@ def test_embedded_set():
     assert 0.2 < train.batch(torch.arange(4000))[0].mean() < 0.35  # 0.286 over the whole set
 
 
-def test_embedded_arrays_are_those_of_the_cut():
+def test_embedded_arrays_equal_the_selection():
     with np.load(ASSETS / "fashion-mnist-mini.npz", allow_pickle=False) as npz:
         digests = {key: hashlib.sha256(npz[key].tobytes()).hexdigest() for key in npz.files}
         types = {key: npz[key].dtype.name for key in npz.files}
@@ -205,7 +205,7 @@ def test_frozen():
         data.load(split="test").num_classes = 11
 
 
-def test_wrong_positions():
+def test_wrong_positions_are_refused():
     dataset = data.load(split="test")
     with pytest.raises(IndexError):
         dataset[1000]
@@ -297,7 +297,7 @@ def broken_jpegs(**change):
         (broken_jpegs(y=np.array([0, 1, -3])), "label -3 at index 2"),
     ],
 )
-def test_npz_with_wrong_arrays(npz, arrays, message):
+def test_npz_with_wrong_arrays_is_refused(npz, arrays, message):
     name = npz(**arrays)
     with pytest.raises(InputError, match=message) as caught:
         data.load(name, "test")
@@ -305,7 +305,7 @@ def test_npz_with_wrong_arrays(npz, arrays, message):
     assert "\n" not in str(caught.value)
 
 
-def test_npz_that_is_none(tmp_path):
+def test_files_that_are_not_npz_are_refused(tmp_path):
     whole = tmp_path / "whole.npz"
     np.savez_compressed(whole, **pixel_arrays(50))
     content = whole.read_bytes()
@@ -400,13 +400,13 @@ def test_folder_with_unreadable_files(tree):
         dataset[0]
 
 
-def test_folder_with_deep_pixels(tmp_path):
+def test_folder_with_more_than_8_bits_is_refused(tmp_path):
     save(tmp_path / "a/deep.png", np.full((4, 4), 60000, np.uint16))
     with pytest.raises(InputError, match=r"deep\.png .* more than 8 bits per channel"):
         data.load(f"folder:{tmp_path}")
 
 
-def test_folder_with_images_of_two_sizes(tree):
+def test_folder_with_images_of_two_sizes_is_refused(tree):
     save(tree / "train/bee/b.png", picture(6, 6))
     dataset = data.load(f"folder:{tree}")
     with pytest.raises(InputError, match=r"b\.png has shape \[3, 6, 6\], the first .* has \[3, 4, 5\]; resize"):
@@ -427,7 +427,7 @@ def test_transform_must_return_pixels(tree, result):
         data.load(f"folder:{tree}", transform=lambda image: result)
 
 
-def test_levels_are_the_same_whoever_divides(tree):
+def test_pixels_are_the_same_on_every_path(tree):
     """A transform may give uint8; every level is the float32 nearest to its 255th."""
     levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
     dataset = data.load(f"folder:{tree}", transform=lambda image: levels)
@@ -465,7 +465,7 @@ def test_imagenet(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["fashion-mnist", "mnist", "cifar10", "cifar100", "imagenet"])
-def test_missing_files_say_where_they_were_sought(name, tmp_path, monkeypatch):
+def test_errors_for_missing_files_say_where_they_were_expected(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     default = tmp_path / "data/imagenet/train" if name == "imagenet" else tmp_path / "data"
     for root, expected in ((None, default), (tmp_path / "else", tmp_path / "else")):
@@ -545,7 +545,7 @@ def test_cifar_through_torchvision(name, tmp_path, monkeypatch):
     assert torch.equal(dataset.images[1], torch.from_numpy(picture(32, 32, 1)).permute(2, 0, 1))
 
 
-def test_torchvision_that_does_not_import(monkeypatch, tmp_path):
+def test_a_torchvision_that_cannot_be_imported_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(RunError, match="cifar10 needs torchvision, which cannot be imported"):
         data.load("cifar10", root=tmp_path)

@@ -51,7 +51,7 @@ def shards(tmp_path):
 
 
 @fork
-def test_shards_are_images_in_order_at_random_places(shards):
+def test_shards_are_read_by_random_access(shards):
     train, test = (data.load("tar:.", split, shards) for split in ("train", "test"))
     assert (len(train), len(test), train.num_classes, train.image_shape) == (7, 3, 3, (3, 14, 12))
     assert train.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
@@ -73,7 +73,7 @@ def test_shards_take_a_transform_and_have_a_hash(shards):
     assert data.content_hash(data.load(f"tar:{shards}", "train")) != before
 
 
-def test_shards_without_splits_are_both(tmp_path):
+def test_shards_without_splits_are_both_splits(tmp_path):
     write(tmp_path / "a.tar", samples(range(3)))
     assert len(data.load(f"tar:{tmp_path}", "train")) == len(data.load(f"tar:{tmp_path}", "test")) == 3
 
@@ -101,7 +101,7 @@ def test_shards_with_wrong_members_are_named(tmp_path, files, words):
         data.load(f"tar:{tmp_path}", "train")
 
 
-def test_what_is_no_shard_is_named(tmp_path):
+def test_files_that_are_not_shards_are_named(tmp_path):
     with pytest.raises(InputError, match=r"no \*.tar files in"):
         data.load(f"tar:{tmp_path}", "train")
     for content in (b"no tar file", None):

@@ -41,7 +41,7 @@ def test_a_claim_is_confirmed_contradicted_or_not_decided():
     assert "+60.0 is outside the interval" in verdict.describe()
 
 
-def test_what_would_decide_is_named():
+def test_the_sample_sizes_that_would_decide_are_named():
     (verdict,) = judge([claim()], outcomes(0.5, 0.47, runs=3, images=200))
     assert verdict.outcome == "not decided"
     assert "seeds" in verdict.describe() or "images" in verdict.describe()
@@ -134,7 +134,7 @@ def test_a_table_replaces_values_of_its_base(tmp_path):
         tables.read("table9", ["regular.runs=-1"])
 
 
-def test_every_training_run_is_a_job_of_its_own(tmp_path):
+def test_every_training_run_is_a_separate_job(tmp_path):
     table = tables.read("table9", seeds=3)
     jobs = tables.make_jobs(table, tmp_path)
     assert len(jobs) == len({job.folder for job in jobs}) == 12

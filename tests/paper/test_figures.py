@@ -39,7 +39,7 @@ def test_priors_are_those_of_the_last_layer_of_each_stage_after_softmax():
             torch.testing.assert_close(found, logits.exp() / logits.exp().sum())
 
 
-def test_learnt_tables_are_priors_too():
+def test_learned_tables_are_priors_too():
     model = tiny(prior="table")
     assert torch.equal(learnt_priors(model)["res2"], torch.full((2, 7, 7), 1 / 49))
 
@@ -69,7 +69,7 @@ def test_networks_without_priors_are_refused(name, options, words):
     ids=str,
 )
 @pytest.mark.parametrize("pixel", [(20, 33), (0, 55)])
-def test_weights_are_those_by_which_the_layer_composes(options, pixel):
+def test_weights_are_the_aggregation_weights_of_the_layer(options, pixel):
     model = tiny(**options)
     layer = model.layer1[1].conv2
     seen = []
@@ -119,7 +119,7 @@ def test_maps_are_those_of_the_group_whose_keys_vary_most_unless_one_is_named():
         ((0, 0), [0, 0, 0, 99], "group 99: the layer of res5 has groups 0 to 12"),
     ],
 )
-def test_what_is_not_there_is_named(pixel, groups, words):
+def test_missing_pixels_and_groups_are_named(pixel, groups, words):
     with pytest.raises(InputError, match=words):
         compute_compositions(tiny(), torch.rand(3, 40, 56), pixel, groups)
 

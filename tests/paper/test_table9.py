@@ -221,7 +221,7 @@ def test_a_missing_table_is_named(tmp_path):
         tables.read(tmp_path / "table9.toml")
 
 
-def test_every_network_is_a_job_under_every_regime_the_long_ones_first(toml, tmp_path):
+def test_every_network_is_a_job_under_every_regime_long_jobs_first(toml, tmp_path):
     jobs = tables.make_jobs(tables.read(toml, limit=7), tmp_path)
     assert [job.name for job in jobs] == [
         "ResNet-18 adversarial, seed 4",
@@ -269,7 +269,7 @@ def test_a_table_end_to_end(done, toml):
     assert "ResNet-18 regular" in result.stderr
 
 
-def test_a_finished_job_takes_everything_from_disk(done, toml):
+def test_a_finished_job_is_read_from_disk(done, toml):
     folder, _ = done
     files = [file for file in folder.rglob("*") if file.is_file() and file.name != "result.json"]
     before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
@@ -335,7 +335,7 @@ def interrupt(toml, folder, stop):
     return run.returncode, error
 
 
-def test_ctrl_c_saves_what_is_done_and_the_same_command_goes_on(done, toml, tmp_path, two_minutes):
+def test_ctrl_c_saves_the_state_and_the_same_command_continues(done, toml, tmp_path, two_minutes):
     def press(run):
         os.killpg(run.pid, signal.SIGINT)  # as a terminal does: the workers get it too
 
@@ -406,7 +406,7 @@ def test_a_worker_that_is_stopped_ends_the_table(toml, tmp_path, two_minutes, st
     assert not worker.is_alive()
 
 
-def test_jobs_train_what_adv_train_would(done, toml):
+def test_jobs_train_the_same_weights_as_adv_train(done, toml):
     folder, _ = done
     (row, _) = tables.read(toml).rows
     saved = config_room.from_dict(read_toml(folder / "runs" / "resnet-18-regular" / "seed-4" / "config.toml"))

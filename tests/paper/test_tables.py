@@ -124,13 +124,13 @@ def test_every_network_is_a_row():
         (8, [70.1, 74.6, 72.8, 75.7, 76.3, 77.3, 77.9, 78.5], [89.4, 92.0, 91.0, 92.6, 93.2, 93.6, 94.0, 94.3]),
     ],
 )
-def test_the_paper_s_figures_stand_beside_the_rows(number, top1, top5):
+def test_rows_have_the_paper_s_results(number, top1, top5):
     rows = SHIPPED[number].rows
     assert [row.paper["top1"] for row in rows if row.paper] == top1
     assert [row.paper["top5"] for row in rows if "top5" in row.paper] == top5
 
 
-def test_rows_vary_what_the_tables_are_about():
+def test_rows_vary_the_subject_of_their_table():
     assert [row.options.get("query_dim") for row in SHIPPED[4].rows] == [1, 2, 4, 8, 16]
     assert [row.options.get("channels_per_group") for row in SHIPPED[5].rows] == [1, 2, 4, 8, 16, "all"]
     assert {row.options["composability"] for row in SHIPPED[4].rows[1:]} == {"product"}
@@ -141,7 +141,7 @@ def test_rows_vary_what_the_tables_are_about():
         assert row.options.get("prior", "network") == prior
 
 
-def test_the_ablations_train_regularly_and_all_alike():
+def test_ablations_train_regularly_with_one_config():
     for number in range(3, 9):
         assert SHIPPED[number].regimes == ["regular"]
         configs = [row.configs["regular"] for row in SHIPPED[number].rows]
@@ -154,7 +154,7 @@ def test_the_ablations_train_regularly_and_all_alike():
 
 
 @pytest.mark.parametrize("number", [2, 8, 9])
-def test_sizes_alone_are_printed_and_nothing_is_trained(number, tmp_path, monkeypatch):
+def test_count_only_prints_sizes_and_trains_nothing(number, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(main, ["table", str(number), "--count-only", "--json", "sizes.json"])
     assert result.exit_code == 0, result.output
@@ -171,7 +171,7 @@ def test_sizes_alone_are_printed_and_nothing_is_trained(number, tmp_path, monkey
         assert f"{expected.multiply_adds / 1e9:.2f}" in result.stdout
 
 
-def test_table_2_draws_the_networks_without_being_asked_for_counts_alone(tmp_path, monkeypatch):
+def test_table_2_shows_the_networks_and_trains_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = " ".join(CliRunner().invoke(main, ["table", "2"]).stdout.split())
     for words in ("1x1 100 | 7x7 LR 100 |", "1x1 64 | 3x3 64 | 1x1", "res5", "pooling, 1000"):
@@ -210,7 +210,7 @@ def test_a_table_end_to_end(done):
         assert text in words
 
 
-def test_what_is_done_is_not_done_again(done, toml):
+def test_finished_work_is_not_repeated(done, toml):
     folder, _ = done
     weights = sorted((folder / "runs").rglob("weights.safetensors"))
     before = [file.stat().st_mtime_ns for file in weights]
@@ -252,14 +252,14 @@ def test_mistakes_in_a_table_are_named(toml, override, words):
         tables.read(toml, [override])
 
 
-def test_a_config_of_one_network_is_no_table_and_a_table_is_none_of_those(tmp_path):
+def test_configs_of_networks_and_of_tables_are_not_interchangeable(tmp_path):
     with pytest.raises(InputError, match=r"mini: a table needs \[\[rows\]\]; one network .* adv-train"):
         tables.read("lrnet26_fashion_mnist_mini")
     with pytest.raises(InputError, match=r"table9 holds the \[\[rows\]\] of a table.* run it with robust-lr table"):
         config.load("table9")
 
 
-def test_attacks_need_a_training(tmp_path):
+def test_attacks_need_a_training_regime(tmp_path):
     (tmp_path / "t.toml").write_text("protocols = ['none']\n[[rows]]\nlabel = 'x'\nmodel = { name = 'nl26' }\n")
     with pytest.raises(InputError, match=r"\[regular\] or \[adversarial\] is needed"):
         tables.read(tmp_path / "t.toml")
@@ -289,7 +289,7 @@ def test_top_k_is_counted_image_by_image(pictures):
     assert 0 < shares[0].count < shares[1].count < 24
 
 
-def test_top_5_of_five_classes_would_say_nothing(tmp_path):
+def test_top_5_is_left_out_for_five_classes(tmp_path):
     data = load_data(f"npz:{small(tmp_path, classes=5).parent / 'small.npz'}", "test")
     found = measure(build_model("resnet18", num_classes=5, in_channels=1, width=1 / 16), data)
     assert found.top5 is None

@@ -100,7 +100,7 @@ def test_the_theme_is_toggled_and_kept(browser, url):
     assert is_quiet(browser, url)
 
 
-def test_every_figure_opens_as_many_rows_as_it_counts(browser, url):
+def test_every_number_opens_as_many_rows_as_it_counts(browser, url):
     browser.open(url, 1280, 900)
     wrong = browser.run(
         GO

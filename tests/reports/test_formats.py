@@ -78,7 +78,7 @@ def three(share):
     return tuple(round(100 * value, 1) for value in (share.value, *share.interval))
 
 
-def test_the_headline_holds_the_shares_of_the_evaluations(report, page):
+def test_the_headline_has_the_accuracies_of_the_evaluations(report, page):
     (table,) = [cells for name, cells in page.tables.items() if name.startswith("table-headline")]
     heading, *rows = table
     assert [cell["text"] for cell in heading] == ["model", "clean", "cascade", "pgd", "pgd-targeted"]
@@ -99,7 +99,7 @@ def test_the_headline_holds_the_shares_of_the_evaluations(report, page):
             assert (float(cell["text"]), *map(float, re.findall(r"\d+\.\d", cell["detail"]))) == three(share)
 
 
-def test_html_markdown_latex_and_csv_hold_the_same_figures(report, page):
+def test_html_markdown_latex_and_csv_have_the_same_numbers(report, page):
     headline, pairs = expected(report)
     assert len(headline) == 9
     assert len(pairs) == 12

@@ -46,7 +46,7 @@ def pixels(picture):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(picture.png))))
 
 
-def test_the_gallery_shows_images_that_fell_with_their_perturbation(kept):
+def test_the_gallery_shows_broken_images_with_their_perturbation(kept):
     folder, x, adversarial = kept
     report = build([folder])
     (gallery,) = section(report).blocks
@@ -67,7 +67,7 @@ def test_the_gallery_shows_images_that_fell_with_their_perturbation(kept):
     assert page == html(build([folder]))
 
 
-def test_images_of_a_data_set_that_is_not_found_are_shown_alone(tmp_path):
+def test_adversarial_images_are_shown_alone_without_their_data_set(tmp_path):
     data = images()
     rlr.evaluate(network(0.3), data, PROTOCOLS[0], out=tmp_path)
     keep(tmp_path, data, data.batch(torch.arange(60))[0])

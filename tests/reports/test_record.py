@@ -80,7 +80,7 @@ def test_two_sets_of_images_with_one_name_have_different_labels(tmp_path):
     ]
 
 
-def test_shards_are_read_only_where_their_whole_is_not_there(tmp_path):
+def test_shards_are_read_only_if_they_are_not_merged(tmp_path):
     for index in (1, 2):
         out = tmp_path / "run" / f"shard-{index}-of-2"
         rlr.evaluate(network(0.1), images(), PROTOCOLS[0], out=out, shard=(index, 2))

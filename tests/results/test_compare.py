@@ -116,14 +116,14 @@ def test_names_of_protocols_and_how_targets_were_chosen_do_not_matter(runs, data
     assert rlr.compare([runs / "a", tmp_path / "b"]).pairs == rlr.compare([runs / "a", runs / "b"]).pairs
 
 
-def test_models_of_one_name_go_by_their_folders(runs, tmp_path):
+def test_models_with_one_name_are_named_by_their_folders(runs, tmp_path):
     shutil.copytree(runs / "a", tmp_path / "a")
     assert list(rlr.compare([runs / "a", tmp_path / "a"]).accuracies) == [str(runs / "a"), str(tmp_path / "a")]
     with pytest.raises(InputError, match="is given twice"):
         rlr.compare([runs / "a", runs / "a"])
 
 
-def test_what_is_no_finished_evaluation_is_named(runs, tmp_path):
+def test_folders_without_a_finished_evaluation_are_named(runs, tmp_path):
     with pytest.raises(InputError, match="needs the folders of two evaluations"):
         rlr.compare([runs / "a"])
     with pytest.raises(InputError, match=rf"holds no evaluation .*; it holds {runs / 'a'}, {runs / 'b'}"):
@@ -150,7 +150,7 @@ def test_what_is_no_finished_evaluation_is_named(runs, tmp_path):
         assert (tmp_path / name / "ledger.sqlite").read_bytes() == before
 
 
-def test_the_command_prints_both_tables_and_writes_all_figures(runs, tmp_path):
+def test_the_command_prints_both_tables_and_writes_all_results(runs, tmp_path):
     arguments = ["compare", *(str(runs / name) for name in "abc"), "--json", str(tmp_path / "c.json")]
     result = CliRunner().invoke(main, arguments, env={"COLUMNS": "80"})
     assert result.exit_code == 0, result.output

@@ -25,14 +25,14 @@ def evaluated(tmp_path_factory):
     return rlr.evaluate(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), data, PROTOCOL, out=folder), folder
 
 
-def test_a_result_has_the_rows_of_its_ledger_which_are_no_part_of_its_json(evaluated):
+def test_a_result_has_the_rows_of_its_ledger_but_its_json_has_not(evaluated):
     result, folder = evaluated
     assert list(result.rows) == read(folder / "ledger.sqlite")
     assert "rows" not in result.to_dict()
     assert pickle.loads(pickle.dumps(result)).rows == result.rows
 
 
-def test_print_shows_every_figure_with_interval_and_denominator(evaluated):
+def test_print_shows_every_accuracy_with_interval_and_denominator(evaluated):
     result, _ = evaluated
     text = str(result)
     assert text.splitlines()[0] == "Sequential on noise"
@@ -44,7 +44,7 @@ def test_print_shows_every_figure_with_interval_and_denominator(evaluated):
     assert text.isascii()
 
 
-def test_csv_is_read_back_by_pandas_and_polars_as_it_was(evaluated, tmp_path):
+def test_csv_survives_a_round_trip_through_pandas_and_polars(evaluated, tmp_path):
     result, _ = evaluated
     result.to_csv(tmp_path / "rows.csv")
     pandas = pytest.importorskip("pandas")
@@ -57,7 +57,7 @@ def test_csv_is_read_back_by_pandas_and_polars_as_it_was(evaluated, tmp_path):
 
 
 @pytest.mark.parametrize("library", export.FRAME_LIBRARIES)
-def test_a_data_frame_is_made_by_the_library_that_is_there(evaluated, monkeypatch, library):
+def test_a_data_frame_is_made_by_the_installed_library(evaluated, monkeypatch, library):
     pytest.importorskip(library)
     monkeypatch.setattr(export, "FRAME_LIBRARIES", ("no_such_library", library))
     frame = evaluated[0].to_dataframe()

@@ -17,7 +17,7 @@ ROWS = [dataclasses.replace(ROW, id=id_) for id_ in (7, 2**40, 0)]
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_rows_come_back_as_they_went_in_by_id(tmp_path, in_memory):
+def test_rows_survive_a_round_trip_in_the_order_of_ids(tmp_path, in_memory):
     with closing(Ledger(None if in_memory else tmp_path / "a" / "ledger", {})) as ledger:
         ledger.add(ROWS)
         ledger.add([])
@@ -26,7 +26,7 @@ def test_rows_come_back_as_they_went_in_by_id(tmp_path, in_memory):
         assert all(type(row.success) is bool for row in ledger.rows())
 
 
-def test_rows_are_on_disk_before_the_next_are_made(tmp_path):
+def test_rows_are_on_disk_before_the_next_are_computed(tmp_path):
     file = tmp_path / "ledger"
     with closing(Ledger(file, {})) as ledger:
         ledger.add(ROWS)
@@ -34,7 +34,7 @@ def test_rows_are_on_disk_before_the_next_are_made(tmp_path):
             assert other.rows() == ledger.rows()
 
 
-def test_a_batch_with_a_row_that_is_there_already_is_refused_as_a_whole(tmp_path):
+def test_a_batch_with_an_existing_row_is_refused_as_a_whole(tmp_path):
     with closing(Ledger(tmp_path / "ledger", {})) as ledger:
         ledger.add([ROW])
         with pytest.raises(RunError, match=r"ledger: UNIQUE .*; rows written before are safe, continue with `resume`"):
@@ -72,7 +72,7 @@ def test_the_first_difference_of_configurations_is_named(tmp_path):
         Ledger(file, fewer, resume=True)
 
 
-def test_a_ledger_that_does_not_agree_is_left_as_it_is(tmp_path):
+def test_a_ledger_with_another_configuration_is_left_unchanged(tmp_path):
     """Also that of an older version, which lacks a table."""
     file = tmp_path / "ledger"
     with closing(sqlite3.connect(file)) as connection, connection:
@@ -99,7 +99,7 @@ def test_a_file_that_exists_is_not_used_unless_resumed(tmp_path):
         Ledger(file, {})
 
 
-def test_what_cannot_be_a_ledger_is_refused(tmp_path):
+def test_files_that_cannot_be_ledgers_are_refused(tmp_path):
     file = tmp_path / "file"
     file.write_text("some other file, long enough to be told from an empty database" * 20)
     for path in (file, tmp_path):

@@ -50,7 +50,7 @@ def result(folder):
     return {key: value for key, value in record.items() if key not in ("seconds", "command", "date")}
 
 
-def test_shards_in_any_order_are_the_whole_to_the_bit(shards, data, model, tmp_path):
+def test_merged_shards_equal_the_whole_to_the_bit_in_any_order(shards, data, model, tmp_path):
     joined = rlr.merge([shards / name for name in "312"], tmp_path / "joined")
     assert timeless(tmp_path / "joined") == timeless(shards / "whole")
     assert result(tmp_path / "joined") == result(shards / "whole")
@@ -70,7 +70,7 @@ def test_shards_in_any_order_are_the_whole_to_the_bit(shards, data, model, tmp_p
         ([], "nothing to merge"),
     ],
 )
-def test_gaps_and_overlaps_are_errors(shards, tmp_path, names, words):
+def test_missing_and_repeated_shards_are_errors(shards, tmp_path, names, words):
     with pytest.raises(InputError, match=words):
         rlr.merge([shards / name for name in names], tmp_path / "new")
     assert os.listdir(tmp_path) == []
@@ -106,7 +106,7 @@ def test_an_evaluation_is_not_overwritten(shards, tmp_path):
     assert timeless(tmp_path / "out") == timeless(shards / "whole")
 
 
-def test_what_an_interrupted_transaction_left_does_not_reach_the_new_ledger(shards, tmp_path):
+def test_an_old_rollback_journal_does_not_affect_the_new_ledger(shards, tmp_path):
     """A journal beside a database that is gone: SQLite would play it into the one that takes its place."""
     out = tmp_path / "out"
     shutil.copytree(shards / "whole", out)
@@ -140,13 +140,13 @@ def test_the_agreement_of_a_lower_precision_is_that_of_the_sample_which_shards_s
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "1/", "a/b", "1/3/5", "-1/3", ""])
-def test_shards_are_written_i_of_n(text):
+def test_shards_are_parsed(text):
     assert parse_shard("2/3") == (2, 3)
     with pytest.raises(InputError, match="write i/n with 1 <= i <= n"):
         parse_shard(text)
 
 
-def test_the_environment_of_torchrun_is_a_shard():
+def test_torchrun_s_environment_gives_the_shard():
     assert torchrun_shard({}) is None
     assert torchrun_shard({"RANK": "0", "WORLD_SIZE": "1"}) is None
     assert torchrun_shard({"RANK": "2", "WORLD_SIZE": "4"}) == (3, 4)
@@ -155,7 +155,7 @@ def test_the_environment_of_torchrun_is_a_shard():
             torchrun_shard(environment)
 
 
-def test_the_last_process_joins(shards, data, model, tmp_path):
+def test_the_last_process_merges(shards, data, model, tmp_path):
     for i in (1, 2, 3):
         assert merge_when_complete(tmp_path, 3) is None
         shutil.copytree(shards / str(i), shard_folder(tmp_path, (i, 3)))
@@ -194,7 +194,7 @@ def test_two_processes_of_torchrun_give_the_rows_of_one(tmp_path):
     assert all("500 images" in stdout for stdout, _ in outputs)
 
 
-def test_a_merged_ledger_keeps_what_probes_found(data, model, tmp_path):
+def test_a_merged_ledger_keeps_the_findings_of_probes(data, model, tmp_path):
     for i in (1, 2):
         rlr.evaluate(model, data, AIMED, out=tmp_path / str(i), shard=(i, 2), check="default")
     merged = rlr.merge([tmp_path / "1", tmp_path / "2"], tmp_path / "joined")

@@ -50,7 +50,7 @@ def test_wilson_widens_with_confidence_and_narrows_with_n():
     assert wilson(30, 100, z=2.5758)[0] < wilson(30, 100)[0] < wilson(300, 1000)[0]
 
 
-def test_a_proportion_of_nothing_has_no_value():
+def test_a_proportion_without_observations_has_no_value():
     nothing, some = Proportion(0, 0), Proportion(1, 4)
     assert nothing.value is None
     assert nothing.interval == (0.0, 1.0)
@@ -83,7 +83,7 @@ def test_write_atomic_leaves_the_old_file_and_no_other_when_it_fails(tmp_path, m
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_write_json_refuses_what_json_cannot_say(tmp_path):
+def test_write_json_refuses_nan_and_infinity(tmp_path):
     file = tmp_path / "file.json"
     write_json(file, {"a": [1, None]})
     for wrong in (float("nan"), float("inf"), object()):

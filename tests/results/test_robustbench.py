@@ -45,13 +45,13 @@ def test_an_evaluation_becomes_an_entry_with_all_fields(tmp_path):
     assert model_info(found, **ABOUT, reported="1.5")["reported"] == "1.5"
 
 
-def test_other_protocols_make_no_entry(tmp_path):
+def test_other_protocols_cannot_be_exported(tmp_path):
     found = evaluation(tmp_path / "run", rlr.protocols.PGD(eps="8/255", step_size="2/255", steps=1))
     with pytest.raises(InputError, match="RobustBench takes AutoAttack 'standard'"):
         model_info(found, **ABOUT)
 
 
-def test_the_entry_carries_the_verdict_and_misled_numbers_make_none(tmp_path):
+def test_the_entry_has_the_verdict_and_misled_evaluations_are_refused(tmp_path):
     parts = tuple(
         kind(name=name, eps=8 / 255, **values)
         for kind, name, values in (

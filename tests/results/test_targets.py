@@ -59,7 +59,7 @@ def test_targets_of_other_images_are_refused(data):
         ([], "targets: empty"),
     ],
 )
-def test_targets_that_cannot_be_are_refused_also_from_a_file(rows, words, tmp_path):
+def test_impossible_targets_are_refused_also_from_a_file(rows, words, tmp_path):
     with pytest.raises(InputError, match=words):
         Targets(rows=tuple(rows), **GOOD)
     (tmp_path / "targets.json").write_text(json.dumps({**GOOD, "targets": rows}))
@@ -126,7 +126,7 @@ def test_files_that_hold_no_targets_are_named(content, words, tmp_path):
     assert "targets.json" in str(raised.value)
 
 
-def test_targets_changed_by_hand_are_taken_without_their_hash(data, tmp_path):
+def test_edited_targets_are_accepted_without_their_hash(data, tmp_path):
     file = tmp_path / "targets.json"
     draw_targets(data).save(file)
     record = json.loads(file.read_text())

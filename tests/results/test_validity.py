@@ -71,18 +71,18 @@ def test_a_black_box_after_gradients_must_add_little(broken, passed):
         ("robust accuracy below clean", {"clean": 7}, 10, 11),
     ],
 )
-def test_each_check_fails_by_its_own_fault_and_no_other(name, values, few, many):
+def test_each_fault_fails_exactly_its_check(name, values, few, many):
     protocol = EARLY if "unconfirmed" in values else WEAK
     assert failed(rows(changed=few, **values), protocol) == []
     assert failed(rows(changed=many, **values), protocol) == [name]
 
 
-def test_one_image_of_few_is_no_failure():
+def test_one_image_of_few_is_not_a_failure():
     for values in ({"zero_gradients": 4}, {"loss": 0.1}, {"robust_worst_seen": False}):
         assert failed(rows(n=40, changed=1, **values)) == []
 
 
-def test_an_accuracy_that_chance_explains_does_not_pass():
+def test_an_accuracy_at_chance_does_not_pass():
     ten = [dataclasses.replace(row, label=row.id % 10, clean=row.id % 10) for row in rows(100)]
     for right, passed in ((13, False), (30, True)):
         some = [dataclasses.replace(row, clean=row.clean if row.id < right else -1, robust=False) for row in ten]
@@ -92,7 +92,7 @@ def test_an_accuracy_that_chance_explains_does_not_pass():
         assert bool(check.advice) is not passed
 
 
-def test_what_cannot_be_seen_neither_passes_nor_fails():
+def test_checks_without_evidence_neither_pass_nor_fail():
     still = rows(changed=100, backwards=0, distance=0.0, label=0, clean=0, adversarial=0)
     unseen = {check.name for check in validity(still, PROTOCOLS["none"]) if check.passed is None}
     assert unseen == set(CHECKS) - {"successes are kept", "robust accuracy below clean"}
@@ -156,7 +156,7 @@ class Dead(nn.Module):
         return self.model(torch.where(bright, x.detach(), x))
 
 
-def test_an_evaluation_says_whether_it_is_to_be_trusted(model, data, tmp_path):
+def test_a_result_has_its_validity_checks(model, data, tmp_path):
     result = rlr.evaluate(model, data, LONG, out=tmp_path / "good")
     assert [check.passed for check in result.validity] == [True] * 4 + [None, None, True]
     record = json.loads((tmp_path / "good" / "result.json").read_text())

@@ -39,7 +39,7 @@ def probes(sample=100, stronger=0, dominated=0, **more):
     ("stronger", "dominated", "verdict"),
     [(0, 0, "sound"), (4, 0, "sound"), (5, 0, "weak"), (60, 0, "weak"), (0, 4, "sound"), (0, 30, "misled")],
 )
-def test_the_verdict_goes_by_what_broke_more_than_two_points(stronger, dominated, verdict):
+def test_the_verdict_depends_on_the_probes_that_broke_two_points(stronger, dominated, verdict):
     found = verdict_of(rows(), probes(stronger=stronger, dominated=dominated))
     assert found.verdict == verdict
     assert found.inflation.value == pytest.approx((stronger + dominated) / 200)
@@ -54,27 +54,27 @@ def test_a_sample_needs_more_than_the_whole():
     assert verdict_of(rows(2000, 1000), probes(sample=50, stronger=10)).verdict == "weak"
 
 
-def test_a_failed_check_of_the_structure_misleads():
+def test_a_failed_check_of_the_structure_gives_the_verdict_misled():
     failed = Check("no state", False, "it counts", "ask a copy")
     found = verdict_of(rows(), probes(checks=(failed,), misleading=("no state",)))
     assert (found.verdict, found.reason, found.advice) == ("misled", "it counts", "ask a copy")
     assert verdict_of(rows(), probes(checks=(failed,), misleading=())).verdict == "sound"
 
 
-def test_nothing_looked_at_is_no_verdict():
+def test_without_probes_there_is_no_verdict():
     assert verdict_of(rows(), None).verdict is None
     assert verdict_of(rows(robust=0), Probes()).verdict == "sound"
     assert verdict_of(rows(robust=0), Probes()).bound == 0
 
 
-def test_verdicts_of_a_table_are_told_together():
+def test_verdicts_of_a_table_are_summarized():
     found = [verdict_of(rows(), probes(stronger=count)) for count in (0, 10, 20)]
     words = "Verdicts: 1 sound, 2 weak, too high by 10.0 points at most by the probes."
     assert verdicts_in_words(found) == words
     assert "no probes" in verdicts_in_words([verdict_of(rows(), None)])
 
 
-def test_probes_survive_json_and_shards_are_joined():
+def test_probes_survive_json_and_shards_are_merged():
     one, other = probes(10, 2, 1), dataclasses.replace(probes(5), sample=(20, 21), broken={20: ("Square", DOMINATED)})
     assert Probes.from_json(one.to_json()) == one
     both = join_probes([one, other])
@@ -84,7 +84,7 @@ def test_probes_survive_json_and_shards_are_joined():
 
 
 @given(st.integers(1, 300), st.data())
-def test_intervals_hold_the_estimate_and_what_is_certain(population, data):
+def test_intervals_contain_the_estimate_and_the_certain_bounds(population, data):
     m = data.draw(st.integers(1, population))
     k = data.draw(st.integers(0, m))
     low, high = share_interval(k, m, population)
@@ -116,7 +116,7 @@ def test_sound_rows_show_no_sign_of_failure():
         ("transfer failure", {"unconfirmed": 1}),
     ],
 )
-def test_each_indicator_shows_its_own_failure(name, values):
+def test_each_indicator_detects_its_failure(name, values):
     assert failed([dataclasses.replace(row, **values) for row in rows()]) == [name]
 
 

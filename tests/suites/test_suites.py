@@ -89,7 +89,7 @@ def run_all(suite, out, workers=1, **options):
 
 
 @pytest.mark.parametrize("name", ["quick", "standard", "paper"])
-def test_suites_that_ship_are_read(name):
+def test_shipped_suites_are_read(name):
     suite = read(name)
     assert suite.name == name
     assert (suite.tables == tuple(f"table{number}" for number in range(3, 10))) == (name == "paper")
@@ -111,7 +111,7 @@ def test_callers_replace_models_data_limit_and_seeds():
     assert suite.seeds == (1, 2)
 
 
-def test_eps_of_a_suite_holds_for_protocols_that_say_none(here):
+def test_eps_of_a_suite_applies_to_protocols_without_their_own(here):
     assert [attack.eps * 255 for attack in read("suite.toml").attacks] == pytest.approx([16, 4])
     assert [attack.eps * 255 for attack in read("suite.toml", eps=0.5).attacks] == pytest.approx([127.5, 4])
 
@@ -171,7 +171,7 @@ def test_a_suite_gives_the_rows_of_evaluations_one_by_one(here):
                 assert (stored.record["seed"], stored.record["model"]) == (seed, model)
 
 
-def test_a_suite_is_resumed_and_does_nothing_twice(here, monkeypatch):
+def test_a_resumed_suite_repeats_nothing(here, monkeypatch):
     suite = read("suite.toml")
     run_all(suite, here / "out")
     before = all_rows(here / "out")
@@ -185,7 +185,7 @@ def test_a_suite_is_resumed_and_does_nothing_twice(here, monkeypatch):
     assert kept.stat().st_mtime_ns == changed
 
 
-def test_guards_and_hashes_are_asked_once_for_a_model_and_its_images(here, monkeypatch):
+def test_guards_and_hashes_run_once_for_a_model_and_its_images(here, monkeypatch):
     from robust_lr.evaluation import session
 
     calls = []
@@ -198,14 +198,14 @@ def test_guards_and_hashes_are_asked_once_for_a_model_and_its_images(here, monke
 
 
 @pytest.mark.slow
-def test_two_models_side_by_side_give_the_same_rows(here):
+def test_two_models_in_parallel_give_the_same_rows(here):
     run_all(read("suite.toml"), here / "one")
     run_all(read("suite.toml"), here / "two", workers=2)
     assert all_rows(here / "one") == all_rows(here / "two")
 
 
 @pytest.mark.slow
-def test_the_last_shard_joins_all_of_them(here):
+def test_the_last_shard_merges_all_shards(here):
     text = 'protocols = ["sweep-eps", { protocol = "madry-cifar10", name = "pgd", steps = 3 }]\n'
     (here / "suite.toml").write_text(
         f'{text}[models.net]\nsource = "nets.py:make"\n[data.small]\nname = "npz:small.npz"'
@@ -224,7 +224,7 @@ def test_the_last_shard_joins_all_of_them(here):
         assert read_curve(here / "parts" / file.parent.relative_to(here / "whole"))["points"] == curve["points"]
 
 
-def test_kept_images_give_a_matrix_of_transfer_for_each_protocol_and_seed(here, monkeypatch):
+def test_saved_images_give_a_transfer_matrix_for_each_protocol_and_seed(here, monkeypatch):
     (here / "suite.toml").write_text(SUITE.format(more="").replace("seeds =", "images = true\nseeds ="))
     suite, out = read("suite.toml"), here / "out"
     todo = make_jobs(suite, out, device="cpu")
@@ -252,7 +252,7 @@ def test_kept_images_give_a_matrix_of_transfer_for_each_protocol_and_seed(here, 
         list(write_matrices(todo))
 
 
-def test_no_images_are_kept_unless_a_suite_asks_for_them(here):
+def test_images_are_saved_only_if_the_suite_says_so(here):
     suite = read("suite.toml")
     run_all(suite, here / "out")
     assert not list((here / "out").rglob("*.safetensors"))
@@ -299,7 +299,7 @@ def test_an_image_needs_at_most_the_passes_that_are_estimated(here):
             assert row.backwards <= backwards
 
 
-def test_an_estimate_counts_what_is_done(here):
+def test_an_estimate_counts_finished_images(here):
     suite = read("suite.toml", seeds=[0])
     todo = make_jobs(suite, here / "out", device="cpu")
     before = [line for job in todo for line in estimate(job)]

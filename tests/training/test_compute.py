@@ -74,14 +74,14 @@ def test_bf16_learns_what_fp32_learns_roughly(name):
     assert rough == pytest.approx(exact, abs=0.05)
 
 
-def test_autocast_of_the_caller_does_not_reach_a_run():
+def test_the_caller_s_autocast_does_not_affect_a_run():
     model = Spy()
     with torch.autocast("cpu", torch.bfloat16):
         list(adversarial_train(model, pictures(), settings()))
     assert {dtype for _, dtype in model.seen} == {torch.float32}
 
 
-def test_images_flow_channels_last():
+def test_images_are_channels_last():
     model, formats = network(), []
     model.layer1.register_forward_hook(
         lambda module, inputs, out: formats.append(out.is_contiguous(memory_format=torch.channels_last))
@@ -112,7 +112,7 @@ def run_settings(tmp_path, **sections):
     return replace(load(None, values), **sections)
 
 
-def test_a_run_says_its_precision(tmp_path):
+def test_a_run_records_its_precision(tmp_path):
     config = run_settings(tmp_path, compute=ComputeConfig(attack_precision="bf16"))
     list(train_run(config, tmp_path / "run"))
     provenance = json.loads((tmp_path / "run" / PROVENANCE).read_text())
@@ -170,7 +170,7 @@ def test_tensorboard_that_is_missing_is_named_before_anything_is_written(tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-def test_label_smoothing_is_the_usual_one():
+def test_label_smoothing_follows_its_definition():
     logits, labels = torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 0])
     from robust_lr.training.loop import compute_loss
 

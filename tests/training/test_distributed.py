@@ -171,7 +171,7 @@ def test_two_processes_agree_with_one_on_the_same_global_batch(group, attack, op
 
 
 @pytest.mark.parametrize("attack", [get("none"), PGD2])
-def test_an_lrnet_agrees_too(group, attack):
+def test_two_processes_agree_with_one_on_an_lrnet(group, attack):
     """In float64: a network of this size, fresh and with 8 images a batch, amplifies the rounding of float32."""
     config = settings(attack, epochs=1)
     alone, _ = trained(config, make=lambda: Double(network("lrnet26")))(0)
@@ -179,7 +179,7 @@ def test_an_lrnet_agrees_too(group, attack):
     assert_close(two, alone, 1e-11)
 
 
-def test_batch_norm_is_local_unless_asked_for(group):
+def test_batch_norm_is_local_by_default(group):
     """With statistics of each process, two are one that takes two micro-batches."""
     config = settings(get("none"), sync_batchnorm=False)
     two = group(2, trained(config))
@@ -224,7 +224,7 @@ def test_micro_batches_add_up_to_the_batch(micro):
     assert [s.accuracy for s in parts] == pytest.approx([s.accuracy for s in whole])
 
 
-def test_a_batch_that_leaves_batch_norm_one_image_is_refused():
+def test_a_batch_with_one_image_for_batch_norm_is_refused():
     assert [micro_batches(settings(micro_batch=m), size) for m, size in ((0, 4), (2, 4), (3, 1), (8, 1))] == [
         1,
         1,
@@ -312,7 +312,7 @@ def test_three_processes_resume_to_the_bit(group, tmp_path, sync_batchnorm):
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_run_goes_on_with_another_number_of_processes(group, tmp_path):
+def test_a_run_continues_with_another_number_of_processes(group, tmp_path):
     config = run_settings(tmp_path)
     list(train_run(config, tmp_path / "alone"))
     group(2, run(config, tmp_path / "run", stop=2))
@@ -324,7 +324,7 @@ def test_a_run_goes_on_with_another_number_of_processes(group, tmp_path):
         assert one.get("test_accuracy") == other.get("test_accuracy")
 
 
-def test_accuracy_is_shared_out(group):
+def test_accuracy_is_divided_among_processes(group):
     model, data = network().eval(), pictures(25)
     alone = accuracy(model, data, PGD2, seed=1)
 
@@ -336,7 +336,7 @@ def test_accuracy_is_shared_out(group):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_process_without_an_image_has_its_say(group, tmp_path, workers):
+def test_a_process_without_images_takes_part_in_an_accuracy(group, tmp_path, workers):
     """Two images for three processes, of files: these cannot be stacked where there are none."""
     for name in ("a", "b"):
         (tmp_path / "pictures" / name).mkdir(parents=True)
@@ -351,7 +351,7 @@ def test_a_process_without_an_image_has_its_say(group, tmp_path, workers):
     assert group(3, work) == [accuracy(model, data, PGD2, seed=1)] * 3
 
 
-def test_an_error_of_the_first_process_ends_all_and_is_told_once(group, tmp_path):
+def test_an_error_of_the_first_process_ends_all_and_is_raised_once(group, tmp_path):
     config = run_settings(tmp_path)
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "notes.txt").touch()
@@ -361,7 +361,7 @@ def test_an_error_of_the_first_process_ends_all_and_is_told_once(group, tmp_path
     assert (second.kind, second.code) == (SystemExit, 2)
 
 
-def test_an_error_of_another_process_ends_all_and_is_told_once(group):
+def test_an_error_of_another_process_ends_all_and_is_raised_once(group):
     def failing(kind, *ranks):
         def work(rank):
             def fail():
@@ -427,7 +427,7 @@ def test_machines_with_other_images_are_refused(group, tmp_path):
     assert (second.kind, second.code) == (SystemExit, 2)
 
 
-def test_only_the_first_process_hashes_and_each_looks_once_for_its_images(group, tmp_path, monkeypatch):
+def test_only_the_first_process_hashes_and_each_loads_its_images_once(group, tmp_path, monkeypatch):
     calls = []
     load_once, hash_once = runs.data_room.load, runs.content_hash
     monkeypatch.setattr(runs.data_room, "load", lambda name, split, root: calls.append(split) or load_once(name, split))
@@ -539,7 +539,7 @@ def words(tmp_path):
     return str(tmp_path / "config.toml"), "--out", str(tmp_path / "run"), "--set", "train.epochs=2"
 
 
-def test_torchrun_trains_and_says_it_once(words, tmp_path):
+def test_torchrun_trains_and_reports_once(words, tmp_path):
     process = torchrun(*words, stdout=subprocess.PIPE)
     out, errors = process.communicate()
     assert process.returncode == 0, errors
@@ -552,7 +552,7 @@ def test_torchrun_trains_and_says_it_once(words, tmp_path):
     )
 
 
-def test_a_killed_worker_ends_torchrun_and_what_was_saved_is_kept(words, tmp_path):
+def test_a_killed_worker_ends_torchrun_and_saved_states_are_kept(words, tmp_path):
     process = torchrun(*words[:-2], "--set", "train.epochs=2000", "--set", "train.milestones=[]")
     while process.poll() is None and not (list_states(tmp_path / "run") if (tmp_path / "run").exists() else []):
         time.sleep(0.05)
@@ -587,7 +587,7 @@ def interrupted_by_hand(process):
 
 
 @pytest.mark.parametrize(("stop", "number"), [(told_by_torchrun, signal.SIGTERM), (interrupted_by_hand, signal.SIGINT)])
-def test_torchrun_hands_signals_on_and_everything_is_saved(words, tmp_path, stop, number):
+def test_torchrun_forwards_signals_and_the_state_is_saved(words, tmp_path, stop, number):
     """The processes that load images are signaled, too."""
     (tmp_path / "program.py").write_text(PROGRAM)
     more = [word for key in ("epochs=20000", "milestones=[]") for word in ("--set", f"train.{key}")]

@@ -60,7 +60,7 @@ def timeless(folder):
     return [dataclasses.replace(row, seconds=0) for row in read(folder / "ledger.sqlite")]
 
 
-def test_killed_at_ten_moments_and_resumed_the_ledger_is_the_same(tmp_path):
+def test_a_ledger_is_the_same_after_ten_kills_and_resumes(tmp_path):
     """A forked child is killed again and again, each time a little after the ledger grew."""
     room = {"__name__": "run"}
     text = textwrap.dedent(RUN)
@@ -184,7 +184,7 @@ FULL = """
 """
 
 
-def test_on_a_full_disk_the_file_is_named_and_what_was_written_stays(tmp_path):
+def test_on_a_full_disk_the_file_is_named_and_written_rows_stay(tmp_path):
     (tmp_path / "nets.py").write_text(
         "import torch\nfrom torch import nn\n\ndef make():\n    torch.manual_seed(0)\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n"
@@ -209,7 +209,7 @@ def test_on_a_full_disk_the_file_is_named_and_what_was_written_stays(tmp_path):
     assert timeless(tmp_path / "out") == timeless(tmp_path / "whole")
 
 
-def test_a_locked_ledger_is_named_and_what_was_written_stays(tmp_path, data, model):
+def test_a_locked_ledger_is_named_and_written_rows_stay(tmp_path, data, model):
     rlr.evaluate(model, data.take(150), WEAK, out=tmp_path)
     before = timeless(tmp_path)
     with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as other:

@@ -114,7 +114,7 @@ def test_learning_rate_without_or_with_a_broken_warm_up():
 
 
 @pytest.mark.parametrize("name", ["none", "flip", "flip-crop"])
-def test_augmentation_belongs_to_seed_epoch_and_id_not_to_the_batch(name):
+def test_augmentation_is_keyed_by_seed_epoch_and_id_not_by_the_batch(name):
     augment = AUGMENTATIONS[name]
     images, ids = torch.rand(40, 3, 16, 24), torch.arange(40) * 13
     whole = augment(images, ids, 5, 2)
@@ -166,7 +166,7 @@ def folder(tmp_path):
     return tmp_path / "pictures"
 
 
-def test_an_epoch_takes_every_image_once_in_an_order_of_its_own():
+def test_every_epoch_takes_each_image_once_in_a_new_order():
     data = pictures(24)
     orders = [torch.cat(shuffle_positions(data, 8, seed=1, epoch=epoch)) for epoch in range(3)]
     for order in orders:
@@ -181,7 +181,7 @@ def test_an_incomplete_last_batch_is_dropped():
     assert [len(batch) for batch in shuffle_positions(pictures(24), 7, seed=0, epoch=0)] == [7, 7, 7]
 
 
-def test_order_belongs_to_the_ids():
+def test_the_order_is_keyed_by_ids():
     data = pictures(24)
     turned = data.subset(torch.arange(23, -1, -1))
     one, other = (torch.cat(shuffle_positions(d, 8, seed=1, epoch=0)) for d in (data, turned))
@@ -198,7 +198,7 @@ def test_workers_make_the_same_batches():
 
 
 @fork
-def test_images_travel_as_bytes(folder):
+def test_workers_send_images_as_uint8(folder):
     files = data_room.load(f"folder:{folder}", transform=TRANSFORMS["imagenet"])
     memory = from_arrays(files.batch(torch.arange(12))[0], files.labels)
     sent = [Batches(data, seed)[torch.arange(3), 0][0] for data, seed in ((files, None), (files, 1), (memory, None))]
@@ -207,7 +207,7 @@ def test_images_travel_as_bytes(folder):
 
 @fork
 @pytest.mark.parametrize("workers", [0, 1])
-def test_files_and_memory_train_to_the_same_bits(folder, workers):
+def test_files_and_arrays_train_to_the_same_bits(folder, workers):
     files = data_room.load(f"folder:{folder}", transform=lambda image: pixels(image.resize((12, 12))))
     memory = from_arrays(files.batch(torch.arange(12))[0], files.labels)
     results = []
@@ -225,14 +225,14 @@ def test_files_and_memory_train_to_the_same_bits(folder, workers):
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def test_the_first_random_crop_is_not_noticed(folder):
+def test_loading_with_random_crops_leaves_the_generator_alone(folder):
     state = torch.get_rng_state()
     data_room.load(f"folder:{folder}", transform=TRANSFORMS["imagenet"])
     assert torch.equal(torch.get_rng_state(), state)
 
 
 @fork
-def test_random_crops_belong_to_seed_epoch_and_id(folder):
+def test_random_crops_are_keyed_by_seed_epoch_and_id(folder):
     data = data_room.load(f"folder:{folder}", "train", transform=TRANSFORMS["imagenet"])
     order = list(torch.arange(12).split(4))
     state = torch.get_rng_state()
@@ -314,7 +314,7 @@ def test_regular_training_is_plain_sgd(make):
     assert {(m.steps, m.images) for m in metrics} == {(6, 8)}
 
 
-def test_adversarial_training_is_the_recipe():
+def test_adversarial_training_follows_the_recipe():
     """Targeted PGD from a random start in eval mode, then a step in train mode; redrawn in the second epoch."""
     data, attack = pictures(8), get("lrnet-train")
     ours, plain = foreign(), foreign()
@@ -362,7 +362,7 @@ def test_an_attacked_step_is_a_step_on_the_adversarial_images_and_nothing_else(n
 
 @pytest.mark.parametrize("protocol", [PGD3, replace(PGD3, target="least-likely"), replace(PGD3, steps=0)])
 @pytest.mark.parametrize("make", [network, foreign])
-def test_an_attack_leaves_no_trace(make, protocol):
+def test_an_attack_leaves_the_network_unchanged(make, protocol):
     model = make().train()
     model.get_submodule("bn1" if hasattr(model, "bn1") else "1").eval()  # a frozen batch norm stays frozen
     first = next(model.parameters())
@@ -416,7 +416,7 @@ def test_training_learns(attack):
     assert metrics[-1].accuracy > 0.9
 
 
-def test_augmented_images_are_what_is_learned_from():
+def test_training_uses_the_augmented_images():
     seen = []
     model = foreign()
     model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
@@ -427,7 +427,7 @@ def test_augmented_images_are_what_is_learned_from():
 
 
 @fork
-def test_starting_at_a_step_goes_on_where_training_was():
+def test_starting_at_a_step_continues_the_training():
     data, config = pictures(), settings(augment="flip-crop")
     straight = network()
     list(adversarial_train(straight, data, config))

@@ -10,7 +10,7 @@ from robust_lr.utils.errors import InputError
 TINY = ["model.name=resnet18", "model.width=0.0625", "model.stem=small", "attack.steps=1", "train.batch_size=64"]
 
 
-def test_hours_are_arithmetic():
+def test_hours_follow_from_the_measured_steps():
     found = Plan(
         device="cuda: X", images=32, seconds=0.5, memory=1, epoch_images=1_280_000, epochs=90, processes=32, share=32,
         assumed=None,
@@ -20,7 +20,7 @@ def test_hours_are_arithmetic():
     assert len(found.assumptions()) == 2
 
 
-def test_a_plan_measures_the_run_s_own_steps(monkeypatch):
+def test_a_plan_measures_steps_of_the_planned_run(monkeypatch):
     seen = []
     train = plan_room.adversarial_train
 
@@ -57,7 +57,7 @@ def test_a_cpu_is_measured_with_as_many_pixels_as_four_images_of_imagenet(monkey
     assert plan(config, processes=8, steps=1).images == 8
 
 
-def test_imagenet_need_not_be_here(tmp_path, monkeypatch):
+def test_imagenet_need_not_be_present(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     count, classes, shape, assumed = find_size(config_room.load("imagenet/lrnet26_adv"))
     assert (count, classes, shape) == (1_281_167, 1000, (3, 224, 224))

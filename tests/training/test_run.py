@@ -69,7 +69,7 @@ def test_a_run_folder_holds_all_that_is_needed(straight, config, data):
     assert len(steps) == STEPS
 
 
-def test_metrics_have_a_line_a_step_and_the_test_accuracy_at_the_end_of_an_epoch(straight, data):
+def test_metrics_have_a_line_per_step_and_the_test_accuracy_per_epoch(straight, data):
     folder, steps = straight
     lines = read_metrics(folder)
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
@@ -82,7 +82,7 @@ def test_metrics_have_a_line_a_step_and_the_test_accuracy_at_the_end_of_an_epoch
     assert lines[-1]["test_accuracy"] == pytest.approx(right.float().mean().item())
 
 
-def test_a_run_belongs_to_its_seed(straight, config, tmp_path):
+def test_another_seed_gives_another_loss(straight, config, tmp_path):
     first = next(train_run(replace(config, seed=6), tmp_path / "other"))
     assert first.loss != straight[1][0].loss
 
@@ -134,7 +134,7 @@ def test_a_second_signal_has_its_usual_effect(config, tmp_path):
     run.close()
 
 
-def test_under_torchrun_a_second_signal_is_heeded_too(monkeypatch):
+def test_under_torchrun_a_second_signal_is_collected_too(monkeypatch):
     """torchrun hands on what a job system has told its processes already."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with collect_stop_signals() as received:
@@ -143,7 +143,7 @@ def test_under_torchrun_a_second_signal_is_heeded_too(monkeypatch):
         assert received == [signal.SIGTERM, signal.SIGTERM, signal.SIGHUP]
 
 
-def test_a_long_epoch_is_saved_now_and_then(config, tmp_path, monkeypatch):
+def test_states_are_saved_within_a_long_epoch(config, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "SAVE_SECONDS", 0.0)
     run = train_run(config, tmp_path / "run")
     next(run), next(run)
@@ -217,12 +217,12 @@ def test_another_config_is_refused_with_the_difference(straight, config):
     assert contents(folder) == before
 
 
-def test_threads_workers_and_the_place_of_the_data_may_change(straight, config):
+def test_threads_workers_and_the_data_folder_may_change(straight, config):
     other = with_values(config, data={"workers": 1, "root": "/"}, train={"threads": 2})
     assert list(train_run(other, straight[0], resume=True)) == []
 
 
-def test_a_run_goes_on_with_other_micro_batches(straight, config, tmp_path):
+def test_a_run_continues_with_other_micro_batches(straight, config, tmp_path):
     until(config, tmp_path / "run", 6)
     fewer = with_values(config, compute={"micro_batch": 4})
     rest = list(train_run(fewer, tmp_path / "run", resume=True))

@@ -52,7 +52,7 @@ def straight(config, tmp_path_factory):
 # kill -9
 
 
-def test_killed_five_times_at_random_moments_a_run_ends_with_the_same_bits(straight, config, tmp_path, monkeypatch):
+def test_a_run_killed_five_times_at_random_ends_with_the_same_bits(straight, config, tmp_path, monkeypatch):
     """From outside, in the middle of whatever it does: an attack, a step, a save."""
     monkeypatch.setattr(runs, "SAVE_SECONDS", 0.02)
     metrics, moments = tmp_path / "run" / METRICS, random.Random(0)
@@ -94,7 +94,7 @@ def test_two_runs_in_one_folder_are_refused(config, tmp_path):
     assert next(train_run(config, tmp_path / "run", resume=True)).step == 1
 
 
-def test_a_file_system_without_locks_keeps_nobody_from_training(tmp_path, monkeypatch):
+def test_training_works_on_a_file_system_without_locks(tmp_path, monkeypatch):
     def unsupported(handle, operation):
         raise OSError(37, "No locks available")
 
@@ -180,7 +180,7 @@ def test_a_full_disk_is_one_clear_line_and_the_last_state_is_kept(straight, conf
     assert_finished_like(tmpfs / "run", straight)
 
 
-def test_metrics_that_find_no_room_end_the_run(config, tmp_path, monkeypatch):
+def test_metrics_that_cannot_be_written_end_the_run(config, tmp_path, monkeypatch):
     until(config, tmp_path / "run", 7)
     (tmp_path / "run" / METRICS).unlink()
     (tmp_path / "run" / METRICS).symlink_to("/dev/full")
@@ -269,7 +269,7 @@ def test_a_folder_without_a_readable_image_names_the_first(folder):
         data_room.load(f"folder:{folder}")
 
 
-def test_a_pass_without_a_readable_image_is_an_error(config, folder, tmp_path):
+def test_a_micro_batch_without_a_readable_image_is_an_error(config, folder, tmp_path):
     for file in folder.rglob("*.png"):
         if file.name != "00.png":  # tells the shape
             file.write_bytes(b"no image")
@@ -277,7 +277,7 @@ def test_a_pass_without_a_readable_image_is_an_error(config, folder, tmp_path):
         list(train_run(reading(config, folder, unreadable="skip"), tmp_path / "run"))
 
 
-def test_an_accuracy_goes_without_a_batch_that_cannot_be_read(folder):
+def test_an_accuracy_leaves_out_a_batch_that_cannot_be_read(folder):
     data = data_room.load(f"folder:{folder}").subset([0, 1, 2])  # the third is a/04.png
     model = build_model("resnet18", num_classes=2, width=0.0625, stem="small")
     assert accuracy(model, data, batch_size=2, skip=True) == accuracy(model, data.subset([0, 1]))
@@ -294,7 +294,7 @@ def validating(config, **values):
     )
 
 
-def test_held_out_images_are_not_learned_from(config):
+def test_held_out_images_are_not_trained_on(config):
     ready = prepare(validating(config))
     train, held = ready.train, ready.validation
     assert (len(train), len(held)) == (32, 16)
@@ -328,7 +328,7 @@ def test_the_best_weights_are_those_of_the_best_validation(config, tmp_path, mon
     assert checkpoint_record(tmp_path / "run" / BEST)["epoch"] == 2
 
 
-def test_a_validation_is_the_attack_on_the_held_out_images(config, tmp_path):
+def test_a_validation_attacks_the_held_out_images(config, tmp_path):
     config = validating(config, every=3)
     list(train_run(config, tmp_path / "run"))
     lines = read_metrics(tmp_path / "run")
@@ -363,7 +363,7 @@ def test_the_guard_stops_when_robust_accuracy_collapses(config, tmp_path, monkey
         list(train_run(config, tmp_path / "run", resume=True))
 
 
-def test_averaged_weights_are_kept_and_tested(config, tmp_path):
+def test_averaged_weights_are_saved_and_tested(config, tmp_path):
     """The average follows the weights step by step, and is what is saved as the network."""
     config = replace(config, train=replace(config.train, epochs=1, milestones=()))
     mean = None

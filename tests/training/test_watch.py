@@ -33,7 +33,7 @@ def write(folder, steps, mode="a"):
 EPOCHS = [step(n) for n in (1, 2, 3)] + [step(4, test_accuracy=0.7, validation_accuracy=0.6, robust_accuracy=0.25)]
 
 
-def test_a_run_is_summed_up():
+def test_a_run_is_summarized():
     latest = Latest()
     assert latest.describe() == "starting"
     for each in [*EPOCHS, step(5)]:
@@ -51,7 +51,7 @@ def test_a_run_is_summed_up():
     assert slow.images_per_second == pytest.approx(16)  # the last steps count
 
 
-def test_a_follower_reads_on_and_begins_anew_after_a_resume(tmp_path):
+def test_a_follower_reads_new_lines_and_starts_over_after_a_resume(tmp_path):
     run = tmp_path / "run"
     write(run, EPOCHS[:2])
     follower = Follower(run)
@@ -79,7 +79,7 @@ def test_a_run_is_running_stopped_or_finished(tmp_path):
     assert follower.state() == "finished"
 
 
-def test_a_run_that_has_not_begun_is_shown(tmp_path):
+def test_a_run_without_steps_is_shown(tmp_path):
     (tmp_path / CONFIG).touch()
     assert Follower(tmp_path).read() == Latest()
     shown = CliRunner().invoke(main, ["watch", str(tmp_path), "--once"])

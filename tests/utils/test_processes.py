@@ -26,7 +26,7 @@ def squares(numbers):
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
 @pytest.mark.parametrize("items", [[], [3], list(range(40))])
-def test_every_item_is_worked_on_once_in_one_thread(processes, items):
+def test_every_item_is_processed_once_in_one_thread(processes, items):
     found = list(parallel(squares, items, processes))
     assert sorted(square for square, _, _ in found) == [item**2 for item in items]
     assert {threads for _, _, threads in found} <= {1}
@@ -36,7 +36,7 @@ def test_every_item_is_worked_on_once_in_one_thread(processes, items):
     assert not multiprocessing.active_children()
 
 
-def test_no_process_is_started_where_forks_are_unsafe_and_threads_are_left_alone():
+def test_no_process_is_started_if_forks_are_unsafe_and_threads_stay():
     torch.set_num_threads(2)
     try:
         assert list(parallel(squares, [1, 2], 0)) == [(1, os.getpid(), 2), (4, os.getpid(), 2)]
@@ -44,7 +44,7 @@ def test_no_process_is_started_where_forks_are_unsafe_and_threads_are_left_alone
         torch.set_num_threads(1)
 
 
-def test_threads_are_as_before_after_work_in_this_process():
+def test_the_number_of_threads_is_restored():
     torch.set_num_threads(2)
     try:
         assert [threads for _, _, threads in parallel(squares, [1], 3)] == [1]
@@ -187,7 +187,7 @@ def test_the_default_is_a_process_for_each_thread(monkeypatch):
 
 
 @pytest.mark.parametrize("processes", [-1, max_processes() + 1, 10**9])
-def test_an_impossible_number_of_processes_is_refused(processes):
+def test_too_many_processes_are_refused(processes):
     with pytest.raises(InputError, match=f"^processes = {processes}: must be at least 0 and at most"):
         process_count(processes)
 

@@ -48,7 +48,7 @@ def test_small_p_values_of_three_runs_are_as_rare_as_they_say(between_runs):
     assert errors < 1.5 * rate * trials
 
 
-def test_pooled_images_would_claim_far_too_much():
+def test_pooling_images_of_all_runs_would_be_overconfident():
     """Counting every image of every run as a trial of its own ignores that runs differ; ours is wider."""
     values = simulate(3, 200, 0.4, torch.Generator().manual_seed(1))
     low, high = mean_over_runs(values).interval
@@ -84,14 +84,14 @@ def test_variance_between_images_alone_gives_the_normal_interval():
     assert (high - low) / 2 == pytest.approx(1.959964 * float(row.std()) / sqrt(6), rel=1e-6)
 
 
-def test_one_run_says_nothing_of_others():
+def test_one_run_has_an_infinite_interval():
     estimate = mean_over_runs(torch.tensor([[1.0, 0.0, 1.0]]))
     assert (estimate.interval, estimate.p, estimate.std) == ((-inf, inf), 1.0, None)
     assert runs_needed(estimate) is None
     assert images_needed(estimate) is None
 
 
-def test_sizes_that_decide_do_decide():
+def test_needed_sizes_have_the_power_they_promise():
     """The number of runs that is named finds the difference in about 80 % of simulations, half of it in fewer."""
     components = Components(runs=0.03**2, images=0.1, rest=0.1)
     found = Estimate(0.05, (0, 0), 0.5, (0.0, 0.1, 0.05), 1000, components)
@@ -125,7 +125,7 @@ def test_a_correction_for_several_tests_needs_more_runs_and_images():
     assert images_needed(decided, tests=7) > images_needed(decided)
 
 
-def test_no_number_of_runs_decides_where_images_are_too_few():
+def test_no_number_of_runs_decides_with_too_few_images():
     components = Components(runs=1e-4, images=0.2, rest=0.1)
     found = Estimate(0.01, (0, 0), 0.5, (0.0, 0.02), 200, components)
     assert runs_needed(found) is None

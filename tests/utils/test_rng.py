@@ -20,7 +20,7 @@ IDS = torch.arange(50)
 
 
 @pytest.mark.parametrize(("counter", "key", "output"), KNOWN)
-def test_philox_gives_the_known_answers(counter, key, output):
+def test_philox_gives_the_published_values(counter, key, output):
     words = rng.philox(tuple(map(torch.tensor, counter)), tuple(map(torch.tensor, key)))
     assert tuple(map(int, words)) == output
 
@@ -86,7 +86,7 @@ def test_uniform_fills_the_unit_interval_with_multiples_of_two_to_the_minus_24()
 
 
 @pytest.mark.parametrize("high", [1, 2, 9, 999])
-def test_integers_are_spread_over_their_range(high):
+def test_integers_are_uniform_over_their_range(high):
     drawn = rng.integers(0, rng.TARGET, torch.arange(20 * high + 5000), high)
     counts = torch.bincount(drawn, minlength=high)
     assert drawn.dtype == torch.int64

@@ -77,7 +77,7 @@ def test_pairs_that_agree_narrow_the_interval():
     assert together[2] - together[1] < (apart[2] - apart[1]) / 2
 
 
-def test_holm():
+def test_holm_adjusts_p_values():
     # Holm's procedure by hand: 0.01 * 4, 0.02 * 3, 0.03 * 2, 0.04 * 1
     assert holm([0.01, 0.04, 0.03, 0.02]) == pytest.approx([0.04, 0.06, 0.06, 0.06])
     assert holm([0.5, 0.9]) == [1.0, 1.0]
