@@ -184,7 +184,7 @@ def test_a_loss_that_is_not_finite_is_a_failure_not_wrong_input(room, here):
         ("data.name=folder:gone", ["gone", "check the path"]),
         ("data.name=imagenet", ["imagenet", "sub-folder"]),
         ("data.limit=25", ["limit = 25", "24 images"]),
-        ("data.augment=imagenet", ["is for image files"]),
+        ("data.augment=imagenet", ["needs image files"]),
         ("attack.protocol=lrnet-trian", ["'lrnet-trian'", "did you mean 'lrnet-train'"]),
         ("attack.eps=16", ["eps = 16", "[0, 1]", "16/255"]),
         ("attack.eps=-0.1", ["eps = -0.1", "[0, 1]"]),

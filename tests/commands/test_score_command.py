@@ -94,7 +94,7 @@ def test_another_model_is_evaluated_on_the_images(here):
         (["score", "first", "--model", "nets.py:wide"], "3 classes"),
         (["score", "first", "--model", "nets.py:narrow"], "the model fails on images"),
         (["score", "first", "--model", "nets.py:nobody"], "nobody"),
-        (["score", "first", "--preset", "cifar10"], "give --model NAME as well"),
+        (["score", "first", "--preset", "cifar10"], "give --model NAME too"),
         (["score", "first", "--model", "nets.py:first", "--json", "first"], "first"),
         (["transfer", "first"], "two runs or more"),
         (["transfer", "first", "first"], "first is given twice"),

@@ -686,7 +686,7 @@ def test_other_weights_and_images_are_refused(begun, data):
         begun["model"][1].running_var[0] += 1e-6  # a buffer counts as well
     with pytest.raises(
         InputError,
-        match=r"weights_sha256 was \w{8}\.\.\. and is \w{8}\.\.\. \(the network has other",
+        match=r"weights_sha256 was \w{8}\.\.\. and is \w{8}\.\.\. \(the weights of the network differ",
     ):
         rlr.evaluate(**begun, resume=True)
     with torch.no_grad():

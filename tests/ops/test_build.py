@@ -257,7 +257,7 @@ def test_build_for_named_gpus_makes_a_library_for_each(asked: list[tuple[str, ob
     [
         (("--arch", "Voodoo"), "--arch must name compute capabilities like 8.0 or 9.0, or "),
         (("--arch", ""), "--arch must name compute capabilities like 8.0 or 9.0, or "),
-        (("--arch", "9.0", "--no-cuda"), "give one of the two"),
+        (("--arch", "9.0", "--no-cuda"), "give only one of them"),
     ],
 )
 def test_build_refuses_wrong_options(arguments: tuple[str, ...], words: str, asked: list[tuple[str, object]]) -> None:

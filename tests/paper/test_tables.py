@@ -253,7 +253,7 @@ def test_mistakes_in_a_table_are_named(toml, override, words):
 
 
 def test_configs_of_networks_and_of_tables_are_not_interchangeable(tmp_path):
-    with pytest.raises(InputError, match=r"mini: a table needs \[\[rows\]\]; one network .* adv-train"):
+    with pytest.raises(InputError, match=r"mini: a table needs \[\[rows\]\]; to train one network, .* adv-train"):
         tables.read("lrnet26_fashion_mnist_mini")
     with pytest.raises(InputError, match=r"table9 holds the \[\[rows\]\] of a table.* run it with robust-lr table"):
         config.load("table9")

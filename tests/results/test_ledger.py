@@ -95,7 +95,7 @@ def test_findings_are_kept(tmp_path):
 def test_a_file_that_exists_is_not_used_unless_resumed(tmp_path):
     file = tmp_path / "ledger"
     Ledger(file, {}).close()
-    with pytest.raises(InputError, match="exists: resume"):
+    with pytest.raises(InputError, match="exists: continue that evaluation"):
         Ledger(file, {})
 
 
