@@ -172,10 +172,11 @@ PROTOCOLS: dict[str, Protocol] = {
         Cascade(
             name="autoattack-fast",
             parts=(
-                APGD(name="apgd-t", eps=8 / 255, steps=32, loss="dlr", targets=9, source=_FAST),
-                APGD(name="apgd-ce", eps=8 / 255, steps=20, source=_FAST),
+                APGD(name="apgd-dlr", eps=8 / 255, steps=40, loss="dlr", source=_FAST),
+                APGD(name="apgd-t", eps=8 / 255, steps=24, loss="dlr", targets=9, source=_FAST),
+                APGD(name="apgd-ce", eps=8 / 255, steps=40, source=_FAST),
                 FAB(name="fab-t", eps=8 / 255, steps=20, targets=2, source=_FAST),
-                Square(name="square", eps=8 / 255, queries=600, source=_FAST),
+                Square(name="square", eps=8 / 255, queries=500, source=_FAST),
             ),
             source=_FAST,
         ),
