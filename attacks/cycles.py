@@ -10,6 +10,8 @@ bitwise equality counts. This needs arithmetic that gives an image the same bits
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -42,34 +44,53 @@ def begin(state: State, step: Tensor) -> State:
     }
 
 
-def follow(columns: State, state: State, step: Tensor, tally: Tensor) -> State:
-    """Update the columns after an attack has moved to ``state`` at ``step`` [N]; ``tally`` [N] is any growing count."""
-    columns = dict(columns)
+def follow(columns: State, state: State, step: Tensor, tally: Callable[[], Tensor]) -> State:
+    """Update the columns after an attack has moved to ``state`` at ``step`` [N]; ``tally()`` [N] is any growing count.
+
+    The usual step, at which nothing repeats, takes few operations.
+    """
     due = columns["expected"] == step
-    if bool(due.any()):
-        same = due
-        for name, column in state.items():
-            same = same & (column == columns[_ANCHOR + name]).flatten(1).all(1)
-        columns["period"] = torch.where(same, columns["candidate"], columns["period"])
-        columns["since"] = torch.where(same, step, columns["since"])
-        columns["per_period"] = torch.where(same, tally - columns["per_period"], columns["per_period"])
-        columns["expected"] = torch.where(due, -1, columns["expected"])
     code = hash_rows(state)[:, None]
     repeated = columns["hashes"] == code
-    if bool(repeated.any()):
-        places = torch.arange(MAX_PERIOD, device=step.device)
-        age = (step[:, None] - places - 1) % MAX_PERIOD + 1
-        candidate = torch.where(repeated, age, MAX_PERIOD + 1).amin(1)
-        fresh = (candidate <= MAX_PERIOD) & (columns["expected"] < 0) & (columns["period"] == 0)
-        if bool(fresh.any()):
-            for name, column in state.items():
-                mask = fresh.view(-1, *[1] * (column.ndim - 1))
-                columns[_ANCHOR + name] = torch.where(mask, column, columns[_ANCHOR + name])
-            columns["candidate"] = torch.where(fresh, candidate, columns["candidate"])
-            columns["expected"] = torch.where(fresh, step + candidate, columns["expected"])
-            columns["per_period"] = torch.where(fresh, tally, columns["per_period"])
-    columns["hashes"] = columns["hashes"].scatter(1, (step % MAX_PERIOD)[:, None], code)
-    return columns
+    if bool((repeated.any(1) | due).any()):
+        columns = confirm(columns, state, step, due, tally())
+        columns = propose(columns, state, step, repeated, tally())
+    return {**columns, "hashes": columns["hashes"].scatter(1, (step % MAX_PERIOD)[:, None], code)}
+
+
+def confirm(columns: State, state: State, step: Tensor, due: Tensor, tally: Tensor) -> State:
+    """Confirm the candidate period of images whose anchor is ``due`` [N] to repeat, if it does."""
+    same = due
+    for name, column in state.items():
+        same = same & (column == columns[_ANCHOR + name]).flatten(1).all(1)
+    return {
+        **columns,
+        "period": torch.where(same, columns["candidate"], columns["period"]),
+        "since": torch.where(same, step, columns["since"]),
+        "per_period": torch.where(same, tally - columns["per_period"], columns["per_period"]),
+        "expected": torch.where(due, -1, columns["expected"]),
+    }
+
+
+def propose(columns: State, state: State, step: Tensor, repeated: Tensor, tally: Tensor) -> State:
+    """Anchor images whose hash is ``repeated`` [N, MAX_PERIOD] and which have no other candidate at the moment."""
+    places = torch.arange(MAX_PERIOD, device=step.device)
+    age = (step[:, None] - places - 1) % MAX_PERIOD + 1
+    candidate = torch.where(repeated, age, MAX_PERIOD + 1).amin(1)
+    fresh = (candidate <= MAX_PERIOD) & (columns["expected"] < 0) & (columns["period"] == 0)
+    if not bool(fresh.any()):
+        return columns
+    anchors = {
+        _ANCHOR + name: torch.where(fresh.view(-1, *[1] * (column.ndim - 1)), column, columns[_ANCHOR + name])
+        for name, column in state.items()
+    }
+    return {
+        **columns,
+        **anchors,
+        "candidate": torch.where(fresh, candidate, columns["candidate"]),
+        "expected": torch.where(fresh, step + candidate, columns["expected"]),
+        "per_period": torch.where(fresh, tally, columns["per_period"]),
+    }
 
 
 def periods_left(period: Tensor, step: Tensor, steps: int) -> Tensor:

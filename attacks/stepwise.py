@@ -147,7 +147,7 @@ def run(
         state = advance(state, step)
         if followed is not None:
             now = torch.full_like(labels, step + 1)
-            followed = cycles.follow(followed, state, now, none)
+            followed = cycles.follow(followed, state, now, lambda: none)
             if bool((followed["period"] > 0).all()):
                 left = (attack.steps - now) % followed["period"]
                 last = state["query"]

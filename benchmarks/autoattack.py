@@ -254,7 +254,8 @@ def main() -> None:
         "command": "python benchmarks/autoattack.py --fast --out FILE"
         if options.fast
         else "AUTOATTACK=FOLDER python benchmarks/autoattack.py --out FILE"
-        f" --images {options.images} --parts {options.parts} --rounds {options.rounds}",
+        f" --images {options.images} --parts {options.parts} --rounds {options.rounds}"
+        f" --program {' '.join(map(repr, options.program))}",
         "device": device_name(torch.device("cpu")),
         "cores": os.cpu_count(),
         "versions": versions(),

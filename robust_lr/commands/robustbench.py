@@ -28,7 +28,7 @@ def robustbench(
     run: Path, out: Path | None, forward_passes: int, reported: str | None, allow: str | None, **about: Any
 ) -> None:
     """Write the model_info JSON of the evaluation in folder RUN, for a submission to RobustBench."""
-    from ..results.robustbench import model_info
+    from ..results.robustbench import find_reservations, model_info
     from ..results.stored import read_evaluation
     from ..utils.files import write_json
 
@@ -42,5 +42,7 @@ def robustbench(
     else:
         write_json(out, info)
         say(f"written to {out}")
+    for reservation in find_reservations(evaluation, about["dataset"]):
+        console.print(f"not ready to submit: {reservation}")
     if missing := [key for key in ("link", "name", "authors", "venue") if not info[key]]:
         console.print(f"still empty: {', '.join(missing)}; the submission form asks for them")

@@ -77,10 +77,10 @@ def skip_periods(part: StepwiseProtocol, attack: Stepwise, rows: Rows, state: Ro
         return rows
     step = rows["step"]
     # both counts grow by the same amount in every period; they are packed into one number
-    columns = cycles.follow(columns, state, step, (rows["zero_gradients"] << 32) + rows["unconfirmed"])
+    columns = cycles.follow(columns, state, step, lambda: (rows["zero_gradients"] << 32) + rows["unconfirmed"])
     rows = {**rows, **{CYCLE + name: column for name, column in columns.items()}}
     period = columns["period"]
-    if not bool((period > 0).any()):
+    if not bool(period.any()):
         return rows
     left = cycles.periods_left(period, step, attack.steps) * ~rows["decided"]
     if part.record and part.criterion == "last":

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
+from ..protocols.presets import get
 from ..utils.errors import InputError
 from .stored import Evaluation
 from .verdict import MISLED, SOUND
@@ -15,6 +16,9 @@ ABOUT = ("link", "name", "authors", "additional_data", "number_forward_passes", 
 
 #: parts of AutoAttack "standard"
 PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")
+
+#: numbers of images that the leaderboards evaluate
+IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 5_000}
 
 #: threat models by the norm of the ball
 THREATS = {"linf": "Linf", "l2": "L2"}
@@ -54,6 +58,22 @@ def model_info(evaluation: Evaluation, **about: Any) -> dict[str, Any]:
         "autoattack_acc": robust,
         **({"footnote": footnote(record)} if record.get("verdict") else {}),
     }
+
+
+def find_reservations(evaluation: Evaluation, dataset: str) -> list[str]:
+    """Return what keeps an evaluation under AutoAttack's parts from being an entry for ``dataset``, a line each."""
+    protocol, n = evaluation.protocol, evaluation.record["n"]
+    official = get("autoattack-standard" if protocol["norm"] == "linf" else "autoattack-standard-l2")
+    found = []
+    if dataset not in IMAGES:
+        found.append(f"RobustBench has leaderboards for {', '.join(IMAGES)}, not for {dataset!r}")
+    elif n != IMAGES[dataset]:
+        found.append(f"the evaluation has {n:,} images, the leaderboard for {dataset} {IMAGES[dataset]:,}")
+    for part, own in zip(official.at(protocol["eps"]).attacks(), protocol["parts"], strict=True):
+        for key, value in part.values().items():
+            if key not in ("name", "source") and own.get(key) != value:
+                found.append(f"{own['name']} has {key} = {own.get(key)}, the official value is {value}")
+    return found
 
 
 def footnote(record: Mapping[str, Any]) -> str:

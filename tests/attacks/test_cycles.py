@@ -12,7 +12,7 @@ def walk(path):
     states = [{"query": torch.full((1, 1, 1, 2), float(value))} for value in path]
     columns = cycles.begin(states[0], torch.tensor([0]))
     for step, state in enumerate(states[1:], start=1):
-        columns = cycles.follow(columns, state, torch.tensor([step]), torch.tensor([3 * step]))
+        columns = cycles.follow(columns, state, torch.tensor([step]), lambda step=step: torch.tensor([3 * step]))
     return columns
 
 
@@ -45,7 +45,10 @@ def test_momentum_is_part_of_the_state():
         query = torch.full((1, 1, 1, 1), float(step % 2))
         state = {"query": query, "velocity": torch.full_like(query, float(step))}
         now = torch.tensor([step])
-        columns = cycles.begin(state, now) if columns is None else cycles.follow(columns, state, now, now)
+        if columns is None:
+            columns = cycles.begin(state, now)
+        else:
+            columns = cycles.follow(columns, state, now, lambda now=now: now)
     assert int(columns["period"]) == 0
 
 

@@ -5,7 +5,7 @@ import torch
 
 import robust_lr as rlr
 from robust_lr.protocols import APGD, FAB, Cascade, Square
-from robust_lr.results.robustbench import model_info
+from robust_lr.results.robustbench import find_reservations, model_info
 from robust_lr.results.stored import read_evaluation
 from robust_lr.utils.errors import InputError
 
@@ -43,6 +43,13 @@ def test_an_evaluation_becomes_an_entry_with_all_fields(tmp_path):
         assert info[key] == f"{float(info[key]):.2f}"
     assert info["clean_acc"] == f"{100 * found.record['clean_accuracy']:.2f}"
     assert model_info(found, **ABOUT, reported="1.5")["reported"] == "1.5"
+    reservations = find_reservations(found, "cifar10")
+    assert "the evaluation has 12 images, the leaderboard for cifar10 10,000" in reservations
+    assert "square has queries = 1, the official value is 5000" in reservations
+    assert any("not for 'mnist'" in line for line in find_reservations(found, "mnist"))
+    official = rlr.protocols.get("autoattack-standard").values()
+    record = {**found.record, "n": 10_000, "protocol": official}
+    assert find_reservations(replace(found, record=record), "cifar10") == []
 
 
 def test_other_protocols_cannot_be_exported(tmp_path):
