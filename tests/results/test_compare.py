@@ -128,7 +128,7 @@ def test_folders_without_a_finished_evaluation_are_named(runs, tmp_path):
         rlr.compare([runs / "a"])
     with pytest.raises(InputError, match=rf"holds no evaluation .*; it holds {runs / 'a'}, {runs / 'b'}"):
         rlr.compare([runs, runs / "a"])
-    with pytest.raises(InputError, match=r"gone holds no evaluation \(ledger\.sqlite\)$"):
+    with pytest.raises(InputError, match=r"gone holds no evaluation \(ledger\.sqlite\); give the `out`"):
         rlr.compare([runs / "a", tmp_path / "gone"])
     for name in ("short", "bare", "bad", "old"):
         shutil.copytree(runs / "b", tmp_path / name)
