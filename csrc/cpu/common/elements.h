@@ -27,12 +27,12 @@ inline void narrow(float v, BFloat16* to) {  // to nearest, ties to even
 }
 
 #if defined(__AVX512F__)
-// The lanes of a mask, from bfloat16 in memory; the others are zero.
+// Loads the lanes of a mask from bfloat16 in memory; the other lanes are zero.
 inline __m512 load_bfloat16(const BFloat16* from, __mmask16 lanes) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, from)), 16));
 }
 
-// They are rounded to nearest, ties to even.
+// Rounds to nearest, ties to even.
 inline void store_bfloat16(__m512 v, BFloat16* to, __mmask16 lanes) {
   const __m512i bits = _mm512_castps_si512(v), one = _mm512_set1_epi32(1);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
@@ -44,7 +44,7 @@ inline void store_bfloat16(__m512 v, BFloat16* to, __mmask16 lanes) {
 }
 #endif
 
-// A run: neighbors in memory that move together, 16 bytes of type A.
+// A run: 16 bytes of consecutive elements of type A, which are moved together.
 template <class A>
 inline constexpr int kRun = 16 / sizeof(A);
 
@@ -84,7 +84,7 @@ inline void write_run(Run<A> run, BFloat16* to) {
   std::memcpy(to, &kept, sizeof kept);
 }
 
-// A vector is kLanes / kRun runs; `put` replaces one of them. (GCC makes several instructions of the portable form.)
+// A vector has kLanes / kRun runs; `put` replaces one. (GCC compiles the portable form to several instructions.)
 template <class A, int Place>
 inline Vec<A> put(Vec<A> v, Run<A> run) {
 #if defined(__AVX512F__)
@@ -118,7 +118,7 @@ inline Vec<A> interleave(Vec<A> a, Vec<A> b, std::integer_sequence<int, C...>) {
 
 }  // namespace detail
 
-// Transpose the square of kRun x kRun elements that kRun rows have in each of their runs.
+// Transposes, for each run, the square of kRun x kRun elements in kRun rows.
 template <class A>
 inline void transpose_runs(Vec<A> (&rows)[kRun<A>]) {
   constexpr int R = kRun<A>;

@@ -8,18 +8,18 @@
 
 namespace robust_lr::cpu {
 
-// Calls f(begin, end) for parts of [0, count) on PyTorch's threads. Kernels know no more of PyTorch than this.
+// Calls f(begin, end) for parts of [0, count) on PyTorch's threads. This is all that kernels use of PyTorch.
 void parallel_for(Index count, const std::function<void(Index, Index)>& f);
 Index thread_count();
 
-// The rows of y in a task: bands of them, where there are too few blocks to keep all threads busy.
+// Returns the number of rows of y in a task: less than a block's if there are too few blocks to keep all threads busy.
 inline Index rows_of_task(const Problem& p, Index blocks) {
   const Index threads = thread_count();
   const Index wanted = threads > 1 && blocks > 0 ? (4 * threads + blocks - 1) / blocks : 1;
   return std::max((p.out_height + wanted - 1) / wanted, std::min(p.kernel, p.out_height));
 }
 
-// Calls f(block number, first row, last row) for all of them.
+// Calls f(block number, first row, last row) for every task.
 template <class F>
 void each_band(const Problem& p, Index blocks, F f) {
   const Index rows = rows_of_task(p, blocks), bands = (p.out_height + rows - 1) / rows;

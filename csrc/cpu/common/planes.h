@@ -1,8 +1,8 @@
-// Moves image planes between a tensor, NCHW or channels-last, and lanes.
+// Moves image planes between a tensor (NCHW or channels-last) and the lanes of vectors.
 //
-// The CPU kernels give each lane of a vector a plane of its own: one group of one image. All lanes then do the same at
-// the same pixel: windows are clipped exactly, no lane idles in a short row, a stride is nothing special, and a result
-// cannot depend on the place of its image in the batch.
+// In the CPU kernels, each lane of a vector holds a different plane: one group of one image. All lanes then perform the
+// same operations at the same pixel. Windows are clipped exactly, short rows leave no lane idle, strides need no
+// special case, and a result cannot depend on the position of its image in the batch.
 #pragma once
 
 #include "../../problem.h"
@@ -13,7 +13,7 @@ namespace robust_lr::cpu {
 template <class A>
 class Planes;
 
-// A tensor [N, C, pixels] with its strides in elements, of type A, or of bfloat16 where it is narrow.
+// A tensor [N, C, pixels] with its strides in elements, of type A, or of bfloat16 if it is narrow.
 template <class A>
 struct Image {
   using Planes = robust_lr::cpu::Planes<A>;
@@ -22,8 +22,8 @@ struct Image {
   bool narrow;
 };
 
-// The images and groups of kLanes consecutive planes; plane n * groups + g is group g of image n. Lanes past the last
-// plane repeat it, and what they hold is not stored.
+// The images and groups of kLanes consecutive planes; plane n * groups + g is group g of image n. Lanes after the last
+// plane repeat it, and are not stored.
 template <class A>
 struct Block {
   int used;
@@ -45,8 +45,8 @@ struct Block {
   static Index count(const Problem& p) { return (p.batch * p.groups + kLanes<A> - 1) / kLanes<A>; }
 };
 
-// The planes of one block in one tensor: `pitch` channels in each, fewer in a ragged last group, out of `total` in an
-// image. In lanes they take `channels`, at least `pitch`.
+// The planes of one block in one tensor. Each has `pitch` of the `total` channels of an image, fewer in a ragged last
+// group. In lanes a plane has `channels` channels, at least `pitch`.
 template <class A>
 class Planes {
   static constexpr int L = kLanes<A>, R = kRun<A>;
@@ -76,10 +76,10 @@ class Planes {
     }
   }
 
-  // Reads pixels [first, first + count) into lanes [count][channels]; channels that a plane lacks become zero.
+  // Reads pixels [first, first + count) into lanes [count][channels]; missing channels become zero.
   void load(Index first, Index count, Vec<A>* lanes) const { move<false>(first, count, lanes); }
 
-  // Writes them from lanes.
+  // Writes pixels from lanes.
   void store(Index first, Index count, Vec<A>* lanes) const { move<true>(first, count, lanes); }
 
  private:
@@ -91,8 +91,8 @@ class Planes {
     move<A, kStore>(first, count, lanes);
   }
 
-  // Runs of pixels, or of channels of a group, that are neighbors in memory are transposed in registers; what remains
-  // goes element by element.
+  // Runs of pixels, or of channels of a group, that are contiguous in memory are transposed in registers; the remaining
+  // elements are moved one by one.
   template <class T, bool kStore>
   void move(Index first, Index count, Vec<A>* lanes) const {
     if (pixel_stride_ == 1 && count >= R) {
@@ -113,13 +113,13 @@ class Planes {
     }
   }
 
-  // Calls f with whether no lane is idle and none lacks a channel up to this one.
+  // Calls f with true (as a constant) if no lane is idle and every plane has this channel, else with false.
   template <bool kStore, class F>
   void with_whole(Index channel, F f) const {
     channel < least_ && (!kStore || used_ == L) ? f(std::true_type()) : f(std::false_type());
   }
 
-  // Both loops stand by themselves, so that what is around them takes none of their registers.
+  // Both loops are functions that are not inlined, so that surrounding code does not occupy their registers.
   template <class T, bool kStore, bool kWhole>
   __attribute__((noinline)) void move_pixels(Index first, Index channel, Index count, Vec<A>* lanes) const {
     for (Index i = 0; i < count; i += R) {
@@ -139,7 +139,7 @@ class Planes {
     }
   }
 
-  // Planes of one channel each, as queries and keys are: those of one image are neighbors in memory.
+  // Planes of one channel each, such as queries and keys: those of one image are contiguous in memory.
   template <class T, bool kStore>
   __attribute__((noinline)) void move_neighbors(Index first, Index count, Vec<A>* lanes) const {
     for (Index i = 0; i < count; ++i) {
@@ -180,14 +180,14 @@ class Planes {
     }
   }
 
-  // The next move is most likely the row after this one.
+  // The next call will most likely move the next row.
   template <class T, bool kStore>
   void prefetch(Index at) const {
 #pragma GCC unroll 16
     for (int lane = 0; lane < L; ++lane) __builtin_prefetch(pointer<T>(lane) + at, kStore);
   }
 
-  // A run of each lane: of pixels, or of kPerLane channels of one. `lanes` are `step` apart.
+  // Moves one run of each lane: of pixels, or of kPerLane channels of one pixel. `lanes` are `step` apart.
   template <class T, bool kStore, int kPerLane, bool kWhole>
   void move_runs(Index at, Index channel, Vec<A>* lanes, Index step) const {
     constexpr auto places = std::make_integer_sequence<int, L / R>();
@@ -219,7 +219,7 @@ class Planes {
     (write<T, kPerLane, kWhole>(take<A, Place>(row), Place * R + r, at, channel), ...);
   }
 
-  // The number of elements of a run that a lane has.
+  // Number of elements of a run that belong to one lane.
   template <int kPerLane>
   int present(int lane, Index channel) const {
     return std::clamp<Index>(present_[lane] - channel, 0, kPerLane) * (R / kPerLane);
@@ -269,7 +269,7 @@ class Planes {
   char* lane_[L];
   Index present_[L];
 
-  // Lanes whose planes are neighbors in memory; none where planes have more than one channel.
+  // Lanes whose planes are contiguous in memory; none if planes have more than one channel.
   struct Neighbors {
     int first, count;
   };

@@ -1,4 +1,4 @@
-// Where lanes stand while they are worked on: scratch memory, and rings of image rows in it.
+// Memory for lanes during a computation: scratch memory, and ring buffers of image rows in it.
 #pragma once
 
 #include <cstdlib>
@@ -9,10 +9,10 @@
 
 namespace robust_lr::cpu {
 
-// Memory of one thread that outlives a call, so that the next one pays for no page faults.
+// Memory of one thread that is kept between calls, so that the next call causes no page faults.
 class Scratch {
  public:
-  // This thread's scratch, with everything given back that was taken before.
+  // Returns this thread's scratch memory, and releases everything taken from it before.
   static Scratch& fresh() {
     static thread_local Scratch scratch;
     scratch.piece_ = scratch.used_ = 0;
@@ -47,7 +47,7 @@ class Scratch {
   std::size_t piece_ = 0, used_ = 0;
 };
 
-// Number of rows to move at once: a power of two, so that short rows, too, fill whole squares of lanes.
+// Number of rows to move at once: a power of two, so that even short rows fill whole squares of lanes.
 template <class A>
 Index rows_at_once(Index width) {
   Index rows = 1;
@@ -55,8 +55,8 @@ Index rows_at_once(Index width) {
   return rows;
 }
 
-// Some consecutive rows of an image in lanes, [row][column][channel], with a margin of zeros around the image. Row r of
-// the padded image stands in slot r modulo their number, a power of two.
+// Consecutive rows of an image in lanes, [row][column][channel], with a margin of zeros around the image. Row r of the
+// padded image is in slot r modulo the number of slots, a power of two.
 template <class A>
 class Rows {
  public:
@@ -88,7 +88,7 @@ class Rows {
     for (Index row = first; row < last; ++row) std::fill(at(row), at(row, width_ + 2 * margin_), Vec<A>{});
   }
 
-  // Calls f(first pixel, count, lanes) for each run of the image's pixels in rows [first, last) that is one in memory.
+  // Calls f(first pixel, count, lanes) for each run of pixels in rows [first, last) that is contiguous in lanes.
   template <class F>
   void each_piece(Index first, Index last, F f) const {
     while (first < last) {

@@ -1,5 +1,5 @@
-// Members of string streams that libstdc++ has had for a few years only, and which PyTorch's headers use for messages:
-// defined here, a library that is compiled on a new system runs on an older one.
+// Members of string streams that only recent versions of libstdc++ export, and that PyTorch's headers use for messages.
+// With these definitions, a library that is compiled on a new system also runs on an older one.
 #include <sstream>
 
 #if defined(__GLIBCXX__)

@@ -1,4 +1,4 @@
-// Tensors as the CPU kernels take them.
+// Tensors in the form that the CPU kernels take.
 #pragma once
 
 #include <vector>
@@ -13,13 +13,13 @@ A* data(const Tensor& t) {
   return static_cast<A*>(t.data_ptr());
 }
 
-// In the type that sums are taken in, on the device of another tensor.
+// Returns a tensor in the type in which sums are computed, on the device of another tensor.
 template <class A>
 Tensor empty(const Tensor& like, std::initializer_list<Index> sizes, MemoryFormat format = MemoryFormat::Contiguous) {
   return torch::stable::empty(sizes, kWideType<A>, std::nullopt, like.device(), std::nullopt, format);
 }
 
-// A tensor whose pixels have one stride: the same one, or a copy where its rows have gaps between them.
+// Returns a tensor whose pixels have a single stride: the tensor itself, or a copy if there are gaps between its rows.
 inline Tensor with_joined_rows(const Tensor& t) {
   const bool joined = t.size(2) <= 1 || t.size(3) <= 1 || t.stride(2) == t.size(3) * t.stride(3);
   return joined ? t : torch::stable::contiguous(t);
@@ -43,8 +43,8 @@ Image<A> prior(const std::optional<Tensor>& geo, const Problem& p) {
   return {geo->data_ptr(), 0, p.taps(), 1, false};
 }
 
-// Statistics that backward needs besides y, in one tensor: with softmax, the shifts and totals [N, Ho, Wo, groups] and,
-// where y is rounded to bfloat16, y in float32 [N, C, Ho, Wo]; else nothing.
+// The statistics that backward needs in addition to y, in one tensor: with softmax, the shifts and totals
+// [N, Ho, Wo, groups] and, if y is rounded to bfloat16, y in float32 [N, C, Ho, Wo]; without softmax, nothing.
 template <class A>
 struct Stats {
   Image<A> shift{}, total{}, wide_y{};

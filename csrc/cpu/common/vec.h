@@ -1,4 +1,4 @@
-// A vector of lanes, in GCC's and Clang's vector extensions: the compiler turns it into AVX-512, AVX, NEON or SSE.
+// A vector of lanes in GCC's and Clang's vector extensions, which compile to AVX-512, AVX, NEON or SSE.
 #pragma once
 
 #include <cstdint>
@@ -98,7 +98,7 @@ inline Vec<A> load_unaligned(const A* from) {
   return v;
 }
 
-// The larger of each lane; b where either is NaN. (GCC makes two instructions of the portable form.)
+// The larger of each lane; b if either is NaN. (GCC compiles the portable form to two instructions.)
 template <class A>
 inline Vec<A> larger(Vec<A> a, Vec<A> b) {
 #if defined(__AVX512F__)
@@ -151,7 +151,7 @@ inline Vec<A> exp2(Vec<A> t) {
   using F = Float<A>;
   using IntVec = Vec<typename F::Int>;
   constexpr int degree = sizeof F::kPowers / sizeof(A) - 1;
-  // Adding 1.5 * 2^mantissa rounds to an integer, which then stands in the low bits; the bias makes it an exponent.
+  // Adding 1.5 * 2^mantissa rounds to an integer and leaves it in the low bits; the bias turns it into an exponent.
   constexpr A round = A(1.5) * A(typename F::Int(1) << F::kMantissa) + A(F::kBias);
   t = larger<A>(broadcast<A>(-F::kBias), t);
   const Vec<A> shifted = t + round;
@@ -175,7 +175,7 @@ inline Vec<A> shuffle(Vec<A> a, Vec<A> b) {
 #endif
 }
 
-// Exchange the off-diagonal S x S blocks of rows r and r + S, for every such pair.
+// Swaps the off-diagonal S x S blocks of rows r and r + S, for every such pair.
 template <class A, int S, int... C>
 inline void exchange_blocks(Vec<A>* rows, std::integer_sequence<int, C...>) {
   constexpr int L = kLanes<A>;
@@ -198,7 +198,7 @@ inline void transpose_from(Vec<A>* rows) {
 
 }  // namespace detail
 
-// Transpose a square of kLanes x kLanes elements in registers.
+// Transposes a square of kLanes x kLanes elements in registers.
 template <class A>
 inline void transpose(Vec<A> (&rows)[kLanes<A>]) {
   detail::transpose_from<A>(rows);

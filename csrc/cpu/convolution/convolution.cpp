@@ -6,7 +6,7 @@
 namespace robust_lr::cpu {
 namespace {
 
-// Calls f with the products of elements of a type.
+// Calls f with the `Products` for a dtype.
 template <class F>
 auto with_products(ScalarType type, F f) {
   switch (type) {
@@ -21,7 +21,7 @@ auto with_products(ScalarType type, F f) {
   }
 }
 
-// Returns true if all pixels follow each other in memory, channels first.
+// Returns true if the tensor is dense and channels-last.
 bool is_channels_last(const Tensor& t) {
   if (t.dim() != 4) return false;
   Index stride = 1;

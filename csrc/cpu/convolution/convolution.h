@@ -1,9 +1,9 @@
-// Convolution, bias, sum with a shortcut and ReLU in one pass over channels-last images, and its gradient by the input.
-// The weights are packed beforehand: for networks that are attacked, which have many passes with the same weights.
+// Convolution, bias, addition of a shortcut and ReLU in one pass over channels-last images, and the gradient with
+// respect to the input. The weights are packed in advance, because an attack makes many passes with the same weights.
 //
-// An indirect convolution (Dukhan 2019): every output pixel is a product of the weights and of the input pixels
-// under the taps, which pointers name; outside the image they name zeros. Each pixel's sums run in one order, whatever
-// the batch.
+// This is an indirect convolution (Dukhan 2019): every output pixel is a product of the weights and the input pixels
+// under the taps, which are given by pointers; outside the image these point to zeros. The order of summation for a
+// pixel does not depend on the batch.
 #pragma once
 
 #include <algorithm>
@@ -46,7 +46,7 @@ class Panels {
   const Index vectors, count;
 };
 
-// Products take `kStep` inputs at a time: so many there are with zeros behind the last.
+// Products take `kStep` inputs at a time, so the inputs are padded with zeros to a multiple of it.
 template <class P>
 Index whole_steps(Index inputs) {
   return (inputs + P::kStep - 1) / P::kStep * P::kStep;
@@ -58,8 +58,8 @@ Index packed_size(Index inputs, Index outputs, Index taps) {
   return Panels<Sum>(outputs).vectors * kLanes<Sum> * whole_steps<P>(inputs) * taps;
 }
 
-// `weight` [outputs, inputs, taps] as Panels have it, the inputs of a product next to each other; of its transpose for
-// the gradient.
+// Packs `weight` [outputs, inputs, taps], or its transpose for the gradient, into Panels with the inputs of a product
+// side by side.
 template <class P>
 void pack(const typename P::Sum* weight, Index outputs, Index inputs, Index taps, bool transposed,
           typename P::Element* to) {
@@ -85,8 +85,8 @@ struct Finish {
   const typename P::Element* mask = nullptr;  // like the result, or null: where it is not above zero, the result is 0
 };
 
-// Results at every `place`-th pixel from (top, left) on: sums over taps of the source at `step` times the number of the
-// row (or column) plus an offset.
+// Results at every `place`-th pixel from (top, left) on. Each is a sum over taps of the source at `step` times the
+// index of its row (or column) plus an offset.
 struct Grid {
   struct Tap {
     Index number, down, across;
@@ -100,17 +100,17 @@ class Convolution {
   using A = typename P::Sum;
   using T = typename P::Element;
   static constexpr int L = kLanes<A>, kRows = kVectorBytes == 64 ? 8 : 4;
-  // Images of at most so many results are computed kRows at a time, place by place, and taps outside them are left out.
-  // Images with more have few such taps, and their pixels lie too far apart.
+  // Images with at most this many results are computed kRows at a time, position by position, without the taps outside
+  // the image. In larger images such taps are few, and the pixels of different images are too far apart.
   static constexpr Index kSmallImage = 256;
   using V = Vec<A>;
 
-  // A tap, and where the pixel under it is, seen from the pixel under none.
+  // A tap, and the offset of the pixel under it.
   struct Used {
     Index number, offset;
   };
 
-  // The kRows pixels of a block at one distance from each other, and the taps that are summed.
+  // The kRows pixels of a block at equal distances, and the taps to sum.
   struct Line {
     const T* origin;
     Index step, place, place_step;
@@ -121,7 +121,7 @@ class Convolution {
     Index place_of(Index i) const { return place + i * place_step; }
   };
 
-  // The kRows pixels of a block anywhere, tap by tap.
+  // The kRows pixels of a block at arbitrary addresses, tap by tap.
   struct Scattered {
     const T* const* pixels;
     const Index* places;
@@ -158,13 +158,13 @@ class Convolution {
  private:
   Index pixels() const { return to.batch * height * width; }
 
-  // Pixels in a task: few enough that what they read stays in the cache while all panels go over it.
+  // Number of pixels in a task, small enough that their inputs stay in the cache for all panels.
   Index of_task(Index count) const {
     const Index tasks = 4 * thread_count(), share = (count + tasks - 1) / tasks;
     return std::clamp<Index>((share + kRows - 1) / kRows * kRows, kRows, 64);
   }
 
-  // Returns true if every result is made from the pixel with its own number.
+  // Returns true if every result depends only on the source pixel with the same index.
   bool is_pointwise() const {
     return grid.taps.size() == 1 && grid.place == 1 && grid.step == 1 && grid.taps[0].down == 0 &&
            grid.taps[0].across == 0 && from.height == to.height && from.width == to.width;
@@ -172,7 +172,7 @@ class Convolution {
 
   bool is_small() const { return height * width <= kSmallImage; }
 
-  // The first `blocks` blocks: of pixels in the order of memory, or of one place in kRows images.
+  // Computes the first `blocks` blocks: of pixels in memory order, or of one position in kRows images.
   void run_lines(Index blocks) const {
     const Index each = of_task(blocks * kRows) / kRows;
     parallel_for((blocks + each - 1) / each, [&](Index begin, Index end) {
@@ -197,7 +197,7 @@ class Convolution {
             1};
   }
 
-  // A place in kRows images; `inside` gets the taps that are inside the image there.
+  // Computes one position in kRows images; `inside` receives the taps that are inside the image there.
   Line across(Index block, Used* inside) const {
     const Index n = block / (height * width) * kRows, h = block / width % height, w = block % width;
     const Index top = h * grid.step, left = w * grid.step;
@@ -216,7 +216,7 @@ class Convolution {
     return row >= 0 && row < from.height && column >= 0 && column < from.width;
   }
 
-  // Pixels [begin, end).
+  // Computes pixels [begin, end).
   void run_scattered(Index begin, Index end) const {
     const Index each = of_task(end - begin);
     parallel_for((end - begin + each - 1) / each, [&](Index first_task, Index last_task) {
@@ -234,7 +234,7 @@ class Convolution {
     });
   }
 
-  // Where pixels [first, last) are in the result, and for each kRows of them, tap by tap, what they are made from.
+  // Finds the positions of pixels [first, last) in the result and, for each kRows of them, their source pixels by tap.
   void locate(Index first, Index last, const T** sources, Index* places) const {
     const Index count = grid.taps.size();
     Index n = first / (height * width), h = first / width % height, w = first % width;
@@ -271,7 +271,7 @@ class Convolution {
     }
   }
 
-  // The outputs of a panel, `Width` vectors and a half one after them where `Half`, of the first `count` pixels.
+  // Computes the outputs of a panel, `Width` vectors and half a vector if `Half`, for the first `count` pixels.
   template <int Width, bool Half, class Block>
   void add(const Block& block, Index panel, Index count) const {
     using H = std::conditional_t<Half, HalfVec<A>, V>;
@@ -327,7 +327,7 @@ class Convolution {
     }
   }
 
-  // Finish the sums of the first `lanes` channels at `place`, and store them.
+  // Applies `finish` to the sums of the first `lanes` channels at `place`, and stores them.
   template <class Some>
   void write(Some y, Index place, Index lanes) const {
     if (finish.shortcut != nullptr) y += P::template read<Some>(finish.shortcut + place, lanes);
@@ -361,7 +361,7 @@ void run_convolution(const Window& window, Pixels<const T> x, const T* weights, 
   Convolution<P>(grid, window.taps(), x, weights, y, finish).run();
 }
 
-// Pixels of the input with the same place within the stride have the same taps.
+// Pixels of the input with the same position modulo the stride have the same taps.
 template <class P, class T = typename P::Element>
 void run_convolution_gradient(const Window& window, Pixels<const T> dy, const T* weights, Pixels<T> dx,
                               const Finish<P>& finish) {

@@ -1,6 +1,6 @@
-// The gradient by the image of a convolution of it. Libraries take long over it, as their vectors hold neighboring
-// channels and an image has few: here a vector holds the taps of the kernel, and sums go to where these lie in the
-// image.
+// The gradient of a convolution with respect to an image of few channels. Libraries are slow here, because their
+// vectors hold neighboring channels. Here a vector holds the taps of the kernel, and sums are added to the pixels under
+// the taps.
 #pragma once
 
 #include <algorithm>
@@ -25,7 +25,7 @@ struct ImageConvolution {
 template <class A, int K, int Channels>
 class ImageGradient {
   static constexpr int L = kLanes<A>, kRow = K * Channels, kTaps = K * kRow, kVectors = (kTaps + L - 1) / L;
-  static constexpr int kRegisters = kVectorBytes == 64 ? 20 : 8;  // for sums: the others hold a pixel and weights
+  static constexpr int kRegisters = kVectorBytes == 64 ? 20 : 8;  // for sums; the others hold a pixel and weights
   static constexpr int kChunk = std::min(kVectors, kRegisters), kPixels = std::min(8, kRegisters / kChunk);
   static constexpr int kPadded = (kVectors + kChunk - 1) / kChunk * kChunk * L;
   using V = Vec<A>;
@@ -38,7 +38,7 @@ class ImageGradient {
           weights_[o * kPadded + tap * Channels + j] = c.weights[(o * Channels + j) * K * K + tap];
   }
 
-  // Rows [first, last) of one image's gradient. Below, rows and columns are those of the padded image.
+  // Computes rows [first, last) of one image's gradient. Below, rows and columns are those of the padded image.
   void run(Index n, Index first, Index last) const {
     first += c.padding, last += c.padding;
     const Index begin = (std::max<Index>(0, first - K + 1) + c.stride - 1) / c.stride;
@@ -60,7 +60,7 @@ class ImageGradient {
   }
 
  private:
-  // Adds what kPixels of a row of dy, from `w` on, give to the rows of the image that begin at `to`.
+  // Adds the contribution of kPixels of a row of dy, from `w` on, to the rows of the image that begin at `to`.
   void add(const A* dy, Index w, A* to, Index row_stride) const {
     const A* pixels[kPixels];
     for (int i = 0; i < kPixels; ++i) pixels[i] = dy + std::min(w + i, c.out_width - 1) * c.outputs;
@@ -93,7 +93,7 @@ class ImageGradient {
 template <class A, int K, int Channels>
 void run_image_gradient(const ImageConvolution<A>& c) {
   const ImageGradient<A, K, Channels> gradient(c);
-  // An image is a task, or where there are few of them, a band of its rows.
+  // A task is an image or, if there are few images, a band of its rows.
   const Index wanted = c.batch > 0 ? (thread_count() + c.batch - 1) / c.batch : 1;
   const Index rows = std::max<Index>((c.height + wanted - 1) / wanted, K), bands = (c.height + rows - 1) / rows;
   parallel_for(c.batch * bands, [&](Index begin, Index end) {

@@ -1,4 +1,4 @@
-// The products of a convolution: how elements lie in memory, and the products that its sums are made of.
+// The products of a convolution: the memory layout of its elements, and the products that it sums.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +8,7 @@
 
 namespace robust_lr::cpu {
 
-// Elements of float or double, each multiplied by itself.
+// Elements of float or double, one product at a time.
 template <class A>
 struct Products {
   using Element = A;
@@ -22,7 +22,7 @@ struct Products {
   static Vec<A> weights(const A* from) { return load_unaligned(from); }
   static Vec<A> add(Vec<A> sum, Vec<A> pixel, Vec<A> weights) { return sum + pixel * weights; }
 
-  // The first `lanes` lanes of a vector, or of half a one; those that are not there are zero.
+  // Loads the first `lanes` lanes of a vector or half a vector; the others are zero.
   template <class V>
   static V read(const A* from, Index lanes) {
     V v{};
@@ -72,7 +72,7 @@ struct NarrowProducts {
     std::memcpy(&pair, from, sizeof pair);
     return (V)broadcast(pair);
   }
-  // The product of `count` remaining channels; a second one that is not there is zero.
+  // The product of the `count` remaining channels; a missing second channel is zero.
   static V last_pixel(const BFloat16* from, Index count) {
     return count > 1 ? pixel(from) : (V)broadcast(std::uint32_t(*from));
   }

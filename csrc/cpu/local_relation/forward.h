@@ -1,4 +1,4 @@
-// y from x, q, k and the prior: for each output pixel the weights of its window, then their sum over x.
+// Computes y from x, q, k and the prior: for each output pixel the weights of its window, then the weighted sum of x.
 #pragma once
 
 #include "phi.h"
@@ -6,18 +6,18 @@
 
 namespace robust_lr::cpu {
 
-// X is what x comes from: an `Image` or a `Stem`.
+// X is the type of the source of x: an `Image` or a `Stem`.
 template <class A, class X = Image<A>>
 struct ForwardTensors {
   Problem p;
   X x;
   Image<A> q, k, y;
-  Image<A> prior;  // no data where there is none; its batch stride is 0
-  // Kept for backward, with softmax: weight = exp(logit - shift) / total; and y unrounded, where y is narrow.
+  Image<A> prior;  // no data if there is none; its batch stride is 0
+  // Kept for backward, with softmax: weight = exp(logit - shift) / total; and y unrounded, if y is narrow.
   Image<A> shift, total, wide_y;
 };
 
-// Rows [begin, end) of y for the planes of one block.
+// Computes rows [begin, end) of y for the planes of one block.
 template <class A, class X = Image<A>>
 class ForwardTask {
   using V = Vec<A>;
@@ -87,8 +87,8 @@ class ForwardTask {
   void run_pixel(const Span& rows, const Span& columns, const V* query, V* result, V& shift, V& total) const {
     constexpr bool kBounded = Kernel::Phi::kBounded;
     const bool softmax = Kernel::softmax(p);
-    // A bound saves a search for the largest logit. Lanes that underflow with it take the largest after all; above this
-    // total, what is lost is less than 2^-24 of it.
+    // An upper bound saves the search for the largest logit. Lanes that underflow with the bound use the largest logit
+    // instead; above this total, underflow loses less than 2^-24 of it.
     const V least = broadcast(std::numeric_limits<A>::min() * A(1 << 30));
     shift = kBounded || !softmax ? bound : largest_logit<Kernel>(rows, columns, query);
     for (bool again = true; again;) {
@@ -143,7 +143,7 @@ class ForwardTask {
     return total;
   }
 
-  // The same for M more channels.
+  // Does the same for M more channels, with the weights that were kept.
   template <int M>
   void aggregate_more(const Span& rows, const Span& columns, Index channel, V scale, V* result) const {
     V sums[M] = {};
@@ -170,7 +170,7 @@ class ForwardTask {
   const V* const prior;                            // by tap
   V* const weights;
   Span* const columns;
-  V bound;  // of the logits, where Phi is never above zero
+  V bound;  // upper bound of the logits, if Phi is never above zero
 };
 
 }  // namespace robust_lr::cpu

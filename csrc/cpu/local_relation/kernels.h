@@ -1,4 +1,4 @@
-// The CPU kernels as the operators call them: compiled for float and for double in a file each.
+// The CPU kernels that the operators call, compiled for float and for double in separate files.
 #pragma once
 
 #include "../common/parallel.h"

@@ -20,7 +20,7 @@ std::tuple<Tensor, Tensor> forward(const Problem& p, const Tensor& x, const Tens
   return {y, stats};
 }
 
-// Fills dq, dk and, where it is wanted, dgeo; returns dx.
+// Fills dq, dk and, if it is not null, dgeo; returns dx.
 template <class A>
 Tensor backward(const Problem& p, const Tensor& dy, const Tensor& x, const Tensor& q, const Tensor& k,
                 const std::optional<Tensor>& geo, const Tensor& y, const Tensor& stats, const Tensor& dq,

@@ -1,4 +1,4 @@
-// The kernels' arithmetic: the three appearance terms, and what is constant in an instance of the kernels.
+// The kernels' arithmetic: the three appearance terms, and the compile-time constants of the kernels.
 #pragma once
 
 #include <type_traits>
@@ -49,15 +49,15 @@ struct Product {
   }
 };
 
-// The channels that a group takes in lanes: 1, 4, or a multiple of 8, so that there are few kernels. What is more than
-// the group has is zero, and not stored.
+// Number of channels of a group in lanes: 1, 4, or a multiple of 8, so that there are few kernels. Channels beyond
+// those of the group are zero and not stored.
 inline Index lane_channels(const Problem& p) {
   return p.shared == 1 ? 1 : p.shared <= 4 ? 4 : (p.shared + kChannels - 1) / kChannels * kChannels;
 }
 
-// One instance of the kernels. A plain one knows that there is one component and a softmax, as in the paper's layer,
-// and no more than M channels; any other asks. It works on M channels at a time, on the first M together with making
-// the weights.
+// Compile-time constants of the kernels. A plain kernel assumes one component and a softmax, as in the paper's layer,
+// and at most M channels; others check at run time. Kernels process M channels at a time, the first M together with the
+// computation of the weights.
 template <class PhiOfV, bool kPlain, int kCount>
 struct Kernel {
   using Phi = PhiOfV;

@@ -1,14 +1,14 @@
-// Which pixels meet in windows, and the prior of their taps.
+// Which pixels are in each other's windows, and the prior of a window's taps.
 #pragma once
 
 #include "../common/rows.h"
 
 namespace robust_lr::cpu {
 
-// Rows (or columns) of one image that meet one row (or column) of another in windows, clipped to the image.
+// The rows (or columns) of an image that share a window with a given row (or column), clipped to the image.
 struct Span {
   Index first, count;
-  Index tap;  // the row (or column) of the window in which the first of them meets it
+  Index tap;  // the row (or column) of the window at which the first of them lies
 };
 
 // The rows of the padded image in the windows of output row `out`; each next one is a tap further.
@@ -23,7 +23,7 @@ inline Span viewers_of(const Problem& p, Index i, Index out_size) {
   return {first, p.last_query(i, out_size) - first + 1, i - p.window_start(first)};
 }
 
-// The prior [groups, K * K] of a block's planes in lanes [K * K]; zeros where there is none.
+// The prior [groups, K * K] of a block's planes in lanes [K * K]; zeros if there is none.
 template <class A>
 Vec<A>* load_prior(Scratch& scratch, const Image<A>& prior, const Problem& p, const Block<A>& block) {
   Vec<A>* lanes = scratch.take<Vec<A>>(p.taps());

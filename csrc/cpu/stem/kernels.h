@@ -1,4 +1,4 @@
-// The stem's kernels as the operators call them: the local relation of x = relu(transform * image + bias), with queries
+// The stem's kernels that the operators call: the local relation of x = relu(transform * image + bias), with queries
 // and keys that are channel transforms of x.
 #pragma once
 
@@ -24,13 +24,12 @@ void run_stem_forward(const ForwardTensors<A, Stem<A>>& tensors, const Projectio
   });
 }
 
-// The contribution of a part of an image, some of its rows, by way of queries and keys to the gradients of the
-// transform [channels, inputs + 1], of the query weights and of the key weights [channels, padded]: one after the
-// other.
+// The contribution of some rows of an image, through queries and keys, to the gradients of the transform
+// [channels, inputs + 1], of the query weights and of the key weights [channels, padded], stored in this order.
 template <class A>
 struct StemParts {
   static constexpr Index kRows = 16;
-  Index transform, query, key;  // how many values each has
+  Index transform, query, key;  // number of values of each
   Index bands;                  // parts of an image
 
   StemParts(const Problem& p, const Stem<A>& stem, const Projection<A>& query, const Projection<A>& key)
@@ -42,7 +41,7 @@ struct StemParts {
   Index size() const { return transform + query + key; }
 };
 
-// `gradients` [N * bands, size] is null where none are wanted.
+// `gradients` [N * bands, size] is null if they are not needed.
 template <class A>
 void run_stem_backward(const BackwardTensors<A, Stem<A>>& tensors, const Projection<A>& query, const Projection<A>& key,
                        A* gradients) {

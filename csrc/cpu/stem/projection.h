@@ -1,5 +1,5 @@
-// Channel transforms of the stem's values, which make queries and keys, and their gradients. A vector holds neighboring
-// pixels of a row here.
+// Channel transforms of the stem's values, which give queries and keys, and their gradients. Here a vector holds
+// neighboring pixels of a row.
 #pragma once
 
 #include "stem.h"
@@ -13,11 +13,11 @@ struct Projection {
   const A* weights;  // [channels, padded()]
   Image<A> out;      // [N, rows, pixels], neighbors in memory; or its gradient
 
-  // Rows in whole eights.
+  // Number of rows, rounded up to a multiple of eight.
   Index padded() const { return (rows + 7) / 8 * 8; }
 };
 
-// One row of one image at a time.
+// Processes one row of one image at a time.
 template <class A>
 class Projector {
   static constexpr int L = kLanes<A>, kRows = 8, kPixels = 2 * L;
@@ -50,8 +50,9 @@ class Projector {
     });
   }
 
-  // Adds to the gradients of the image, where it is wanted, and in lanes of the transform [channels, inputs + 1] and
-  // the weights [channels, padded], where these are there. `dout` is room for [padded, kVectors].
+  // Adds to the gradient of the image, if it is needed, and to the gradients, in lanes, of the transform
+  // [channels, inputs + 1] and the weights [channels, padded], if they are not null. `dout` is scratch memory for
+  // [padded, kVectors].
   void run_backward(const Projection<A>& from, Index n, Index h, V* dtransform, V* dweights, V* dout) const {
     if (h % from.stride != 0) return;
     with_inputs(stem.inputs, [&](auto inputs) {
@@ -96,8 +97,8 @@ class Projector {
     return static_cast<A*>(image.data) + n * image.batch_stride + channel * image.channel_stride;
   }
 
-  // Calls f(vectors of the image, first of their pixels, first of the pixels of `out`, count) along a row; after the
-  // last pixel come zeros.
+  // Calls f(vectors of the image, their first pixel, the first pixel of `out`, count) along a row; the pixels after the
+  // last are zeros.
   template <int kInputs, class F>
   void each_piece(const Projection<A>& projection, Index n, Index h, F f) const {
     const Index stride = projection.stride, width = (p.width + stride - 1) / stride;

@@ -1,5 +1,5 @@
-// The values of LR-Net's stem, x = relu(transform * image + bias), made from an image of few channels where they are
-// needed: at full resolution x is many times larger than the image, and is never in memory.
+// The values of LR-Net's stem, x = relu(transform * image + bias), computed from an image of few channels when they are
+// needed. At full resolution x would be many times larger than the image, so it is never stored.
 #pragma once
 
 #include <vector>
@@ -18,9 +18,9 @@ struct Stem {
   Image<A> image;  // [N, inputs, pixels], neighbors in memory
   Index inputs;
   const A* transform;  // [channels, inputs + 1], the bias last
-  // Gradients; no data where they are not needed.
+  // Gradients; no data if they are not needed.
   Image<A> dimage;
-  A* dtransform;  // of each image, [N, channels, inputs + 1]: what is here is added to
+  A* dtransform;  // of each image, [N, channels, inputs + 1]; kernels add to it
 };
 
 // Calls f with the number of inputs as a constant.
@@ -42,7 +42,7 @@ inline V before_relu(const V* pixel, const W* weights) {
   return z;
 }
 
-// Both keep NaN, as PyTorch's do.
+// Both propagate NaN, as in PyTorch.
 template <class V>
 inline V relu(V z) {
   return z < 0 ? V{} : z;
@@ -52,12 +52,12 @@ inline V relu_gradient(V z, V dx) {
   return z <= 0 ? V{} : dx;
 }
 
-// Blocks of planes that hold all groups of their images, or where there are more groups than lanes, some groups of one
-// image; so that what all groups add to, an image's gradient, has one owner.
+// Blocks of planes that contain all groups of their images or, if there are more groups than lanes, some groups of one
+// image. The gradient of an image, to which all its groups add, therefore has a single owner.
 template <class A>
 struct WholeImages {
   Index groups, images;  // in a block
-  Index in_turn;         // blocks that share their images
+  Index in_turn;         // number of blocks that share their images
 
   explicit WholeImages(const Problem& p)
       : groups(std::min<Index>(p.groups, kLanes<A>)),
@@ -80,7 +80,7 @@ struct WholeImages {
   }
 };
 
-// The stem's planes of one block: loading makes them, storing takes the gradient of x on to image and transform.
+// The stem's planes of one block: loading computes them; storing propagates the gradient of x to image and transform.
 template <class A>
 class StemPlanes {
   static constexpr int L = kLanes<A>;
@@ -149,7 +149,7 @@ class StemPlanes {
 
   Index present(int lane) const { return std::min(pitch_, total_ - block_.group[lane] * pitch_); }
 
-  // Where in [channels, inputs + 1] channel m of a lane begins.
+  // Index in [channels, inputs + 1] at which channel m of a lane begins.
   Index row(int lane, Index m) const { return (block_.group[lane] * pitch_ + m) * (stem_.inputs + 1); }
 
   // Calls f(first pixel, count, [count][inputs] lanes of the image) for at most L pixels at a time.
@@ -163,7 +163,8 @@ class StemPlanes {
     }
   }
 
-  // Rows are lanes now, and lanes pixels. The first group of an image sets its gradient, the others add theirs.
+  // After the transposition, rows are lanes and lanes are pixels. The first group of an image sets its gradient; the
+  // other groups add to it.
   void add_to_images(int j, Index first, Index count, const V* rows) const {
     const Image<A>& d = stem_.dimage;
     for (int lane = 0; lane < block_.used;) {

@@ -8,7 +8,7 @@
 namespace robust_lr::cpu {
 namespace {
 
-// The weights [rows, channels] of a projection as it wants them.
+// Returns the weights [rows, channels] of a projection in its layout.
 template <class A>
 std::vector<A> transposed(const Tensor& weights) {
   const Index rows = weights.size(0), channels = weights.size(1), padded = Projection<A>{rows}.padded();
