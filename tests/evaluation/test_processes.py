@@ -237,7 +237,7 @@ def test_killed_workers_end_the_evaluation_with_one_line_and_it_goes_on(tmp_path
         killer.join()
         assert not multiprocessing.active_children()
     assert failures
-    assert all("ended by SIGKILL" in line and "\n" not in line for line in failures)
+    assert all("killed by SIGKILL" in line and "\n" not in line for line in failures)
     for number in range(completed + 1):
         evaluate_slowly(tmp_path / f"killed-{number}", data)
         assert ledger_rows(tmp_path / f"killed-{number}") == ledger_rows(tmp_path / "whole")
