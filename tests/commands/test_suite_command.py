@@ -78,7 +78,7 @@ def test_shards_of_a_suite_are_merged_by_the_last(here):
     ("arguments", "words"),
     [
         (["slow"], "no suite 'slow'"),
-        (["mine.toml", "--seeds", "a"], "--seeds 'a': whole numbers"),
+        (["mine.toml", "--seeds", "a"], "--seeds 'a': give whole numbers"),
         (["mine.toml", "--jobs", "0"], "--jobs = 0: must be at least 1"),
         (["mine.toml", "--shard", "3/2"], "shard '3/2'"),
         (["mine.toml", "--checkpoint", "nowhere"], "checkpoint 'nowhere'"),
