@@ -138,10 +138,10 @@ def strip_trips(launch: Launch, loop: Counter[str]) -> float:
         return taps * groups / threads
     if loop["STS"]:  # zeros for the gradient of the prior
         return taps * groups / 32 / 16 if launch.dgeo and loop["STS"] == 16 else 0
-    if loop["LDS"] >= 20:  # sums over warps: of the prior, with a division by the groups, and of the transform
-        if not launch.dgeo or loop["I2F"] > 1:
+    if loop["LDS"] >= 20:  # sums over warps: of the transform, which finds the channels of a group, and of the prior
+        if not launch.dgeo or loop["I2F"]:
             return 0
-        return (taps if loop["I2F"] else 8 * 4) * groups / threads
+        return (8 * 4 if loop["VIMNMX"] else taps) * groups / threads
     return float(loop["LDS"] == 4)
 
 
@@ -295,11 +295,12 @@ def compile_kernels(folder: Path) -> tuple[dict[str, Code], dict[str, int]]:
     return {short(name): found for name, found in code.items()}, registers
 
 
-def launches(folder: Path, batch: int, size: int) -> list[Launch]:
+def launches(folder: Path, batch: int, size: int, *layer: int) -> list[Launch]:
+    """The launches of the nine layers, or of one layer of so many channels and a stride."""
     program, shim = folder / "launches", ROOT / "tests" / "cuda_shim"
     compiler = shutil.which("g++") or sys.exit("no g++ to compile the launches with")
     run(compiler, "-std=c++20", "-O1", "-rdynamic", "-w", f"-I{shim}", SOURCES / "launches.cpp", "-o", program)
-    return [Launch(**json.loads(line)) for line in run(program, batch, size).splitlines()]
+    return [Launch(**json.loads(line)) for line in run(program, batch, size, *layer).splitlines()]
 
 
 def main() -> None:

@@ -9,7 +9,8 @@ template <class X, int Stride>
 void take() {
   using O = Options<SquaredDifference, true, 7, Stride>;
   auto instantiate = [](auto... kernels) { (void(kernels), ...); };
-  instantiate(forward_strips<BFloat16, X, O>, backward_queries<BFloat16, X, O>, backward_keys<BFloat16, X, O>);
+  instantiate(forward_strips<BFloat16, X, O>, backward_queries<BFloat16, X, O>, backward_keys<BFloat16, X, O, false>,
+              backward_keys<BFloat16, X, O, true>);
 }
 
 void take_all() {

@@ -2,6 +2,7 @@
 // Sums of parts (common/sum.cu), which take next to nothing, are not among them.
 //
 //   launches BATCH SIZE
+//   launches BATCH SIZE CHANNELS STRIDE    one layer
 #include <dlfcn.h>
 
 #include <cstdio>
@@ -182,9 +183,13 @@ void run_stem(Index batch, Index size) {
 }  // namespace
 }  // namespace robust_lr::cuda
 
-int main(int, char** arguments) {
+int main(int count, char** arguments) {
   using namespace robust_lr::cuda;
   const int batch = std::atoi(arguments[1]), size = std::atoi(arguments[2]), first = size / 4;
+  if (count > 3) {
+    run_layer("layer", batch, std::atoi(arguments[3]), size, std::atoi(arguments[4]));
+    return 0;
+  }
   run_stem(batch, size);
   run_layer("res2.0", batch, 100, first, 1);
   run_layer("res2.1", batch, 100, first, 1);

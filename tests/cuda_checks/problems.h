@@ -123,11 +123,12 @@ Problem random_problem(bool stem) {
 
 Index windows(const Problem& p) { return p.batch * p.groups * p.out_height * p.out_width; }
 
+// `usual` is as networks have it: channels-last, without gaps, and with a prior.
 template <class T>
-void run_relation(const Problem& p) {
+void run_relation(const Problem& p, bool usual = false) {
   const Index transforms = p.groups * p.components, statistics = p.softmax ? windows(p) : 0;
-  const bool last = draw({0, 1, 1}), has_prior = draw({0, 1, 1});
-  auto spare = [] { return draw({0, 0, 1, 8}); };
+  const bool last = draw({0, 1, 1}) || usual, has_prior = draw({0, 1, 1}) || usual;
+  auto spare = [&] { return usual ? 0 : draw({0, 0, 1, 8}); };
   auto values = [&](Index h, Index w, bool given) {
     return tensor<T>(p.batch, p.channels, h, w, last, given ? spare() : 0, given, p.shared);
   };
@@ -169,9 +170,10 @@ void run_relation(const Problem& p) {
   if (p.batch > 0) check_written(dgeo, p.groups * p.taps(), "dgeo");
 }
 
-// Follows csrc/cuda/stem/stem_relation.cpp, with memory for everything.
+// Follows csrc/cuda/stem/stem_relation.cpp, for all gradients or, as an attack wants it, for that of the image alone.
 template <class T>
 void run_stem(const Problem& p) {
+  const bool wants_weights = draw({0, 1, 1});
   using A = WideOf<T>;
   const Index inputs = draw({1, 2, 3, 4}), rows = p.groups * p.components, statistics = p.softmax ? windows(p) : 0;
   const bool has_prior = draw({0, 1, 1});
@@ -193,7 +195,7 @@ void run_stem(const Problem& p) {
 
   const Image<T> dy = tensor<T>(p.batch, p.channels, p.out_height, p.out_width, draw({0, 1}), 0, true, p.shared);
   const Image<A> dq = scalars(p.out_height, p.out_width), dk = scalars(p.height, p.width);
-  A* const dgeo = has_prior ? owned<A>(p.groups * p.taps(), false) : nullptr;
+  A* const dgeo = has_prior && wants_weights ? owned<A>(p.groups * p.taps(), false) : nullptr;
   BackwardArguments<T, Stem<A>> a{p,
                                   constant(dy),
                                   x,
@@ -212,7 +214,7 @@ void run_stem(const Problem& p) {
   Projection<T> from_query = projection(query, p.stride, dq, p.out_height, p.out_width);
   Projection<T> from_key = projection(key, 1, dk, p.height, p.width);
   const Parts parts = parts_of(a);
-  const Index values = parts.groups == 0 ? p.batch : 0, relation = values > 0 ? 0 : parts.pixels;
+  const Index values = parts.groups == 0 ? p.batch : 0, relation = values > 0 || !wants_weights ? 0 : parts.pixels;
   const Index queries = pixel_parts(from_query), keys = pixel_parts(from_key), entries = p.channels * (inputs + 1);
   const Index transforms = relation + (queries + keys) * row_parts(from_key), weights = rows * p.channels;
   A* const dtransforms = owned<A>(transforms * entries, false);
@@ -222,10 +224,12 @@ void run_stem(const Problem& p) {
   if (values > 0) a.dx.values = from_key.dx = tensor<A>(values, p.channels, p.height, p.width, true, 0, false, 1);
   a.dx.image = dimages;
   a.dx.transform = relation > 0 ? dtransforms : nullptr;
-  if (has_prior) a.dgeo_partial = owned<A>(parts.pixels * p.groups * p.taps(), false);
+  if (dgeo != nullptr) a.dgeo_partial = owned<A>(parts.pixels * p.groups * p.taps(), false);
   run_backward(a, nullptr);
   run_image_gradient(from_key, dimages, parts.groups, dimage, nullptr);
   run_image_gradient(from_query, dimage, 1, dimage, nullptr);
+  check_written(dimage, pixels, "dimage");
+  if (!wants_weights) return;
   A *const dqueries = owned<A>(queries * weights, false), *const dkeys = owned<A>(keys * weights, false);
   A* const of_queries = dtransforms + relation * entries;
   run_weights_gradient(from_query, dqueries, of_queries, nullptr);
@@ -235,7 +239,6 @@ void run_stem(const Problem& p) {
   run_sum(dtransforms, transforms, entries, dtransform, nullptr);
   run_sum(dqueries, queries, weights, dquery, nullptr);
   run_sum(dkeys, keys, weights, dkey, nullptr);
-  check_written(dimage, pixels, "dimage");
   if (p.batch == 0) return;
   check_written(dtransform, entries, "dtransform");
   check_written(dquery, weights, "dquery");

@@ -248,6 +248,22 @@ def test_far_apart_queries_and_keys(operator: Operator, composability: str) -> N
         assert relative_error(a, b) <= 5e-6
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_logits_of_tens_of_thousands_are_as_exact_as_16_bits(
+    operator: Operator, dtype: torch.dtype, stride: int
+) -> None:
+    """Sums that float32 must keep apart are rounded there, by less than the values are."""
+    inputs = make(n=2, c=16, h=8, w=9, size=7, stride=stride, dtype=dtype)
+    generator = torch.Generator().manual_seed(1)
+    for t in (inputs.q, inputs.k):
+        t.copy_(torch.randint(-40, 40, t.shape, generator=generator))
+    assert inputs.geo is not None
+    inputs.geo.copy_(torch.randint(-3, 4, inputs.geo.shape, generator=generator))
+    inputs.q[0] += 100
+    assert_matches_oracle(operator, inputs, stride=stride)
+
+
 @pytest.mark.parametrize("name", ["x", "q", "k", "geo"])
 @pytest.mark.parametrize("normalization", NORMALIZATION)
 def test_nan_propagates(operator: Operator, name: str, normalization: str) -> None:

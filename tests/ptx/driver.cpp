@@ -4,7 +4,8 @@
 //   driver COUNT [SEED]
 //   driver layer CHANNELS SIZE STRIDE
 //
-// Prints the instructions that each kernel's threads executed.
+// Prints the instructions that each kernel's threads executed, by kind. A layer is one of a network: channels-last,
+// with a prior and the gradients of all.
 #include <dlfcn.h>
 
 #include "../cuda_checks/problems.h"
@@ -78,7 +79,7 @@ int main(int count_arguments, char** arguments) {
   auto number = [&](int i, int otherwise) { return i < count_arguments ? std::atoi(arguments[i]) : otherwise; };
   if (std::string(arguments[1]) == "layer") {
     const auto p = usual_problem(number(2, 0), number(3, 0), number(3, 0), number(4, 0), false);
-    run_both([&] { run_relation<BFloat16>(p); });
+    run_both([&] { run_relation<BFloat16>(p, true); });
   } else {
     generator.seed(number(2, 0));
     for (int i = 0; i < number(1, 10); ++i) {
@@ -88,6 +89,9 @@ int main(int count_arguments, char** arguments) {
       run_both([&] { stem ? run_stem<BFloat16>(p) : run_relation<BFloat16>(p); });
     }
   }
-  for (std::size_t i = 0; i < ptx::kernels.size(); ++i)
-    std::printf("%s %llu\n", ptx::kernels[i].name.c_str(), static_cast<unsigned long long>(ptx::counts[i]));
+  for (std::size_t i = 0; i < ptx::kernels.size(); ++i) {
+    std::printf("%s", ptx::kernels[i].name.c_str());
+    for (const std::uint64_t count : ptx::counts[i]) std::printf(" %llu", static_cast<unsigned long long>(count));
+    std::printf("\n");
+  }
 }

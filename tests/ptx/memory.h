@@ -24,14 +24,14 @@ extern float4 shared_memory[];
 
 namespace ptx {
 
-using Count = std::uint64_t;
+using Counts = std::array<std::uint64_t, 7>;  // KINDS of translate.py
 
 struct Kernel {
   std::string name;
   void (*run)(const void* const* parameters);  // one thread
 };
 extern const std::vector<Kernel> kernels;
-inline Count counts[64];  // instructions that each kernel's threads executed
+inline Counts counts[64];  // instructions that each kernel's threads executed, by kind
 
 template <class To, class From>
 To as(From v) {

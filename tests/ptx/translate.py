@@ -2,12 +2,13 @@
 
 What nvcc made of the kernels (contractions, approximate instructions, vector accesses) runs as it stands in the PTX.
 Every access to memory goes through memory.h, which checks its alignment and hands it to the detector. An instruction
-that is not known here is an error. A kernel counts the instructions that it executes.
+that is not known here is an error. A kernel counts the instructions that it executes, by kind.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 
 #: C++ type of registers by the prefix of their names
@@ -26,6 +27,9 @@ BINARY = {"add": "+", "sub": "-", "and": "&", "or": "|", "xor": "^"}
 FUNCTIONS = {"min": "smaller", "max": "larger", "div": "quotient", "rem": "remainder", "shl": "shift_left",
              "shr": "shift_right"}  # fmt: skip
 
+#: what an instruction is counted as; all others are the first kind
+KINDS = ("other", "float", "exponential", "shuffle", "product", "shared", "global")
+
 _ENTRY = re.compile(r"\.visible \.entry (\w+)\((.*?)\)\s*(?:\.\w+[^\n{]*\s*)*\{(.*?)\n\}", re.DOTALL)
 _PARAMETER = re.compile(r"\.param (?:\.align \d+ )?\.\w+ (\w+)")
 _DECLARATION = re.compile(r"\.reg \.\w+\s+%(\w+)<(\d+)>")
@@ -39,7 +43,7 @@ class Kernel:
     name: str
     parameters: list[str]
     lines: list[str] = field(default_factory=list)
-    waiting: int = 0  # instructions since the last one that is counted
+    waiting: Counter[str] = field(default_factory=Counter)  # instructions since the last one that is counted, by kind
 
 
 def translate(ptx: str) -> tuple[str, list[str]]:
@@ -56,7 +60,7 @@ def translate(ptx: str) -> tuple[str, list[str]]:
 
 def _function(number: int, name: str, parameters: list[str], body: str) -> str:
     kernel = Kernel(name, parameters)
-    lines = [f"static void ptx_{number}(const void* const* parameters) {{", f"  Count& executed = counts[{number}];"]
+    lines = [f"static void ptx_{number}(const void* const* parameters) {{", f"  Counts& executed = counts[{number}];"]
     lines += [
         f"  {REGISTERS[prefix]} {', '.join(f'{prefix}{i}{{}}' for i in range(int(count)))};"
         for prefix, count in _DECLARATION.findall(body)
@@ -78,7 +82,7 @@ def _statement(kernel: Kernel, statement: str) -> None:
     match = _STATEMENT.fullmatch(statement)
     assert match is not None, statement
     negated, guard, name, rest = match.groups()
-    kernel.waiting += 1
+    kernel.waiting[_kind(name)] += 1
     if name in ("bra", "bra.uni", "ret") or guard:
         _count(kernel)
     code = _instruction(kernel, name, _operands(rest))
@@ -87,9 +91,17 @@ def _statement(kernel: Kernel, statement: str) -> None:
 
 
 def _count(kernel: Kernel) -> None:
-    if kernel.waiting:
-        kernel.lines.append(f"  executed += {kernel.waiting};")
-    kernel.waiting = 0
+    kernel.lines += [f"  executed[{KINDS.index(kind)}] += {count};" for kind, count in kernel.waiting.items()]
+    kernel.waiting.clear()
+
+
+def _kind(name: str) -> str:
+    parts = name.split(".")
+    if parts[0] in ("ld", "st") and parts[1] in ("shared", "global"):
+        return parts[1]
+    if parts[0] in ("add", "sub", "mul", "fma") and parts[-1] == "f32":
+        return "float"
+    return {"ex2": "exponential", "shfl": "shuffle", "mma": "product"}.get(parts[0], "other")
 
 
 def _label(name: str) -> str:

@@ -114,6 +114,15 @@ bool are_close(const BackwardArguments<T, X>& a) {
          are_close(a.dq) && are_close(a.dk);
 }
 
+template <class T>
+bool wants_transform(const Image<T>&) {
+  return false;
+}
+template <class A>
+bool wants_transform(const StemGradient<A>& gradient) {
+  return gradient.transform != nullptr;
+}
+
 // Defined in a file for each type.
 template <class T, class X>
 void run_forward(const ForwardArguments<T, X>& arguments, Stream stream);

@@ -52,6 +52,16 @@ __device__ inline float dot(const float (&a)[kChannels], const float (&b)[kChann
   return sum;
 }
 
+// start + dot(a, b), where a sum of T may be rounded at each step: as T is 16 bits, far below what it was rounded to.
+// Else the product is as `dot` finds it, so that it and its negative cancel without a rest.
+template <class T>
+__device__ float dot_from(float start, const float (&a)[kChannels], const float (&b)[kChannels]) {
+  if (sizeof(T) > 2) return dot(a, b) + start;
+#pragma unroll
+  for (int c = 0; c < kChannels; ++c) start += a[c] * b[c];
+  return start;
+}
+
 // The channels of a group, from memory's type.
 template <class T>
 __device__ void widen_channels(const T (&from)[kChannels], WideOf<T> (&to)[kChannels]) {

@@ -3,7 +3,7 @@
 // Tiles make one of all memory layouts: what computes reads shared memory, always in the same order.
 #pragma once
 
-#include "elements.h"
+#include "divisor.h"
 
 namespace robust_lr::cuda {
 
@@ -20,6 +20,8 @@ struct Tile {
   int n, row, column;  // image, and the first pixel
   int rows, columns;
   int group, groups;  // the first group, and how many: a power of two
+  int group_shift;    // its logarithm
+  Divisor by_columns;
 
   __host__ __device__ int size() const { return rows * columns * groups; }
   __device__ int at(int r, int c, int g) const {
@@ -56,6 +58,12 @@ __device__ T* pixel_at(const Image<T>& image, T* first, int rows, int columns) {
   return reinterpret_cast<T*>(reinterpret_cast<Byte*>(first) + bytes);
 }
 
+// Returns true if pixels follow each other in memory, channels-last.
+template <class T>
+__device__ bool is_dense(const Image<T>& image, Index width) {
+  return image.channel == 1 && image.row == width * image.column;
+}
+
 __device__ inline bool is_inside(int row, int column, int height, int width) {
   return unsigned(row) < unsigned(height) && unsigned(column) < unsigned(width);
 }
@@ -76,9 +84,10 @@ __device__ inline void keep(float& value) {
 // store(place, value), so that a thread waits for several at a time. Rows and columns are the tile's.
 template <int InFlight, int Stride, class Load, class Store>
 __device__ void each_place(const Tile<Stride>& tile, Load load, Store store) {
-  const int g = threadIdx.x % tile.groups, pixel = threadIdx.x / tile.groups, step = blockDim.x / tile.groups;
-  int row_step = step / tile.columns, column_step = step % tile.columns, place_step = step * tile.groups;
-  int row = pixel / tile.columns, column = pixel % tile.columns, place = threadIdx.x;
+  const int g = threadIdx.x & (tile.groups - 1);
+  int row = int(threadIdx.x) >> tile.group_shift, row_step = int(blockDim.x) >> tile.group_shift;
+  int place = threadIdx.x, place_step = row_step << tile.group_shift;
+  int column = tile.by_columns.divide(row), column_step = tile.by_columns.divide(row_step);
   keep(row_step), keep(column_step), keep(place_step);
   while (row < tile.rows) {
     decltype(load(0, 0)) values[InFlight];
@@ -101,7 +110,7 @@ __device__ void each_place(const Tile<Stride>& tile, Load load, Store store) {
 // The group that a thread loads.
 template <int Stride>
 __device__ int group_to_load(const Tile<Stride>& tile) {
-  return tile.group + threadIdx.x % tile.groups;
+  return tile.group + (int(threadIdx.x) & (tile.groups - 1));
 }
 
 // The channels of a group at one pixel, as they are in memory.
@@ -189,8 +198,9 @@ template <int Stride>
 __device__ void load_prior(const Tile<Stride>& tile, const float* geo, const Problem& p, float* to) {
   const int taps = int(p.kernel * p.kernel), group = group_to_load(tile);
   const bool present = geo != nullptr && group < p.groups;
-  for (int tap = threadIdx.x / tile.groups; tap < taps; tap += blockDim.x / tile.groups)
-    to[tap * tile.groups + threadIdx.x % tile.groups] = present ? geo[group * taps + tap] : 0.f;
+  const int step = int(blockDim.x) >> tile.group_shift;
+  for (int tap = int(threadIdx.x) >> tile.group_shift; tap < taps; tap += step)
+    to[(tap << tile.group_shift) + group - tile.group] = present ? geo[group * taps + tap] : 0.f;
 }
 
 // The channels at one place of a tile.

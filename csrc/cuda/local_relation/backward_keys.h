@@ -11,6 +11,11 @@ namespace robust_lr::cuda {
 
 constexpr int kKeyStrip = 4;
 
+// Where values are 16 bits, a sum of lse and excess is exact enough: its rounding changes weights by less than they are
+// rounded to, unless logits are above a hundred thousand.
+template <class Pointer>
+constexpr bool kOneLess = sizeof(std::remove_pointer_t<Pointer>) == 2;
+
 // What every key in a query's window needs of it, beside dy; lse to base 2.
 struct alignas(16) Query {
   float q, lse, excess, mean;
@@ -53,6 +58,7 @@ struct Queries {
     if (O::kSoftmax) {
       const int at = row * width + column;
       query.lse = (a.lse + statistics)[at] * float(kLog2e), query.excess = (a.excess + statistics)[at];
+      if (kOneLess<decltype(a.y.data)>) query.lse += query.excess, query.excess = 0;
       query.mean = (a.mean + statistics)[at];
     }
     return query;
@@ -67,7 +73,14 @@ __host__ __device__ inline int key_lead(const Problem& p) {
   return (int(p.padding) + kKeyStrip - 1) / kKeyStrip * kKeyStrip;
 }
 
-template <class T, class X, class O>
+// True if there is a kernel of its own for calls that want no gradients of weights, as attacks do: in the types and
+// windows of networks.
+template <class T, class O>
+constexpr bool kSparesWeights = sizeof(T) == 2 && O::kSoftmax && O::Phi::kBounded && O::kSize == 7 &&
+                                std::is_same_v<typename O::Phi, SquaredDifference>;
+
+// Without `Weights` there are no gradients of the prior and of the stem's transform.
+template <class T, class X, class O, bool Weights>
 __global__ void __launch_bounds__(kThreads, kResident) backward_keys(BackwardArguments<T, X> a, Blocking b) {
   constexpr int S = kKeyStrip, K = O::kSize;
   using Window = QueryWindow<O, S>;
@@ -82,7 +95,7 @@ __global__ void __launch_bounds__(kThreads, kResident) backward_keys(BackwardArg
                memory.queries);
   load_prior(tile, a.geo, p, memory.prior);
   float* const dprior = memory.dprior + threadIdx.x / 32 * entries;
-  if (a.dgeo != nullptr) {
+  if (Weights && a.dgeo != nullptr) {
     for (int i = threadIdx.x % 32; i < entries; i += 32) dprior[i] = 0;
   }
   __syncthreads();
@@ -132,20 +145,21 @@ __global__ void __launch_bounds__(kThreads, kResident) backward_keys(BackwardArg
         for (int s = 0; s < S; ++s) {
           const int tap = Window::tap(s, i);
           if (tap < 0 || tap >= K) continue;
-          float dlogit = dot(dy, x[s]);
+          float dlogit = dot_from<T>(O::kSoftmax ? -query.mean : 0.f, dy, x[s]);
           float weight = O::Phi::add(priors[tap], query.q, k[s]);
           if (O::kSoftmax) {
-            weight = exponential_less(weight, query.lse, query.excess);
-            dlogit = weight * (dlogit - query.mean);
+            weight =
+                kOneLess<T*> ? exponential_less(weight, query.lse) : exponential_less(weight, query.lse, query.excess);
+            dlogit *= weight;
           }
 #pragma unroll
           for (int c = 0; c < kChannels; ++c) dx[s][c] += weight * dy[c];
           dk[s] += dlogit * O::Phi::key_slope(query.q, k[s]);
-          if (!O::kLeavesOut || takes_part(s)) dpriors[tap] += dlogit;
+          if (Weights && (!O::kLeavesOut || takes_part(s))) dpriors[tap] += dlogit;
         }
       });
     }
-    if (a.dgeo != nullptr) {
+    if (Weights && a.dgeo != nullptr) {
       // Lanes that are a multiple of groups apart have the same group and tap. The first of them adds up.
       for (int lanes = 16; lanes >= b.groups; lanes /= 2) {
 #pragma unroll
@@ -163,12 +177,12 @@ __global__ void __launch_bounds__(kThreads, kResident) backward_keys(BackwardArg
   for (int s = 0; s < S; ++s) {
     if (inside(s)) narrow(O::Phi::kKeyFactor * dk[s], pixel_at(a.dk, dkeys, s, 0));
   }
-  deliver(a.dx, a.x, p, b, place, first, column, inside, x, dx, memory.dvalues);
-  if (a.dgeo != nullptr) {
-    float* const part = a.dgeo_partial + blockIdx.x / b.group_blocks * p.groups * K * K;
+  deliver<Weights>(a.dx, a.x, p, b, place, first, column, inside, x, dx, memory.dvalues);
+  if (Weights && a.dgeo != nullptr) {
+    float* const part = a.dgeo_partial + b.by_group_blocks.quotient(blockIdx.x) * p.groups * K * K;
     sum_warps(memory.dprior, entries, [&](int i, float sum) {
-      const int group = place.first_group + i % b.groups;
-      if (group < groups) part[group * K * K + i / b.groups] = sum;
+      const int group = place.first_group + (i & (b.groups - 1));
+      if (group < groups) part[group * K * K + (i >> b.group_shift)] = sum;
     });
   }
 }

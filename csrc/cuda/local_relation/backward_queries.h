@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kThreads, kResident) backward_queries(Backward
       for (int s = 0; s < S; ++s) {
         const int tap = i - s * O::kStride;
         if (tap < 0 || tap >= K) continue;
-        float product = dot(dy[s], x) - about[s];
+        float product = dot_from<T>(-about[s], dy[s], x);
         const float slope = O::Phi::query_slope(q[s], key);
         if constexpr (O::kSoftmax) {
           const float weight = exponential_less(O::Phi::add(priors[tap], q[s], key), lse[s]);

@@ -28,11 +28,11 @@ struct Costs {
 };
 
 // Divides an image of `rows` x `columns` pixels into blocks of strips, so that they take the fewest instructions.
-// `bytes` tells the shared memory that a blocking takes, `pixels` the size of its tile. Nothing here changes a result,
+// `bytes` tells the shared memory that a blocking takes, `tile_of` its tile. Nothing here changes a result,
 // only its speed.
-template <class Bytes, class Pixels>
+template <class Bytes, class TileOf>
 Blocking divide(const Problem& p, Index rows, Index columns, int strip, int turns, int least_groups, Costs costs,
-                Bytes bytes, Pixels pixels) {
+                Bytes bytes, TileOf tile_of) {
   auto whole = [&](Index columns) { return int(ceil_div(columns, p.stride) * p.stride); };  // strips.h counts on it
   const int strips = int(ceil_div(rows, strip));                                            // of a column
   Blocking best{};
@@ -43,7 +43,7 @@ Blocking divide(const Problem& p, Index rows, Index columns, int strip, int turn
     b.group_blocks = int(ceil_div(p.groups, groups)), b.column_blocks = int(ceil_div(columns, width));
     b.strip_blocks = int(ceil_div(strips, height)), b.strips = int(ceil_div(strips, b.strip_blocks));
     if (threads(b) > kThreads || bytes(b) > kMaxSharedMemory) return;
-    const Index passes = ceil_div(pixels(b), threads(b) / groups);
+    const Index passes = ceil_div(tile_of(b).size(), threads(b));
     Index cost = Index(b.blocks()) * threads(b) * (costs.rest + passes * costs.place);
     if (threads(b) < kThreads) cost += cost / 4;  // fewer warps to hide latencies
     if (cost < least) least = cost, best = b;
@@ -57,6 +57,10 @@ Blocking divide(const Problem& p, Index rows, Index columns, int strip, int turn
         consider(groups, width, height);
     }
   }
+  best.group_shift = std::countr_zero(unsigned(best.groups));
+  best.by_group_blocks = Divisor(best.group_blocks), best.by_column_blocks = Divisor(best.column_blocks);
+  best.by_strip_blocks = Divisor(best.strip_blocks), best.by_columns = Divisor(best.columns / best.turns);
+  best.by_tile_columns = Divisor(tile_of(best).columns);
   return best;
 }
 
@@ -68,11 +72,8 @@ size_t key_bytes(const Blocking& b) {
 // The division of the query pixels.
 template <class T, class O, int Strip>
 Blocking divide_queries(const Problem& p, int least_groups, Costs costs) {
-  auto pixels = [](const Blocking& b) {
-    const auto tile = KeyWindow<O, Strip>::tile(b);
-    return tile.rows * tile.columns;
-  };
-  return divide(p, p.out_height, p.out_width, Strip, 1, least_groups, costs, key_bytes<T, O, Strip>, pixels);
+  return divide(p, p.out_height, p.out_width, Strip, 1, least_groups, costs, key_bytes<T, O, Strip>,
+                [](const Blocking& b) { return KeyWindow<O, Strip>::tile(b); });
 }
 
 // The division of the query pixels, whose key pixels are in the tile. `rest` is of Costs.

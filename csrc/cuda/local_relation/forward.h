@@ -26,7 +26,9 @@ __device__ void redo_output(const ForwardArguments<T, X>& a, const Tile<O::kStri
         if (key_column < -pad || key_column >= width + pad) continue;
         const int place = tile.at(key_row - tile.row, key_column - tile.column, g);
         const float prior = memory.prior[(i * O::kSize + j) * tile.groups + g];
-        f(place, O::Phi::add(prior, q, memory.keys[place]));
+        constexpr float kUnfold = 1 / (kFold<T, O> * kFold<T, O>);
+        f(place, kFold<T, O> == 1 ? O::Phi::add(prior, q, memory.keys[place])
+                                  : prior + kUnfold * O::Phi::add(0.f, q * kFold<T, O>, memory.keys[place]));
       }
     }
   };
@@ -56,7 +58,7 @@ __global__ void __launch_bounds__(kThreads, kResident) forward_strips(ForwardArg
   const Place place(b);
   const auto tile = Window::tile(b, place);
   const KeyMemory<InTile<T, O>> memory(tile.size());
-  memory.load(O(), tile, a);
+  memory.load(O(), tile, a, kFold<T, O>);
 
   const int first = place.strip * S, column = place.column;
   const int rows = min(S, int(p.out_height) - first);  // of the strip, in the image
@@ -67,7 +69,7 @@ __global__ void __launch_bounds__(kThreads, kResident) forward_strips(ForwardArg
   const auto* const queries = address(a.q, place.n, place.group, first, column);
 #pragma unroll
   for (int s = 0; s < S; ++s) {
-    q[s] = s < rows ? widen(*pixel_at(a.q, queries, s, 0)) : 0.f;
+    q[s] = s < rows ? kFold<T, O> * widen(*pixel_at(a.q, queries, s, 0)) : 0.f;
     shift[s] = 0, total[s] = 0;
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) sum[s][c] = 0;
@@ -111,6 +113,7 @@ __global__ void __launch_bounds__(kThreads, kResident) forward_strips(ForwardArg
     for (int i = 0; i < K; ++i) {
       priors[i] = prior[(i * K + j) * tile.groups];
       if (O::kSoftmax && O::Phi::kBounded) priors[i] -= shift[0];  // the same for all
+      if (kFold<T, O> != 1) priors[i] *= float(kLog2e);
     }
     each_row(j, [&](int at, int i) {
       const float key = memory.keys[at];
@@ -121,7 +124,10 @@ __global__ void __launch_bounds__(kThreads, kResident) forward_strips(ForwardArg
         const int tap = i - s * O::kStride;
         if (tap < 0 || tap >= K) continue;
         float weight = O::Phi::add(O::kSoftmax && O::kLeavesOut ? priors[tap] - shift[s] : priors[tap], q[s], key);
-        if (O::kSoftmax) weight = exponential(weight), total[s] += weight;
+        if (O::kSoftmax) {
+          weight = kFold<T, O> == 1 ? exponential(weight) : power_of_two(weight);
+          total[s] += weight;
+        }
 #pragma unroll
         for (int c = 0; c < kChannels; ++c) sum[s][c] += weight * x[c];
       }

@@ -18,13 +18,10 @@ struct KeyBlocking {
     auto needed = [](const Blocking& b) {
       return QueryMemory<X>::bytes(QueryWindow<O, kKeyStrip>::tile(b), O::kSize * O::kSize);
     };
-    auto pixels = [](const Blocking& b) {
-      const auto tile = QueryWindow<O, kKeyStrip>::tile(b);
-      return tile.rows * tile.columns;
-    };
+    auto tile_of = [](const Blocking& b) { return QueryWindow<O, kKeyStrip>::tile(b); };
     const Index around = key_lead(a.p) + a.p.padding;
     b = divide(a.p, a.p.height + around, a.p.width + around, kKeyStrip, O::kStride, least_groups(a.x),
-               {70, O::kStride == 1 ? 6500 : 2600}, needed, pixels);
+               {70, O::kStride == 1 ? 6500 : 2600}, needed, tile_of);
     bytes = needed(b);
   }
 };
@@ -36,7 +33,13 @@ void launch_backward_strips(const BackwardArguments<T, X>& a, O, Stream stream) 
   launch(backward_queries<T, X, O>, a.p.batch * queries.blocks(), threads(queries), key_bytes<T, O, strip>(queries),
          stream, a, queries);
   const KeyBlocking<T, X, O> keys(a);
-  launch(backward_keys<T, X, O>, a.p.batch * keys.b.blocks(), threads(keys.b), keys.bytes, stream, a, keys.b);
+  auto launch_keys = [&](auto kernel) {
+    launch(kernel, a.p.batch * keys.b.blocks(), threads(keys.b), keys.bytes, stream, a, keys.b);
+  };
+  if constexpr (kSparesWeights<T, O>) {
+    if (a.dgeo == nullptr && !wants_transform(a.dx)) return launch_keys(backward_keys<T, X, O, false>);
+  }
+  launch_keys(backward_keys<T, X, O, true>);
 }
 
 template <class T, class X>

@@ -29,6 +29,13 @@ struct Options {
   static constexpr float kBeyond = kLeavesOut ? 0 : kNowhere;
 };
 
+// Where values are 16 bits, keys in a tile and the queries that meet them are multiplied by the square root of log2 e,
+// so that a power of two needs no factor. It rounds them, like float always does, and hence far below T's own rounding;
+// but in float the logits of values that are far apart stay exact.
+template <class T, class O>
+constexpr float kFold =
+    sizeof(T) == 2 && O::kSoftmax && std::is_same_v<typename O::Phi, SquaredDifference> ? 1.2011224f : 1.f;
+
 // The type of the channels in a tile: float saves a thread to widen them for each strip, and there is room for it where
 // tiles are small.
 template <class T, class O>
@@ -38,7 +45,10 @@ using InTile = std::conditional_t<O::kStride == 1, float, T>;
 struct Blocking {
   int groups, columns, strips;                    // of a block; groups is a power of two
   int group_blocks, column_blocks, strip_blocks;  // of an image
-  int turns;  // a warp has every `turns`th column, so that all its lanes meet the same taps; or 1
+  int turns;        // 2 if a warp has every other column, so that all its lanes meet the same taps; or 1
+  int group_shift;  // the logarithm of groups
+  Divisor by_group_blocks, by_column_blocks, by_strip_blocks, by_columns;  // the last by the columns of a turn
+  Divisor by_tile_columns;
 
   __host__ __device__ int blocks() const { return group_blocks * column_blocks * strip_blocks; }
 };
@@ -53,13 +63,13 @@ struct Place {
   __device__ explicit Place(const Blocking& b) {
     // Neighboring blocks work on neighboring groups: they share cache lines of channels-last tensors.
     int block = blockIdx.x;
-    first_group = block % b.group_blocks * b.groups, block /= b.group_blocks;
-    first_column = block % b.column_blocks * b.columns, block /= b.column_blocks;
-    first_strip = block % b.strip_blocks * b.strips, n = block / b.strip_blocks;
-    const int each = int(blockDim.x) / b.turns;  // threads
-    int thread = int(threadIdx.x) % each, columns = b.columns / b.turns;
-    g = thread % b.groups, thread /= b.groups;
-    c = thread % columns * b.turns + int(threadIdx.x) / each, s = thread / columns;
+    first_group = b.by_group_blocks.divide(block) * b.groups;
+    first_column = b.by_column_blocks.divide(block) * b.columns;
+    first_strip = b.by_strip_blocks.divide(block) * b.strips, n = block;
+    const int each = int(blockDim.x) >> (b.turns - 1), turn = int(threadIdx.x) >= each;  // each: threads of a turn
+    const int thread = int(threadIdx.x) - turn * each;
+    g = thread & (b.groups - 1), s = thread >> b.group_shift;
+    c = b.by_columns.divide(s) * b.turns + turn;
     group = first_group + g, column = first_column + c, strip = first_strip + s;
     inside = s < b.strips;
   }
@@ -81,6 +91,7 @@ struct KeyWindow {
   }
   __device__ static Tile tile(const Blocking& b, const Place& place) {
     Tile tile = KeyWindow::tile(b);
+    tile.group_shift = b.group_shift, tile.by_columns = b.by_tile_columns;
     tile.n = place.n, tile.group = place.first_group;
     tile.row = place.first_strip * Strip * O::kStride - O::kRadius;
     tile.column = place.first_column * O::kStride - O::kRadius;
@@ -116,15 +127,12 @@ __device__ void each_key_row(int first, int pad, int height, F f) {
 template <class O, class Arguments>
 struct Keys {
   const Arguments& a;
+  float factor;
   decltype(a.k.data) first;
 
-  // Of the group that a thread loads, unless it is another.
-  __device__ Keys(const Tile<O::kStride>& tile, const Arguments& a) : Keys(tile, a, group_to_load(tile)) {}
-  __device__ Keys(const Tile<O::kStride>& tile, const Arguments& a, int group)
-      : a(a), first(address(a.k, tile.n, group, tile.row, tile.column)) {}
-  __device__ float inside(int row, int column, int groups_on = 0) const {
-    return widen(pixel_at(a.k, first, row, column)[groups_on * a.k.channel]);
-  }
+  __device__ Keys(const Tile<O::kStride>& tile, const Arguments& a, float factor)
+      : a(a), factor(factor), first(address(a.k, tile.n, group_to_load(tile), tile.row, tile.column)) {}
+  __device__ float inside(int row, int column) const { return factor * widen(*pixel_at(a.k, first, row, column)); }
   __device__ float outside() const { return O::kBeyond; }
   __device__ bool pads() const { return a.p.padding > 0; }
   __device__ float padded(int row, int column) const {
@@ -148,25 +156,25 @@ struct KeyMemory {
   static size_t bytes(const Tile<Stride>& tile, int taps) {
     return tile.size() * (sizeof(E) * kChannels + sizeof(float)) + taps * tile.groups * sizeof(float);
   }
+  // Keys are multiplied by `factor`.
   template <class O, class Arguments>
-  __device__ void load(O, const Tile<O::kStride>& tile, const Arguments& a) const {
+  __device__ void load(O, const Tile<O::kStride>& tile, const Arguments& a, float factor = 1) const {
     using T = std::remove_cvref_t<decltype(*a.y.data)>;
-    load_keys<T>(O(), tile, a.x, a);
+    load_keys<T>(O(), tile, a.x, a, factor);
     load_prior(tile, a.geo, a.p, prior);
     __syncthreads();
   }
 
  private:
   template <class T, class O, class X, class Arguments>
-  __device__ void load_keys(O, const Tile<O::kStride>& tile, const X& values, const Arguments& a) const {
+  __device__ void load_keys(O, const Tile<O::kStride>& tile, const X& values, const Arguments& a, float factor) const {
     using Own = Keys<O, Arguments>;
     if constexpr (std::is_same_v<X, Stem<float>> && sizeof(E) == 2) {
-      if (tile.groups == kProductGroups && has_whole_groups(values, a.p)) {
-        const Own own(tile, a, tile.group + lane_pair());
-        return load_tile_by_products(tile, values, a.p, own, x, keys);
-      }
+      // The stem's own keys are channels-last.
+      if (tile.groups == kProductGroups && has_whole_groups(values, a.p) && is_dense(a.k, a.p.width))
+        return load_tile_by_products(tile, values, a.p, a.k, Own(tile, a, factor), x, keys);
     }
-    load_tile<T>(tile, values, a.p, a.p.height, a.p.width, Own(tile, a), x, keys);
+    load_tile<T>(tile, values, a.p, a.p.height, a.p.width, Own(tile, a, factor), x, keys);
   }
 };
 
@@ -190,6 +198,7 @@ struct QueryWindow {
   // For keys that start at the row and column -lead of the image.
   __device__ static Tile tile(const Blocking& b, const Place& place, int lead) {
     Tile tile = QueryWindow::tile(b);
+    tile.group_shift = b.group_shift, tile.by_columns = b.by_tile_columns;
     tile.n = place.n, tile.group = place.first_group;
     tile.row = (place.first_strip * Strip - lead) / O::kStride - kBefore;
     tile.column = (place.first_column - lead) / O::kStride - kBefore;

@@ -13,8 +13,9 @@ constexpr int kDelivered = 0;
 template <class A>
 constexpr int kDelivered<Stem<A>> = kChannels * (kMaxInputs + 1);
 
-// `dx` is of the strip of a thread, whose values are `x`; both are zero where `inside(s)` is false.
-template <class T, int S, class Inside>
+// `dx` is of the strip of a thread, whose values are `x`; both are zero where `inside(s)` is false. Without `Weights`
+// there is no gradient of the transform.
+template <bool Weights, class T, int S, class Inside>
 __device__ void deliver(const Image<T>& to, const Image<const T>&, const Problem& p, const Blocking&,
                         const Place& place, int first, int column, Inside inside, const float (&)[S][kChannels],
                         const float (&dx)[S][kChannels], float*) {
@@ -49,7 +50,7 @@ __device__ void deliver_image(Kind<Inputs, Full>, float* image, const Stem<float
     }
   }
   if (place.g != 0) return;
-  const int part = place.first_group / b.groups, width = int(p.width), plane = int(p.height) * width;
+  const int part = place.first_group >> b.group_shift, width = int(p.width), plane = int(p.height) * width;
   const int inputs = Full ? Inputs : stem.inputs;
   float* const pixels = image + (Index(part) * p.batch + place.n) * inputs * plane + first * width + column;
 #pragma unroll
@@ -97,14 +98,14 @@ __device__ void deliver_transform(Kind<Inputs, Full>, float* transform, const St
       own[c * terms + inputs] = found[Inputs][c];
     }
   }
-  float* const part = transform + blockIdx.x / b.group_blocks * p.channels * terms;
+  float* const part = transform + b.by_group_blocks.quotient(blockIdx.x) * p.channels * terms;
   sum_warps(sums, entries, [&](int i, float sum) {
     const int group = place.first_group + i / (kChannels * terms), c = i / terms % kChannels;
     if (c < present_channels(p, group)) part[(group * p.shared + c) * terms + i % terms] = sum;
   });
 }
 
-template <int S, class Inside>
+template <bool Weights, int S, class Inside>
 __device__ void deliver(const StemGradient<float>& to, const Stem<float>& stem, const Problem& p, const Blocking& b,
                         const Place& place, int first, int column, Inside inside, const float (&x)[S][kChannels],
                         float (&dx)[S][kChannels], float* sums) {
@@ -116,7 +117,7 @@ __device__ void deliver(const StemGradient<float>& to, const Stem<float>& stem, 
   }
   with_kind(stem, p, [&](auto kind) {
     if (to.image != nullptr) deliver_image(kind, to.image, stem, p, b, place, first, column, inside, dx);
-    if (to.transform != nullptr)
+    if (Weights && to.transform != nullptr)
       deliver_transform(kind, to.transform, stem, p, b, place, first, column, inside, dx, sums);
   });
 }

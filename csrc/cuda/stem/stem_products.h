@@ -51,49 +51,52 @@ __host__ __device__ inline bool has_whole_groups(const Stem<float>& x, const Pro
 
 constexpr int kProductGroups = 8;  // of a tile that is made by products
 
-// As load_tile, for a tile of kProductGroups groups: a lane has group `pair` of each half of them, and `scalars` is of
-// the first half's.
+// As load_tile, for a tile of kProductGroups groups and keys that are dense: a lane has group `pair` of each half of
+// them.
 //
 // Column `line` of a right matrix `m` is channel 2 m + line % 2 of group line / 2, so a lane's sums of four products
 // are all channels of one group at a pixel.
-template <class T, int Stride, class Scalars>
+template <class T, int Stride, class Keys>
 __device__ void load_tile_by_products(const Tile<Stride>& tile, const Stem<float>& x, const Problem& p,
-                                      const Scalars& scalars, Piece<T>* to, float* scalars_to) {
-  const int line = lane_line(), pair = lane_pair(), width = int(p.width);
+                                      const Image<const float>& k, const Keys& of_pixels, Piece<T>* to,
+                                      float* keys_to) {
+  constexpr int kHalf = kProductGroups / 2;
+  const int line = lane_line(), pair = lane_pair(), width = int(p.width), height = int(p.height);
   RightMatrix transform[2][4];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    const int group = tile.group + 4 * h + line / 2;
+    const int group = tile.group + kHalf * h + line / 2;
 #pragma unroll
     for (int m = 0; m < 4; ++m)
       transform[h][m] = transform_matrix(x, group * kChannels + 2 * m + line % 2, group < p.groups);
   }
-  const float* const first = plane_of_lane(x, p, tile.n) + tile.row * width + tile.column;
-  const int pixels = tile.rows * tile.columns, step = int(blockDim.x) / 2;
-  int row_step = step / tile.columns, column_step = step % tile.columns, row[2], column[2];
-  const int start = int(threadIdx.x) / 32 * kLines, height = int(p.height);
+  const bool pads = of_pixels.pads(), present[2] = {tile.group + pair < p.groups, tile.group + kHalf + pair < p.groups};
+  const float* const input = plane_of_lane(x, p, tile.n) + tile.row * width + tile.column;
+  const float* const key = address(k, tile.n, tile.group + pair, tile.row, tile.column);
+  const int key_bytes = int(k.column) * int(sizeof(float)), pixels = tile.rows * tile.columns,
+            step = int(blockDim.x) / 32 * kLines;
+  int row_step = step, column_step = tile.by_columns.divide(row_step);
+  int row[2], column[2], start = int(threadIdx.x) / 32 * kLines;
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int pixel = start + line + 8 * i;
-    row[i] = pixel / tile.columns, column[i] = pixel % tile.columns;
-  }
+  for (int i = 0; i < 2; ++i) row[i] = start + line + 8 * i, column[i] = tile.by_columns.divide(row[i]);
   keep(row_step), keep(column_step);
-  const bool pads = scalars.pads(), present[2] = {tile.group + pair < p.groups, tile.group + 4 + pair < p.groups};
-  for (int pixel = start; pixel < pixels; pixel += step) {
+  for (; start < pixels; start += step) {
     LeftMatrix inputs;
-    float found[2][2];
+    float keys[2][2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const bool inside = row[i] < tile.rows && is_inside(tile.row + row[i], tile.column + column[i], height, width);
-      inputs.words[i] = inputs.words[i + 2] = pixel_word(first + (row[i] * width + column[i]), inside);
-      float other = scalars.outside();
-      if (pads) other = scalars.padded(tile.row + row[i], tile.column + column[i]);
-      found[i][0] = found[i][1] = other;
-      if (inside) {
-        if (present[0]) found[i][0] = scalars.inside(row[i], column[i]);
-        if (present[1]) found[i][1] = scalars.inside(row[i], column[i], 4);
-      }
+      const int at = row[i] * width + column[i];
+      inputs.words[i] = inputs.words[i + 2] = pixel_word(input + at, inside);
+      const float other = pads ? of_pixels.padded(tile.row + row[i], tile.column + column[i]) : of_pixels.outside();
+      const auto* const own =
+          reinterpret_cast<const float*>(reinterpret_cast<const char*>(key) + Index(at) * key_bytes);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) keys[i][h] = inside && present[h] ? of_pixels.factor * own[kHalf * h] : other;
     }
+    int place[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) place[i] = tile.at(row[i], column[i], 0) + pair;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       alignas(16) unsigned values[2][4];
@@ -106,9 +109,8 @@ __device__ void load_tile_by_products(const Tile<Stride>& tile, const Stem<float
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         if (row[i] >= tile.rows) continue;
-        const int place = tile.at(row[i], column[i], pair) + 4 * h;
-        reinterpret_cast<float4*>(to)[place] = *reinterpret_cast<const float4*>(values[i]);
-        scalars_to[place] = found[i][h];
+        reinterpret_cast<float4*>(to)[place[i] + kHalf * h] = *reinterpret_cast<const float4*>(values[i]);
+        keys_to[place[i] + kHalf * h] = keys[i][h];
       }
     }
 #pragma unroll
