@@ -208,5 +208,5 @@ def test_images_that_are_missing_damaged_or_of_an_unfinished_run_are_refused(tmp
     with pytest.raises(InputError, match="does not match its saved hash"):
         rlr.score(tmp_path / "run", model)
     (file.parent / "part-1.safetensors").write_bytes(bytes(content))
-    with pytest.raises(InputError, match="is not finished"):
+    with pytest.raises(InputError, match="is not complete: run the same command again"):
         rlr.score(tmp_path / "run", model)
