@@ -100,25 +100,11 @@ static void misplace_fragments(WarpOperation& own) {
   if (name == "elements") own.right[0] = own.right[0] << 16 | own.right[0] >> 16;
 }
 
-static std::uint32_t shuffle(WarpOperation::Kind kind, std::uint32_t value, int lanes, int source) {
-  WarpOperation& own = current->operation;
-  own.kind = kind, own.lanes = lanes, own.source = source, own.offered = value;
-  wait(State::in_warp);
-  return own.received;
-}
-float shuffle_xor(float value, int lanes) {
-  const auto bits = std::bit_cast<std::uint32_t>(value);
-  return std::bit_cast<float>(shuffle(WarpOperation::Kind::shuffle_xor, bits, lanes, 0));
-}
-unsigned shuffle_from(unsigned value, int lane) { return shuffle(WarpOperation::Kind::shuffle_from, value, 0, lane); }
+WarpOperation& own_operation() { return current->operation; }
 
-void multiply(float (&sums)[4], const unsigned (&left)[4], const unsigned (&right)[2]) {
-  WarpOperation& own = current->operation;
-  own.kind = WarpOperation::Kind::product, own.lanes = 0;
-  std::copy_n(sums, 4, own.sums), std::copy_n(left, 4, own.left), std::copy_n(right, 2, own.right);
-  misplace_fragments(own);
+void wait_for_warp() {
+  if (current->operation.kind == WarpOperation::Kind::product) misplace_fragments(current->operation);
   wait(State::in_warp);
-  std::copy_n(own.sums, 4, sums);
 }
 
 void log_launch(const void* kernel) {

@@ -1,6 +1,9 @@
-// Instructions that all threads of a warp execute together, for the two schedulers of fibers.
+// Instructions that all threads of a warp execute together. Each of the two schedulers of fibers includes this header
+// once, in the file that defines `own_operation` and `wait_for_warp`.
 #pragma once
 
+#include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <cstring>
 
@@ -58,6 +61,31 @@ inline bool perform(WarpOperation* const (&warp)[32]) {
     multiply_warp(warp);
   }
   return true;
+}
+
+WarpOperation& own_operation();  // of the running thread
+void wait_for_warp();            // until the running thread's warp has executed its operation
+
+static std::uint32_t shuffle(WarpOperation::Kind kind, std::uint32_t value, int lanes, int source) {
+  WarpOperation& own = own_operation();
+  own.kind = kind, own.lanes = lanes, own.source = source, own.offered = value;
+  wait_for_warp();
+  return own.received;
+}
+
+float shuffle_xor(float value, int lanes) {
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  return std::bit_cast<float>(shuffle(WarpOperation::Kind::shuffle_xor, bits, lanes, 0));
+}
+
+unsigned shuffle_from(unsigned value, int lane) { return shuffle(WarpOperation::Kind::shuffle_from, value, 0, lane); }
+
+void multiply(float (&sums)[4], const unsigned (&left)[4], const unsigned (&right)[2]) {
+  WarpOperation& own = own_operation();
+  own.kind = WarpOperation::Kind::product, own.lanes = 0;
+  std::copy_n(sums, 4, own.sums), std::copy_n(left, 4, own.left), std::copy_n(right, 2, own.right);
+  wait_for_warp();
+  std::copy_n(own.sums, 4, sums);
 }
 
 }  // namespace shim
