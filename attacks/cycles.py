@@ -53,8 +53,9 @@ def follow(columns: State, state: State, step: Tensor, tally: Callable[[], Tenso
     code = hash_rows(state)[:, None]
     repeated = columns["hashes"] == code
     if bool((repeated.any(1) | due).any()):
-        columns = confirm(columns, state, step, due, tally())
-        columns = propose(columns, state, step, repeated, tally())
+        count = tally()
+        columns = confirm(columns, state, step, due, count)
+        columns = propose(columns, state, step, repeated, count)
     return {**columns, "hashes": columns["hashes"].scatter(1, (step % MAX_PERIOD)[:, None], code)}
 
 

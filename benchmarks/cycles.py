@@ -5,15 +5,13 @@ The rows must be the same but for the passes. Overhead is measured with momentum
 that nothing ends early: CPU time inside the functions that test the model (two passes, once) and follow the iterates,
 over that of the rest of the evaluation, in one process and thread, for few steps and for many.
 
-    python benchmarks/cycles.py --out benchmarks/results/cycles-cpu.json
-    python benchmarks/cycles.py --overhead --out FILE      # measure the overhead again, keep the rest of FILE
+    python benchmarks/cycles.py --out FILE
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -101,7 +99,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--overhead", action="store_true", help="measure the overhead alone, keep the rest of FILE")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     model, data = rlr.load_model(), spread(rlr.data.load("fashion-mnist-mini", "test"), arguments.images)
@@ -114,15 +111,13 @@ def main() -> None:
         "untargeted, worst seen": PGD(**BALL, steps=arguments.steps, criterion="worst"),
     }
     record_of: dict[str, Any] = {
+        "command": "python benchmarks/cycles.py --out FILE",
         "device": device_name(torch.device("cpu")),
         "threads": arguments.threads,
         "versions": versions(),
         "steps": arguments.steps,
         "overhead": [overhead(model, spread(data, min(64, len(data))), each, arguments.runs) for each in endless],
     }
-    if arguments.overhead:
-        record_of = {**json.loads(arguments.out.read_text()), "overhead": record_of["overhead"]}
-        protocols = {}
     for name, protocol in protocols.items():
         record_of[name] = passes(model, data, protocol)
         print(name, record_of[name], flush=True)
