@@ -35,8 +35,7 @@ def read_entry(entry: dict[str, Any]) -> list[Attack]:
     """Read one entry; each part of a sweep becomes a separate attack."""
     limit, runs = (convert(int, entry.pop(key, 0), f"[[stronger]] {key}") for key in ("limit", "runs"))
     check_at_least(0, limit=limit, runs=runs)
-    if (check := entry.pop("check", None)) is not None:
-        check_name("check in [[stronger]]", check, LEVELS)
+    check = read_check(entry.pop("check"), "[[stronger]]") if "check" in entry else None
     if "protocol" not in entry:
         raise InputError("[[stronger]] has no protocol: give a protocol = NAME of `robust-lr list`")
     if (sweep := SWEEPS.get(str(entry["protocol"]))) is not None:
@@ -45,3 +44,9 @@ def read_entry(entry: dict[str, Any]) -> list[Attack]:
         return [Attack(f"{sweep.name}-{part.name}", part, limit, runs, check) for part in sweep.parts]
     found = from_table(entry)
     return [Attack(found.name, found, limit, runs, check)]
+
+
+def read_check(value: Any, section: str) -> str:
+    """Return a level at which results are probed; InputError, which names the section, if it is none."""
+    check_name(f"check in {section}", value, LEVELS)
+    return str(value)

@@ -23,7 +23,7 @@ from ..utils.toml import read_toml
 from .claims import Claim, Outcomes, Verdict, read_claims
 from .clean_accuracy import CLEAN, Accuracy
 from .jobs import Attack, Job
-from .stronger import read_stronger
+from .stronger import read_check, read_stronger
 
 REGIMES = ("regular", "adversarial")
 PAPER = "Hu et al. 2019, Table {}, ImageNet, accuracy in percent"
@@ -79,6 +79,7 @@ class Table:
         limit: number of test images; 0 for all.
         seeds: number of training runs of each network, with consecutive seeds.
         runs: number of training runs by regime, if lower than ``seeds``; 0 for all.
+        checks: how thoroughly results of the paper's attacks are probed, as in ``evaluate``, by regime.
         rate_rules: how the learning rates were chosen, in words, by regime.
         stronger: further attacks, on the adversarially trained networks only.
         claims: claims of the paper that the table tests.
@@ -90,6 +91,7 @@ class Table:
     limit: int = 0
     seeds: int = 1
     runs: Mapping[str, int] = field(default_factory=dict)
+    checks: Mapping[str, str] = field(default_factory=dict)
     rate_rules: Mapping[str, str] = field(default_factory=dict)
     stronger: Sequence[Attack] = ()
     claims: Sequence[Claim] = ()
@@ -106,7 +108,8 @@ class Table:
 
     def attacks(self, regime: str, run: int) -> tuple[Attack, ...]:
         """Return the attacks on training run number ``run``, from 0."""
-        paper = tuple(Attack(name, protocols.get(name), self.limit) for name in self.protocols)
+        check = self.checks.get(regime)
+        paper = tuple(Attack(name, protocols.get(name), self.limit, check=check) for name in self.protocols)
         also = self.stronger if regime == "adversarial" else ()
         return paper + tuple(attack for attack in also if not attack.runs or run < attack.runs)
 
@@ -136,6 +139,11 @@ def read(name: str | Path, overrides: Sequence[str] = (), limit: int | None = No
     names = read_protocols(table.pop("protocols", []))
     regimes = {regime: dict(check_mapping(table.pop(regime), regime)) for regime in REGIMES if regime in table}
     runs = {regime: convert(int, values.pop("runs", 0), f"{regime}.runs") for regime, values in regimes.items()}
+    checks = {
+        regime: read_check(values.pop("check"), f"[{regime}]")
+        for regime, values in regimes.items()
+        if "check" in values
+    }
     rules = {
         regime: convert(str, values.pop("rate_rule", ""), f"{regime}.rate_rule") for regime, values in regimes.items()
     }
@@ -160,6 +168,7 @@ def read(name: str | Path, overrides: Sequence[str] = (), limit: int | None = No
         limit=limit,
         seeds=seeds,
         runs=runs,
+        checks=checks,
         rate_rules=rules,
         stronger=stronger,
         claims=read_claims(claims, labels, attacks),
@@ -256,7 +265,12 @@ def merge_tables(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[st
 
 
 def make_jobs(table: Table, folder: Path) -> list[Job]:
-    """Return one job per training run, each with its own folder; adversarial runs come first, as they take longest."""
+    """Return one job per training run, each with its own folder.
+
+    Those that take longest come first, so that the processes end at about the same time: adversarial training before
+    regular, and in each training run the networks by the paper's number of operations.
+    """
+    rows = sorted(table.rows, key=lambda row: row.size.get("flops", 0.0), reverse=True)
     return [
         Job(
             row.label,
@@ -268,7 +282,7 @@ def make_jobs(table: Table, folder: Path) -> list[Job]:
         )
         for regime in reversed(table.regimes)
         for run in range(table.seeds)
-        for row in table.rows
+        for row in rows
         for seed in table.seeds_of(row, regime)[run : run + 1]
     ]
 

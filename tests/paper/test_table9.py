@@ -198,6 +198,7 @@ def test_a_regime_may_change_one_value_of_a_shared_section(toml):
         ("rows=3", "rows"),
         ("model=3", "model = 3"),
         ("regular=3", "regular = 3"),
+        ("regular.check=none", r"check in \[regular\] 'none'.*off"),
         ("rows=[3]", "rows"),
         ("rows=[{model = {name = 'resnet18'}}]", "label"),
         ("rows=[{label = 'x'}]", "model"),
@@ -238,6 +239,19 @@ def test_every_network_is_a_job_under_every_regime_long_jobs_first(toml, tmp_pat
     assert replace(
         adversarial, config=replace(adversarial.config, attack=protocols.get("lrnet-train"))
     ).estimated_work() > 2 * (regular.estimated_work() - adversarial.estimated_work())
+
+
+def test_jobs_begin_with_the_networks_that_cost_most(toml, tmp_path):
+    table = tables.read(toml)
+    slow = replace(table.rows[1], size={"flops": 4.0})
+    jobs = tables.make_jobs(replace(table, rows=[table.rows[0], slow]), tmp_path)
+    assert [job.label for job in jobs] == ["LR-Net (3x3)", "ResNet-18"] * 2
+
+
+def test_a_regime_says_how_its_results_are_probed(toml):
+    table = tables.read(toml, ["regular.check=off"])
+    assert {attack.check for attack in table.attacks("regular", 0)} == {"off"}
+    assert {attack.check for attack in table.attacks("adversarial", 0)} == {None}
 
 
 # Running
