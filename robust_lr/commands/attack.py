@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..utils.errors import InputError
+from .attack_options import AttackOptions, check_options, check_outputs, check_settings, read_options, read_settings
 from .completion import complete
 from .model_record import write_model_record
 from .options import Choice, choose, model_and_images
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from ..results.curve import Curve
     from ..results.ledger import Row
     from ..results.result import Result
+    from ..results.targets import Targets
 
 of_attack, of_guards, of_work = map(option_in_group, ("Attack", "Guards", "Work and output"))
 _PATH = click.Path(path_type=Path)
@@ -149,200 +151,202 @@ _PATH = click.Path(path_type=Path)
 @threads_option(of_work)
 @processes_option(of_work)
 @of_work("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...", metavar="NAME")
-def attack(
-    targeted: bool,
-    untargeted: bool,
-    protocol: str | None,
-    attack_source: str | None,
-    overrides: tuple[str, ...],
-    eps: str | None,
-    steps: str | None,
-    surrogate_source: str | None,
-    all_targets: bool,
-    seed: int,
-    targets_file: Path | None,
-    save_targets: Path | None,
-    allow: tuple[str, ...],
-    probed: bool,
-    thorough: bool,
-    verdict_passes: int,
-    strict: bool,
-    until_sound: bool,
-    budget: int | None,
-    out: Path | None,
-    save_images: bool,
-    json_file: Path | None,
-    figure: Path | None,
-    fresh: bool,
-    dry_run: bool,
-    shard_text: str | None,
-    precision: str,
-    batch_size: int,
-    compute_batch: int | None,
-    workers: int,
-    threads: int | None,
-    processes: int | None,
-    device: str,
-    **where: Any,
-) -> None:
+def attack(**given: Any) -> None:
     """Attack a network on the test images, print a table and write result.json.
 
     Run the same command again to resume an interrupted evaluation.
     """
-    from .. import protocols
-    from ..config.training import set_values
-    from ..evaluation.all_targets import attack_all_targets
-    from ..evaluation.harness import evaluate, with_targets
-    from ..evaluation.sweep import sweep
-    from ..protocols.changes import apply_grid
-    from ..protocols.files import from_table as read_protocol
-    from ..results.curve import CURVE, curve_of
-    from ..results.distances import with_distances
-    from ..results.shards import merge_sweep_when_complete, merge_when_complete, parse_shard, shard_folder
-    from ..results.stored import RESULT, read_evaluation
-    from ..results.target_matrix import MATRIX
-    from ..results.targets import load_targets
-    from ..utils.checks import check_at_least
-    from ..utils.devices import device_of_process, torchrun_shard
-    from ..utils.files import check_writable, check_writable_folder
-    from ..utils.machine import check_processes
-    from ..utils.pictures import check_picture
-    from . import report
+    from ..protocols import Sweep
+    from ..utils.devices import torchrun_shard
 
-    chosen = [*["lrnet-targeted"] * targeted, *["lrnet-untargeted"] * untargeted, *[protocol] * (protocol is not None)]
-    chosen += [] if attack_source is None else [attack_source]
-    if thorough and not probed:
-        raise InputError("--thorough and --no-check contradict each other: give only one of them")
-    if strict and not probed:
-        raise InputError("--strict needs a verdict: leave out --no-check")
-    if until_sound and (not probed or shard_text is not None or all_targets or surrogate_source is not None):
-        raise InputError(
-            "--until-sound needs a verdict on all images: leave out --no-check, --shard, --all-targets and --surrogate"
-        )
-    if budget is not None and not until_sound:
-        raise InputError("--budget is the budget of --until-sound: give both, or leave it out")
-    if len(chosen) != 1:
-        raise InputError("give exactly one of --targeted, --untargeted, --protocol NAME and --attack SOURCE")
-    check_at_least(1, batch_size=batch_size)
-    check_processes(workers=workers)
-    table: dict[str, Any] = {"protocol": chosen[0]}
-    set_values(table, overrides, "key=value, e.g. eps=8/255")
-    options = table.pop("model", {})
-    settings: Protocol | Sweep
-    if attack_source is not None:
-        settings = custom_attack(attack_source, {**table, "eps": table.get("eps", (eps or "").partition(",")[0])})
-    else:
-        settings = protocols.SWEEPS[chosen[0]] if chosen[0] in protocols.SWEEPS else read_protocol(table)
-    settings = apply_grid(settings, eps=eps, steps=steps)
+    options = read_options(given)
+    check_options(options)
+    settings, model_values = read_settings(options)
     launched = torchrun_shard()
-    if all_targets:
-        others = (figure, save_targets, targets_file, shard_text, launched)
-        if isinstance(settings, protocols.Sweep) or any(other is not None for other in others):
-            raise InputError("--all-targets takes one protocol, and no --targets, --save-targets, --figure or shards")
-        if not settings.targeted:
-            raise InputError(f"--all-targets: protocol {settings.name!r} is untargeted; use e.g. --targeted")
-    if isinstance(settings, protocols.Sweep):
-        if (chosen[0] in protocols.SWEEPS and len(table) > 1) or save_targets:
-            raise InputError(
-                f"--set and --save-targets are for single protocols: {settings.name!r} is a sweep over several"
-            )
-        if until_sound:
-            raise InputError(f"--until-sound is for single protocols: {settings.name!r} is a sweep over several")
-    elif until_sound and settings.targeted:
-        raise InputError(f"--until-sound is for untargeted attacks: {settings.name!r} is targeted")
-    elif figure is not None and not settings.record and not settings.finds_distances:
-        raise InputError(f"--figure draws a curve, but {settings.name!r} has none: use e.g. --protocol sweep-steps")
-    elif save_targets is not None and not settings.targeted:
-        raise InputError(f"--save-targets: protocol {settings.name!r} is untargeted, so it has no targets")
-    if figure is not None:
-        check_picture("figure", figure)
-    check_writable(save_targets=save_targets, json_file=json_file)
-    if out is None or not out.is_file():
-        check_writable_folder(out=out)
-    if launched is not None and until_sound:
-        raise InputError("--until-sound: torchrun divides the images; run it without torchrun")
-    if launched is not None and shard_text is not None:
-        raise InputError("--shard: torchrun already divides the images; leave it out")
-    shard = launched or (None if shard_text is None else parse_shard(shard_text))
-    use_threads(threads)
-    given = None if targets_file is None else load_targets(targets_file)
-    choice = choose(**where, device=device_of_process(device), options=options)
-    surrogate = None if surrogate_source is None else load_surrogate(surrogate_source, choice)
-    named = settings.name if surrogate is None else f"{settings.name},surrogate={surrogate.name}"
-    named += ",all-targets" if all_targets else ""
-    whole = choice.folder / "attacks" / named if out is None else out
-    folder = whole if shard is None or (out is not None and launched is None) else shard_folder(whole, shard)
-    file = CURVE if isinstance(settings, protocols.Sweep) else MATRIX if all_targets else RESULT
-    if dry_run:
-        describe(choice, settings, folder, finished=(folder / file).exists() and not fresh)
+    check_settings(options, settings, launched)
+    check_outputs(options)
+    use_threads(options.threads)
+    plan = make_plan(options, settings, model_values, launched)
+    if options.dry_run:
+        describe(plan, fresh=options.fresh)
         return
     if launched is not None:
-        (whole / file).unlink(missing_ok=True)  # the last process to finish writes it again
-    work: dict[str, Any] = {
-        "seed": seed,
-        "shard": shard,
-        "batch_size": batch_size,
-        "compute_batch": compute_batch,
-        "out": folder,
-        "resume": True,
-        "fresh": fresh,
-        "images": save_images,
-        "targets": given,
-        "name": choice.name,
-        "workers": workers,
-        "processes": processes,
-        "precision": precision,
-        "allow": allow,
-        "verdict_passes": verdict_passes,
-        "surrogate": surrogate,
-        "check": "thorough" if thorough else "default" if until_sound else None if probed else "off",
-    }
-    if all_targets and not isinstance(settings, protocols.Sweep):
-        del work["shard"], work["targets"]
-        with print_warnings(), progress_bars() as bars:
-            watch = Watch(bars, f"{settings.name}, all targets")
-            matrix = attack_all_targets(choice.model, choice.data, settings, **work, progress=watch.progress)
-        console.print(report.matrix_table(matrix))
-        say(f"written to {folder / file}")
-        report.write_evaluation(json_file, folder / file)
+        (plan.whole / plan.file).unlink(missing_ok=True)  # the last process to finish writes it again
+    if options.all_targets and not isinstance(settings, Sweep):
+        evaluate_all_targets(options, plan, settings)
         return
-    with print_warnings(), progress_bars(shown=launched is None or launched[0] == 1) as bars:
-        if isinstance(settings, protocols.Sweep):
-            curve = sweep(choice.model, choice.data, settings, **work, progress=Watch(bars, choice.name).progress)
-        else:
-            watch = Watch(bars, choice.name)
-            result = evaluate(choice.model, choice.data, settings, **work, progress=watch.progress, on_rows=watch.count)
-            curve = curve_of(result)
-            if save_images:
-                write_model_record(whole, where, options)
-    if shard is not None:
-        n, seconds = curve.results[0].n, sum(result.seconds for result in curve.results)
-        say(f"shard {shard[0]}/{shard[1]}: {n} images in {seconds:.1f} s; written to {folder / file}")
+    curve, folder = evaluate_plan(options, plan), plan.folder
+    if plan.shard is not None:
+        seconds = sum(result.seconds for result in curve.results)
+        number, images = plan.shard[0], curve.results[0].n
+        say(f"shard {number}/{plan.shard[1]}: {images} images in {seconds:.1f} s; written to {folder / plan.file}")
     if launched is not None:
-        if isinstance(settings, protocols.Sweep):
-            joined = merge_sweep_when_complete(whole, launched[1])
-        else:
-            merged = merge_when_complete(whole, launched[1])
-            joined = None if merged is None else curve_of(merged)
+        joined = merge_shards(plan, launched[1])
         if joined is None:
             return
-        curve, folder = joined, whole
-    if save_targets is not None:
-        read_evaluation(folder).targets().save(save_targets)
-    if not isinstance(settings, protocols.Sweep) and settings.finds_distances:
-        curve = with_distances(curve, read_evaluation(folder).rows, settings)
-    show(curve, settings if isinstance(settings, protocols.Sweep) else with_targets(settings, given))
-    if figure is not None:
-        report.curve_picture(curve, figure)
-    verdicts = [result.verdict for result in curve.results]
-    if until_sound:
-        verdicts = [strengthen_evaluation(choice, curve.results[0], folder, budget, work)]
-    report.write_evaluation(json_file, folder / file)
-    seconds = sum(result.seconds for result in curve.results)
-    say(f"{seconds:.1f} s on {curve.results[0].device}; written to {folder / file}")
-    if strict and any(verdict != "sound" for verdict in verdicts):
+        curve, folder = joined, plan.whole
+    verdicts = report_evaluation(options, plan, curve, folder)
+    if options.strict and any(verdict != "sound" for verdict in verdicts):
         say("--strict: the verdict is not sound")
         sys.exit(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is evaluated, and where it is written.
+
+    Attributes:
+        settings: the protocol or sweep.
+        choice: the model and the images.
+        model_values: arguments of the model, from --set.
+        surrogate: the network that lends its gradients, if any.
+        targets: target classes from a file, if any.
+        shard: part of the images, (index, number).
+        whole: folder of the evaluation of all images.
+        folder: folder of this shard, or ``whole``.
+        file: name of the file with the result.
+        shows_progress: False in all processes of torchrun but the first.
+    """
+
+    settings: Protocol | Sweep
+    choice: Choice
+    model_values: Mapping[str, Any]
+    surrogate: nn.Module | None
+    targets: Targets | None
+    shard: tuple[int, int] | None
+    whole: Path
+    folder: Path
+    file: str
+    shows_progress: bool
+
+    def arguments(self, options: AttackOptions) -> dict[str, Any]:
+        """Return the arguments that ``evaluate``, ``sweep`` and ``attack_all_targets`` share."""
+        return {
+            "seed": options.seed,
+            "batch_size": options.batch_size,
+            "compute_batch": options.compute_batch,
+            "out": self.folder,
+            "resume": True,
+            "fresh": options.fresh,
+            "images": options.save_images,
+            "name": self.choice.name,
+            "workers": options.workers,
+            "processes": options.processes,
+            "precision": options.precision,
+            "allow": options.allow,
+            "verdict_passes": options.verdict_passes,
+            "surrogate": self.surrogate,
+            "check": options.check,
+        }
+
+
+def make_plan(
+    options: AttackOptions,
+    settings: Protocol | Sweep,
+    model_values: Mapping[str, Any],
+    launched: tuple[int, int] | None,
+) -> Plan:
+    """Load the model, the images and the targets, and name the folders."""
+    from ..protocols import Sweep
+    from ..results.curve import CURVE
+    from ..results.shards import parse_shard, shard_folder
+    from ..results.stored import RESULT
+    from ..results.target_matrix import MATRIX
+    from ..results.targets import load_targets
+    from ..utils.devices import device_of_process
+
+    shard = launched or (None if options.shard_text is None else parse_shard(options.shard_text))
+    targets = None if options.targets_file is None else load_targets(options.targets_file)
+    choice = choose(**options.where, device=device_of_process(options.device), options=model_values)
+    surrogate = None if options.surrogate_source is None else load_surrogate(options.surrogate_source, choice)
+    name = settings.name if surrogate is None else f"{settings.name},surrogate={surrogate.name}"
+    name += ",all-targets" if options.all_targets else ""
+    whole = choice.folder / "attacks" / name if options.out is None else options.out
+    is_whole = shard is None or (options.out is not None and launched is None)
+    return Plan(
+        settings=settings,
+        choice=choice,
+        model_values=model_values,
+        surrogate=surrogate,
+        targets=targets,
+        shard=shard,
+        whole=whole,
+        folder=whole if shard is None or is_whole else shard_folder(whole, shard),
+        file=CURVE if isinstance(settings, Sweep) else MATRIX if options.all_targets else RESULT,
+        shows_progress=launched is None or launched[0] == 1,
+    )
+
+
+def evaluate_all_targets(options: AttackOptions, plan: Plan, protocol: Protocol) -> None:
+    """Attack with every wrong class as target, and print the matrix of successes."""
+    from ..evaluation.all_targets import attack_all_targets
+    from . import report
+
+    model, data = plan.choice.model, plan.choice.data
+    with print_warnings(), progress_bars() as bars:
+        watch = Watch(bars, f"{protocol.name}, all targets")
+        matrix = attack_all_targets(model, data, protocol, **plan.arguments(options), progress=watch.progress)
+    console.print(report.matrix_table(matrix))
+    say(f"written to {plan.folder / plan.file}")
+    report.write_evaluation(options.json_file, plan.folder / plan.file)
+
+
+def evaluate_plan(options: AttackOptions, plan: Plan) -> Curve:
+    """Attack by the protocol, or by all protocols of a sweep."""
+    from ..evaluation.harness import evaluate
+    from ..evaluation.sweep import sweep
+    from ..protocols import Sweep
+    from ..results.curve import curve_of
+
+    model, data, settings = plan.choice.model, plan.choice.data, plan.settings
+    arguments = {**plan.arguments(options), "shard": plan.shard, "targets": plan.targets}
+    with print_warnings(), progress_bars(shown=plan.shows_progress) as bars:
+        watch = Watch(bars, plan.choice.name)
+        if isinstance(settings, Sweep):
+            return sweep(model, data, settings, **arguments, progress=watch.progress)
+        result = evaluate(model, data, settings, **arguments, progress=watch.progress, on_rows=watch.count)
+    if options.save_images:
+        write_model_record(plan.whole, options.where, plan.model_values)
+    return curve_of(result)
+
+
+def merge_shards(plan: Plan, processes: int) -> Curve | None:
+    """Merge the shards of all processes of torchrun; None if this is not the last of them to finish."""
+    from ..protocols import Sweep
+    from ..results.curve import curve_of
+    from ..results.shards import merge_sweep_when_complete, merge_when_complete
+
+    if isinstance(plan.settings, Sweep):
+        return merge_sweep_when_complete(plan.whole, processes)
+    merged = merge_when_complete(plan.whole, processes)
+    return None if merged is None else curve_of(merged)
+
+
+def report_evaluation(options: AttackOptions, plan: Plan, curve: Curve, folder: Path) -> list[str | None]:
+    """Print the evaluation in ``folder``, write what else was asked for, and return the verdicts."""
+    from ..evaluation.harness import with_targets
+    from ..protocols import Sweep
+    from ..results.distances import with_distances
+    from ..results.stored import read_evaluation
+    from . import report
+
+    settings, file = plan.settings, folder / plan.file
+    if options.save_targets is not None:
+        read_evaluation(folder).targets().save(options.save_targets)
+    if not isinstance(settings, Sweep):
+        if settings.finds_distances:
+            curve = with_distances(curve, read_evaluation(folder).rows, settings)
+        settings = with_targets(settings, plan.targets)
+    show(curve, settings)
+    if options.figure is not None:
+        report.curve_picture(curve, options.figure)
+    verdicts = [result.verdict for result in curve.results]
+    if options.until_sound:
+        verdicts = [strengthen_evaluation(options, plan, curve.results[0])]
+    report.write_evaluation(options.json_file, file)
+    seconds = sum(result.seconds for result in curve.results)
+    say(f"{seconds:.1f} s on {curve.results[0].device}; written to {file}")
+    return verdicts
 
 
 @contextmanager
@@ -354,23 +358,22 @@ def print_warnings() -> Iterator[None]:
         yield
 
 
-def strengthen_evaluation(
-    choice: Choice, first: Result, folder: Path, budget: int | None, work: dict[str, Any]
-) -> str | None:
+def strengthen_evaluation(options: AttackOptions, plan: Plan, first: Result) -> str | None:
     """Strengthen the attack of an evaluation until the accuracy stops falling; return the final verdict."""
     from ..evaluation.strengthen import DEFAULT_BUDGET, strengthen
     from .until_sound import show_ladder
 
+    arguments = plan.arguments(options)
     names = ("seed", "batch_size", "compute_batch", "name", "workers", "processes", "precision", "allow", "fresh")
     with progress_bars() as bars:
         found = strengthen(
-            choice.model,
-            choice.data,
+            plan.choice.model,
+            plan.choice.data,
             first,
-            out=folder,
-            budget=DEFAULT_BUDGET if budget is None else budget,
+            out=plan.folder,
+            budget=DEFAULT_BUDGET if options.budget is None else options.budget,
             progress=Rungs(bars).progress,
-            **{name: work[name] for name in names},
+            **{name: arguments[name] for name in names},
         )
     show_ladder(found)
     return found.verdict
@@ -422,26 +425,13 @@ def load_surrogate(source: str, choice: Choice) -> nn.Module:
     return model.to(device_of(choice.model))
 
 
-def custom_attack(source: str, table: dict[str, Any]) -> Protocol:
-    """Return the protocol of the user's own attack, after importing its module."""
-    from ..models.external import load_callable, source_name
-    from ..protocols.files import from_values
-
-    if not table["eps"]:
-        raise InputError("--attack needs the radius of the ball: give --eps, e.g. --eps 8/255")
-    values = {key: value for key, value in table.items() if key != "protocol"}
-    about = {"attack": "custom", "entry": source, "name": source_name(source), **values}
-    if not str(about["eps"]).replace("/", "").replace(".", "").isdigit():
-        raise InputError(f"eps = {about['eps']!r}: a number or a fraction like 8/255 is needed")
-    return from_values(about).with_values(function=load_callable(source))
-
-
-def describe(choice: Choice, settings: Protocol | Sweep, folder: Path, *, finished: bool) -> None:
+def describe(plan: Plan, *, fresh: bool) -> None:
     """Print the model, images, protocol and folder of an evaluation."""
+    choice, finished = plan.choice, (plan.folder / plan.file).exists() and not fresh
     say(f"model      {choice.name} on {next(choice.model.parameters()).device}")
     say(f"images     {count_of(len(choice.data), 'image')} of {choice.data.name}")
-    say(f"protocol   {settings.name}: {settings}")
-    say(f"folder     {folder}{', already finished' if finished else ''}")
+    say(f"protocol   {plan.settings.name}: {plan.settings}")
+    say(f"folder     {plan.folder}{', already finished' if finished else ''}")
     say("nothing was attacked or written (--dry-run)")
 
 
