@@ -1,6 +1,7 @@
 """Attack a stream of images: when an image is decided, the next one takes its place in the batch.
 
-Every pass is therefore full until the images run out, however many steps each of them takes.
+Every pass is therefore full until the images run out, however many steps each of them takes. From then on images that
+have taken fewer steps take the places of the others now and then, so that all end at about the same time.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from .step_graph import DelayedLook, GraphedStep, Step, record_cuda_graph
 #: prefix of the columns that belong to the attack
 STATE = "attack."
 
+#: once no more images come, number of steps after which those in flight make room for those with more steps left
+TAKE_TURNS = 2
+
 
 def attack_pool(part: StepwiseProtocol, number: int, source: Iterator[Rows], bench: Bench) -> Iterator[Rows]:
     """Attack the images of ``source`` and yield their rows as they are decided, in any order.
@@ -45,15 +49,19 @@ def attack_pool(part: StepwiseProtocol, number: int, source: Iterator[Rows], ben
     ends = torch.empty(0, dtype=torch.int64)  # turn at which each active row ends, known without asking the device
     numbers = torch.empty(0, dtype=torch.int64)  # of the active rows, in the order in which they joined
     joined, delayed = 0, DelayedLook() if bench.graphs else None
+    is_dry, since = False, 0  # whether all images have come, and the turn at which places were last taken
+    take_turns = bench.fixed and not bench.sizes and bench.randomness is None  # elsewhere smaller passes take less time
     advance: Step = partial(advance_one_step, part, attack, bench=bench)
     if bench.graphs and attack.needs_gradient:  # searches without a gradient read what they drew on the host
         advance = GraphedStep(advance, record_cuda_graph)
     turn = 0
     room = bench.rows * bench.passes_per_step
+    most = room + (bench.waiting if take_turns else 0)
     columns: list[str] = []
     while True:
-        while size(finished) < bench.rows and size(active) + size(returning) + size(queue) < room:
+        while size(finished) < bench.rows and size(active) + size(returning) + size(queue) < most:
             if (group := next(source, None)) is None:
+                is_dry = True
                 break
             began = time.perf_counter()
             columns, mask = list(group), group["decided"].cpu()
@@ -95,6 +103,12 @@ def attack_pool(part: StepwiseProtocol, number: int, source: Iterator[Rows], ben
             # on a GPU, reading `ending` has waited for the steps, so the time includes them
             ended, active = split(add_elapsed_time(active, began), ending)
             finished, ends, numbers = join([finished, ended]), ends[~ending], numbers[~ending]
+        elif take_turns and is_dry and (queue or returning) and turn >= since + TAKE_TURNS:
+            fresh = begin_next_draw(part, attack, queue, bench) if queue else {}
+            waiting = join([active, returning, fresh])
+            waiting = sort_by_steps_left(waiting, attack.steps, part.draws(bench.num_classes))
+            returning = add_elapsed_time(waiting, began)
+            active, queue, ends, numbers, since = {}, {}, ends[:0], numbers[:0], turn
         else:
             active, turn = add_elapsed_time(advance(active), began), turn + 1
             if bench.cycles == ON or skips_repeats(attack, bench):
@@ -125,6 +139,13 @@ def begin_next_draw(part: StepwiseProtocol, attack: Stepwise, rows: Rows, bench:
         "final": rows["x"],
         "before": rows["first_wrong"],
     }
+
+
+def sort_by_steps_left(rows: Rows, steps: int, draws: int) -> Rows:
+    """Sort ``rows`` by the number of steps that they may still take in ``draws`` draws, the most first."""
+    left = (draws - rows["draw"]) * steps - rows["step"]
+    order = left.argsort(descending=True, stable=True)
+    return {name: column[order] for name, column in rows.items()}
 
 
 def advance_one_step(part: StepwiseProtocol, attack: Stepwise, rows: Rows, bench: Bench) -> Rows:

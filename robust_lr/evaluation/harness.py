@@ -226,7 +226,7 @@ def evaluate_prepared(
                         ledger.remember("agreement", counted := fresh_count)
                 bench, agreement = low, Proportion(*counted)
             processes = ready.processes if protocol.is_keyed_by_image else 0
-            loads = torch.split(todo, min(ready.batch_size, bench.rows))
+            loads = divide_images(todo, min(ready.batch_size, bench.rows), processes)
             active = max(1, min(processes, len(loads)))
 
             def attack_in_fp32(rows: Rows) -> Iterator[Rows]:
@@ -303,6 +303,14 @@ def evaluate_prepared(
     if folder is not None:
         write_json(folder / RESULT, result.to_dict())
     return result, rows
+
+
+def divide_images(positions: Tensor, size: int, processes: int) -> Sequence[Tensor]:
+    """Divide images into groups of at most ``size`` that are loaded together, if possible as many for every process."""
+    count = -(-len(positions) // size)
+    if not 1 < processes < count:
+        return torch.split(positions, size)
+    return torch.tensor_split(positions, -(-count // processes) * processes)
 
 
 #: share of the largest logit by which a model's logits may have changed since its evaluation began, if the number of

@@ -39,6 +39,7 @@ class Bench:
         surrogate: name and hash of the network that ``attacked`` is, if it is another one than ``model``; its
             predictions during the attack are then ignored.
         passes_per_step: most passes that one step of an attack takes: images in flight fill so many.
+        waiting: number of images that wait for a place in these passes, so that the last ones are full as well.
         graphs: the steps of an attack are replayed as CUDA graphs, see ``step_graph``.
         cycles: ``cycle_end.ON`` if attacks end early once iterates repeat, else the reason why not.
     """
@@ -57,6 +58,7 @@ class Bench:
     keep_images: bool = False
     surrogate: Mapping[str, str] | None = None
     passes_per_step: int = 1
+    waiting: int = 0
     graphs: bool = False
 
     @property

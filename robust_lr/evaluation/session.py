@@ -55,6 +55,9 @@ LARGE, MIN_COMPUTE_BATCH_LARGE = 64 * 64, 4
 #: passes that a step of an attack fills on a CPU, where images are small: what a step costs beside them is shared
 MAX_PASSES_PER_STEP = 2
 
+#: minimum number of passes that the images of every process fill if one process may have images waiting
+MIN_SHARE = 4
+
 #: how thoroughly evaluations are probed by default
 DEFAULT_CHECK = "default"
 
@@ -77,7 +80,7 @@ class Prepared:
         hashes: SHA-256 of weights and images.
         code: SHA-256 of the file whose callable returned the model, if there is one.
         behavior: logits of some clean and perturbed images, [n, classes], which reveal a changed model.
-        pristine: a copy of the model from before its first pass; None if it cannot be copied.
+        pristine: a copy of the model from before its first pass, for probes; None if it cannot be copied.
         output: where the logits are in what the model returns.
         logits_dtype: dtype that the model computes its logits in; losses and verdicts are in float32.
         bench: the model with the size of its passes, in fp32.
@@ -163,7 +166,7 @@ def prepare(
         images, labels, ids = data.batch(most[evenly_spaced(len(most), sample)])
         check_images(images, ids)
         images, labels, ids = (column.to(device) for column in (images, labels, ids))
-        pristine = copy_if_possible(model)
+        pristine = None if check == "off" else copy_if_possible(model)
         plain, output = unwrap_logits(model, images[:1])
         judge, logits_dtype = in_float32(plain, images[:1])
         if pristine is not None and plain is not model:
@@ -226,6 +229,7 @@ def prepare(
             if compute_batch
             else 1,
             surrogate=None if surrogate is None else describe_surrogate(surrogate),
+            waiting=rows if compute_batch and len(most) >= MIN_SHARE * rows * max(processes, 1) else 0,
             graphs=draws is None and are_graphs_wanted(device),
             cycles=decide_cycle_detection(
                 protocols,

@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import robust_lr as rlr
+from robust_lr.evaluation import continuous_batching
 from robust_lr.evaluation import session as prepared
 from robust_lr.evaluation.guards import GUARDS
+from robust_lr.evaluation.model_under_test import Bench
 from robust_lr.protocols import APGD, Cascade, Square
 from robust_lr.protocols.files import from_table as protocol_of
 from robust_lr.protocols.pgd import PGD
@@ -104,6 +106,29 @@ def test_rows_are_the_same_for_any_batch_size_order_and_shard(tmp_path, data, mo
         rlr.evaluate(model, data, protocol, out=tmp_path / f"shard{i}", shard=(i, 3), **QUICK)
         parts += table(tmp_path / f"shard{i}")
     assert sorted(parts, key=lambda row: row["id"]) == rows
+
+
+@pytest.mark.parametrize("restarts", [1, 3])  # between restarts images wait until a pass of verdicts is full
+def test_the_last_passes_are_fuller(data, model, monkeypatch, restarts):
+    """Images with more steps left take the places of others, without a change of any row."""
+    protocol = dataclasses.replace(WORST, steps=20, restarts=restarts)
+    query, found, holes = Bench.evaluate_query, [], []
+    for turns in (continuous_batching.TAKE_TURNS, 10_000):
+        passes = []
+
+        def counted(bench, part, queries, *rest, passes=passes):
+            passes.append(len(queries))
+            return query(bench, part, queries, *rest)
+
+        monkeypatch.setattr(continuous_batching, "TAKE_TURNS", turns)
+        monkeypatch.setattr(Bench, "evaluate_query", counted)
+        result = rlr.evaluate(model, data, protocol, processes=1, check="off", **QUICK)
+        found.append([dataclasses.replace(row, seconds=0.0) for row in result.rows])
+        holes.append(sum(16 - n for n in passes))
+        assert sum(passes) == result.backwards
+    assert found[0] == found[1]
+    assert holes[0] < holes[1]
+    assert restarts > 1 or holes[0] < 3 * 16
 
 
 def test_attacks_on_whole_batches_say_that_they_depend_on_them(data, model):

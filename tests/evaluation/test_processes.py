@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import robust_lr as rlr
-from robust_lr.evaluation.harness import evaluate_prepared, resolve_protocol
+from robust_lr.evaluation.harness import divide_images, evaluate_prepared, resolve_protocol
 from robust_lr.evaluation.session import default_compute_batch, prepare
 from robust_lr.protocols.cascade import Cascade
 from robust_lr.protocols.pgd import PGD
@@ -59,6 +59,24 @@ def rows_of(model, data, protocol, **options):
     protocol = resolve_protocol(protocol)
     ready = prepare(model, data, [protocol], allow=ALLOW, **options)
     return untimed(evaluate_prepared(ready, protocol)[1])
+
+
+@pytest.mark.parametrize(
+    ("images", "processes", "sizes"),
+    [
+        (1000, 2, {62, 63}),
+        (70, 2, {64, 6}),
+        (130, 2, {32, 33}),
+        (1000, 1, {64, 40}),
+        (1000, 0, {64, 40}),
+        (64, 4, {64}),
+    ],
+)
+def test_processes_get_as_many_images_each(images, processes, sizes):
+    groups = divide_images(torch.arange(images), 64, processes)
+    assert torch.equal(torch.cat(list(groups)), torch.arange(images))
+    assert {len(group) for group in groups} == sizes
+    assert len(groups) % max(processes, 1) == 0 or len(groups) < processes
 
 
 WORST = replace(QUICK, name="worst", criterion="worst", eps=32 / 255, restarts=2)
