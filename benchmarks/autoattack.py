@@ -1,7 +1,7 @@
 """AutoAttack of this package beside the official code: time and passes on the same network and images.
 
     AUTOATTACK=FOLDER python benchmarks/autoattack.py --out FILE [--images 256] [--parts 2] [--rounds 3] [--network ...]
-    python benchmarks/autoattack.py --fast --images 1000 --network conv mlp smooth deep shipped --out FILE
+    python benchmarks/autoattack.py --fast --network conv mlp smooth deep shipped-16 shipped --out FILE
 
 FOLDER holds a checkout of fra31/auto-attack, of which nothing is part of this repository. Each run is a new process
 with the defaults of its program and no environment variable set for it; the programs take turns. Seconds are those of
@@ -29,10 +29,25 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-#: network -> radius of the L-infinity ball
-NETWORKS = {"shipped": 24 / 255, "conv": 0.2, "mlp": 0.2, "smooth": 0.2, "deep": 0.2}
+
+class Attacked(NamedTuple):
+    """The radius of the L-infinity ball around images of a network, and the number of images for --fast."""
+
+    eps: float
+    images: int
+
+
+#: "shipped-16" is the shipped network within the radius of its training, "shipped" is beyond
+NETWORKS = {
+    "shipped": Attacked(24 / 255, 256),
+    "shipped-16": Attacked(16 / 255, 256),
+    "conv": Attacked(0.2, 1000),
+    "mlp": Attacked(0.2, 1000),
+    "smooth": Attacked(0.2, 1000),
+    "deep": Attacked(0.2, 1000),
+}
 PROGRAMS = ("official", "ours", "ours, probed")
 #: variables that set how threads wait and how many there are
 POLICY = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "MKL_NUM_THREADS")
@@ -40,7 +55,7 @@ POLICY = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "KMP_BLOCKTIME
 
 def load(network: str) -> Any:
     """The network in eval mode."""
-    if network == "shipped":
+    if network.startswith("shipped"):
         import robust_lr as rlr
 
         return rlr.load_model().eval()
@@ -107,7 +122,7 @@ def run(program: str, network: str, images: int, part: int, parts: int) -> None:
     import robust_lr as rlr
     from robust_lr.data.dataset import spread
 
-    model, eps = load(network), NETWORKS[network]
+    model, eps = load(network), NETWORKS[network].eps
     data = spread(rlr.data.load("fashion-mnist-mini", "test"), images)
     data = data.subset(range(part, images, parts))
     with torch.no_grad():
@@ -142,7 +157,7 @@ def measure(network: str, options: argparse.Namespace, keep: Callable[[dict[str,
                 if key not in kept:
                     kept[key] = in_own_process(program, network, options.images, part, options.parts)
                     print(network, key, {k: v for k, v in kept[key].items() if k != "robust"}, flush=True)
-                    keep({"eps": NETWORKS[network], "images": options.images, "runs": kept})
+                    keep({"eps": NETWORKS[network].eps, "images": options.images, "runs": kept})
     return summary(network, options, kept)
 
 
@@ -157,7 +172,7 @@ def summary(network: str, options: argparse.Namespace, runs: dict[str, Any]) -> 
     first = {program: of(program, 0) for program in options.program}
     robust = {program: [value for found in parts for value in found["robust"]] for program, parts in first.items()}
     record: dict[str, Any] = {
-        "eps": NETWORKS[network],
+        "eps": NETWORKS[network].eps,
         "images": options.images,
         "threads": {program: parts[0]["threads"] for program, parts in first.items()},
         "robust": {program: sum(values) for program, values in robust.items()},
@@ -184,13 +199,13 @@ def summary(network: str, options: argparse.Namespace, runs: dict[str, Any]) -> 
     return {**record, "runs": runs}
 
 
-def compare_fast(network: str, images: int) -> dict[str, Any]:
+def compare_fast(network: str) -> dict[str, Any]:
     """`autoattack-fast` and `autoattack-standard` on one network: accuracies, passes, and the verdicts that differ."""
     import robust_lr as rlr
     from robust_lr.data.dataset import spread
 
-    data = spread(rlr.data.load("fashion-mnist-mini", "test"), images)
-    model, eps = load(network), NETWORKS[network]
+    eps, images = NETWORKS[network]
+    model, data = load(network), spread(rlr.data.load("fashion-mnist-mini", "test"), images)
     found = {}
     for name in ("autoattack-fast", "autoattack-standard"):
         protocol = rlr.protocols.get(name).at(eps)
@@ -217,10 +232,7 @@ def compare_fast(network: str, images: int) -> dict[str, Any]:
 def describe_command(options: argparse.Namespace) -> str:
     """The command that makes the same file again."""
     if options.fast:
-        return (
-            f"python benchmarks/autoattack.py --fast --images {options.images}"
-            f" --network {' '.join(options.network)} --out FILE"
-        )
+        return f"python benchmarks/autoattack.py --fast --network {' '.join(options.network)} --out FILE"
     return (
         f"AUTOATTACK=FOLDER python benchmarks/autoattack.py --images {options.images} --parts {options.parts}"
         f" --rounds {options.rounds} --program {' '.join(map(repr, options.program))} --out FILE"
@@ -261,7 +273,7 @@ def main() -> None:
     for network in options.network:
         if options.fast:
             if network not in record["networks"]:
-                record["networks"][network] = compare_fast(network, options.images)
+                record["networks"][network] = compare_fast(network)
                 write_json(options.out, record)
             continue
 

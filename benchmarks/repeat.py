@@ -24,7 +24,7 @@ COMMANDS = {
     "table9-fashion-mnist-mini-cpu": "-m robust_lr table9 --seeds 10 --json {out} --out {runs}",
     "lrnet-training": "benchmarks/lrnet_training.py --study --runs {runs} --out {out}",
     "zoo": "benchmarks/zoo.py --twins --out {out}",
-    "autoattack-fast": "benchmarks/autoattack.py --fast --network conv mlp smooth deep shipped --out {out}",
+    "autoattack-fast": "benchmarks/autoattack.py --fast --network conv mlp smooth deep shipped-16 shipped --out {out}",
     "cycles-cpu": "benchmarks/cycles.py --out {out}",
 }
 
