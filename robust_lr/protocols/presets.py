@@ -275,5 +275,5 @@ def get_pgd(name: str) -> PGD:
     """Return the PGD protocol of that name, for uses such as training that need PGD; InputError for another kind."""
     protocol = get(name)
     if not isinstance(protocol, PGD):
-        raise InputError(f"protocol {name!r} is no PGD: choose one that is, e.g. 'lrnet-train'")
+        raise InputError(f"protocol {name!r} is not PGD: choose one that is, e.g. 'lrnet-train'")
     return protocol

@@ -146,7 +146,7 @@ def test_every_protocol_and_sweep_prints_and_is_json():
 
 
 def test_training_takes_pgd_only():
-    with pytest.raises(InputError, match="'autoattack-standard' is no PGD"):
+    with pytest.raises(InputError, match="'autoattack-standard' is not PGD"):
         protocols.get_pgd("autoattack-standard")
 
 
