@@ -238,7 +238,7 @@ def test_restarts_steps_and_eps_never_help_the_defense(tmp_path, data, cnn):
             {row["id"] for row in rows if row["success"]},
         )
 
-    wide = {"eps": 16 / 255, "steps": 1}  # one small step from a random start, so that restarts matter
+    wide = {"eps": 96 / 255, "steps": 1}  # one small step from a random start, so that restarts matter
     for targeted in (False, True):
         runs = [broken(f"restarts{n}{targeted}", restarts=n, targeted=targeted, **wide) for n in (1, 2, 4)]
         for one, two, four in zip(*runs, strict=True):
