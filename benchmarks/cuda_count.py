@@ -57,8 +57,9 @@ class Launch:
     groups: int = 0
     columns: int = 0
     strips: int = 0
-    tile: int = 0
+    runs: int = 0
     strip: int = 0
+    rounds: int = 0
     height: int = 0
     out_height: int = 0
     dgeo: int = 0
@@ -72,8 +73,8 @@ class Launch:
 
     @property
     def passes(self) -> int:
-        """How often all threads go on to the next places of the tile, until all are loaded."""
-        return math.ceil(self.tile / (self.threads // self.groups))
+        """How often all threads go on to the next runs of the tile, until all are loaded."""
+        return math.ceil(self.runs / (self.threads // self.groups))
 
 
 KERNELS = (
@@ -118,31 +119,30 @@ def product_trips(launch: Launch, loop: Counter[str]) -> float:
 
 def strip_trips(launch: Launch, loop: Counter[str]) -> float:
     groups, threads, taps = launch.groups, launch.threads, 49
-    if loop["FMNMX"] >= 7 or (loop["MUFU.EX2"] and loop["STG"]):
+    if loop["MUFU.EX2"] and loop["STG"]:  # the strips of a thread, or outputs that must be computed again
+        return launch.rounds if launch.name == "backward_keys" else 0
+    if loop["FMNMX"] >= 7:
         return 0
     if loop["MUFU.EX2"]:
         return columns_of(launch) * share_of_rows(launch) if loop["MUFU.EX2"] >= 10 else 0
-    if loop["HMMA"]:  # the stem's tile, of which a warp makes 16 pixels at a time
-        return math.ceil(launch.tile / (threads // 32 * 16))
-    if loop["STS"] >= 4 and loop["LDG"] >= 4:  # the tile, two places at once
+    if loop["HMMA"]:  # the stem's tile, of which a warp makes 8 runs at a time
+        return math.ceil(launch.runs / (threads // 32 * 8))
+    if loop["STS"] >= 4 and loop["LDG"] >= 4:  # the tile
         if launch.layer == "stem" and launch.name != "backward_keys":
             usual = False
         else:
-            usual = bool(loop["LDG.E.128" if launch.channels % 8 == 0 else "LDG.E.64"])
-        return math.ceil(launch.passes / 2) if usual else 0
-    if loop["SHFL"] == 12:  # the gradient of an image of three inputs, summed over groups
-        return 0 if launch.dgeo else math.log2(groups)
-    if loop["SHFL"]:  # those of the prior, and of the transform of three inputs, summed over pixels
-        return math.log2(32 / groups) if launch.dgeo and loop["SHFL"] in (7, 32) else 0
+            usual = loop["LDG.E.U16"] < 8 and (loop["LDG.E.64"] > 0) == (launch.channels % 8 != 0)
+        return launch.passes if usual else 0
+    if loop["STS.128"] == 1 and loop["LDG"] in (2, 4, 8):  # the stem's matrices, one of several for each warp
+        return (4 if loop["LDG"] == 2 else 2) / (threads // 32)
     if loop["LDG"] == 1 and loop["STS"] == 1:  # the prior
         return taps * groups / threads
-    if loop["STS"]:  # zeros for the gradient of the prior
-        return taps * groups / 32 / 16 if launch.dgeo and loop["STS"] == 16 else 0
-    if loop["LDS"] >= 20:  # sums over warps: of the transform, which finds the channels of a group, and of the prior
-        if not launch.dgeo or loop["I2F"]:
-            return 0
-        return (8 * 4 if loop["VIMNMX"] else taps) * groups / threads
-    return float(loop["LDS"] == 4)
+    if loop["LDS"] >= 4 and not loop["STS"]:  # sums over threads: of the transform, eight at once, and of the prior
+        transform = loop["LDS"] >= 8
+        if loop["STG"]:
+            return (8 * 4 if transform else taps) * groups / threads
+        return threads / groups / 8 if transform else threads / launch.stride / groups / 4
+    return 0
 
 
 def columns_of(launch: Launch) -> float:
@@ -177,13 +177,13 @@ def features(code: Code, blocks: object) -> Counter[str]:
 def unused(code: Code, launch: Launch, used: set[int], skipped: set[int]) -> set[int]:
     """Blocks that are for other alignments, other stems or other passes, with all that leads to nothing else.
 
-    Such a block is known by its instructions, or as one of the `skipped` loops, which never run. It stands for the
+    Such a block is known by its instructions, or as one of the `skipped` loops', which never run. It stands for the
     largest part of the code that is reached through one block and has none of the `used` ones.
     """
     wide = launch.channels % 8 == 0
     other = {"STG.E.U16", "STG.E.64", "LDG.E.64"} if wide else {"STG.E.U16", "STG.E.128", "LDG.E.128"}
     usual = {"STG.E.128", "LDG.E.128"} if wide else {"STG.E.64", "LDG.E.64"}
-    for number in code.reachable:
+    for number in code.reachable - skipped:
         names = code.count([number])
         if usual & set(names) or names["EXIT"] or names["MUFU.EX2"]:
             used = used | {number}
@@ -191,14 +191,13 @@ def unused(code: Code, launch: Launch, used: set[int], skipped: set[int]) -> set
     for number in code.reachable if launch.layer == "stem" and launch.groups else ():
         names = code.count([number])
         four_inputs = names["LDG.E"] >= 32  # their weights are read one by one
-        image_gradient = names["FFMA"] == 96 and names["LDG.E.128"]
+        image_gradient = names["HMMA.16816.F32.BF16"] == 8
         if four_inputs or (launch.dgeo and image_gradient):
             found |= code.dominated(number)
     for number in sorted(code.reachable - used):
         names = code.count([number])
         if launch.groups:
             foreign = bool(other & set(names)) or names["LDG.E.U16"] >= 3
-            foreign |= not launch.dgeo and bool(names["SHFL.BFLY"] >= 7 or (names["STS"] == 7 and names["LDS"] == 7))
         else:
             foreign = bool({"STG.E.U16", "STG.E.64", "LDG.E.64"} & set(names)) or names["FFMA"] in (48, 64)
             foreign &= not launch.name.endswith("_products")
@@ -217,7 +216,10 @@ def issued(code: Code, launch: Launch) -> Counter[str]:
         times = trips(launch, found) if found[""] >= 6 else 1
         for number in loop.blocks:
             often[number] *= times
-        (used if times > 0 else skipped).add(loop.head)
+        if times > 0:
+            used.add(loop.head)
+        else:
+            skipped |= loop.blocks
     for number in unused(code, launch, {head for head in used if often[head] > 0}, skipped):
         often[number] = 0
     total: Counter[str] = Counter()
@@ -225,6 +227,15 @@ def issued(code: Code, launch: Launch) -> Counter[str]:
         for text in code.block(number):
             total[operation(text)] += times  # type: ignore[assignment]
     return total
+
+
+def tap_loop(code: Code, launch: Launch) -> tuple[float, float]:
+    """Instructions of the loop over taps, of which each has an exponential: for a tap, and all that a warp issues."""
+    for loop in code.loops:
+        found = features(code, loop.blocks)
+        if launch.groups and found["MUFU.EX2"] >= 10 and not found["STG"]:
+            return found[""] / found["MUFU.EX2"], found[""] * trips(launch, found) * launch.rounds
+    return 0, 0
 
 
 def memory_floor(layer: str, channels: int, stride: int, batch: int) -> dict[str, float]:
@@ -299,7 +310,7 @@ def launches(folder: Path, batch: int, size: int, *layer: int) -> list[Launch]:
     """The launches of the nine layers, or of one layer of so many channels and a stride."""
     program, shim = folder / "launches", ROOT / "tests" / "cuda_shim"
     compiler = shutil.which("g++") or sys.exit("no g++ to compile the launches with")
-    run(compiler, "-std=c++20", "-O1", "-rdynamic", "-w", f"-I{shim}", SOURCES / "launches.cpp", "-o", program)
+    run(compiler, "-std=c++20", "-O0", "-rdynamic", "-w", f"-I{shim}", SOURCES / "launches.cpp", "-o", program)
     return [Launch(**json.loads(line)) for line in run(program, batch, size, *layer).splitlines()]
 
 
@@ -314,6 +325,7 @@ def main() -> None:
 
     rows = []
     totals: dict[str, float] = defaultdict(float)
+    loops: dict[str, float] = defaultdict(float)
     floors: dict[str, float] = defaultdict(float)
     layers: dict[str, dict[str, float]] = {}
     for launch in every:
@@ -322,14 +334,16 @@ def main() -> None:
         total = sum(found.values())
         special = sum(count for name, count in found.items() if name.startswith("MUFU"))
         milliseconds = total * warps / SLOTS_PER_MS
+        per_tap, of_taps = tap_loop(code[short(launch.kernel)], launch)
+        loops[launch.part] += of_taps * warps / SLOTS_PER_MS
         totals[launch.part] += milliseconds
         layer = layers.setdefault(launch.layer, dict.fromkeys(PASSES, 0.0))
         layer[launch.part] += milliseconds
         rows.append({
             "layer": launch.layer, "pass": launch.part, "kernel": launch.name, "blocks": launch.blocks,
             "threads": launch.threads, "shared_bytes": launch.shared, "registers": registers[short(launch.kernel)],
-            "instructions_per_warp": round(total), "ms": round(milliseconds, 4),
-            "exponentials_ms": round(special * warps * SPECIAL_CYCLES / SLOTS_PER_MS, 4),
+            "instructions_per_warp": round(total), "instructions_per_tap": round(per_tap, 1),
+            "ms": round(milliseconds, 4), "exponentials_ms": round(special * warps * SPECIAL_CYCLES / SLOTS_PER_MS, 4),
         })  # fmt: skip
     for launch in {launch.layer: launch for launch in every}.values():
         for part, floor in memory_floor(launch.layer, launch.channels, launch.stride, arguments.batch).items():
@@ -338,6 +352,7 @@ def main() -> None:
         "gpu": "H100: 132 multiprocessors x 4 issue slots x 1.755 GHz; nothing ran",
         "batch": arguments.batch, "size": 224, "dtype": "bfloat16",
         "ms": {part: round(totals[part], 3) for part in PASSES},
+        "tap_loops_ms": {part: round(loops[part], 3) for part in PASSES},
         "memory_floor_ms": {part: round(floors[part], 3) for part in PASSES},
         "lrnet26_to_resnet26": {name: round(ratio, 2) for name, ratio in ratios(totals).items()},
         "layers_ms": {name: {part: round(ms, 3) for part, ms in found.items()} for name, found in layers.items()},

@@ -9,8 +9,10 @@ template <class X, int Stride>
 void take() {
   using O = Options<SquaredDifference, true, 7, Stride>;
   auto instantiate = [](auto... kernels) { (void(kernels), ...); };
-  instantiate(forward_strips<BFloat16, X, O>, backward_queries<BFloat16, X, O>, backward_keys<BFloat16, X, O, false>,
-              backward_keys<BFloat16, X, O, true>);
+  constexpr bool kStem = std::is_same_v<X, Stem<float>>;
+  instantiate(forward_strips<BFloat16, X, O>, backward_queries<BFloat16, X, O>,
+              backward_keys<BFloat16, X, O, false, kStem>, backward_keys<BFloat16, X, O, true, kStem>);
+  if (kStem) instantiate(backward_keys<BFloat16, X, O, true, false>);
 }
 
 void take_all() {

@@ -21,20 +21,18 @@ float4 shared_memory[1];
 
 const char *layer, *pass;
 
-// What the kernels that are compiled for one stride do in a block.
-struct Shape {
-  int strip, tile;
+// The rows of a thread's strip, and how many of these it has.
+struct Strips {
+  int rows, count;
 };
 template <int Stride>
-int size(const Tile<Stride>& tile) {
-  return tile.rows * tile.columns;
-}
-template <int Stride>
-Shape shape(const char* kernel, const Blocking& b) {
+Strips strips(const char* kernel, bool weights) {
   using O = Options<SquaredDifference, true, 7, Stride>;
-  if (std::strstr(kernel, "forward_strips")) return {kForwardStrip<O>, size(KeyWindow<O, kForwardStrip<O>>::tile(b))};
-  if (std::strstr(kernel, "backward_queries")) return {kQueryStrip<O>, size(KeyWindow<O, kQueryStrip<O>>::tile(b))};
-  return {kKeyStrip, size(QueryWindow<O, kKeyStrip>::tile(b))};
+  using X = Image<const BFloat16>;
+  if (std::strstr(kernel, "forward_strips")) return {kForwardStrip<O>, 1};
+  if (std::strstr(kernel, "backward_queries")) return {kQueryStrip<O>, 1};
+  return weights ? Strips{kKeyStrip<X, O, true>, kKeyRounds<O, true>}
+                 : Strips{kKeyStrip<X, O, false>, kKeyRounds<O, false>};
 }
 
 template <class F, class Print>
@@ -55,10 +53,11 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   bool has_prior = false;
   if constexpr (requires { a.dgeo; }) has_prior = a.dgeo != nullptr;
   return print(*config, kernel, [&](const char* name) {
-    const Shape s = a.p.stride == 1 ? shape<1>(name, b) : shape<2>(name, b);
-    std::printf(R"(, "groups": %d, "columns": %d, "strips": %d, "tile": %d, "strip": %d, "stride": %d, "channels": %d)",
-                b.groups, b.columns, b.strips, s.tile, s.strip, int(a.p.stride), int(a.p.channels));
-    std::printf(R"(, "height": %d, "out_height": %d, "dgeo": %d)", int(a.p.height), int(a.p.out_height), has_prior);
+    const Strips s = a.p.stride == 1 ? strips<1>(name, has_prior) : strips<2>(name, has_prior);
+    std::printf(R"(, "groups": %d, "columns": %d, "strips": %d, "runs": %d, "strip": %d, "rounds": %d)", b.groups,
+                b.columns, b.strips, b.tile.runs(), s.rows, s.count);
+    std::printf(R"(, "stride": %d, "channels": %d, "height": %d, "out_height": %d, "dgeo": %d)", int(a.p.stride),
+                int(a.p.channels), int(a.p.height), int(a.p.out_height), has_prior);
   });
 }
 template <class... P, class T, class... Others>
@@ -125,7 +124,7 @@ void run_layer(const char* name, Index batch, Index channels, Index size, Index 
     run_backward(BackwardArguments<T>{p, dy, x, q, k, dy, somewhere<float>(), somewhere<float>(),
                                       tensor<T>(channels, size, size, bytes), tensor<T>(p.groups, out, out, 2),
                                       tensor<T>(p.groups, size, size, 2), training ? somewhere<float>() : nullptr,
-                                      somewhere<float>(), somewhere<float>(), training ? somewhere<float>() : nullptr},
+                                      somewhere<Query<float>>(), training ? somewhere<float>() : nullptr},
                  nullptr);
   }
 }
@@ -164,14 +163,15 @@ void run_stem(Index batch, Index size) {
                                         q,
                                         k,
                                         training ? somewhere<float>() : nullptr,
-                                        somewhere<float>(),
-                                        somewhere<float>(),
+                                        somewhere<Query<float>>(),
                                         training ? somewhere<float>() : nullptr};
     a.dx.image = training ? nullptr : somewhere<float>();
     a.dx.transform = training ? somewhere<float>() : nullptr;
+    a.dx.key_weights = training ? nullptr : somewhere<T>();
     run_backward(a, nullptr);
     if (!training) {
-      run_image_gradient(key, somewhere<float>(), parts_of(a).groups, somewhere<float>(), nullptr);
+      const Parts parts = parts_of(a);
+      if (!parts.keys) run_image_gradient(key, somewhere<float>(), parts.groups, somewhere<float>(), nullptr);
       run_image_gradient(query, somewhere<float>(), 1, somewhere<float>(), nullptr);
       continue;
     }

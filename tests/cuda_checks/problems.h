@@ -123,6 +123,11 @@ Problem random_problem(bool stem) {
 
 Index windows(const Problem& p) { return p.batch * p.groups * p.out_height * p.out_width; }
 
+template <class A>
+Query<A>* queries(const Problem& p) {
+  return reinterpret_cast<Query<A>*>(owned<A>(windows(p) * Index(sizeof(Query<A>) / sizeof(A)), false));
+}
+
 // `usual` is as networks have it: channels-last, without gaps, and with a prior.
 template <class T>
 void run_relation(const Problem& p, bool usual = false) {
@@ -147,21 +152,8 @@ void run_relation(const Problem& p, bool usual = false) {
   const Image<T> dx = values(p.height, p.width, false);
   const Image<T> dq = scalars(p.out_height, p.out_width, false), dk = scalars(p.height, p.width, false);
   float* const dgeo = has_prior ? owned<float>(p.groups * p.taps(), false) : nullptr;
-  BackwardArguments<T> a{p,
-                         constant(dy),
-                         constant(x),
-                         constant(q),
-                         constant(k),
-                         constant(y),
-                         geo,
-                         lse,
-                         dx,
-                         dq,
-                         dk,
-                         dgeo,
-                         owned<float>(statistics, false),
-                         owned<float>(statistics, false),
-                         nullptr};
+  BackwardArguments<T> a{p,   constant(dy), constant(x), constant(q), constant(k), constant(y),       geo,
+                         lse, dx,           dq,          dk,          dgeo,        queries<float>(p), nullptr};
   if (dgeo != nullptr) a.dgeo_partial = owned<float>(parts_of(a).pixels * p.groups * p.taps(), false);
   run_backward(a, nullptr);
   check_written(dx, p.batch, p.channels, p.height, p.width, "dx");
@@ -194,26 +186,15 @@ void run_stem(const Problem& p) {
   check_written(y, p.batch, p.channels, p.out_height, p.out_width, "y of the stem");
 
   const Image<T> dy = tensor<T>(p.batch, p.channels, p.out_height, p.out_width, draw({0, 1}), 0, true, p.shared);
-  const Image<A> dq = scalars(p.out_height, p.out_width), dk = scalars(p.height, p.width);
+  const Image<A> dq = scalars(p.out_height, p.out_width);
   A* const dgeo = has_prior && wants_weights ? owned<A>(p.groups * p.taps(), false) : nullptr;
-  BackwardArguments<T, Stem<A>> a{p,
-                                  constant(dy),
-                                  x,
-                                  constant(q),
-                                  constant(k),
-                                  constant(y),
-                                  geo,
-                                  lse,
-                                  {},
-                                  dq,
-                                  dk,
-                                  dgeo,
-                                  owned<A>(statistics, false),
-                                  owned<A>(statistics, false),
-                                  nullptr};
+  BackwardArguments<T, Stem<A>> a{p,   constant(dy), x,  constant(q), constant(k), constant(y),   geo,
+                                  lse, {},           dq, {},          dgeo,        queries<A>(p), nullptr};
   Projection<T> from_query = projection(query, p.stride, dq, p.out_height, p.out_width);
-  Projection<T> from_key = projection(key, 1, dk, p.height, p.width);
+  a.dx.key_weights = wants_weights ? nullptr : key;
   const Parts parts = parts_of(a);
+  if (!parts.keys) a.dk = scalars(p.height, p.width);
+  Projection<T> from_key = projection(key, 1, a.dk, p.height, p.width);
   const Index values = parts.groups == 0 ? p.batch : 0, relation = values > 0 || !wants_weights ? 0 : parts.pixels;
   const Index queries = pixel_parts(from_query), keys = pixel_parts(from_key), entries = p.channels * (inputs + 1);
   const Index transforms = relation + (queries + keys) * row_parts(from_key), weights = rows * p.channels;
@@ -222,11 +203,11 @@ void run_stem(const Problem& p) {
   const Index pixels = p.batch * inputs * p.height * p.width;
   A* const dimage = owned<A>(pixels, false);
   if (values > 0) a.dx.values = from_key.dx = tensor<A>(values, p.channels, p.height, p.width, true, 0, false, 1);
-  a.dx.image = dimages;
+  a.dx.image = parts.keys ? dimage : dimages;
   a.dx.transform = relation > 0 ? dtransforms : nullptr;
   if (dgeo != nullptr) a.dgeo_partial = owned<A>(parts.pixels * p.groups * p.taps(), false);
   run_backward(a, nullptr);
-  run_image_gradient(from_key, dimages, parts.groups, dimage, nullptr);
+  if (!parts.keys) run_image_gradient(from_key, dimages, parts.groups, dimage, nullptr);
   run_image_gradient(from_query, dimage, 1, dimage, nullptr);
   check_written(dimage, pixels, "dimage");
   if (!wants_weights) return;

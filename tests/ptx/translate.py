@@ -99,7 +99,7 @@ def _kind(name: str) -> str:
     parts = name.split(".")
     if parts[0] in ("ld", "st") and parts[1] in ("shared", "global"):
         return parts[1]
-    if parts[0] in ("add", "sub", "mul", "fma") and parts[-1] == "f32":
+    if parts[0] in ("add", "sub", "fma") and parts[-1] == "f32":  # ptxas joins multiplications with what adds them up
         return "float"
     return {"ex2": "exponential", "shfl": "shuffle", "mma": "product"}.get(parts[0], "other")
 
@@ -229,8 +229,10 @@ def _instruction(kernel: Kernel, name: str, operands: list[str]) -> str:
         return assign(f"{value(1)} / {value(2)}")
     if action in FUNCTIONS:
         return assign(f"{FUNCTIONS[action]}({value(1)}, {value(2)})")
-    if name == "rcp.rn.f32":
+    if name in ("rcp.rn.f32", "rcp.approx.ftz.f32"):
         return assign(f"1.f / {value(1)}")
+    if name == "lg2.approx.ftz.f32":
+        return assign(f"std::log2({value(1)})")
     if name == "ex2.approx.ftz.f32":
         return assign(f"exponential({value(1)})")
     if name == "prmt.b32":
@@ -260,6 +262,10 @@ def _multiply(parts: list[str], kind: str, operands: list[str], value: object) -
         return _set(operands[0], f"{TYPES[wide]}({value(1)}) * {TYPES[wide]}({value(2)})", wide)
     if kind == "f32":
         return _set(operands[0], f"{value(1)} * {value(2)}", kind)
+    if parts[1] == "hi":
+        wide = {"s32": "s64", "u32": "u64"}[kind]
+        product = f"{TYPES[wide]}({value(1)}) * {TYPES[wide]}({value(2)})"
+        return _set(operands[0], f"{TYPES[kind]}(({product}) >> 32)", kind)
     assert parts[1] == "lo", parts
     unsigned = {"s32": "u32", "s64": "u64"}.get(kind, kind)
     return _set(operands[0], f"{value(1, unsigned)} * {value(2, unsigned)}", unsigned)

@@ -44,6 +44,9 @@ struct StemGradient {
   Image<A> values;  // itself, from the kernels for all cases
   A* image;         // or from the others, in parts to sum: [parts, N, inputs, H, W]
   A* transform;     // and [parts, C, inputs + 1]
+  // The keys' weights, in the type of all weights, where no gradient of weights is wanted: then the image's may have
+  // its part of the keys (Parts::keys), whose own gradient is not left anywhere.
+  const void* key_weights;
 };
 
 // The values of LR-Net's stem, x = relu(transform * (image, 1)). They are made where they are needed: at full
@@ -70,6 +73,15 @@ struct ForwardArguments {
   A* lse;  // [N, groups, Ho, Wo], the logarithm of the softmax's total, or null without softmax
 };
 
+// What every key in a query's window needs of it, beside dy.
+template <class A>
+struct alignas(16) Query {
+  A q;
+  A lse;     // the logarithm of the softmax's total, to base 2
+  A excess;  // that of the sum of 2^(logit - lse), which is 0 but for the rounding of lse
+  A mean;    // the weighted mean of dot(dy, x)
+};
+
 template <class T, class X = Image<const T>>
 struct BackwardArguments {
   using A = WideOf<T>;
@@ -81,17 +93,16 @@ struct BackwardArguments {
   const A *geo, *lse;
   typename X::Gradient dx;
   Image<typename X::Scalar> dq, dk;
-  A* dgeo;  // [groups, K, K], or null where it is not wanted
-  // Scratch. Of each window [N, groups, Ho, Wo], or null without softmax: the weighted mean of dot(dy, x), and the base
-  // 2 logarithm of the sum of exp(logit - lse), which is 0 but for the rounding of lse.
-  A *mean, *excess;
-  A* dgeo_partial;  // [parts, groups, K, K], or null
+  A* dgeo;            // [groups, K, K], or null where it is not wanted
+  Query<A>* queries;  // scratch: [N, Ho, Wo, groups]
+  A* dgeo_partial;    // [parts, groups, K, K], or null
 };
 
 // In how many parts the kernels leave gradients that are sums: over pixels (of the prior, of the stem's transform), and
-// over groups (of the stem's image; 0 where they leave that of the values).
+// over groups (of the stem's image; 0 where they leave that of the values), which may have that of the stem's keys.
 struct Parts {
   Index pixels, groups;
+  bool keys;
 };
 
 // The values of the stem are made from an image with rows of its own width.
@@ -112,15 +123,6 @@ template <class T, class X>
 bool are_close(const BackwardArguments<T, X>& a) {
   return are_close(a.dy) && are_close(a.x) && are_close(a.q) && are_close(a.k) && are_close(a.y) && are_close(a.dx) &&
          are_close(a.dq) && are_close(a.dk);
-}
-
-template <class T>
-bool wants_transform(const Image<T>&) {
-  return false;
-}
-template <class A>
-bool wants_transform(const StemGradient<A>& gradient) {
-  return gradient.transform != nullptr;
 }
 
 // Defined in a file for each type.

@@ -31,6 +31,30 @@ __device__ inline float power_of_two(float v) {
 #endif
 }
 
+// For numbers of which T keeps 16 bits, an instruction each.
+template <class T>
+__device__ float reciprocal(float v) {
+#ifdef __CUDA_ARCH__
+  if constexpr (sizeof(T) == 2) {
+    float result;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(v));
+    return result;
+  }
+#endif
+  return 1 / v;
+}
+template <class T>
+__device__ float logarithm_of_two(float v) {
+#ifdef __CUDA_ARCH__
+  if constexpr (sizeof(T) == 2) {
+    float result;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(v));
+    return result;
+  }
+#endif
+  return log2f(v);
+}
+
 // exp(v) / 2^excess.
 template <class A>
 __device__ A exponential(A v, A excess = 0) {
@@ -103,6 +127,22 @@ __device__ void convert_channels(const T (&from)[kChannels], WideOf<T> (&to)[kCh
 {
   widen_channels(from, to);
 }
+
+template <class T>
+__device__ void narrow_channels(const WideOf<T> (&from)[kChannels], T (&to)[kChannels]) {
+#pragma unroll
+  for (int c = 0; c < kChannels; ++c) narrow(from[c], &to[c]);
+}
+#ifdef __CUDA_ARCH__
+__device__ inline void narrow_channels(const float (&from)[kChannels], BFloat16 (&to)[kChannels]) {
+#pragma unroll
+  for (int c = 0; c < kChannels; c += 2) {
+    unsigned pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(from[c + 1]), "f"(from[c]));
+    memcpy(&to[c], &pair, sizeof pair);
+  }
+}
+#endif
 
 // relu of the channels of a group, in memory's type.
 template <class T>

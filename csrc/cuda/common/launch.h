@@ -9,7 +9,7 @@
 namespace robust_lr::cuda {
 
 // Shared memory that a block may take: three fit on a multiprocessor of an H100, and one on any since sm_80.
-constexpr size_t kMaxSharedMemory = 72 << 10;
+constexpr size_t kMaxSharedMemory = 75 << 10;
 constexpr size_t kDefaultSharedMemory = 48 << 10;  // more must be asked for
 
 inline void check(cudaError_t error) {

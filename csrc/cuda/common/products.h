@@ -54,6 +54,20 @@ __device__ inline unsigned pack(float first, float second) {
   return word;
 }
 
+// The two elements of a word.
+__device__ inline void unpack(unsigned word, float& first, float& second) {
+  const unsigned low = word << 16, high = word & 0xffff0000u;
+  memcpy(&first, &low, sizeof low), memcpy(&second, &high, sizeof high);
+}
+
+__device__ inline float from_lane(float v, int lane) {
+  unsigned bits;
+  memcpy(&bits, &v, sizeof bits);
+  bits = __shfl_sync(0xffffffff, bits, lane);
+  memcpy(&v, &bits, sizeof v);
+  return v;
+}
+
 // Two values after their ReLU in a word, as T.
 template <class T>
 __device__ unsigned pack_relu(float first, float second) {

@@ -3,31 +3,66 @@
 // Tiles make one of all memory layouts: what computes reads shared memory, always in the same order.
 #pragma once
 
+#include <bit>
+
 #include "divisor.h"
 
 namespace robust_lr::cuda {
 
 extern __shared__ float4 shared_memory[];
 
+constexpr int kRun = 4;  // rows of a column that are loaded together
+
+// How a tile lies in shared memory: [group][column][row], so that rows are a known distance apart, whatever the tile's
+// size. Strides let no two lanes meet in one bank that access memory at once, of neighboring columns and all groups.
+struct TileShape {
+  int rows, columns;
+  int groups, group_shift;                         // a power of two and its logarithm
+  int column_stride, piece_stride, scalar_stride;  // the last two from group to group, of units of 16 bytes and floats
+  Divisor by_columns;
+
+  TileShape() = default;
+  // With room for whole runs, or else for the rows alone.
+  TileShape(bool whole, int rows, int columns, int groups)
+      : rows(rows),
+        columns(columns),
+        groups(groups),
+        group_shift(std::countr_zero(unsigned(groups))),
+        column_stride((whole ? runs_of_column() * kRun : rows) | 1),
+        piece_stride(stride(8)),
+        scalar_stride(stride(32)),
+        by_columns(columns) {}
+
+  __host__ __device__ int runs_of_column() const { return (rows + kRun - 1) / kRun; }
+  __host__ __device__ int pieces() const { return groups * piece_stride; }
+  __host__ __device__ int scalars() const { return groups * scalar_stride; }
+  __host__ __device__ int runs() const { return columns * runs_of_column(); }  // of a group
+
+ private:
+  // An odd multiple of the columns that `lanes` lanes have, as a column's stride is odd.
+  int stride(int lanes) const {
+    const int columns_at_once = std::max(1, lanes / groups);
+    return ((columns * column_stride + columns_at_once - 1) / columns_at_once | 1) * columns_at_once;
+  }
+};
+
 // The pixels of an image that a block works on, which may reach outside the image: there a tile holds zeros, or what
 // lets a pixel take no part.
 //
-// Columns that are `Stride` apart are neighbors in memory, as neighboring threads read them: no two of a warp's threads
-// then meet in one bank of shared memory.
+// Columns that are `Stride` apart are neighbors in memory, as neighboring threads read them.
 template <int Stride>
-struct Tile {
+struct Tile : TileShape {
   static_assert(Stride == 1 || Stride == 2);
-  int n, row, column;  // image, and the first pixel
-  int rows, columns;
-  int group, groups;  // the first group, and how many: a power of two
-  int group_shift;    // its logarithm
-  Divisor by_columns;
+  static constexpr bool kWhole = Stride == 1;  // room for whole runs; at stride 2 memory would not suffice
 
-  __host__ __device__ int size() const { return rows * columns * groups; }
-  __device__ int at(int r, int c, int g) const {
-    if (Stride == 2) c = (c & 1) * ((columns + 1) >> 1) + (c >> 1);
-    return (r * columns + c) * groups + g;
-  }
+  int n, row, column;  // image, and the first pixel
+  int group;           // the first
+
+  __device__ int at(int r, int c, int g) const { return g * piece_stride + slot(c) * column_stride + r; }
+  __device__ int scalar_at(int r, int c, int g) const { return g * scalar_stride + slot(c) * column_stride + r; }
+
+ private:
+  __device__ int slot(int c) const { return Stride == 2 ? (c & 1) * ((columns + 1) >> 1) + (c >> 1) : c; }
 };
 
 __device__ inline int present_channels(const Problem& p, int group) {
@@ -80,31 +115,27 @@ __device__ inline void keep(float& value) {
 #endif
 }
 
-// Calls load(row, column) for every place of the tile that is of this thread's group, InFlight of them before their
-// store(place, value), so that a thread waits for several at a time. Rows and columns are the tile's.
-template <int InFlight, int Stride, class Load, class Store>
-__device__ void each_place(const Tile<Stride>& tile, Load load, Store store) {
-  const int g = threadIdx.x & (tile.groups - 1);
-  int row = int(threadIdx.x) >> tile.group_shift, row_step = int(blockDim.x) >> tile.group_shift;
-  int place = threadIdx.x, place_step = row_step << tile.group_shift;
-  int column = tile.by_columns.divide(row), column_step = tile.by_columns.divide(row_step);
-  keep(row_step), keep(column_step), keep(place_step);
-  while (row < tile.rows) {
-    decltype(load(0, 0)) values[InFlight];
-    int places[InFlight];
-    bool loaded[InFlight];
-#pragma unroll
-    for (int i = 0; i < InFlight; ++i) {
-      if (Stride > 1) place = tile.at(row, column, g);
-      places[i] = place, loaded[i] = row < tile.rows;
-      if (loaded[i]) values[i] = load(row, column);
-      place += place_step, row += row_step, column += column_step;
-      if (column >= tile.columns) column -= tile.columns, ++row;
-    }
-#pragma unroll
-    for (int i = 0; i < InFlight; ++i)
-      if (loaded[i]) store(places[i], values[i]);
+// The runs of a tile that a thread loads: every `step`th one, from number `first` on, row by row.
+struct Runs {
+  int row, column, columns, row_step, column_step;
+
+  __device__ Runs(const TileShape& tile, int first, int step) : row(first), columns(tile.columns), row_step(step) {
+    column = tile.by_columns.divide(row), column_step = tile.by_columns.divide(row_step);
+    row *= kRun, row_step *= kRun;
+    keep(row_step), keep(column_step);
   }
+  __device__ void go_on() {
+    row += row_step, column += column_step;
+    if (column >= columns) column -= columns, row += kRun;
+  }
+};
+
+// Calls f(row, column) for the first pixels of the runs of this thread's group.
+template <class F>
+__device__ void each_run(const TileShape& tile, F f) {
+  Runs runs(tile, int(threadIdx.x) >> tile.group_shift, int(blockDim.x) >> tile.group_shift);
+#pragma unroll 1
+  for (; runs.row < tile.rows; runs.go_on()) f(runs.row, runs.column);
 }
 
 // The group that a thread loads.
@@ -127,9 +158,11 @@ struct ChannelsInMemory {
   const T* first;
   int present;
 
-  __device__ void read(int row, int column, Raw& to) const {
+  __device__ const T* at(int row, int column) const { return pixel_at(image, first, row, column); }
+  // `row` is from that of the pixel on.
+  __device__ void read(const T* pixel, int row, Raw& to) const {
     constexpr int kUnit = sizeof(Unit) / sizeof(T);
-    const T* const from = pixel_at(image, first, row, column);
+    const T* const from = pixel_at(image, pixel, row, 0);
 #pragma unroll
     for (int c = 0; c < kChannels; c += kUnit) {
       if (kUnit < kChannels && c >= present) continue;
@@ -140,7 +173,7 @@ struct ChannelsInMemory {
       }
     }
   }
-  __device__ const Channels<T>& finish(const Raw& raw) const { return raw; }
+  __device__ const Channels<T>& finish(const Raw& raw, bool) const { return raw; }
 };
 
 // Calls f with what reads the channels of this thread's group.
@@ -153,75 +186,70 @@ __device__ void with_channels(const Tile<Stride>& tile, const Image<const T>& im
   f(ChannelsInMemory<T, T>{image, first, present});
 }
 
-// Loads the channels of each group to [piece][row][column][group], and what `scalars` says to [row][column][group].
-// Pixels outside the image have zeros, and what scalars.outside() says.
+// Loads the channels of each group, in pieces, and what `scalars` says to the same place, or to that of floats. Pixels
+// outside the image have zeros, and what scalars.outside() says.
 template <class T, int Stride, class X, class Scalars, class E, class Scalar>
 __device__ void load_tile(const Tile<Stride>& tile, const X& x, const Problem& p, Index rows, Index columns,
                           const Scalars& scalars, Piece<E>* to, Scalar* scalars_to) {
-  const bool present = group_to_load(tile) < int(p.groups);
-  int height = present ? int(rows) : 0, width = int(columns);
-  const int size = tile.size();
+  const int g = threadIdx.x & (tile.groups - 1), width = int(columns);
+  int height = tile.group + g < int(p.groups) ? int(rows) : 0;
   keep(height);
   with_channels<T>(tile, x, p, [&](const auto& channels) {
-    struct Loaded {
-      typename std::remove_cvref_t<decltype(channels)>::Raw raw;
-      Scalar scalar;
-      bool inside;
-    };
-    each_place<2>(
-        tile,
-        [&](int row, int column) {
-          Loaded loaded{};
-          loaded.scalar = scalars.outside();
-          loaded.inside = is_inside(tile.row + row, tile.column + column, height, width);
-          if (loaded.inside) {
-            channels.read(row, column, loaded.raw);
-            loaded.scalar = scalars.inside(row, column);
-          } else if (scalars.pads()) {
-            loaded.scalar = scalars.padded(tile.row + row, tile.column + column);
-          }
-          return loaded;
-        },
-        [&](int place, const Loaded& loaded) {
-          Channels<E> found{};
-          if (loaded.inside) convert_channels(channels.finish(loaded.raw).elements, found.elements);
+    each_run(tile, [&](int row, int column) {
+      const auto pixel = channels.at(row, column);
+      const auto scalar = scalars.at(row, column);
+      const int rows_inside = unsigned(tile.column + column) < unsigned(width) ? height : 0;
+      typename std::remove_cvref_t<decltype(channels)>::Raw raw[kRun];
+      Scalar own[kRun];
+      bool inside[kRun];
 #pragma unroll
-          for (int i = 0; i < Piece<E>::kCount; ++i)
-            reinterpret_cast<float4*>(to)[i * size + place] = reinterpret_cast<const float4*>(found.elements)[i];
-          scalars_to[place] = loaded.scalar;
-        });
+      for (int i = 0; i < kRun; ++i) {
+        inside[i] = unsigned(tile.row + row + i) < unsigned(rows_inside);
+        raw[i] = {}, own[i] = scalars.outside();
+        if (inside[i]) channels.read(pixel, i, raw[i]), own[i] = scalars.inside(scalar, i);
+      }
+      const int place = tile.at(row, column, g);
+      const int scalar_place = sizeof(Scalar) == sizeof(float) ? tile.scalar_at(row, column, g) : place;
+#pragma unroll
+      for (int i = 0; i < kRun; ++i) {
+        if (!tile.kWhole && row + i >= tile.rows) continue;
+        Channels<E> found;
+        convert_channels(channels.finish(raw[i], inside[i]).elements, found.elements);
+#pragma unroll
+        for (int j = 0; j < Piece<E>::kCount; ++j)
+          reinterpret_cast<float4*>(to)[j * tile.pieces() + place + i] =
+              reinterpret_cast<const float4*>(found.elements)[j];
+        scalars_to[scalar_place + i] = own[i];
+      }
+    });
   });
 }
 
-// The prior of the tile's groups: [tap][group]; zeros where there is none.
-template <int Stride>
-__device__ void load_prior(const Tile<Stride>& tile, const float* geo, const Problem& p, float* to) {
-  const int taps = int(p.kernel * p.kernel), group = group_to_load(tile);
-  const bool present = geo != nullptr && group < p.groups;
-  const int step = int(blockDim.x) >> tile.group_shift;
-  for (int tap = int(threadIdx.x) >> tile.group_shift; tap < taps; tap += step)
-    to[(tap << tile.group_shift) + group - tile.group] = present ? geo[group * taps + tap] : 0.f;
+// The prior of the tile's groups: [group][tap]; zeros where there is none.
+__device__ inline void load_prior(const TileShape& tile, int group, const float* geo, const Problem& p, float* to) {
+  const int taps = int(p.kernel * p.kernel), present = geo != nullptr ? (int(p.groups) - group) * taps : 0;
+  for (int i = threadIdx.x; i < tile.groups * taps; i += blockDim.x) to[i] = i < present ? geo[group * taps + i] : 0.f;
 }
 
 // The channels at one place of a tile.
 template <class T>
-__device__ void read_channels(const Piece<T>* tile, int size, int place, float (&to)[kChannels]) {
+__device__ void read_channels(const Piece<T>* tile, int pieces, int place, float (&to)[kChannels]) {
   alignas(16) T elements[kChannels];
 #pragma unroll
   for (int i = 0; i < Piece<T>::kCount; ++i)
-    reinterpret_cast<float4*>(elements)[i] = reinterpret_cast<const float4*>(tile)[i * size + place];
+    reinterpret_cast<float4*>(elements)[i] = reinterpret_cast<const float4*>(tile)[i * pieces + place];
   widen_channels(elements, to);
 }
 
 // The channels of a group at one pixel, from and to global memory; those past `present` are zero, or not written.
 template <class I, class T>
 __device__ void read_channels(const I& image, const T* from, int present, WideOf<T> (&to)[kChannels]) {
-  alignas(16) T elements[kChannels];
+  alignas(16) T elements[kChannels] = {};
   auto in_units = [&](auto unit) {
 #pragma unroll
     for (int c = 0; c < kChannels; c += sizeof(unit) / sizeof(T)) {
-      if (c < present) unit = *reinterpret_cast<const decltype(unit)*>(from + c);
-      *reinterpret_cast<decltype(unit)*>(elements + c) = c < present ? unit : decltype(unit){};
+      if (c < present)
+        *reinterpret_cast<decltype(unit)*>(elements + c) = *reinterpret_cast<const decltype(unit)*>(from + c);
     }
   };
   if (image.bytes == 16 && sizeof(T) < 8) {
@@ -248,8 +276,7 @@ __device__ void read_strip(const Image<const T>& image, const Problem& p, int n,
 template <class T>
 __device__ void write_channels(const Image<T>& image, T* to, int present, const WideOf<T> (&from)[kChannels]) {
   alignas(16) T elements[kChannels];
-#pragma unroll
-  for (int c = 0; c < kChannels; ++c) narrow(from[c], elements + c);
+  narrow_channels(from, elements);
   if (image.bytes == 16) {
 #pragma unroll
     for (int c = 0; c < kChannels; c += Piece<T>::kElements)

@@ -9,181 +9,185 @@
 
 namespace robust_lr::cuda {
 
-constexpr int kKeyStrip = 4;
+// Seven where registers suffice.
+template <class X, class O, bool Weights>
+constexpr int kKeyStrip = O::kStride == 1 && !Weights ? 7 : 4;
+template <class A, class O, bool Weights>
+constexpr int kKeyStrip<Stem<A>, O, Weights> = 4;
 
-// Where values are 16 bits, a sum of lse and excess is exact enough: its rounding changes weights by less than they are
-// rounded to, unless logits are above a hundred thousand.
-template <class Pointer>
-constexpr bool kOneLess = sizeof(std::remove_pointer_t<Pointer>) == 2;
+// Strips that a thread has, one after another. At stride 2 a strip is little work for all that a thread must know.
+template <class O, bool Weights>
+constexpr int kKeyRounds = O::kStride == 2 && !Weights ? 2 : 1;
 
-// What every key in a query's window needs of it, beside dy; lse to base 2.
-struct alignas(16) Query {
-  float q, lse, excess, mean;
-};
+template <class X, class O, bool Weights>
+constexpr int kKeyRows = kKeyStrip<X, O, Weights> * kKeyRounds<O, Weights>;
 
-// Shared memory of a block: its query pixels, which are few enough to widen them, and each warp's part of the gradients
-// that are sums.
-template <class X>
+// Shared memory of a block: its query pixels, which are few enough to widen them, what products need, and what each
+// thread has of the gradients that are sums over pixels.
+template <class X, bool Weights, bool Products>
 struct QueryMemory {
-  Piece<float>* dy;
-  Query* queries;
-  float *prior, *dprior, *dvalues;
+  static constexpr bool kProducts = Products;
 
-  __device__ QueryMemory(int size, int entries) {
+  Piece<float>* dy;
+  Query<float>* queries;
+  StripMatrices matrices;
+  float *prior, *slots;
+
+  __device__ QueryMemory(const TileShape& tile, int taps) {
     dy = reinterpret_cast<Piece<float>*>(shared_memory);
-    queries = reinterpret_cast<Query*>(dy + Piece<float>::kCount * size);
-    prior = reinterpret_cast<float*>(queries + size), dprior = prior + entries, dvalues = dprior + kWarps * entries;
+    queries = reinterpret_cast<Query<float>*>(shared_memory) + Piece<float>::kCount * tile.pieces();
+    matrices.memory = reinterpret_cast<float4*>(queries + tile.pieces());
+    prior = reinterpret_cast<float*>(matrices.memory) + (Products ? StripMatrices::kBytes / sizeof(float) : 0);
+    slots = prior + taps * tile.groups;
   }
-  static size_t bytes(const Tile<1>& tile, int taps) {
-    const int sums = taps + kWarps * (taps + kDelivered<X>);  // of a group
-    return tile.size() * (sizeof(float) * kChannels + sizeof(Query)) + sums * tile.groups * sizeof(float);
+  static size_t bytes(const TileShape& tile, int taps) {
+    const int sums = Weights ? std::max(taps, kDelivered<X>) * kSlotPitch : 0;
+    return tile.pieces() * (sizeof(float) * kChannels + sizeof(Query<float>)) + (Products ? StripMatrices::kBytes : 0) +
+           (taps * tile.groups + sums) * sizeof(float);
   }
 };
 
 // The queries of a thread's group, near the tile's first pixel. None of those outside the image has a key.
 template <class O, class Arguments>
 struct Queries {
-  const Arguments& a;
-  decltype(a.q.data) first;
-  Index statistics;
-  int width;
+  const Query<float>* first;
+  int row_step, column_step;
 
-  __device__ Queries(const Tile<1>& tile, const Arguments& a) : a(a), width(int(a.p.out_width)) {
-    const int group = group_to_load(tile);
-    first = address(a.q, tile.n, group, tile.row, tile.column);
-    statistics = ((tile.n * a.p.groups + group) * a.p.out_height + tile.row) * width + tile.column;
+  __device__ Queries(const Tile<1>& tile, const Arguments& a)
+      : row_step(int(a.p.out_width * a.p.groups)), column_step(int(a.p.groups)) {
+    first = a.queries + ((tile.n * a.p.out_height + tile.row) * a.p.out_width + tile.column) * a.p.groups +
+            group_to_load(tile);
   }
-  __device__ Query inside(int row, int column) const {
-    Query query{widen(*pixel_at(a.q, first, row, column)), 0, 0, 0};
-    if (O::kSoftmax) {
-      const int at = row * width + column;
-      query.lse = (a.lse + statistics)[at] * float(kLog2e), query.excess = (a.excess + statistics)[at];
-      if (kOneLess<decltype(a.y.data)>) query.lse += query.excess, query.excess = 0;
-      query.mean = (a.mean + statistics)[at];
-    }
-    return query;
-  }
-  __device__ Query outside() const { return {O::kBeyond, 0, 0, 0}; }
-  __device__ bool pads() const { return false; }
-  __device__ Query padded(int, int) const { return outside(); }
+  __device__ const Query<float>* at(int row, int column) const { return first + row * row_step + column * column_step; }
+  __device__ Query<float> inside(const Query<float>* query, int row) const { return query[row * row_step]; }
+  __device__ Query<float> outside() const { return {O::kBeyond, 0, 0, 0}; }
 };
 
-// Rows and columns before the image that threads stand for: a whole strip, so that strips start where QueryWindow asks.
-__host__ __device__ inline int key_lead(const Problem& p) {
-  return (int(p.padding) + kKeyStrip - 1) / kKeyStrip * kKeyStrip;
+// Rows and columns before the image that threads stand for: all of a thread's, so that it starts where QueryWindow
+// asks.
+__host__ __device__ inline int key_lead(const Problem& p, int rows) {
+  return (int(p.padding) + rows - 1) / rows * rows;
 }
 
-// True if there is a kernel of its own for calls that want no gradients of weights, as attacks do: in the types and
-// windows of networks.
+// True if there are kernels of their own for the usual calls: in the types and windows of networks.
 template <class T, class O>
-constexpr bool kSparesWeights = sizeof(T) == 2 && O::kSoftmax && O::Phi::kBounded && O::kSize == 7 &&
-                                std::is_same_v<typename O::Phi, SquaredDifference>;
+constexpr bool kUsual = sizeof(T) == 2 && O::kSoftmax && O::Phi::kBounded && O::kSize == 7 &&
+                        std::is_same_v<typename O::Phi, SquaredDifference>;
 
-// Without `Weights` there are no gradients of the prior and of the stem's transform.
-template <class T, class X, class O, bool Weights>
+// Without `Weights` there are no gradients of the prior and of the stem's transform, as attacks want none. With
+// `Products` the stem's values are made on tensor cores; if both, the image's gradient has its part of the keys.
+template <class T, class X, class O, bool Weights, bool Products>
 __global__ void __launch_bounds__(kThreads, kResident) backward_keys(BackwardArguments<T, X> a, Blocking b) {
-  constexpr int S = kKeyStrip, K = O::kSize;
+  constexpr int S = kKeyStrip<X, O, Weights>, kRows = kKeyRows<X, O, Weights>, K = O::kSize;
+  constexpr bool kAddsKeys = Products && !Weights;
   using Window = QueryWindow<O, S>;
   const Problem& p = a.p;
   const int height = int(p.height), width = int(p.width), groups = int(p.groups), pad = int(p.padding);
-  const int out_height = int(p.out_height), out_width = int(p.out_width), lead = key_lead(p);
+  const int out_height = int(p.out_height), out_width = int(p.out_width), lead = key_lead(p, kRows);
   const Place place(b);
-  const Tile<1> tile = Window::tile(b, place, lead);
-  const int entries = K * K * b.groups;
-  const QueryMemory<X> memory(tile.size(), entries);
+  const Tile<1> tile = QueryWindow<O, kRows>::tile(b, place, lead);
+  const QueryMemory<X, Weights, Products> memory(tile, K * K);
   load_tile<T>(tile, a.dy, p, out_height, out_width, Queries<O, BackwardArguments<T, X>>(tile, a), memory.dy,
                memory.queries);
-  load_prior(tile, a.geo, p, memory.prior);
-  float* const dprior = memory.dprior + threadIdx.x / 32 * entries;
-  if (Weights && a.dgeo != nullptr) {
-    for (int i = threadIdx.x % 32; i < entries; i += 32) dprior[i] = 0;
-  }
+  load_prior(tile, tile.group, a.geo, p, memory.prior);
+  if constexpr (Products)
+    memory.matrices.make(a.x, p, tile.group, kAddsKeys ? static_cast<const T*>(a.dx.key_weights) : nullptr);
   __syncthreads();
 
-  const int first = place.strip * S - lead, column = place.column - lead;
-  const bool active = place.inside && place.group < groups && column >= -pad && column < width + pad;
-  auto inside = [&](int s) { return active && column >= 0 && column < width && first + s >= 0 && first + s < height; };
-  auto takes_part = [&](int s) { return first + s >= -pad && first + s < height + pad; };
-  float x[S][kChannels], dx[S][kChannels], k[S], dk[S];
-  read_strip<T>(a.x, p, place.n, place.group, first, column, inside, x);
+  const int column = place.column - lead;
+  const bool present = place.group < groups, active = place.inside && present && column >= -pad && column < width + pad;
+#pragma unroll 1
+  for (int round = 0; round < kKeyRounds<O, Weights>; ++round) {
+    const int first = place.strip * kRows + round * S - lead;
+    auto inside = [&](int s) { return place.inside && is_inside(first + s, column, height, width); };
+    auto takes_part = [&](int s) { return first + s >= -pad && first + s < height + pad; };
+    float x[S][kChannels], dx[S][kChannels], k[S], dk[S];
+    if constexpr (Products) {
+      read_strip_by_products(memory.matrices, a.x, p, place.n, first, column, inside, x);
+    } else {
+      read_strip<T>(a.x, p, place.n, place.group, first, column, [&](int s) { return present && inside(s); }, x);
+    }
 #pragma unroll
-  for (int s = 0; s < S; ++s) {
+    for (int s = 0; s < S; ++s) {
 #pragma unroll
-    for (int c = 0; c < kChannels; ++c) keep(x[s][c]);
-  }
-  const auto* const keys = address(a.k, place.n, place.group, first, column);
+      for (int c = 0; c < kChannels; ++c) keep(x[s][c]);
+    }
+    const auto* const keys = address(a.k, place.n, place.group, first, column);
 #pragma unroll
-  for (int s = 0; s < S; ++s) {
-    k[s] = inside(s) ? widen(*pixel_at(a.k, keys, s, 0)) : takes_part(s) ? 0.f : -O::kBeyond;
-    dk[s] = 0;
+    for (int s = 0; s < S; ++s) {
+      k[s] = present && inside(s) ? widen(*pixel_at(a.k, keys, s, 0)) : takes_part(s) ? 0.f : -O::kBeyond;
+      dk[s] = 0;
 #pragma unroll
-    for (int c = 0; c < kChannels; ++c) dx[s][c] = 0;
-  }
+      for (int c = 0; c < kChannels; ++c) dx[s][c] = 0;
+    }
 
-  // The columns of the queries that hold this key meet it at every `stride`th tap, from the last on: at the same ones
-  // in all of a warp.
-  const int last_tap = K - 1 - (place.c + O::kRadius) % O::kStride;
-  int query_column = Window::kBefore + (place.c + O::kRadius - last_tap) / O::kStride;  // in the tile
-  const int first_row = place.s * S / O::kStride;                                       // in the tile
-  const int row_step = tile.columns * tile.groups;
-  for (int j = last_tap; j >= 0; j -= O::kStride, ++query_column) {
-    float dpriors[K];
+    // The columns of the queries that hold this key meet it at every `stride`th tap, from the last on: at the same ones
+    // in all of a warp.
+    const int last_tap = K - 1 - (place.c + O::kRadius) % O::kStride;
+    int query_column = Window::kBefore + (place.c + O::kRadius - last_tap) / O::kStride;  // in the tile
+    const int first_row = (place.s * kRows + round * S) / O::kStride;                     // in the tile
+    const float* const prior = memory.prior + place.g * K * K;
+    float* const slots = memory.slots + threadIdx.x;
+    for (int j = last_tap; j >= 0; j -= O::kStride, ++query_column) {
+      float dpriors[K];
 #pragma unroll
-    for (int i = 0; i < K; ++i) dpriors[i] = 0;
-    const int image_column = tile.column + query_column;
-    if (active && (!O::kLeavesOut || (image_column >= 0 && image_column < out_width))) {
-      float priors[K];
+      for (int i = 0; i < K; ++i) dpriors[i] = 0;
+      const int image_column = tile.column + query_column;
+      if (active && (!O::kLeavesOut || (image_column >= 0 && image_column < out_width))) {
+        float priors[K];
 #pragma unroll
-      for (int i = 0; i < K; ++i) priors[i] = memory.prior[(i * K + j) * b.groups + place.g];
-      const int start = tile.at(first_row, query_column, place.g);
-      each_query_row<O, S>(tile.row + first_row, out_height, [&](int i) {
-        const int at = start + i * row_step;
-        const Query query = memory.queries[at];
-        float dy[kChannels];
-        read_channels(memory.dy, tile.size(), at, dy);
+        for (int i = 0; i < K; ++i) priors[i] = prior[i * K + j];
+        const int start = tile.at(first_row, query_column, place.g);
+        each_query_row<O, S>(tile.row + first_row, out_height, [&](int i) {
+          const int at = start + i;
+          const Query<float> query = memory.queries[at];
+          float dy[kChannels];
+          read_channels(memory.dy, tile.pieces(), at, dy);
 #pragma unroll
-        for (int s = 0; s < S; ++s) {
-          const int tap = Window::tap(s, i);
-          if (tap < 0 || tap >= K) continue;
-          float dlogit = dot_from<T>(O::kSoftmax ? -query.mean : 0.f, dy, x[s]);
-          float weight = O::Phi::add(priors[tap], query.q, k[s]);
-          if (O::kSoftmax) {
-            weight =
-                kOneLess<T*> ? exponential_less(weight, query.lse) : exponential_less(weight, query.lse, query.excess);
-            dlogit *= weight;
+          for (int s = 0; s < S; ++s) {
+            const int tap = Window::tap(s, i);
+            if (tap < 0 || tap >= K) continue;
+            float dlogit = dot_from<T>(O::kSoftmax ? -query.mean : 0.f, dy, x[s]);
+            float weight = O::Phi::add(priors[tap], query.q, k[s]);
+            if (O::kSoftmax) {
+              weight =
+                  kOneLess<T> ? exponential_less(weight, query.lse) : exponential_less(weight, query.lse, query.excess);
+              dlogit *= weight;
+            }
+#pragma unroll
+            for (int c = 0; c < kChannels; ++c) dx[s][c] += weight * dy[c];
+            dk[s] += dlogit * O::Phi::key_slope(query.q, k[s]);
+            if (Weights && (!O::kLeavesOut || takes_part(s))) dpriors[tap] += dlogit;
           }
+        });
+      }
+      if (Weights && a.dgeo != nullptr) {
 #pragma unroll
-          for (int c = 0; c < kChannels; ++c) dx[s][c] += weight * dy[c];
-          dk[s] += dlogit * O::Phi::key_slope(query.q, k[s]);
-          if (Weights && (!O::kLeavesOut || takes_part(s))) dpriors[tap] += dlogit;
-        }
-      });
+        for (int i = 0; i < K; ++i) slots[(i * K + j) * kSlotPitch] = dpriors[i];
+      }
+    }
+
+#pragma unroll
+    for (int s = 0; s < S; ++s) dk[s] *= O::Phi::kKeyFactor;
+    if constexpr (kAddsKeys) {
+      add_keys(memory.matrices, dk, dx);
+    } else {
+      auto* const dkeys = address(a.dk, place.n, place.group, first, column);
+#pragma unroll
+      for (int s = 0; s < S; ++s) {
+        if (present && inside(s)) narrow(dk[s], pixel_at(a.dk, dkeys, s, 0));
+      }
     }
     if (Weights && a.dgeo != nullptr) {
-      // Lanes that are a multiple of groups apart have the same group and tap. The first of them adds up.
-      for (int lanes = 16; lanes >= b.groups; lanes /= 2) {
-#pragma unroll
-        for (int i = 0; i < K; ++i) dpriors[i] += __shfl_xor_sync(0xffffffff, dpriors[i], lanes);
-      }
-      if (int(threadIdx.x % 32) < b.groups) {
-#pragma unroll
-        for (int i = 0; i < K; ++i) dprior[(i * K + j) * b.groups + place.g] += dpriors[i];
-      }
+      float* const part = a.dgeo_partial + b.by_group_blocks.quotient(blockIdx.x) * groups * K * K;
+      const int each = int(blockDim.x) / b.turns;  // threads of a turn, which alone meet a column's taps
+      sum_threads<4>(
+          memory.slots, K * K, tile, each, [&](int tap) { return (K - 1 - tap % K + O::kRadius) % O::kStride * each; },
+          [&](int tap, int g, float sum) {
+            if (place.first_group + g < groups) part[(place.first_group + g) * K * K + tap] = sum;
+          });
     }
-  }
-
-  auto* const dkeys = address(a.dk, place.n, place.group, first, column);
-#pragma unroll
-  for (int s = 0; s < S; ++s) {
-    if (inside(s)) narrow(O::Phi::kKeyFactor * dk[s], pixel_at(a.dk, dkeys, s, 0));
-  }
-  deliver<Weights>(a.dx, a.x, p, b, place, first, column, inside, x, dx, memory.dvalues);
-  if (Weights && a.dgeo != nullptr) {
-    float* const part = a.dgeo_partial + b.by_group_blocks.quotient(blockIdx.x) * p.groups * K * K;
-    sum_warps(memory.dprior, entries, [&](int i, float sum) {
-      const int group = place.first_group + (i & (b.groups - 1));
-      if (group < groups) part[group * K * K + (i >> b.group_shift)] = sum;
-    });
+    deliver<Weights, O::kStride>(a.dx, a.x, p, b, place, first, column, inside, x, dx, memory);
   }
 }
 

@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kThreads, kResident) backward_queries(Backward
   const int height = int(p.height), width = int(p.width), groups = int(p.groups), pad = int(p.padding);
   const Place place(b);
   const auto tile = Window::tile(b, place);
-  const KeyMemory<InTile<T, O>> memory(tile.size());
+  const KeyMemory<InTile<T, O>> memory(tile);
   memory.load(O(), tile, a);
 
   const int first = place.strip * S, column = place.column;
@@ -56,19 +56,19 @@ __global__ void __launch_bounds__(kThreads, kResident) backward_queries(Backward
     products[s] = sloped_products[s] = weights[s] = slopes[s] = 0;
   }
 
-  const int row_step = tile.columns * tile.groups;
+  const float* const prior = memory.prior + place.g * K * K;
   for (int j = 0; j < K; ++j) {
     const int key_column = column * O::kStride + j - O::kRadius;
     if (O::kLeavesOut && (key_column < -pad || key_column >= width + pad)) continue;
     float priors[K];
 #pragma unroll
-    for (int i = 0; i < K; ++i) priors[i] = memory.prior[(i * K + j) * tile.groups + place.g];
-    const int start = tile.at(place.s * S * O::kStride, place.c * O::kStride + j, place.g);
+    for (int i = 0; i < K; ++i) priors[i] = prior[i * K + j];
+    const int tile_row = place.s * S * O::kStride, tile_column = place.c * O::kStride + j;
+    const int at = tile.at(tile_row, tile_column, place.g), key_at = tile.scalar_at(tile_row, tile_column, place.g);
     each_key_row<O, S>(first * O::kStride, pad, height, [&](int i) {
-      const int at = start + i * row_step;
-      const float key = memory.keys[at];
+      const float key = memory.keys[key_at + i];
       float x[kChannels];
-      read_channels(memory.x, tile.size(), at, x);
+      read_channels(memory.x, tile.pieces(), at + i, x);
 #pragma unroll
       for (int s = 0; s < S; ++s) {
         const int tap = i - s * O::kStride;
@@ -87,17 +87,22 @@ __global__ void __launch_bounds__(kThreads, kResident) backward_queries(Backward
     });
   }
 
+  Query<float>* const windows =
+      a.queries + ((place.n * p.out_height + first) * out_width + column) * groups + place.group;
   auto* const dqueries = address(a.dq, place.n, place.group, first, column);
 #pragma unroll
   for (int s = 0; s < S; ++s) {
     if (s >= rows) continue;
     float dq = sloped_products[s];
+    Query<float> own{q[s], 0, 0, 0};
     if (O::kSoftmax) {
-      const float mean = products[s] / weights[s];
-      a.mean[pixel + s * out_width] = about[s] + mean;
-      a.excess[pixel + s * out_width] = log2f(weights[s]);
-      dq = (dq - mean * slopes[s]) / weights[s];
+      const float scale = reciprocal<T>(weights[s]), mean = products[s] * scale;
+      const float excess = logarithm_of_two<T>(weights[s]);
+      own = kOneLess<T> ? Query<float>{q[s], lse[s] + excess, 0, about[s] + mean}
+                        : Query<float>{q[s], lse[s], excess, about[s] + mean};
+      dq = (dq - mean * slopes[s]) * scale;
     }
+    windows[s * out_width * groups] = own;
     narrow(O::Phi::kQueryFactor * dq, pixel_at(a.dq, dqueries, s, 0));
   }
 }

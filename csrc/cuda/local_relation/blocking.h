@@ -22,17 +22,17 @@ int least_groups(const Stem<A>&) {
   return 8;  // all of the paper's stem, as the gradient of the image is a sum over groups
 }
 
-// Instructions of a warp, by benchmarks/cuda_count.py: for a place of the tile that its threads load, and for all else.
+// Instructions of a warp, by benchmarks/cuda_count.py: for a run of the tile that its threads load, and for all else.
 struct Costs {
-  int place, rest;
+  int run, rest;
 };
 
 // Divides an image of `rows` x `columns` pixels into blocks of strips, so that they take the fewest instructions.
-// `bytes` tells the shared memory that a blocking takes, `tile_of` its tile. Nothing here changes a result,
+// `shape_of` tells the tile of a blocking, `bytes` the shared memory that it takes. Nothing here changes a result,
 // only its speed.
-template <class Bytes, class TileOf>
+template <class ShapeOf, class Bytes>
 Blocking divide(const Problem& p, Index rows, Index columns, int strip, int turns, int least_groups, Costs costs,
-                Bytes bytes, TileOf tile_of) {
+                ShapeOf shape_of, Bytes bytes) {
   auto whole = [&](Index columns) { return int(ceil_div(columns, p.stride) * p.stride); };  // strips.h counts on it
   const int strips = int(ceil_div(rows, strip));                                            // of a column
   Blocking best{};
@@ -42,14 +42,15 @@ Blocking divide(const Problem& p, Index rows, Index columns, int strip, int turn
     b.groups = groups, b.columns = width, b.turns = turns;
     b.group_blocks = int(ceil_div(p.groups, groups)), b.column_blocks = int(ceil_div(columns, width));
     b.strip_blocks = int(ceil_div(strips, height)), b.strips = int(ceil_div(strips, b.strip_blocks));
-    if (threads(b) > kThreads || bytes(b) > kMaxSharedMemory) return;
-    const Index passes = ceil_div(tile_of(b).size(), threads(b));
-    Index cost = Index(b.blocks()) * threads(b) * (costs.rest + passes * costs.place);
+    b.tile = shape_of(b);
+    if (threads(b) > kThreads || bytes(b.tile) > kMaxSharedMemory) return;
+    const Index passes = ceil_div(b.tile.runs(), threads(b) / groups);
+    Index cost = Index(b.blocks()) * threads(b) * (costs.rest + passes * costs.run);
     if (threads(b) < kThreads) cost += cost / 4;  // fewer warps to hide latencies
     if (cost < least) least = cost, best = b;
   };
-  const int most_groups = 32 / int(p.stride);  // lanes that have the same group and tap must be in one warp
-  for (int groups = most_groups; groups >= 1; groups /= 2) {
+  constexpr int kMostGroups = 8;  // so that at least four threads of a turn have the same (common/reduce.h)
+  for (int groups = kMostGroups; groups >= 1; groups /= 2) {
     if (groups >= 2 * p.groups || (groups < least_groups && 2 * groups <= p.groups && best.groups > 0)) continue;
     for (int wanted = 4; wanted <= kThreads; wanted += wanted < 16 ? 2 : 16) {
       const int width = whole(ceil_div(columns, ceil_div(columns, wanted)));
@@ -60,32 +61,31 @@ Blocking divide(const Problem& p, Index rows, Index columns, int strip, int turn
   best.group_shift = std::countr_zero(unsigned(best.groups));
   best.by_group_blocks = Divisor(best.group_blocks), best.by_column_blocks = Divisor(best.column_blocks);
   best.by_strip_blocks = Divisor(best.strip_blocks), best.by_columns = Divisor(best.columns / best.turns);
-  best.by_tile_columns = Divisor(tile_of(best).columns);
   return best;
 }
 
-template <class T, class O, int Strip>
-size_t key_bytes(const Blocking& b) {
-  return KeyMemory<InTile<T, O>>::bytes(KeyWindow<O, Strip>::tile(b), O::kSize * O::kSize);
+template <class T, class O>
+size_t key_bytes(const TileShape& tile) {
+  return KeyMemory<InTile<T, O>>::bytes(tile, O::kSize * O::kSize);
 }
 
 // The division of the query pixels.
 template <class T, class O, int Strip>
 Blocking divide_queries(const Problem& p, int least_groups, Costs costs) {
-  return divide(p, p.out_height, p.out_width, Strip, 1, least_groups, costs, key_bytes<T, O, Strip>,
-                [](const Blocking& b) { return KeyWindow<O, Strip>::tile(b); });
+  return divide(p, p.out_height, p.out_width, Strip, 1, least_groups, costs, KeyWindow<O, Strip>::shape,
+                key_bytes<T, O>);
 }
 
 // The division of the query pixels, whose key pixels are in the tile. `rest` is of Costs.
 template <class T, class O, int Strip>
 Blocking divide_queries(const Image<const T>& x, const Problem& p, int rest) {
-  return divide_queries<T, O, Strip>(p, least_groups(x), Costs{60, rest});
+  return divide_queries<T, O, Strip>(p, least_groups(x), Costs{150, rest});
 }
 template <class T, class O, int Strip, class A>
 Blocking divide_queries(const Stem<A>& x, const Problem& p, int rest) {
   if (sizeof(InTile<T, O>) == 2 && has_whole_groups(x, p))
-    return divide_queries<T, O, Strip>(p, kProductGroups, Costs{40, rest});
-  return divide_queries<T, O, Strip>(p, 1, Costs{90, rest});
+    return divide_queries<T, O, Strip>(p, kProductGroups, Costs{115, rest});
+  return divide_queries<T, O, Strip>(p, 1, Costs{250, rest});
 }
 
 // Calls f with the Options that strip kernels are compiled for and returns true; false where they do not cover the

@@ -24,11 +24,12 @@ __device__ void redo_output(const ForwardArguments<T, X>& a, const Tile<O::kStri
       for (int j = 0; j < O::kSize; ++j) {
         const int key_column = column * O::kStride + j - O::kRadius;
         if (key_column < -pad || key_column >= width + pad) continue;
-        const int place = tile.at(key_row - tile.row, key_column - tile.column, g);
-        const float prior = memory.prior[(i * O::kSize + j) * tile.groups + g];
+        const int tile_row = key_row - tile.row, tile_column = key_column - tile.column;
+        const float key = memory.keys[tile.scalar_at(tile_row, tile_column, g)];
+        const float prior = memory.prior[(g * O::kSize + i) * O::kSize + j];
         constexpr float kUnfold = 1 / (kFold<T, O> * kFold<T, O>);
-        f(place, kFold<T, O> == 1 ? O::Phi::add(prior, q, memory.keys[place])
-                                  : prior + kUnfold * O::Phi::add(0.f, q * kFold<T, O>, memory.keys[place]));
+        f(tile.at(tile_row, tile_column, g),
+          kFold<T, O> == 1 ? O::Phi::add(prior, q, key) : prior + kUnfold * O::Phi::add(0.f, q * kFold<T, O>, key));
       }
     }
   };
@@ -39,7 +40,7 @@ __device__ void redo_output(const ForwardArguments<T, X>& a, const Tile<O::kStri
   each_logit([&](int place, float logit) {
     const float weight = exponential(logit - top);
     float x[kChannels];
-    read_channels(memory.x, tile.size(), place, x);
+    read_channels(memory.x, tile.pieces(), place, x);
     total += weight;
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) sum[c] += weight * x[c];
@@ -57,7 +58,7 @@ __global__ void __launch_bounds__(kThreads, kResident) forward_strips(ForwardArg
   const int height = int(p.height), width = int(p.width), groups = int(p.groups), pad = int(p.padding);
   const Place place(b);
   const auto tile = Window::tile(b, place);
-  const KeyMemory<InTile<T, O>> memory(tile.size());
+  const KeyMemory<InTile<T, O>> memory(tile);
   memory.load(O(), tile, a, kFold<T, O>);
 
   const int first = place.strip * S, column = place.column;
@@ -65,7 +66,7 @@ __global__ void __launch_bounds__(kThreads, kResident) forward_strips(ForwardArg
   if (!place.inside || place.group >= groups || column >= p.out_width || rows <= 0) return;
 
   float q[S], shift[S], total[S], sum[S][kChannels];
-  const float* const prior = memory.prior + place.g;
+  const float* const prior = memory.prior + place.g * K * K;
   const auto* const queries = address(a.q, place.n, place.group, first, column);
 #pragma unroll
   for (int s = 0; s < S; ++s) {
@@ -75,32 +76,33 @@ __global__ void __launch_bounds__(kThreads, kResident) forward_strips(ForwardArg
     for (int c = 0; c < kChannels; ++c) sum[s][c] = 0;
   }
 
-  // Calls f(place of a key pixel in the tile, tap of the strip's first pixel) for a strip's keys in one column.
-  const int row_step = tile.columns * tile.groups;
+  // Calls f(place of a key pixel in the tile, that of its key, tap of the strip's first pixel) for a strip's keys in
+  // one column.
   auto each_row = [&](int j, auto f) {
     const int key_column = column * O::kStride + j - O::kRadius;
     if (O::kLeavesOut && (key_column < -pad || key_column >= width + pad)) return;
-    const int at = tile.at(place.s * S * O::kStride, place.c * O::kStride + j, place.g);
-    each_key_row<O, S>(first * O::kStride, pad, height, [&](int i) { f(at + i * row_step, i); });
+    const int tile_row = place.s * S * O::kStride, tile_column = place.c * O::kStride + j;
+    const int at = tile.at(tile_row, tile_column, place.g), key_at = tile.scalar_at(tile_row, tile_column, place.g);
+    each_key_row<O, S>(first * O::kStride, pad, height, [&](int i) { f(at + i, key_at + i, i); });
   };
 
   if constexpr (O::kSoftmax) {
     if constexpr (O::Phi::kBounded) {  // no logit is greater than the greatest prior
       float bound = prior[0];
-      for (int t = 1; t < K * K; ++t) bound = fmaxf(bound, prior[t * tile.groups]);
+      for (int t = 1; t < K * K; ++t) bound = fmaxf(bound, prior[t]);
 #pragma unroll
       for (int s = 0; s < S; ++s) shift[s] = bound;
     } else {
 #pragma unroll
       for (int s = 0; s < S; ++s) shift[s] = -INFINITY;
       for (int j = 0; j < K; ++j) {
-        each_row(j, [&](int at, int i) {
-          const float key = memory.keys[at];
+        each_row(j, [&](int, int key_at, int i) {
+          const float key = memory.keys[key_at];
 #pragma unroll
           for (int s = 0; s < S; ++s) {
             const int tap = i - s * O::kStride;
             if (tap < 0 || tap >= K) continue;
-            shift[s] = fmaxf(shift[s], O::Phi::add(prior[(tap * K + j) * tile.groups], q[s], key));
+            shift[s] = fmaxf(shift[s], O::Phi::add(prior[tap * K + j], q[s], key));
           }
         });
       }
@@ -111,14 +113,14 @@ __global__ void __launch_bounds__(kThreads, kResident) forward_strips(ForwardArg
     float priors[K];
 #pragma unroll
     for (int i = 0; i < K; ++i) {
-      priors[i] = prior[(i * K + j) * tile.groups];
+      priors[i] = prior[i * K + j];
       if (O::kSoftmax && O::Phi::kBounded) priors[i] -= shift[0];  // the same for all
       if (kFold<T, O> != 1) priors[i] *= float(kLog2e);
     }
-    each_row(j, [&](int at, int i) {
-      const float key = memory.keys[at];
+    each_row(j, [&](int at, int key_at, int i) {
+      const float key = memory.keys[key_at];
       float x[kChannels];
-      read_channels(memory.x, tile.size(), at, x);
+      read_channels(memory.x, tile.pieces(), at, x);
 #pragma unroll
       for (int s = 0; s < S; ++s) {
         const int tap = i - s * O::kStride;
@@ -143,10 +145,10 @@ __global__ void __launch_bounds__(kThreads, kResident) forward_strips(ForwardArg
     if (s >= rows) continue;
     if (O::kSoftmax) {
       if (O::Phi::kBounded && total[s] < kUnderflow) again |= 1u << s;
-      const float scale = 1 / total[s];
+      const float scale = reciprocal<T>(total[s]);
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) sum[s][c] *= scale;
-      lse[s * int(p.out_width)] = shift[s] + logf(total[s]);
+      lse[s * int(p.out_width)] = shift[s] + logarithm_of_two<T>(total[s]) * float(1 / kLog2e);
     }
     write_channels(a.y, pixel_at(a.y, results, s, 0), present, sum[s]);
   }

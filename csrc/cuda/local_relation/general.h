@@ -97,8 +97,8 @@ __global__ void __launch_bounds__(kGeneralThreads, kGeneralResident<T>) dq_gener
            address(a.dq, item.n, channel, item.row, item.column));
   }
   if (p.softmax && item.part == 0) {
-    a.mean[pair.statistic()] = about + mean;
-    a.excess[pair.statistic()] = log2(weights);
+    pair.window().mean = about + mean;
+    pair.window().excess = log2(weights);
   }
 }
 

@@ -36,7 +36,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Problem& p, Stream str
   Tensor dk = empty_like(k, p.groups * p.components, p.height, p.width);
   Tensor dgeo =
       torch::stable::empty({needs_geo ? p.groups : 0, p.kernel, p.kernel}, kWideType<T>, std::nullopt, x.device());
-  const Tensor mean = empty(x, kWideType<T>, statistics), excess = empty(x, kWideType<T>, statistics);
+  const Tensor queries = empty(x, kWideType<T>, windows(p) * Index(sizeof(Query<A>) / sizeof(A)));
   BackwardArguments<T> arguments{p,
                                  image<const T>(dy, p.shared),
                                  image<const T>(x, p.shared),
@@ -49,8 +49,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Problem& p, Stream str
                                  image<T>(dq),
                                  image<T>(dk),
                                  data<A>(dgeo),
-                                 data<A>(mean),
-                                 data<A>(excess),
+                                 data<Query<A>>(queries),
                                  nullptr};
   const Index parts = needs_geo ? parts_of(arguments).pixels : 0;
   const Tensor partial = empty(x, kWideType<T>, parts * p.groups * p.taps());

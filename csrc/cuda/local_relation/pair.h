@@ -34,6 +34,11 @@ struct Pair {
     return ((n * a.p.groups + group) * a.p.out_height + row) * a.p.out_width + column;
   }
 
+  // What is known of this query's window; scratch of the backward operator.
+  __device__ auto& window() const {
+    return a.queries[((n * a.p.out_height + row) * a.p.out_width + column) * a.p.groups + group];
+  }
+
   __device__ A logit() const {
     const int size = int(a.p.kernel), stride = int(a.p.stride);
     const int tap_row = key_row - row * stride + size / 2, tap_column = key_column - column * stride + size / 2;
@@ -42,7 +47,7 @@ struct Pair {
     return sum;
   }
   __device__ A weight() const {
-    return a.p.softmax ? exponential(logit() - a.lse[statistic()], a.excess[statistic()]) : logit();
+    return a.p.softmax ? exponential(logit() - a.lse[statistic()], window().excess) : logit();
   }
   __device__ A result(int channel) const { return widen(*address(a.y, n, channel, row, column)); }
 
@@ -57,7 +62,7 @@ struct Pair {
   __device__ A product() const {
     return dot_gradient([&](int c) { return value(c); });
   }
-  __device__ A dlogit() const { return a.p.softmax ? weight() * (product() - a.mean[statistic()]) : product(); }
+  __device__ A dlogit() const { return a.p.softmax ? weight() * (product() - window().mean) : product(); }
 
   // Calls f for each key in the window of the query that takes part.
   template <class F>

@@ -8,38 +8,54 @@
 
 namespace robust_lr::cuda {
 
+template <class X, class O, bool Weights, bool Products>
+size_t key_memory(const TileShape& tile) {
+  return QueryMemory<X, Weights, Products>::bytes(tile, O::kSize * O::kSize);
+}
+
 // The division of the key pixels, with those around the image where zeros take part.
-template <class T, class X, class O>
-struct KeyBlocking {
-  Blocking b;
-  size_t bytes;
+template <class X, class O, bool Weights, bool Products>
+Blocking divide_keys(const X& x, const Problem& p) {
+  constexpr int rows = kKeyRows<X, O, Weights>;
+  constexpr int rest = O::kStride == 1 ? (Weights ? 5600 : 8200) : (Weights ? 2500 : 3600);
+  const Index around = key_lead(p, rows) + p.padding;
+  return divide(p, p.height + around, p.width + around, rows, O::kStride, least_groups(x), {130, rest},
+                QueryWindow<O, rows>::shape,
+                [](const TileShape& tile) { return key_memory<X, O, Weights, Products>(tile); });
+}
 
-  explicit KeyBlocking(const BackwardArguments<T, X>& a) {
-    auto needed = [](const Blocking& b) {
-      return QueryMemory<X>::bytes(QueryWindow<O, kKeyStrip>::tile(b), O::kSize * O::kSize);
-    };
-    auto tile_of = [](const Blocking& b) { return QueryWindow<O, kKeyStrip>::tile(b); };
-    const Index around = key_lead(a.p) + a.p.padding;
-    b = divide(a.p, a.p.height + around, a.p.width + around, kKeyStrip, O::kStride, least_groups(a.x),
-               {70, O::kStride == 1 ? 6500 : 2600}, needed, tile_of);
-    bytes = needed(b);
-  }
-};
-
-template <class T, class X, class O>
-void launch_backward_strips(const BackwardArguments<T, X>& a, O, Stream stream) {
-  constexpr int strip = kQueryStrip<O>;
-  const Blocking queries = divide_queries<T, O, strip>(a.x, a.p, O::kStride == 1 ? 8500 : 6500);
-  launch(backward_queries<T, X, O>, a.p.batch * queries.blocks(), threads(queries), key_bytes<T, O, strip>(queries),
-         stream, a, queries);
-  const KeyBlocking<T, X, O> keys(a);
-  auto launch_keys = [&](auto kernel) {
-    launch(kernel, a.p.batch * keys.b.blocks(), threads(keys.b), keys.bytes, stream, a, keys.b);
+// Calls f(kernel, blocking, bytes of shared memory, whether it adds the part of the keys) for what suits the call.
+template <class T, class X, class O, class F>
+void with_key_kernel(const BackwardArguments<T, X>& a, O, F f) {
+  using std::bool_constant;
+  auto take = [&]<bool Weights, bool Products>(bool_constant<Weights>, bool_constant<Products>) {
+    const Blocking b = divide_keys<X, O, Weights, Products>(a.x, a.p);
+    if (Products && b.groups != kProductGroups) return false;
+    f(backward_keys<T, X, O, Weights, Products>, b, key_memory<X, O, Weights, Products>(b.tile), Products && !Weights);
+    return true;
   };
-  if constexpr (kSparesWeights<T, O>) {
-    if (a.dgeo == nullptr && !wants_transform(a.dx)) return launch_keys(backward_keys<T, X, O, false>);
+  if constexpr (std::is_same_v<X, Stem<float>> && std::is_same_v<T, BFloat16> && kUsual<T, O>) {
+    if (has_whole_groups(a.x, a.p) && a.p.padding == 0) {
+      const bool adds_keys = a.dx.key_weights != nullptr && a.p.groups <= kProductGroups;
+      if (adds_keys ? take(bool_constant<false>(), bool_constant<true>())
+                    : take(bool_constant<true>(), bool_constant<true>()))
+        return;
+    }
+  } else if constexpr (std::is_same_v<X, Image<const T>> && kUsual<T, O>) {
+    if (a.dgeo == nullptr) return void(take(bool_constant<false>(), bool_constant<false>()));
   }
-  launch_keys(backward_keys<T, X, O, true>);
+  take(bool_constant<true>(), bool_constant<false>());
+}
+
+template <class T, class X, class O>
+void launch_backward_strips(const BackwardArguments<T, X>& a, O options, Stream stream) {
+  constexpr int strip = kQueryStrip<O>;
+  const Blocking queries = divide_queries<T, O, strip>(a.x, a.p, O::kStride == 1 ? 7100 : 5400);
+  launch(backward_queries<T, X, O>, a.p.batch * queries.blocks(), threads(queries), key_bytes<T, O>(queries.tile),
+         stream, a, queries);
+  with_key_kernel(a, options, [&](auto kernel, const Blocking& b, size_t bytes, bool) {
+    launch(kernel, a.p.batch * b.blocks(), threads(b), bytes, stream, a, b);
+  });
 }
 
 template <class T, class X>
@@ -60,11 +76,12 @@ void launch_backward_general(const BackwardArguments<T, X>& a, Stream stream) {
 
 template <class T, class X>
 Parts parts_of(const BackwardArguments<T, X>& a) {
-  Parts parts{a.p.batch, 0};
+  Parts parts{a.p.batch, 0, false};
   if constexpr (!std::is_same_v<T, double>) {
     with_options(a, [&](auto options) {
-      const Blocking b = KeyBlocking<T, X, decltype(options)>(a).b;
-      parts = {a.p.batch * b.column_blocks * b.strip_blocks, b.group_blocks};
+      with_key_kernel(a, options, [&](auto, const Blocking& b, size_t, bool keys) {
+        parts = {a.p.batch * b.column_blocks * b.strip_blocks, b.group_blocks, keys};
+      });
     });
   }
   return parts;

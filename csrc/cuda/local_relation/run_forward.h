@@ -10,8 +10,8 @@ namespace robust_lr::cuda {
 template <class T, class X, class O>
 void launch_forward_strips(const ForwardArguments<T, X>& a, O, Stream stream) {
   constexpr int strip = kForwardStrip<O>;
-  const Blocking b = divide_queries<T, O, strip>(a.x, a.p, 5500);
-  launch(forward_strips<T, X, O>, a.p.batch * b.blocks(), threads(b), key_bytes<T, O, strip>(b), stream, a, b);
+  const Blocking b = divide_queries<T, O, strip>(a.x, a.p, O::kStride == 1 ? 5400 : 4400);
+  launch(forward_strips<T, X, O>, a.p.batch * b.blocks(), threads(b), key_bytes<T, O>(b.tile), stream, a, b);
 }
 
 template <class T, class X>

@@ -36,6 +36,11 @@ template <class T, class O>
 constexpr float kFold =
     sizeof(T) == 2 && O::kSoftmax && std::is_same_v<typename O::Phi, SquaredDifference> ? 1.2011224f : 1.f;
 
+// Where values are 16 bits, a sum of lse and excess is exact enough: its rounding changes weights by less than they are
+// rounded to, unless logits are above a hundred thousand.
+template <class T>
+constexpr bool kOneLess = sizeof(T) == 2;
+
 // The type of the channels in a tile: float saves a thread to widen them for each strip, and there is room for it where
 // tiles are small.
 template <class T, class O>
@@ -48,7 +53,7 @@ struct Blocking {
   int turns;        // 2 if a warp has every other column, so that all its lanes meet the same taps; or 1
   int group_shift;  // the logarithm of groups
   Divisor by_group_blocks, by_column_blocks, by_strip_blocks, by_columns;  // the last by the columns of a turn
-  Divisor by_tile_columns;
+  TileShape tile;
 
   __host__ __device__ int blocks() const { return group_blocks * column_blocks * strip_blocks; }
 };
@@ -72,6 +77,7 @@ struct Place {
     c = b.by_columns.divide(s) * b.turns + turn;
     group = first_group + g, column = first_column + c, strip = first_strip + s;
     inside = s < b.strips;
+    keep(g), keep(c), keep(s);
   }
 };
 
@@ -82,16 +88,12 @@ struct KeyWindow {
 
   using Tile = cuda::Tile<O::kStride>;
 
-  __host__ __device__ static Tile tile(const Blocking& b) {
-    Tile tile{};
-    tile.rows = (b.strips * Strip - 1) * O::kStride + O::kSize;
-    tile.columns = (b.columns - 1) * O::kStride + O::kSize;
-    tile.groups = b.groups;
-    return tile;
+  static TileShape shape(const Blocking& b) {
+    return {Tile::kWhole, (b.strips * Strip - 1) * O::kStride + O::kSize, (b.columns - 1) * O::kStride + O::kSize,
+            b.groups};
   }
   __device__ static Tile tile(const Blocking& b, const Place& place) {
-    Tile tile = KeyWindow::tile(b);
-    tile.group_shift = b.group_shift, tile.by_columns = b.by_tile_columns;
+    Tile tile{b.tile};
     tile.n = place.n, tile.group = place.first_group;
     tile.row = place.first_strip * Strip * O::kStride - O::kRadius;
     tile.column = place.first_column * O::kStride - O::kRadius;
@@ -122,8 +124,7 @@ __device__ void each_key_row(int first, int pad, int height, F f) {
   if (first + kBelow - O::kRadius < height + pad) rows(Range<kBelow, kRows>());
 }
 
-// The keys of a thread's group, near the tile's first pixel. Those of the first `pad` rows and columns outside the
-// image are zero.
+// The keys of a thread's group, near the tile's first pixel.
 template <class O, class Arguments>
 struct Keys {
   const Arguments& a;
@@ -132,13 +133,11 @@ struct Keys {
 
   __device__ Keys(const Tile<O::kStride>& tile, const Arguments& a, float factor)
       : a(a), factor(factor), first(address(a.k, tile.n, group_to_load(tile), tile.row, tile.column)) {}
-  __device__ float inside(int row, int column) const { return factor * widen(*pixel_at(a.k, first, row, column)); }
-  __device__ float outside() const { return O::kBeyond; }
-  __device__ bool pads() const { return a.p.padding > 0; }
-  __device__ float padded(int row, int column) const {
-    const int pad = int(a.p.padding), height = int(a.p.height) + 2 * pad, width = int(a.p.width) + 2 * pad;
-    return is_inside(row + pad, column + pad, height, width) ? 0.f : O::kBeyond;
+  __device__ auto at(int row, int column) const { return pixel_at(a.k, first, row, column); }
+  __device__ float inside(decltype(first) pixel, int row) const {
+    return factor * widen(*pixel_at(a.k, pixel, row, 0));
   }
+  __device__ float outside() const { return O::kBeyond; }
 };
 
 // Shared memory of a block: its key pixels.
@@ -147,34 +146,48 @@ struct KeyMemory {
   Piece<E>* x;
   float *keys, *prior;
 
-  __device__ explicit KeyMemory(int size) {
+  __device__ explicit KeyMemory(const TileShape& tile) {
     x = reinterpret_cast<Piece<E>*>(shared_memory);
-    keys = reinterpret_cast<float*>(x + Piece<E>::kCount * size);
-    prior = keys + size;
+    keys = reinterpret_cast<float*>(reinterpret_cast<float4*>(x) + Piece<E>::kCount * tile.pieces());
+    prior = keys + tile.scalars();
   }
-  template <int Stride>
-  static size_t bytes(const Tile<Stride>& tile, int taps) {
-    return tile.size() * (sizeof(E) * kChannels + sizeof(float)) + taps * tile.groups * sizeof(float);
+  static size_t bytes(const TileShape& tile, int taps) {
+    return tile.pieces() * Piece<E>::kCount * sizeof(float4) + (tile.scalars() + taps * tile.groups) * sizeof(float);
   }
   // Keys are multiplied by `factor`.
   template <class O, class Arguments>
   __device__ void load(O, const Tile<O::kStride>& tile, const Arguments& a, float factor = 1) const {
     using T = std::remove_cvref_t<decltype(*a.y.data)>;
-    load_keys<T>(O(), tile, a.x, a, factor);
-    load_prior(tile, a.geo, a.p, prior);
+    load_keys<T>(O(), tile, a.x, a, Keys<O, Arguments>(tile, a, factor));
+    load_prior(tile, tile.group, a.geo, a.p, prior);
     __syncthreads();
   }
 
  private:
   template <class T, class O, class X, class Arguments>
-  __device__ void load_keys(O, const Tile<O::kStride>& tile, const X& values, const Arguments& a, float factor) const {
-    using Own = Keys<O, Arguments>;
+  __device__ void load_keys(O, const Tile<O::kStride>& tile, const X& values, const Arguments& a,
+                            const Keys<O, Arguments>& own) const {
     if constexpr (std::is_same_v<X, Stem<float>> && sizeof(E) == 2) {
       // The stem's own keys are channels-last.
-      if (tile.groups == kProductGroups && has_whole_groups(values, a.p) && is_dense(a.k, a.p.width))
-        return load_tile_by_products(tile, values, a.p, a.k, Own(tile, a, factor), x, keys);
+      if (tile.groups == kProductGroups && has_whole_groups(values, a.p) && is_dense(a.k, a.p.width) &&
+          a.p.padding == 0)
+        return load_tile_by_products(tile, values, a.p, a.k, own.factor, own.outside(), x, keys);
     }
-    load_tile<T>(tile, values, a.p, a.p.height, a.p.width, Own(tile, a, factor), x, keys);
+    load_tile<T>(tile, values, a.p, a.p.height, a.p.width, own, x, keys);
+    if (a.p.padding > 0) zero_padding(tile, a.p);
+  }
+
+  // Lets keys of the first rows and columns outside the image be zero. A thread writes where it has loaded.
+  template <int Stride>
+  __device__ void zero_padding(const Tile<Stride>& tile, const Problem& p) const {
+    const int pad = int(p.padding), height = int(p.height), width = int(p.width);
+    each_run(tile, [&](int row, int column) {
+      for (int i = 0; i < min(kRun, tile.rows - row); ++i) {
+        const int y = tile.row + row + i, x = tile.column + column;
+        if (!is_inside(y, x, height, width) && is_inside(y + pad, x + pad, height + 2 * pad, width + 2 * pad))
+          keys[tile.scalar_at(row + i, column, threadIdx.x & (tile.groups - 1))] = 0;
+      }
+    });
   }
 };
 
@@ -188,17 +201,13 @@ struct QueryWindow {
 
   using Tile = cuda::Tile<1>;
 
-  __host__ __device__ static Tile tile(const Blocking& b) {
-    Tile tile{};
-    tile.rows = (b.strips * Strip - 1 + O::kRadius) / O::kStride + kBefore + 1;
-    tile.columns = (b.columns - 1 + O::kRadius) / O::kStride + kBefore + 1;
-    tile.groups = b.groups;
-    return tile;
+  static TileShape shape(const Blocking& b) {
+    auto size = [](int keys) { return (keys - 1 + O::kRadius) / O::kStride + kBefore + 1; };
+    return {Tile::kWhole, size(b.strips * Strip), size(b.columns), b.groups};
   }
   // For keys that start at the row and column -lead of the image.
   __device__ static Tile tile(const Blocking& b, const Place& place, int lead) {
-    Tile tile = QueryWindow::tile(b);
-    tile.group_shift = b.group_shift, tile.by_columns = b.by_tile_columns;
+    Tile tile{b.tile};
     tile.n = place.n, tile.group = place.first_group;
     tile.row = (place.first_strip * Strip - lead) / O::kStride - kBefore;
     tile.column = (place.first_column - lead) / O::kStride - kBefore;

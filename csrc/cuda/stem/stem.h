@@ -85,8 +85,9 @@ struct Pixels {
     for (int j = 0; j < Inputs; ++j)
       planes[j] = reinterpret_cast<const char*>(pixel_of(x, p, n, min(j, inputs - 1), row, column));
   }
-  __device__ void read(int row, int column, float (&to)[Inputs]) const {
-    const int at = row * row_bytes + column * int(sizeof(float));
+  // Bytes from the first pixel to another.
+  __device__ int at(int row, int column) const { return row * row_bytes + column * int(sizeof(float)); }
+  __device__ void read(int at, float (&to)[Inputs]) const {
 #pragma unroll
     for (int j = 0; j < Inputs; ++j) to[j] = Full || j < inputs ? *reinterpret_cast<const float*>(planes[j] + at) : 0.f;
   }
@@ -110,10 +111,11 @@ struct ChannelsOfStem {
   Pixels<Inputs, Full> pixels;
   GroupTransform<Inputs, Full> transform;
 
-  __device__ void read(int row, int column, Raw& to) const { pixels.read(row, column, to.inputs); }
-  __device__ Channels<T> finish(const Raw& raw) const {
-    Channels<T> channels;
-    transform.apply(raw.inputs, channels.elements);
+  __device__ int at(int row, int column) const { return pixels.at(row, column); }
+  __device__ void read(int pixel, int row, Raw& to) const { pixels.read(pixel + pixels.at(row, 0), to.inputs); }
+  __device__ Channels<T> finish(const Raw& raw, bool inside) const {
+    Channels<T> channels{};
+    if (inside) transform.apply(raw.inputs, channels.elements);
     return channels;
   }
 };
@@ -137,7 +139,7 @@ __device__ void read_strip(const Stem<float>& x, const Problem& p, int n, int gr
       float pixel[Inputs] = {};
       T elements[kChannels] = {};
       if (inside(s)) {
-        pixels.read(s, 0, pixel);
+        pixels.read(pixels.at(s, 0), pixel);
         transform.apply(pixel, elements);
       }
       widen_channels(elements, to[s]);

@@ -51,72 +51,65 @@ __host__ __device__ inline bool has_whole_groups(const Stem<float>& x, const Pro
 
 constexpr int kProductGroups = 8;  // of a tile that is made by products
 
-// As load_tile, for a tile of kProductGroups groups and keys that are dense: a lane has group `pair` of each half of
-// them.
+// As load_tile, for a tile of kProductGroups groups and keys that are dense. Four lanes have a run of pixels, each of
+// them groups 2 pair and 2 pair + 1.
 //
-// Column `line` of a right matrix `m` is channel 2 m + line % 2 of group line / 2, so a lane's sums of four products
-// are all channels of one group at a pixel.
-template <class T, int Stride, class Keys>
+// Column `line` of a right matrix `m` is channel 2 m + line % 2 of a group, so a lane's sums of four products are all
+// channels of one group at a pixel.
+template <class T, int Stride>
 __device__ void load_tile_by_products(const Tile<Stride>& tile, const Stem<float>& x, const Problem& p,
-                                      const Image<const float>& k, const Keys& of_pixels, Piece<T>* to,
+                                      const Image<const float>& k, float factor, float outside, Piece<T>* to,
                                       float* keys_to) {
-  constexpr int kHalf = kProductGroups / 2;
-  const int line = lane_line(), pair = lane_pair(), width = int(p.width), height = int(p.height);
+  constexpr int kRunsOfWarp = 8;
+  const int line = lane_line(), g = 2 * lane_pair(), width = int(p.width), height = int(p.height);
   RightMatrix transform[2][4];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    const int group = tile.group + kHalf * h + line / 2;
+    const int group = tile.group + line / 2 * 2 + h;
 #pragma unroll
     for (int m = 0; m < 4; ++m)
       transform[h][m] = transform_matrix(x, group * kChannels + 2 * m + line % 2, group < p.groups);
   }
-  const bool pads = of_pixels.pads(), present[2] = {tile.group + pair < p.groups, tile.group + kHalf + pair < p.groups};
+  const bool present[2] = {tile.group + g < p.groups, tile.group + g + 1 < p.groups};
   const float* const input = plane_of_lane(x, p, tile.n) + tile.row * width + tile.column;
-  const float* const key = address(k, tile.n, tile.group + pair, tile.row, tile.column);
-  const int key_bytes = int(k.column) * int(sizeof(float)), pixels = tile.rows * tile.columns,
-            step = int(blockDim.x) / 32 * kLines;
-  int row_step = step, column_step = tile.by_columns.divide(row_step);
-  int row[2], column[2], start = int(threadIdx.x) / 32 * kLines;
+  const float* const key = address(k, tile.n, tile.group + g, tile.row, tile.column);
+  const int all = tile.runs();
+  int start = int(threadIdx.x) / 32 * kRunsOfWarp;
+  Runs runs(tile, start + line, int(blockDim.x) / 32 * kRunsOfWarp);
+#pragma unroll 1
+  for (; start < all; start += int(blockDim.x) / 32 * kRunsOfWarp, runs.go_on()) {
+    const int rows_inside = unsigned(tile.column + runs.column) < unsigned(width) ? height : 0;
+    const int pixel = runs.row * width + runs.column;
+    const float* const own = pixel_at(k, key, runs.row, runs.column);
+    unsigned inputs[kRun];
+    float keys[kRun][2];
 #pragma unroll
-  for (int i = 0; i < 2; ++i) row[i] = start + line + 8 * i, column[i] = tile.by_columns.divide(row[i]);
-  keep(row_step), keep(column_step);
-  for (; start < pixels; start += step) {
-    LeftMatrix inputs;
-    float keys[2][2];
+    for (int i = 0; i < kRun; ++i) {
+      const bool inside = unsigned(tile.row + runs.row + i) < unsigned(rows_inside);
+      inputs[i] = pixel_word(input + pixel + i * width, inside);
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const bool inside = row[i] < tile.rows && is_inside(tile.row + row[i], tile.column + column[i], height, width);
-      const int at = row[i] * width + column[i];
-      inputs.words[i] = inputs.words[i + 2] = pixel_word(input + at, inside);
-      const float other = pads ? of_pixels.padded(tile.row + row[i], tile.column + column[i]) : of_pixels.outside();
-      const auto* const own =
-          reinterpret_cast<const float*>(reinterpret_cast<const char*>(key) + Index(at) * key_bytes);
-#pragma unroll
-      for (int h = 0; h < 2; ++h) keys[i][h] = inside && present[h] ? of_pixels.factor * own[kHalf * h] : other;
+      for (int h = 0; h < 2; ++h) keys[i][h] = inside && present[h] ? factor * pixel_at(k, own, i, 0)[h] : outside;
     }
-    int place[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) place[i] = tile.at(row[i], column[i], 0) + pair;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      alignas(16) unsigned values[2][4];
+      alignas(16) unsigned values[kRun][4];
 #pragma unroll
-      for (int m = 0; m < 4; ++m) {
-        ProductSums z{};
-        multiply(z, inputs, transform[h][m]);
-        values[0][m] = pack_relu<T>(z.values[0], z.values[1]), values[1][m] = pack_relu<T>(z.values[2], z.values[3]);
+      for (int i = 0; i < kRun; i += 2) {
+#pragma unroll
+        for (int m = 0; m < 4; ++m) {
+          ProductSums z{};
+          multiply(z, {inputs[i], inputs[i + 1], inputs[i], inputs[i + 1]}, transform[h][m]);
+          values[i][m] = pack_relu<T>(z.values[0], z.values[1]);
+          values[i + 1][m] = pack_relu<T>(z.values[2], z.values[3]);
+        }
       }
+      const int place = tile.at(runs.row, runs.column, g + h), key_place = tile.scalar_at(runs.row, runs.column, g + h);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        if (row[i] >= tile.rows) continue;
-        reinterpret_cast<float4*>(to)[place[i] + kHalf * h] = *reinterpret_cast<const float4*>(values[i]);
-        keys_to[place[i] + kHalf * h] = keys[i][h];
+      for (int i = 0; i < kRun; ++i) {
+        if (runs.row + i >= tile.rows) continue;
+        reinterpret_cast<float4*>(to)[place + i] = *reinterpret_cast<const float4*>(values[i]);
+        keys_to[key_place + i] = keys[i][h];
       }
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      row[i] += row_step, column[i] += column_step;
-      if (column[i] >= tile.columns) column[i] -= tile.columns, ++row[i];
     }
   }
 }

@@ -73,8 +73,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Problem& p, St
   Tensor dquery = made({wanted * rows, p.channels}), dkey = made({wanted * rows, p.channels});
   Tensor dgeo = made({geo ? wanted * p.groups : 0, p.kernel, p.kernel});
   const Tensor dq = channels_last(input, kWide, rows, p.out_height, p.out_width);
-  const Tensor dk = channels_last(input, kWide, rows, p.height, p.width);
-  const Tensor mean = made({statistics}), excess = made({statistics});
+  const Tensor scratch = made({windows(p) * Index(sizeof(Query<A>) / sizeof(A))});
 
   const Stem<A> x = stem<A>(input, transform);
   BackwardArguments<T, Stem<A>> arguments{p,
@@ -87,31 +86,33 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Problem& p, St
                                           data<const A>(lse),
                                           {},
                                           image<A>(dq),
-                                          image<A>(dk),
+                                          {},
                                           data<A>(dgeo),
-                                          data<A>(mean),
-                                          data<A>(excess),
+                                          data<Query<A>>(scratch),
                                           nullptr};
+  arguments.dx.key_weights = needs_weights ? nullptr : key.data_ptr();
+  const Parts parts = parts_of(arguments);
+  const Tensor dk = channels_last(input, kWide, parts.keys ? 0 : rows, p.height, p.width);
+  arguments.dk = image<A>(dk);
   Projection<T> from_query = projection<T>(p, x, query, p.stride, dq), from_key = projection<T>(p, x, key, 1, dk);
   // The gradient of the transform has parts from the local relation, from the queries and from the keys.
-  const Parts parts = parts_of(arguments);
   const Index values = parts.groups == 0 ? p.batch : 0, relation = values > 0 ? 0 : wanted * parts.pixels;
   const Index queries = wanted * pixel_parts(from_query), keys = wanted * pixel_parts(from_key);
   const Index transforms = relation + (queries + keys) * row_parts(from_key), entries = p.channels * (inputs + 1);
   const Tensor dx = torch::stable::empty({values, p.channels, p.height, p.width}, kWide, std::nullopt, input.device(),
                                          std::nullopt, MemoryFormat::ChannelsLast);
-  const Tensor dimages = made({needs_image ? parts.groups : 0, p.batch, inputs, p.height, p.width});
+  const Tensor dimages = made({needs_image && !parts.keys ? parts.groups : 0, p.batch, inputs, p.height, p.width});
   const Tensor dtransforms = made({transforms, entries}),
                dpriors = made({geo ? wanted * parts.pixels : 0, p.groups * p.taps()});
   const Tensor dqueries = made({queries, weights}), dkeys = made({keys, weights});
 
   if (values > 0) arguments.dx.values = from_key.dx = image<A>(dx);
-  arguments.dx.image = data<A>(dimages);
+  arguments.dx.image = data<A>(parts.keys ? dimage : dimages);
   arguments.dx.transform = relation > 0 ? data<A>(dtransforms) : nullptr;
   arguments.dgeo_partial = data<A>(dpriors);
   run_backward(arguments, stream);
   if (needs_image) {
-    run_image_gradient(from_key, data<A>(dimages), parts.groups, data<A>(dimage), stream);
+    if (!parts.keys) run_image_gradient(from_key, data<A>(dimages), parts.groups, data<A>(dimage), stream);
     run_image_gradient(from_query, data<A>(dimage), 1, data<A>(dimage), stream);
   }
   if (needs_weights) {
