@@ -201,8 +201,11 @@ def summary(network: str, options: argparse.Namespace, runs: dict[str, Any]) -> 
 
 def compare_fast(network: str) -> dict[str, Any]:
     """`autoattack-fast` and `autoattack-standard` on one network: accuracies, passes, and the verdicts that differ."""
+    import torch
+
     import robust_lr as rlr
     from robust_lr.data.dataset import spread
+    from robust_lr.utils.provenance import device_name
 
     eps, images = NETWORKS[network]
     model, data = load(network), spread(rlr.data.load("fashion-mnist-mini", "test"), images)
@@ -215,6 +218,7 @@ def compare_fast(network: str) -> dict[str, Any]:
     rows = {row.id: row for row in standard.rows}
     passes = {name: result.forwards + result.backwards for name, result in found.items()}
     return {
+        "device": device_name(torch.device("cpu")),
         "eps": eps,
         "images": len(data),
         "robust": {name: result.robust.count for name, result in found.items()},
@@ -265,7 +269,7 @@ def main() -> None:
 
     record: dict[str, Any] = {
         "command": describe_command(options),
-        "device": device_name(torch.device("cpu")),
+        **({} if options.fast else {"device": device_name(torch.device("cpu"))}),  # verdicts name theirs by network
         "cores": os.cpu_count(),
         "versions": versions(),
         "networks": json.loads(options.out.read_text())["networks"] if options.out.exists() else {},
