@@ -125,10 +125,15 @@ def read_settings(options: AttackOptions) -> tuple[Protocol | Sweep, dict[str, A
     elif source not in SWEEPS:
         settings = from_table(table)
     elif len(table) > 1:
-        raise InputError(f"--set is for single protocols: {source!r} is a sweep over several")
+        raise sweep_error("--set and --save-targets are", source)
     else:
         settings = SWEEPS[source]
     return apply_grid(settings, eps=options.eps, steps=options.steps), model_values
+
+
+def sweep_error(options: str, sweep: str) -> InputError:
+    """Return the error for options that a sweep cannot take."""
+    return InputError(f"{options} for single protocols: {sweep!r} is a sweep over several")
 
 
 def custom_attack(source: str, table: Mapping[str, Any]) -> Protocol:
@@ -156,9 +161,10 @@ def check_settings(options: AttackOptions, settings: Protocol | Sweep, launched:
         if not settings.targeted:
             raise InputError(f"--all-targets: protocol {settings.name!r} is untargeted; use e.g. --targeted")
     if isinstance(settings, Sweep):
-        for option, is_given in (("--save-targets", options.save_targets), ("--until-sound", options.until_sound)):
-            if is_given:
-                raise InputError(f"{option} is for single protocols: {settings.name!r} is a sweep over several")
+        if options.save_targets is not None:
+            raise sweep_error("--set and --save-targets are", settings.name)
+        if options.until_sound:
+            raise sweep_error("--until-sound is", settings.name)
     elif options.until_sound and settings.targeted:
         raise InputError(f"--until-sound is for untargeted attacks: {settings.name!r} is targeted")
     elif options.figure is not None and not settings.record and not settings.finds_distances:

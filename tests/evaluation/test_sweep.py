@@ -241,7 +241,7 @@ def test_shards_of_a_sweep_on_the_command_line(tmp_path, monkeypatch, capsys):
     for folder in ("joined", "both"):
         assert without_seconds(tmp_path / folder) == without_seconds(tmp_path / "whole")
     assert command("--protocol", "mine", "--set", "eps=0.1") == 2
-    assert "--set is for single protocols" in capsys.readouterr().err
+    assert "--set and --save-targets are for single protocols" in capsys.readouterr().err
 
 
 def test_a_curve_as_a_picture(tmp_path, data, model):

@@ -43,6 +43,9 @@ epochs = 2
 batch_size = 8
 device = "cpu"
 
+[adversarial]
+check = "off"
+
 [adversarial.attack]
 protocol = "lrnet-train"
 steps = 2
@@ -249,9 +252,12 @@ def test_jobs_begin_with_the_networks_that_cost_most(toml, tmp_path):
 
 
 def test_a_regime_says_how_its_results_are_probed(toml):
-    table = tables.read(toml, ["regular.check=off"])
+    table = tables.read(toml)
+    assert {attack.check for attack in table.attacks("regular", 0)} == {None}
+    assert {attack.check for attack in table.attacks("adversarial", 0)} == {"off"}
+    table = tables.read(toml, ["regular.check=off", "adversarial.check=default"])
     assert {attack.check for attack in table.attacks("regular", 0)} == {"off"}
-    assert {attack.check for attack in table.attacks("adversarial", 0)} == {None}
+    assert {attack.check for attack in table.attacks("adversarial", 0)} == {"default"}
 
 
 # Running
@@ -273,6 +279,7 @@ def test_a_table_end_to_end(done, toml):
                 assert ours.pop("train_seed") == 4
                 assert ours["n"] == 20
                 assert ours["seed"] == 4
+                assert (ours["verdict"] is None) == (regime == "adversarial")  # whose check is "off"
                 assert ours["protocol"] == protocols.get(name).values()
                 assert ours["weights_sha256"] == weights_hash(load_model(run))
                 assert ours == json.loads((run / "attacks" / name / "result.json").read_text())

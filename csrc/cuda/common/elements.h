@@ -86,23 +86,6 @@ __device__ float dot_from(float start, const float (&a)[kChannels], const float 
   return start;
 }
 
-// The channels of a group, from memory's type.
-template <class T>
-__device__ void widen_channels(const T (&from)[kChannels], WideOf<T> (&to)[kChannels]) {
-#pragma unroll
-  for (int c = 0; c < kChannels; ++c) to[c] = widen(from[c]);
-}
-// A bfloat16 is the upper half of a float: an instruction each, two to a word.
-__device__ inline void widen_channels(const BFloat16 (&from)[kChannels], float (&to)[kChannels]) {
-  unsigned words[kChannels / 2];
-  memcpy(words, from, sizeof words);
-#pragma unroll
-  for (int i = 0; i < kChannels / 2; ++i) {
-    const unsigned low = words[i] << 16, high = words[i] & 0xffff0000u;
-    memcpy(&to[2 * i], &low, sizeof low), memcpy(&to[2 * i + 1], &high, sizeof high);
-  }
-}
-
 // Keeps NaN, as PyTorch's does; and so do gradients, which are zero where a value is zero.
 __device__ inline double relu(double z) { return z < 0 ? 0. : z; }
 __device__ inline float relu(float z) {
@@ -113,6 +96,56 @@ __device__ inline float relu(float z) {
 #else
   return z < 0 ? 0.f : z;
 #endif
+}
+
+// Two values in a word, as bfloat16: the first in its lower half.
+__device__ inline unsigned pack(float first, float second) {
+  unsigned word;
+#ifdef __CUDA_ARCH__
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+#else
+  BFloat16 elements[2];
+  narrow(first, &elements[0]), narrow(second, &elements[1]);
+  memcpy(&word, elements, sizeof word);
+#endif
+  return word;
+}
+
+// The two bfloat16 of a word. Each is the upper half of a float, so that one instruction widens it.
+__device__ inline void unpack(unsigned word, float& first, float& second) {
+  const unsigned low = word << 16, high = word & 0xffff0000u;
+  memcpy(&first, &low, sizeof low), memcpy(&second, &high, sizeof high);
+}
+
+// Two values after their ReLU in a word, as T.
+template <class T>
+__device__ unsigned pack_relu(float first, float second) {
+  unsigned word;
+#ifdef __CUDA_ARCH__
+  if constexpr (std::is_same_v<T, Half>) {
+    asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+  } else {
+    asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+  }
+#else
+  T elements[2];
+  narrow(relu(first), &elements[0]), narrow(relu(second), &elements[1]);
+  memcpy(&word, elements, sizeof word);
+#endif
+  return word;
+}
+
+// The channels of a group, from memory's type.
+template <class T>
+__device__ void widen_channels(const T (&from)[kChannels], WideOf<T> (&to)[kChannels]) {
+#pragma unroll
+  for (int c = 0; c < kChannels; ++c) to[c] = widen(from[c]);
+}
+__device__ inline void widen_channels(const BFloat16 (&from)[kChannels], float (&to)[kChannels]) {
+  unsigned words[kChannels / 2];
+  memcpy(words, from, sizeof words);
+#pragma unroll
+  for (int i = 0; i < kChannels / 2; ++i) unpack(words[i], to[2 * i], to[2 * i + 1]);
 }
 
 // Channels of a group in another type.
@@ -133,16 +166,13 @@ __device__ void narrow_channels(const WideOf<T> (&from)[kChannels], T (&to)[kCha
 #pragma unroll
   for (int c = 0; c < kChannels; ++c) narrow(from[c], &to[c]);
 }
-#ifdef __CUDA_ARCH__
 __device__ inline void narrow_channels(const float (&from)[kChannels], BFloat16 (&to)[kChannels]) {
 #pragma unroll
   for (int c = 0; c < kChannels; c += 2) {
-    unsigned pair;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(from[c + 1]), "f"(from[c]));
-    memcpy(&to[c], &pair, sizeof pair);
+    const unsigned word = pack(from[c], from[c + 1]);
+    memcpy(&to[c], &word, sizeof word);
   }
 }
-#endif
 
 // relu of the channels of a group, in memory's type.
 template <class T>
@@ -150,16 +180,13 @@ __device__ void narrow_relu(const float (&from)[kChannels], T (&to)[kChannels]) 
 #pragma unroll
   for (int c = 0; c < kChannels; ++c) narrow(relu(from[c]), &to[c]);
 }
-#ifdef __CUDA_ARCH__
 __device__ inline void narrow_relu(const float (&from)[kChannels], BFloat16 (&to)[kChannels]) {
 #pragma unroll
   for (int c = 0; c < kChannels; c += 2) {
-    unsigned pair;
-    asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(from[c + 1]), "f"(from[c]));
-    memcpy(&to[c], &pair, sizeof pair);
+    const unsigned word = pack_relu<BFloat16>(from[c], from[c + 1]);
+    memcpy(&to[c], &word, sizeof word);
   }
 }
-#endif
 
 // 8 channels in memory, in pieces of 16 bytes.
 template <class T>

@@ -41,49 +41,12 @@ __device__ inline void multiply(ProductSums& sums, const LeftMatrix& left, const
 #endif
 }
 
-// Two elements of a matrix in a word.
-__device__ inline unsigned pack(float first, float second) {
-  unsigned word;
-#ifdef __CUDA_ARCH__
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
-#else
-  BFloat16 elements[2];
-  narrow(first, &elements[0]), narrow(second, &elements[1]);
-  memcpy(&word, elements, sizeof word);
-#endif
-  return word;
-}
-
-// The two elements of a word.
-__device__ inline void unpack(unsigned word, float& first, float& second) {
-  const unsigned low = word << 16, high = word & 0xffff0000u;
-  memcpy(&first, &low, sizeof low), memcpy(&second, &high, sizeof high);
-}
-
 __device__ inline float from_lane(float v, int lane) {
   unsigned bits;
   memcpy(&bits, &v, sizeof bits);
   bits = __shfl_sync(0xffffffff, bits, lane);
   memcpy(&v, &bits, sizeof v);
   return v;
-}
-
-// Two values after their ReLU in a word, as T.
-template <class T>
-__device__ unsigned pack_relu(float first, float second) {
-  unsigned word;
-#ifdef __CUDA_ARCH__
-  if constexpr (std::is_same_v<T, Half>) {
-    asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
-  } else {
-    asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
-  }
-#else
-  T elements[2];
-  narrow(relu(first), &elements[0]), narrow(relu(second), &elements[1]);
-  memcpy(&word, elements, sizeof word);
-#endif
-  return word;
 }
 
 // A float as a sum of bfloat16: what its upper half holds, and the rest, of which only the last bits of a float are
