@@ -22,35 +22,35 @@ using WideOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
 // A tensor [N, C, H, W] with its strides in elements.
 template <class T>
 struct Image {
-  using Scalar = std::remove_const_t<T>;  // the type of queries and keys, where these are the values
+  using Scalar = std::remove_const_t<T>;  // the type of queries and keys if this image holds the values
   using Gradient = Image<Scalar>;
 
   T* data;
   Index batch, channel, row, column;
-  int bytes;  // how many may be moved at once from any group's first channel on: 16, 8, or one element's
+  int bytes;  // width of an access that is aligned at every group's first channel: 16, 8, or one element's
 };
 
-// Returns true if the pixels that a block works on, hardly more than a hundred rows, are within 2 GiB of each other.
+// Returns true if the pixels that a block works on (little more than a hundred rows) are within 2 GiB of each other.
 template <class T>
 bool are_close(const Image<T>& image) {
   constexpr Index kFarthest = Index(1) << 24;
   return image.row * Index(sizeof(T)) <= kFarthest && image.column * Index(sizeof(T)) <= kFarthest;
 }
 
-// The gradient of the stem's values, [N, C, H, W]: it goes on to the image and the transform that they
-// are made from. Null where nothing is wanted.
+// Where the gradient of the stem's values goes: the general kernels write it to memory; the strip kernels pass it on to
+// the image and the transform and write these gradients in parts, to be added up. Null where a result is not wanted.
 template <class A>
 struct StemGradient {
-  Image<A> values;  // itself, from the kernels for all cases
-  A* image;         // or from the others, in parts to sum: [parts, N, inputs, H, W]
-  A* transform;     // and [parts, C, inputs + 1]
-  // The keys' weights, in the type of all weights, where no gradient of weights is wanted: then the image's may have
-  // its part of the keys (Parts::keys), whose own gradient is not left anywhere.
+  Image<A> values;  // [N, C, H, W]
+  A* image;         // [parts, N, inputs, H, W]
+  A* transform;     // [parts, C, inputs + 1]
+  // The weights that make the keys, of type T; null if gradients of weights are wanted. With them a kernel may add the
+  // keys' contribution to the image's gradient (Parts::keys); it then writes no gradient of the keys.
   const void* key_weights;
 };
 
-// The values of LR-Net's stem, x = relu(transform * (image, 1)). They are made where they are needed: at full
-// resolution they are many times larger than the image, and are never in memory.
+// The values of LR-Net's stem, x = relu(transform * (image, 1)). Kernels compute them where they need them and never
+// write them to global memory: at full resolution they are many times larger than the image.
 template <class A>
 struct Stem {
   using Scalar = A;
@@ -61,7 +61,7 @@ struct Stem {
   int inputs;
 };
 
-// X is what the values are: in memory, or the stem's.
+// X is where the values come from: an Image in memory, or a Stem that they are computed from.
 template <class T, class X = Image<const T>>
 struct ForwardArguments {
   using A = WideOf<T>;
@@ -73,12 +73,12 @@ struct ForwardArguments {
   A* lse;  // [N, groups, Ho, Wo], the logarithm of the softmax's total, or null without softmax
 };
 
-// What every key in a query's window needs of it, beside dy.
+// What the keys in a query's window need to know of the query, besides dy.
 template <class A>
 struct alignas(16) Query {
   A q;
   A lse;     // the logarithm of the softmax's total, to base 2
-  A excess;  // that of the sum of 2^(logit - lse), which is 0 but for the rounding of lse
+  A excess;  // log2 of the window's sum of 2^(logit - lse): 0, except for the rounding of lse
   A mean;    // the weighted mean of dot(dy, x)
 };
 
@@ -98,14 +98,14 @@ struct BackwardArguments {
   A* dgeo_partial;    // [parts, groups, K, K], or null
 };
 
-// In how many parts the kernels leave gradients that are sums: over pixels (of the prior, of the stem's transform), and
-// over groups (of the stem's image; 0 where they leave that of the values), which may have that of the stem's keys.
+// In how many parts the kernels leave gradients that are sums.
 struct Parts {
-  Index pixels, groups;
-  bool keys;
+  Index pixels;  // of sums over pixels: the gradients of the prior and of the stem's transform
+  Index groups;  // of sums over groups: the gradient of the stem's image; 0 if that of the values is written instead
+  bool keys;     // whether the image's gradient already includes the keys' contribution
 };
 
-// The values of the stem are made from an image with rows of its own width.
+// The stem's image is contiguous, so its rows are no further apart than its width.
 template <class A>
 bool are_close(const Stem<A>&) {
   return true;
@@ -135,7 +135,7 @@ void run_backward(const BackwardArguments<T, X>& arguments, Stream stream);
 template <class T, class X>
 Parts parts_of(const BackwardArguments<T, X>& arguments);
 
-// sums [entries] of parts [count, entries], which change.
+// Adds up parts [count, entries] into sums [entries]; may overwrite the parts.
 template <class A>
 void run_sum(A* parts, Index count, Index entries, A* sums, Stream stream);
 

@@ -1,4 +1,4 @@
-// Division of a number below 2^31 by one that the host knows: two instructions instead of twenty.
+// Division of a number below 2^31 by a divisor known on the host: two instructions instead of twenty.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +18,7 @@ struct Divisor {
     magic = unsigned(((std::uint64_t(1) << shift) + divisor - 1) / divisor);
   }
   __host__ __device__ int quotient(int of) const { return int(std::uint64_t(unsigned(of)) * magic >> shift); }
-  // Takes the quotient's place and returns the remainder.
+  // Replaces `of` by the quotient and returns the remainder.
   __host__ __device__ int divide(int& of) const {
     const int whole = of;
     of = quotient(whole);

@@ -22,7 +22,7 @@ __device__ inline void narrow(float v, BFloat16* to) { *to = __float2bfloat16_rn
 __device__ inline double power_of_two(double v) { return exp2(v); }
 __device__ inline float power_of_two(float v) {
 #ifdef __CUDA_ARCH__
-  // One instruction: unlike exp2f it makes denormal results zero, which no sum here can tell from what they are.
+  // One instruction. Unlike exp2f it flushes denormal results to zero, which makes no difference to the sums here.
   float result;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(v));
   return result;
@@ -31,7 +31,7 @@ __device__ inline float power_of_two(float v) {
 #endif
 }
 
-// For numbers of which T keeps 16 bits, an instruction each.
+// A single approximate instruction each where the result will be rounded to a 16-bit T.
 template <class T>
 __device__ float reciprocal(float v) {
 #ifdef __CUDA_ARCH__
@@ -61,8 +61,8 @@ __device__ A exponential(A v, A excess = 0) {
   return power_of_two(v * A(kLog2e) - excess);
 }
 
-// exp(v) / 2^(less + rest). The product is not rounded: what is rounded of `less`, which may be as large as v, is the
-// same for all of a window's weights, and their sum makes up for it.
+// exp(v) / 2^(less + rest). The fused multiply-add does not round the product. The rounding error of `less`, which may
+// be as large as v, is common to all weights of a window, so their sum corrects it.
 __device__ inline float exponential_less(float v, float less) { return power_of_two(fmaf(v, float(kLog2e), -less)); }
 __device__ inline float exponential_less(float v, float less, float rest) {
   return power_of_two(fmaf(v, float(kLog2e), -less) - rest);
@@ -76,8 +76,8 @@ __device__ inline float dot(const float (&a)[kChannels], const float (&b)[kChann
   return sum;
 }
 
-// start + dot(a, b), where a sum of T may be rounded at each step: as T is 16 bits, far below what it was rounded to.
-// Else the product is as `dot` finds it, so that it and its negative cancel without a rest.
+// start + dot(a, b). For a 16-bit T the sum continues from `start`: rounding at each step is far finer than T's own.
+// For a wider T the product is exactly the one that `dot` returns, so that adding its negative gives zero.
 template <class T>
 __device__ float dot_from(float start, const float (&a)[kChannels], const float (&b)[kChannels]) {
   if (sizeof(T) > 2) return dot(a, b) + start;
@@ -86,7 +86,8 @@ __device__ float dot_from(float start, const float (&a)[kChannels], const float 
   return start;
 }
 
-// Keeps NaN, as PyTorch's does; and so do gradients, which are zero where a value is zero.
+// Keeps NaN, as PyTorch's ReLU does. Gradients do so too: they are zero only where the value is zero, not where it is
+// NaN.
 __device__ inline double relu(double z) { return z < 0 ? 0. : z; }
 __device__ inline float relu(float z) {
 #ifdef __CUDA_ARCH__
@@ -117,7 +118,7 @@ __device__ inline void unpack(unsigned word, float& first, float& second) {
   memcpy(&first, &low, sizeof low), memcpy(&second, &high, sizeof high);
 }
 
-// Two values after their ReLU in a word, as T.
+// The ReLU of two values, packed into a word as T.
 template <class T>
 __device__ unsigned pack_relu(float first, float second) {
   unsigned word;
@@ -135,7 +136,7 @@ __device__ unsigned pack_relu(float first, float second) {
   return word;
 }
 
-// The channels of a group, from memory's type.
+// Widens the channels of a group from the type that they have in memory.
 template <class T>
 __device__ void widen_channels(const T (&from)[kChannels], WideOf<T> (&to)[kChannels]) {
 #pragma unroll
@@ -148,7 +149,7 @@ __device__ inline void widen_channels(const BFloat16 (&from)[kChannels], float (
   for (int i = 0; i < kChannels / 2; ++i) unpack(words[i], to[2 * i], to[2 * i + 1]);
 }
 
-// Channels of a group in another type.
+// Copies the channels of a group, widening them where the types differ.
 template <class T>
 __device__ void convert_channels(const T (&from)[kChannels], T (&to)[kChannels]) {
 #pragma unroll
@@ -174,7 +175,7 @@ __device__ inline void narrow_channels(const float (&from)[kChannels], BFloat16 
   }
 }
 
-// relu of the channels of a group, in memory's type.
+// The ReLU of the channels of a group, narrowed to the type that they have in memory.
 template <class T>
 __device__ void narrow_relu(const float (&from)[kChannels], T (&to)[kChannels]) {
 #pragma unroll

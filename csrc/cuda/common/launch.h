@@ -8,9 +8,9 @@
 
 namespace robust_lr::cuda {
 
-// Shared memory that a block may take: three fit on a multiprocessor of an H100, and one on any since sm_80.
+// Shared memory that a block may take: three such blocks fit on a multiprocessor of an H100, one on any since sm_80.
 constexpr size_t kMaxSharedMemory = 75 << 10;
-constexpr size_t kDefaultSharedMemory = 48 << 10;  // more must be asked for
+constexpr size_t kDefaultSharedMemory = 48 << 10;  // a kernel that takes more must have its limit raised
 
 inline void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(std::string("local_relation: ") + cudaGetErrorString(error));

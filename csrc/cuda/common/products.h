@@ -6,7 +6,7 @@
 //     right  rows 2 pair, 2 pair + 1 and 2 pair + 8, 2 pair + 9, column line
 //     sums   rows line and line + 8, columns 2 pair, 2 pair + 1
 //
-// so the sums of two products side by side, narrowed, are the left matrix of another product.
+// so the sums of two products side by side, narrowed to bfloat16, form the left matrix of another product.
 #pragma once
 
 #include "elements.h"
@@ -49,9 +49,9 @@ __device__ inline float from_lane(float v, int lane) {
   return v;
 }
 
-// A float as a sum of bfloat16: what its upper half holds, and the rest, of which only the last bits of a float are
-// lost. Products of both parts are as exact as a sum of a few floats needs. Of an infinite value the rest is NaN, and
-// so is each result that it is part of.
+// A float as the sum of two bfloat16: its upper half, and the rest, which loses only the float's last bits to rounding.
+// Products of both parts are exact enough for sums of a few floats. The rest of an infinite value is NaN, and so is
+// every result that it contributes to.
 __device__ inline float upper_part(float v) {
   unsigned bits;
   memcpy(&bits, &v, sizeof bits);

@@ -5,12 +5,12 @@
 
 namespace robust_lr::cuda {
 
-// Floats from the terms of one sum to those of the next, each of which is one thread's: no more than two lanes that
-// read them meet in a bank.
+// Distance in floats between the terms of one sum and those of the next; each thread has one term of every sum. Where a
+// block has several groups, the padding leaves at most two-way bank conflicts when terms are read.
 constexpr int kSlotPitch = 128 + 4;
 
-// Calls f(entry, g, sum) with the sums over the threads of each group of what they left in `slots`: those of `count`
-// threads, from first(entry) on, `AtOnce` of a group at once.
+// For each entry and group `g`, adds up what the group's threads left in `slots` and calls f(entry, g, sum). Only the
+// `count` threads from first(entry) on are included; each round of the loop adds `AtOnce` terms.
 template <int AtOnce, class First, class F>
 __device__ void sum_threads(const float* slots, int entries, const TileShape& tile, int count, First first, F f) {
   __syncthreads();
@@ -28,7 +28,7 @@ __device__ void sum_threads(const float* slots, int entries, const TileShape& ti
   }
 }
 
-// Calls f(entry, sum) with the sums of [warps of the block, entries] in shared memory.
+// Adds up parts [warps of the block, entries], which are in shared memory, and calls f(entry, sum).
 template <class A, class F>
 __device__ void sum_warps(const A* parts, int entries, F f) {
   __syncthreads();

@@ -1,6 +1,6 @@
 // Moves groups of channels between global memory, NCHW or channels-last, and shared memory or registers.
 //
-// Tiles make one of all memory layouts: what computes reads shared memory, always in the same order.
+// Tiles hide the memory layout: computations read shared memory, always in the same order.
 #pragma once
 
 #include <bit>
@@ -13,16 +13,16 @@ extern __shared__ float4 shared_memory[];
 
 constexpr int kRun = 4;  // rows of a column that are loaded together
 
-// How a tile lies in shared memory: [group][column][row], so that rows are a known distance apart, whatever the tile's
-// size. Strides let no two lanes meet in one bank that access memory at once, of neighboring columns and all groups.
+// How a tile lies in shared memory: [group][column][row], so that rows are adjacent whatever the tile's size. The
+// strides avoid bank conflicts between lanes that access neighboring columns and all groups at once.
 struct TileShape {
   int rows, columns;
   int groups, group_shift;                         // a power of two and its logarithm
-  int column_stride, piece_stride, scalar_stride;  // the last two from group to group, of units of 16 bytes and floats
+  int column_stride, piece_stride, scalar_stride;  // the last two: from group to group, in 16-byte units and in floats
   Divisor by_columns;
 
   TileShape() = default;
-  // With room for whole runs, or else for the rows alone.
+  // With room for whole runs if `whole`, otherwise only for the rows.
   TileShape(bool whole, int rows, int columns, int groups)
       : rows(rows),
         columns(columns),
@@ -39,24 +39,24 @@ struct TileShape {
   __host__ __device__ int runs() const { return columns * runs_of_column(); }  // of a group
 
  private:
-  // An odd multiple of the columns that `lanes` lanes have, as a column's stride is odd.
+  // An odd multiple of the number of columns that `lanes` lanes cover: as column strides are odd, all banks differ.
   int stride(int lanes) const {
     const int columns_at_once = std::max(1, lanes / groups);
     return ((columns * column_stride + columns_at_once - 1) / columns_at_once | 1) * columns_at_once;
   }
 };
 
-// The pixels of an image that a block works on, which may reach outside the image: there a tile holds zeros, or what
-// lets a pixel take no part.
+// The pixels of an image that a block works on. They may extend outside the image; there a tile holds zeros, or keys
+// and queries that get a weight of zero.
 //
-// Columns that are `Stride` apart are neighbors in memory, as neighboring threads read them.
+// Columns that are `Stride` apart are neighbors in shared memory because neighboring threads read them.
 template <int Stride>
 struct Tile : TileShape {
   static_assert(Stride == 1 || Stride == 2);
-  static constexpr bool kWhole = Stride == 1;  // room for whole runs; at stride 2 memory would not suffice
+  static constexpr bool kWhole = Stride == 1;  // room for whole runs; at stride 2 shared memory would not suffice
 
   int n, row, column;  // image, and the first pixel
-  int group;           // the first
+  int group;           // the first group
 
   __device__ int at(int r, int c, int g) const { return g * piece_stride + slot(c) * column_stride + r; }
   __device__ int scalar_at(int r, int c, int g) const { return g * scalar_stride + slot(c) * column_stride + r; }
@@ -74,7 +74,7 @@ __device__ T* address(const Image<T>& image, int n, int channel, int row, int co
   return image.data + n * image.batch + channel * image.channel + row * image.row + column * image.column;
 }
 
-// The gradient of the values in memory.
+// The image that the gradient of the values is written to.
 template <class T>
 __device__ const Image<T>& in_memory(const Image<T>& gradient) {
   return gradient;
@@ -85,7 +85,8 @@ __device__ auto value_at(const Image<T>& x, const Problem&, int n, int channel, 
   return widen(*address(x, n, channel, row, column));
 }
 
-// The same near a pixel, whose address is `first`: the distance in bytes fits into 32 bits (are_close in arguments.h).
+// Address of the pixel that is `rows` and `columns` away from the one at `first`: the distance in bytes fits into 32
+// bits (are_close in arguments.h).
 template <class T>
 __device__ T* pixel_at(const Image<T>& image, T* first, int rows, int columns) {
   using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
@@ -103,7 +104,7 @@ __device__ inline bool is_inside(int row, int column, int height, int width) {
   return unsigned(row) < unsigned(height) && unsigned(column) < unsigned(width);
 }
 
-// Keeps a value in its register, where the compiler would rather compute it again in every round of a loop.
+// Makes the compiler keep a value in a register instead of computing it again in every round of a loop.
 __device__ inline void keep(int& value) {
 #ifdef __CUDA_ARCH__
   asm("" : "+r"(value));
@@ -130,7 +131,7 @@ struct Runs {
   }
 };
 
-// Calls f(row, column) for the first pixels of the runs of this thread's group.
+// Calls f(row, column) with the first pixel of each run that this thread loads.
 template <class F>
 __device__ void each_run(const TileShape& tile, F f) {
   Runs runs(tile, int(threadIdx.x) >> tile.group_shift, int(blockDim.x) >> tile.group_shift);
@@ -150,7 +151,7 @@ struct alignas(16) Channels {
   T elements[kChannels];
 };
 
-// The channels of this thread's group, near the tile's first pixel; they move in units of type Unit.
+// Reads the channels of this thread's group, starting from the tile's first pixel, in units of type Unit.
 template <class T, class Unit>
 struct ChannelsInMemory {
   using Raw = Channels<T>;
@@ -159,7 +160,7 @@ struct ChannelsInMemory {
   int present;
 
   __device__ const T* at(int row, int column) const { return pixel_at(image, first, row, column); }
-  // `row` is from that of the pixel on.
+  // `row` is relative to the row of `pixel`.
   __device__ void read(const T* pixel, int row, Raw& to) const {
     constexpr int kUnit = sizeof(Unit) / sizeof(T);
     const T* const from = pixel_at(image, pixel, row, 0);
@@ -176,7 +177,7 @@ struct ChannelsInMemory {
   __device__ const Channels<T>& finish(const Raw& raw, bool) const { return raw; }
 };
 
-// Calls f with what reads the channels of this thread's group.
+// Calls f with a reader of the channels of this thread's group.
 template <class T, int Stride, class F>
 __device__ void with_channels(const Tile<Stride>& tile, const Image<const T>& image, const Problem& p, F f) {
   const int group = group_to_load(tile), present = present_channels(p, group);
@@ -186,8 +187,9 @@ __device__ void with_channels(const Tile<Stride>& tile, const Image<const T>& im
   f(ChannelsInMemory<T, T>{image, first, present});
 }
 
-// Loads the channels of each group, in pieces, and what `scalars` says to the same place, or to that of floats. Pixels
-// outside the image have zeros, and what scalars.outside() says.
+// Loads the channels of each group into `to`, in pieces, and a value from `scalars` for each pixel into `scalars_to`,
+// placed by scalar_at() if it has the size of a float and by at() otherwise. Pixels outside the image get zeros and
+// scalars.outside().
 template <class T, int Stride, class X, class Scalars, class E, class Scalar>
 __device__ void load_tile(const Tile<Stride>& tile, const X& x, const Problem& p, Index rows, Index columns,
                           const Scalars& scalars, Piece<E>* to, Scalar* scalars_to) {
@@ -241,7 +243,8 @@ __device__ void read_channels(const Piece<T>* tile, int pieces, int place, float
   widen_channels(elements, to);
 }
 
-// The channels of a group at one pixel, from and to global memory; those past `present` are zero, or not written.
+// Reads the channels of a group at one pixel from global memory, with zeros past `present`; write_channels does not
+// write these.
 template <class I, class T>
 __device__ void read_channels(const I& image, const T* from, int present, WideOf<T> (&to)[kChannels]) {
   alignas(16) T elements[kChannels] = {};

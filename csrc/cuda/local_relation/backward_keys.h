@@ -1,7 +1,7 @@
-// The gradients of x, k and the prior, a strip of key pixels per thread. It gathers from the query pixels whose windows
-// hold a key, so nothing is written by two threads.
+// The gradients of x, k and the prior, a strip of key pixels per thread. A thread gathers from the query pixels whose
+// windows hold its keys, so no two threads write to the same place.
 //
-// With zeros around the image the prior's gradient has parts from there, so threads stand for these pixels too.
+// With zeros around the image, the keys there contribute to the prior's gradient, so threads cover these pixels too.
 #pragma once
 
 #include "../stem/stem_gradient.h"
@@ -9,21 +9,21 @@
 
 namespace robust_lr::cuda {
 
-// Seven where registers suffice.
+// Key pixels in a strip: seven where registers suffice.
 template <class X, class O, bool Weights>
 constexpr int kKeyStrip = O::kStride == 1 && !Weights ? 7 : 4;
 template <class A, class O, bool Weights>
 constexpr int kKeyStrip<Stem<A>, O, Weights> = 4;
 
-// Strips that a thread has, one after another. At stride 2 a strip is little work for all that a thread must know.
+// Strips that a thread works on, one after another. At stride 2 a single strip is too little work for a thread's setup.
 template <class O, bool Weights>
 constexpr int kKeyRounds = O::kStride == 2 && !Weights ? 2 : 1;
 
 template <class X, class O, bool Weights>
 constexpr int kKeyRows = kKeyStrip<X, O, Weights> * kKeyRounds<O, Weights>;
 
-// Shared memory of a block: its query pixels, which are few enough to widen them, what products need, and what each
-// thread has of the gradients that are sums over pixels.
+// Shared memory of a block: its query pixels, which are few enough to be stored as float, the matrices for tensor
+// cores, the prior, and each thread's terms of the gradients that are sums over pixels.
 template <class X, bool Weights, bool Products>
 struct QueryMemory {
   static constexpr bool kProducts = Products;
@@ -47,7 +47,7 @@ struct QueryMemory {
   }
 };
 
-// The queries of a thread's group, near the tile's first pixel. None of those outside the image has a key.
+// Reads the queries of a thread's group, starting from the tile's first pixel. There are no queries outside the image.
 template <class O, class Arguments>
 struct Queries {
   const Query<float>* first;
@@ -63,19 +63,20 @@ struct Queries {
   __device__ Query<float> outside() const { return {O::kBeyond, 0, 0, 0}; }
 };
 
-// Rows and columns before the image that threads stand for: all of a thread's, so that it starts where QueryWindow
-// asks.
+// Rows and columns before the image that threads cover: the padding, rounded up to whole threads so that strips start
+// where QueryWindow requires.
 __host__ __device__ inline int key_lead(const Problem& p, int rows) {
   return (int(p.padding) + rows - 1) / rows * rows;
 }
 
-// True if there are kernels of their own for the usual calls: in the types and windows of networks.
+// True for the types and options that networks usually have; there are specialized kernels for these.
 template <class T, class O>
 constexpr bool kUsual = sizeof(T) == 2 && O::kSoftmax && O::Phi::kBounded && O::kSize == 7 &&
                         std::is_same_v<typename O::Phi, SquaredDifference>;
 
-// Without `Weights` there are no gradients of the prior and of the stem's transform, as attacks want none. With
-// `Products` the stem's values are made on tensor cores; if both, the image's gradient has its part of the keys.
+// Without `Weights` the gradients of the prior and of the stem's transform are left out, as attacks do not need them.
+// With `Products` the stem's values are computed on tensor cores. With `Products` but without `Weights`, the image's
+// gradient includes the keys' contribution.
 template <class T, class X, class O, bool Weights, bool Products>
 __global__ void __launch_bounds__(kThreads, kResident) backward_keys(BackwardArguments<T, X> a, Blocking b) {
   constexpr int S = kKeyStrip<X, O, Weights>, kRows = kKeyRows<X, O, Weights>, K = O::kSize;
@@ -121,8 +122,8 @@ __global__ void __launch_bounds__(kThreads, kResident) backward_keys(BackwardArg
       for (int c = 0; c < kChannels; ++c) dx[s][c] = 0;
     }
 
-    // The columns of the queries that hold this key meet it at every `stride`th tap, from the last on: at the same ones
-    // in all of a warp.
+    // The query columns whose windows hold this key meet it at every `stride`th tap, counting down from the last one.
+    // These taps are the same for all threads of a warp.
     const int last_tap = K - 1 - (place.c + O::kRadius) % O::kStride;
     int query_column = Window::kBefore + (place.c + O::kRadius - last_tap) / O::kStride;  // in the tile
     const int first_row = (place.s * kRows + round * S) / O::kStride;                     // in the tile
@@ -180,7 +181,7 @@ __global__ void __launch_bounds__(kThreads, kResident) backward_keys(BackwardArg
     }
     if (Weights && a.dgeo != nullptr) {
       float* const part = a.dgeo_partial + b.by_group_blocks.quotient(blockIdx.x) * groups * K * K;
-      const int each = int(blockDim.x) / b.turns;  // threads of a turn, which alone meet a column's taps
+      const int each = int(blockDim.x) / b.turns;  // threads of a turn; the taps of a column belong to one turn
       sum_threads<4>(
           memory.slots, K * K, tile, each, [&](int tap) { return (K - 1 - tap % K + O::kRadius) % O::kStride * each; },
           [&](int tap, int g, float sum) {

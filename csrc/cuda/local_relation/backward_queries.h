@@ -1,19 +1,19 @@
-// The gradient of q, a strip of query pixels per thread, and what the gradients of k and the prior need from here: each
-// window's mean of dot(dy, x), and how much its weights exceed a sum of 1.
+// The gradient of q, a strip of query pixels per thread, and what backward_keys.h needs of each window: the weighted
+// mean of dot(dy, x), and by how much the sum of the weights exceeds 1.
 //
 //     dlogit = weight * (dot(dy, x) - mean)    with softmax; dot over the channels of the group
 //     dlogit = dot(dy, x)                      without, where the logit is the weight
 //
-// The mean is dot(dy, y), but y was rounded, so what is missing is summed here. To measure from dot(dy, y) lets nothing
-// cancel: a window with one great weight has a gradient of zero, and not of rounding errors. The sum of the weights is
-// 1 but where logits are large: there lse is rounded as coarsely as they are.
+// The mean is dot(dy, y), except that y was rounded, so the difference is summed here. Taking products relative to
+// dot(dy, y) avoids cancellation: a window dominated by one weight gets a gradient of zero instead of rounding errors.
+// The weights sum to 1 except where logits are large: there lse is rounded as coarsely as they are.
 #pragma once
 
 #include "strips.h"
 
 namespace robust_lr::cuda {
 
-// Seven where registers suffice.
+// Query pixels in a strip: seven where registers suffice.
 template <class O>
 constexpr int kQueryStrip = O::kStride == 1 && !std::is_same_v<typename O::Phi, AbsoluteDifference> ? 7 : 4;
 
@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kThreads, kResident) backward_queries(Backward
   const T* const gradients = address(a.dy, place.n, channel, first, column);
   const T* const results = address(a.y, place.n, channel, first, column);
   float dy[S][kChannels], q[S], lse[S];  // lse to base 2
-  // With softmax products are measured from `about`. Sums over the window:
+  // With softmax, products are relative to `about`. The other arrays are sums over the window.
   float about[S], products[S], sloped_products[S], weights[S], slopes[S];
 #pragma unroll
   for (int s = 0; s < S; ++s) {

@@ -12,28 +12,29 @@ inline int threads(const Blocking& b) {
   return int(b.turns * ceil_div(b.groups * (b.columns / b.turns) * b.strips, 32) * 32);
 }
 
-// Number of groups of a pixel that a block works on, at least: they should be neighbors in memory.
+// The least number of groups that a block should work on: several where a pixel's groups are neighbors in memory.
 template <class T>
 int least_groups(const Image<T>& x) {
   return x.channel == 1 ? 2 : 1;
 }
 template <class A>
 int least_groups(const Stem<A>&) {
-  return 8;  // all of the paper's stem, as the gradient of the image is a sum over groups
+  return 8;  // all groups of the paper's stem, because the gradient of the image is a sum over groups
 }
 
-// Instructions of a warp, by benchmarks/cuda_count.py: for a run of the tile that its threads load, and for all else.
+// Instructions of a warp, counted by benchmarks/cuda_count.py: for each run of the tile that its threads load, and for
+// everything else.
 struct Costs {
   int run, rest;
 };
 
 // Divides an image of `rows` x `columns` pixels into blocks of strips, so that they take the fewest instructions.
-// `shape_of` tells the tile of a blocking, `bytes` the shared memory that it takes. Nothing here changes a result,
+// `shape_of` gives the tile of a blocking, `bytes` the shared memory that it takes. Nothing here changes a result,
 // only its speed.
 template <class ShapeOf, class Bytes>
 Blocking divide(const Problem& p, Index rows, Index columns, int strip, int turns, int least_groups, Costs costs,
                 ShapeOf shape_of, Bytes bytes) {
-  auto whole = [&](Index columns) { return int(ceil_div(columns, p.stride) * p.stride); };  // strips.h counts on it
+  auto whole = [&](Index columns) { return int(ceil_div(columns, p.stride) * p.stride); };  // strips.h relies on it
   const int strips = int(ceil_div(rows, strip));                                            // of a column
   Blocking best{};
   Index least = INT64_MAX;
@@ -49,7 +50,7 @@ Blocking divide(const Problem& p, Index rows, Index columns, int strip, int turn
     if (threads(b) < kThreads) cost += cost / 4;  // fewer warps to hide latencies
     if (cost < least) least = cost, best = b;
   };
-  constexpr int kMostGroups = 8;  // so that at least four threads of a turn have the same (common/reduce.h)
+  constexpr int kMostGroups = 8;  // so that each group has at least four threads of a turn (common/reduce.h)
   for (int groups = kMostGroups; groups >= 1; groups /= 2) {
     if (groups >= 2 * p.groups || (groups < least_groups && 2 * groups <= p.groups && best.groups > 0)) continue;
     for (int wanted = 4; wanted <= kThreads; wanted += wanted < 16 ? 2 : 16) {
@@ -76,7 +77,7 @@ Blocking divide_queries(const Problem& p, int least_groups, Costs costs) {
                 key_bytes<T, O>);
 }
 
-// The division of the query pixels, whose key pixels are in the tile. `rest` is of Costs.
+// The division of the query pixels, whose key pixels are in the tile. `rest` is Costs::rest.
 template <class T, class O, int Strip>
 Blocking divide_queries(const Image<const T>& x, const Problem& p, int rest) {
   return divide_queries<T, O, Strip>(p, least_groups(x), Costs{150, rest});
@@ -88,8 +89,7 @@ Blocking divide_queries(const Stem<A>& x, const Problem& p, int rest) {
   return divide_queries<T, O, Strip>(p, 1, Costs{250, rest});
 }
 
-// Calls f with the Options that strip kernels are compiled for and returns true; false where they do not cover the
-// call.
+// Calls f with the Options of the call and returns true, or returns false if no strip kernel is compiled for it.
 template <class Arguments, class F>
 bool with_options(const Arguments& a, F f) {
   const Problem& p = a.p;

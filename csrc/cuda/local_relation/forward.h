@@ -11,7 +11,7 @@ constexpr float kUnderflow = 1e-30f;  // totals below this have lost weights to 
 template <class O>
 constexpr int kForwardStrip = O::kStride == 1 ? 7 : 4;
 
-// One output again, with the exact maximum of its logits, where the bound let all weights underflow.
+// Computes one output again with the exact maximum of its logits, where the weights underflowed with the bound instead.
 template <class T, class X, class O>
 __device__ void redo_output(const ForwardArguments<T, X>& a, const Tile<O::kStride>& tile,
                             const KeyMemory<InTile<T, O>>& memory, int g, float q, int row, int column,
@@ -76,8 +76,8 @@ __global__ void __launch_bounds__(kThreads, kResident) forward_strips(ForwardArg
     for (int c = 0; c < kChannels; ++c) sum[s][c] = 0;
   }
 
-  // Calls f(place of a key pixel in the tile, that of its key, tap of the strip's first pixel) for a strip's keys in
-  // one column.
+  // Calls f(place of a key pixel in the tile, place of its key, row of the tap for the strip's first pixel) for the
+  // strip's key pixels in one column.
   auto each_row = [&](int j, auto f) {
     const int key_column = column * O::kStride + j - O::kRadius;
     if (O::kLeavesOut && (key_column < -pad || key_column >= width + pad)) return;
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kThreads, kResident) forward_strips(ForwardArg
 #pragma unroll
     for (int i = 0; i < K; ++i) {
       priors[i] = prior[i * K + j];
-      if (O::kSoftmax && O::Phi::kBounded) priors[i] -= shift[0];  // the same for all
+      if (O::kSoftmax && O::Phi::kBounded) priors[i] -= shift[0];  // the shift is the same for all pixels
       if (kFold<T, O> != 1) priors[i] *= float(kLog2e);
     }
     each_row(j, [&](int at, int key_at, int i) {

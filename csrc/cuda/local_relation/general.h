@@ -1,4 +1,4 @@
-// Kernels for all that the strip kernels are not compiled for: a thread per result, of up to 8 channels or components.
+// Kernels for the calls that no strip kernel covers: a thread computes up to 8 channels or components of one pixel.
 #pragma once
 
 #include "pair.h"
@@ -7,11 +7,11 @@ namespace robust_lr::cuda {
 
 constexpr int kGeneralThreads = 128;
 template <class T>
-constexpr int kGeneralResident = sizeof(WideOf<T>) < 8 ? 4 : 3;  // blocks at once on a multiprocessor, at least
+constexpr int kGeneralResident = sizeof(WideOf<T>) < 8 ? 4 : 3;  // resident blocks of a multiprocessor, at least
 
 __host__ __device__ inline int parts(Index count) { return int((count + kChannels - 1) / kChannels); }
 
-// The work of a thread: a part of a group at one pixel. Neighboring threads stand for neighbors in memory.
+// The work of a thread: a part of a group at one pixel. Neighboring threads have neighbors in memory.
 struct Item {
   int n, group, part, row, column;
   bool inside;
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kGeneralThreads, kGeneralResident<T>) dx_gener
     if (c < count) narrow(sum[c], address(dx, item.n, channel + c, item.row, item.column));
 }
 
-// The part of one image in the gradient of one value of the prior, a block each.
+// The contribution of one image to the gradient of one value of the prior, computed by one block.
 template <class T, class X>
 __global__ void __launch_bounds__(kGeneralThreads, kGeneralResident<T>) dgeo_general(BackwardArguments<T, X> a) {
   using A = WideOf<T>;
@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(kGeneralThreads, kGeneralResident<T>) dgeo_gen
         pair.key_column < p.width + pad)
       sum += pair.dlogit();
   }
-  A* const sums = reinterpret_cast<A*>(shared_memory);  // of each thread
+  A* const sums = reinterpret_cast<A*>(shared_memory);  // one per thread
   sums[threadIdx.x] = sum;
   for (int half = kGeneralThreads / 2; half > 0; half /= 2) {
     __syncthreads();

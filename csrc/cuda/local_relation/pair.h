@@ -29,12 +29,12 @@ struct Pair {
   }
   __device__ A gradient(int channel) const { return widen(*address(a.dy, n, channel, row, column)); }
 
-  // Where this query's statistics are.
+  // The index of this query's statistics.
   __device__ Index statistic() const {
     return ((n * a.p.groups + group) * a.p.out_height + row) * a.p.out_width + column;
   }
 
-  // What is known of this query's window; scratch of the backward operator.
+  // This query's entry in the scratch memory of the backward operator.
   __device__ auto& window() const {
     return a.queries[((n * a.p.out_height + row) * a.p.out_width + column) * a.p.groups + group];
   }
@@ -64,7 +64,7 @@ struct Pair {
   }
   __device__ A dlogit() const { return a.p.softmax ? weight() * (product() - window().mean) : product(); }
 
-  // Calls f for each key in the window of the query that takes part.
+  // Calls f for each key in the query's window that takes part: in the image, or in the zeros around it.
   template <class F>
   __device__ void each_key(F f) {
     const int size = int(a.p.kernel), stride = int(a.p.stride), pad = int(a.p.padding);

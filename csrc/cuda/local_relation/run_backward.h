@@ -13,7 +13,7 @@ size_t key_memory(const TileShape& tile) {
   return QueryMemory<X, Weights, Products>::bytes(tile, O::kSize * O::kSize);
 }
 
-// The division of the key pixels, with those around the image where zeros take part.
+// The division of the key pixels, including the zeros around the image if they take part.
 template <class X, class O, bool Weights, bool Products>
 Blocking divide_keys(const X& x, const Problem& p) {
   constexpr int rows = kKeyRows<X, O, Weights>;
@@ -24,7 +24,7 @@ Blocking divide_keys(const X& x, const Problem& p) {
                 [](const TileShape& tile) { return key_memory<X, O, Weights, Products>(tile); });
 }
 
-// Calls f(kernel, blocking, bytes of shared memory, whether it adds the part of the keys) for what suits the call.
+// Calls f(kernel, blocking, bytes of shared memory, whether it adds the keys' contribution) with the kernel to launch.
 template <class T, class X, class O, class F>
 void with_key_kernel(const BackwardArguments<T, X>& a, O, F f) {
   using std::bool_constant;

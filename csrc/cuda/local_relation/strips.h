@@ -1,5 +1,5 @@
-// Division of work among the strip kernels: a thread owns a vertical strip of pixels of one group, a block owns the
-// strips of some groups, columns and rows of one image, and keeps all that their windows hold in shared memory.
+// How strip kernels divide their work: a thread owns a vertical strip of pixels of one group; a block owns the strips
+// of some groups, columns and rows of one image and keeps everything in their windows in shared memory.
 //
 // A value read from the tile serves every pixel of the strip whose window holds it.
 #pragma once
@@ -11,11 +11,11 @@ namespace robust_lr::cuda {
 
 constexpr int kThreads = 128;  // in a block, at most
 constexpr int kWarps = kThreads / 32;
-constexpr int kResident = 3;  // blocks at once on a multiprocessor, at least: leaves 168 registers to a thread
+constexpr int kResident = 3;  // resident blocks of a multiprocessor, at least: leaves 168 registers to a thread
 
-// A key, or a query, that is this far from all others has a weight of zero, without a way to compute it of its own:
-// what tiles hold outside the image. Its square is finite, so that gradients, products of weights, are zero and not
-// NaN.
+// Tiles hold this as the key or query of pixels outside the image: it is so far from all others that the weight becomes
+// zero without special treatment. Its square is finite, so that gradients, which are products with the weight, become
+// zero and not NaN.
 constexpr float kNowhere = 1e19f;
 
 // Compile-time options of a strip kernel.
@@ -24,25 +24,25 @@ struct Options {
   using Phi = Phi_;
   static constexpr bool kSoftmax = Softmax;
   static constexpr int kSize = Size, kRadius = Size / 2, kStride = Stride;
-  // Where no distance makes a weight zero, what lies outside the image is left out, by branches.
+  // Where no distance makes a weight zero, branches leave out what lies outside the image.
   static constexpr bool kLeavesOut = !(Softmax && Phi::kBounded);
   static constexpr float kBeyond = kLeavesOut ? 0 : kNowhere;
 };
 
-// Where values are 16 bits, keys in a tile and the queries that meet them are multiplied by the square root of log2 e,
-// so that a power of two needs no factor. It rounds them, like float always does, and hence far below T's own rounding;
-// but in float the logits of values that are far apart stay exact.
+// For 16-bit values, the keys in a tile and the queries that meet them are multiplied by the square root of log2 e, so
+// that the power of two needs no factor. This rounds them to float, which is far finer than T's own rounding. Values
+// that are float themselves are not multiplied, so that the logits of values far apart stay exact.
 template <class T, class O>
 constexpr float kFold =
     sizeof(T) == 2 && O::kSoftmax && std::is_same_v<typename O::Phi, SquaredDifference> ? 1.2011224f : 1.f;
 
-// Where values are 16 bits, a sum of lse and excess is exact enough: its rounding changes weights by less than they are
-// rounded to, unless logits are above a hundred thousand.
+// For 16-bit values, storing only the sum of lse and excess is exact enough: rounding it changes weights by less than
+// T's own rounding does, unless logits are above a hundred thousand.
 template <class T>
 constexpr bool kOneLess = sizeof(T) == 2;
 
-// The type of the channels in a tile: float saves a thread to widen them for each strip, and there is room for it where
-// tiles are small.
+// The type of the channels in a tile. With float a thread need not widen them for each strip; at stride 1 tiles are
+// small enough to hold it.
 template <class T, class O>
 using InTile = std::conditional_t<O::kStride == 1, float, T>;
 
@@ -50,7 +50,7 @@ using InTile = std::conditional_t<O::kStride == 1, float, T>;
 struct Blocking {
   int groups, columns, strips;                    // of a block; groups is a power of two
   int group_blocks, column_blocks, strip_blocks;  // of an image
-  int turns;        // 2 if a warp has every other column, so that all its lanes meet the same taps; or 1
+  int turns;        // 2 if a warp has every other column, so that all its lanes meet the same taps; otherwise 1
   int group_shift;  // the logarithm of groups
   Divisor by_group_blocks, by_column_blocks, by_strip_blocks, by_columns;  // the last by the columns of a turn
   TileShape tile;
@@ -106,8 +106,8 @@ struct Range {
   static constexpr int kFrom = From, kTo = To;
 };
 
-// Calls f(row) for the rows in the windows of a strip, which starts at row `first` of the image: all of them, but for
-// those above it, or below it, where none of these is in the image.
+// Calls f(row) for the key rows in the windows of a strip that starts at row `first` of the image. The rows above the
+// strip are skipped if none of them is in the image, and so are those below it.
 template <class O, int Strip, class F>
 __device__ void each_key_row(int first, int pad, int height, F f) {
   constexpr int kRows = KeyWindow<O, Strip>::kRows, kBelow = kRows - O::kRadius;
@@ -124,7 +124,7 @@ __device__ void each_key_row(int first, int pad, int height, F f) {
   if (first + kBelow - O::kRadius < height + pad) rows(Range<kBelow, kRows>());
 }
 
-// The keys of a thread's group, near the tile's first pixel.
+// Reads the keys of a thread's group, starting from the tile's first pixel.
 template <class O, class Arguments>
 struct Keys {
   const Arguments& a;
@@ -168,7 +168,7 @@ struct KeyMemory {
   __device__ void load_keys(O, const Tile<O::kStride>& tile, const X& values, const Arguments& a,
                             const Keys<O, Arguments>& own) const {
     if constexpr (std::is_same_v<X, Stem<float>> && sizeof(E) == 2) {
-      // The stem's own keys are channels-last.
+      // is_dense: the keys that the stem's own operator makes are channels-last.
       if (tile.groups == kProductGroups && has_whole_groups(values, a.p) && is_dense(a.k, a.p.width) &&
           a.p.padding == 0)
         return load_tile_by_products(tile, values, a.p, a.k, own.factor, own.outside(), x, keys);
@@ -177,7 +177,7 @@ struct KeyMemory {
     if (a.p.padding > 0) zero_padding(tile, a.p);
   }
 
-  // Lets keys of the first rows and columns outside the image be zero. A thread writes where it has loaded.
+  // Sets the keys in the rows and columns of zeros around the image to zero. A thread writes only where it has loaded.
   template <int Stride>
   __device__ void zero_padding(const Tile<Stride>& tile, const Problem& p) const {
     const int pad = int(p.padding), height = int(p.height), width = int(p.width);
@@ -192,11 +192,11 @@ struct KeyMemory {
 };
 
 // The query pixels whose windows hold a block's key pixels, in strips of `Strip`. Strips start a multiple of the stride
-// away from the first query's center, so that which taps a key row meets is known when compiling.
+// away from the first query's center, so that the taps that a key row meets are known at compile time.
 template <class O, int Strip>
 struct QueryWindow {
   static_assert(Strip % O::kStride == 0);
-  static constexpr int kBefore = O::kRadius / O::kStride;  // queries above a key that hold it
+  static constexpr int kBefore = O::kRadius / O::kStride;  // query rows above a key whose windows hold it
   static constexpr int kRows = (Strip - 1 + O::kRadius) / O::kStride + kBefore + 1;
 
   using Tile = cuda::Tile<1>;
@@ -213,12 +213,12 @@ struct QueryWindow {
     tile.column = (place.first_column - lead) / O::kStride - kBefore;
     return tile;
   }
-  // The tap of key `s` of a strip in the window of query `i` of the strip's.
+  // The tap row at which key `s` of a strip lies in the window of the strip's query `i`.
   __device__ static constexpr int tap(int s, int i) { return s - O::kStride * (i - kBefore) + O::kRadius; }
 };
 
-// Calls f(row) for the rows of queries whose windows hold a strip of keys, which start at row `first` of the result:
-// all of them, but for those before it, or after it, where none of these is in the image.
+// Calls f(row) for the query rows whose windows hold a strip of keys; the first of them is row `first` of the result.
+// The rows before the strip are skipped if none of them is in the result, and so are those after it.
 template <class O, int Strip, class F>
 __device__ void each_query_row(int first, int height, F f) {
   using Window = QueryWindow<O, Strip>;

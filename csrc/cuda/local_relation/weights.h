@@ -5,8 +5,8 @@
 
 namespace robust_lr::cuda {
 
-// `add` returns sum + Phi(q, k). Phi is never above zero where it is `kBounded`. Its derivatives are
-// kQueryFactor * query_slope and kKeyFactor * key_slope: constant factors are left to the end of a sum.
+// `add` returns sum + Phi(q, k). A Phi that is `kBounded` is never above zero. The derivatives are
+// kQueryFactor * query_slope and kKeyFactor * key_slope, so that sums are multiplied by constant factors only once.
 struct SquaredDifference {
   static constexpr bool kBounded = true;
   static constexpr int kQueryFactor = -2, kKeyFactor = 2;
@@ -35,7 +35,7 @@ struct AbsoluteDifference {
   template <class A>
   __device__ static A query_slope(A q, A k) {
     const A d = q - k;
-    return d > 0 ? A(1) : (d < 0 ? A(-1) : d);  // d is 0 or NaN in the end
+    return d > 0 ? A(1) : (d < 0 ? A(-1) : d);  // the last d is 0 or NaN
   }
   template <class A>
   __device__ static A key_slope(A q, A k) {
@@ -60,7 +60,7 @@ struct Product {
   }
 };
 
-// Calls f with Phi, on either side.
+// Calls f with the call's Phi, on the host or the device.
 #pragma nv_exec_check_disable
 template <class F>
 __host__ __device__ auto with_phi(const Problem& p, F f) {

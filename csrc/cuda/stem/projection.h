@@ -1,5 +1,5 @@
-// Channel transforms of the stem's values, which make queries and keys, and what their gradients add to that of the
-// image. A thread owns some pixels and goes through all channels.
+// The channel transforms that make queries and keys from the stem's values, and their contribution to the gradient of
+// the image. A thread owns some pixels and goes through all channels.
 #pragma once
 
 #include <utility>
@@ -10,7 +10,7 @@
 namespace robust_lr::cuda {
 
 constexpr int kProjectionThreads = 128, kPixels = 4;
-constexpr int kProjectionResident = 3;  // blocks at once on a multiprocessor, at least
+constexpr int kProjectionResident = 3;  // resident blocks of a multiprocessor, at least
 constexpr int kTable = 64;              // channels in shared memory at a time
 
 // Values of a channel that all pixels need.
@@ -35,7 +35,7 @@ __device__ Channel<WideOf<T>> channel_of(const Projection<T>& f, int row, int c)
   return channel;
 }
 
-// Calls g(channel, number) for all of them, which go through shared memory; all threads of the block take part.
+// Calls g(channel, number) for all channels, which pass through shared memory. All threads of the block must call it.
 template <class T, class G>
 __device__ void each_channel(const Projection<T>& f, int row, G g) {
   auto* const table = reinterpret_cast<Channel<WideOf<T>>*>(shared_memory);
@@ -69,13 +69,13 @@ struct Spot {
     const A* const from = address(f.out, n, first_row, row, column);
     read_channels(f.out, from, inside ? min(kChannels, f.rows - first_row) : 0, dout);
   }
-  // The gradient of a value that is in memory.
+  // The part of a value's gradient that is in memory.
   __device__ A dx(int channel) const {
     return f.dx.data != nullptr && inside ? *address(f.dx, n, channel, row, column) : A(0);
   }
 };
 
-// Calls g with the kind of the projection: of three inputs, and without values in memory, is what networks have.
+// Calls g with the kind of the projection. Networks have three inputs and no gradients of values in memory.
 template <class T, class G>
 __device__ void with_kind(const Projection<T>& f, G g) {
   if (f.x.inputs == 3 && f.dx.data == nullptr) return g(Kind<3, true>());
@@ -91,7 +91,7 @@ __device__ A value_of(const Channel<A>& channel, const A (&inputs)[kMaxInputs]) 
   return z;
 }
 
-// The gradient of a value before its ReLU, of 8 rows of the projection and of what is in memory.
+// The gradient of a value before its ReLU: the contribution of 8 rows of the projection, added to `dx`.
 template <class T>
 __device__ WideOf<T> gradient_of(const Channel<WideOf<T>>& channel, WideOf<T> z, const WideOf<T> (&dout)[kChannels],
                                  WideOf<T> dx) {
@@ -104,7 +104,7 @@ template <class T>
 struct Spots {
   Spot<T> spots[kPixels];
 
-  // Those of a thread: every so many pixels of its block's.
+  // A thread's spots: every kProjectionThreads-th pixel of its block.
   __device__ Spots(const Projection<T>& f, int n, int block)
       : Spots(f, n, block, std::make_index_sequence<kPixels>()) {}
   template <std::size_t... S>

@@ -13,11 +13,11 @@ struct Projection {
   Stem<A> x;
   const T* weights;  // [rows, channels]
   Image<A> out;      // [N, rows, height, width], or its gradient
-  Image<A> dx;       // a gradient of the values from elsewhere to take along, at stride 1; or no data
+  Image<A> dx;       // a gradient of the values that is to be added, at stride 1; without data if there is none
   int rows, stride, height, width;
 };
 
-// Number of parts of the gradients of weights and transform: of the pixels, and of the rows.
+// In how many parts the pixels, and the rows of weights, are divided for the gradients of weights and transform.
 template <class T>
 Index pixel_parts(const Projection<T>& projection);
 template <class T>
@@ -27,8 +27,8 @@ Index row_parts(const Projection<T>& projection);
 template <class T>
 void run_projection(const Projection<T>& projection, Stream stream);
 
-// Adds up `parts` [count, N, inputs, H, W], which may be dimage itself, and the projection's part of the gradient of
-// the image, at the projection's pixels.
+// Sets `dimage`, at the projection's pixels only, to the sum of `parts` [count, N, inputs, H, W], which may be dimage
+// itself, and the projection's contribution.
 template <class T>
 void run_image_gradient(const Projection<T>& projection, const WideOf<T>* parts, Index count, WideOf<T>* dimage,
                         Stream stream);

@@ -1,8 +1,8 @@
 // The channel transforms of the stem's values on tensor cores, for weights in bfloat16, images of three inputs and at
 // most kProductChannels channels. A warp takes 16 pixels at a time; their values never leave its registers.
 //
-// Values and gradients are rounded to bfloat16 before they are multiplied. There is no such kernel for float16, in
-// which values could overflow that are finite in float.
+// Values and gradients are rounded to bfloat16 before they are multiplied. There is no such kernel for float16, because
+// values that are finite in float could overflow.
 #pragma once
 
 #include "../common/reduce.h"
@@ -13,9 +13,9 @@ namespace robust_lr::cuda {
 
 constexpr int kProductChannels = 64, kChunks = kProductChannels / 16;
 constexpr int kRound = kProjectionThreads / 32 * kLines;                    // pixels of a block at a time
-constexpr int kProductRounds = 16, kProductSpan = kRound * kProductRounds;  // of a block, and its pixels
+constexpr int kProductRounds = 16, kProductSpan = kRound * kProductRounds;  // rounds and pixels of a block
 
-// The two pixels of each 16 of a lane, which go on by kRound pixels.
+// A lane's two pixels of the 16 that its warp works on; go_on() moves them on by kRound pixels.
 template <class T>
 struct ProductPixels {
   const Projection<T>& f;
@@ -37,7 +37,7 @@ struct ProductPixels {
     const unsigned words[2] = {word(0), word(1)};
     return {words[0], words[1], words[0], words[1]};
   }
-  // Two rows of the result that this lane has of a pixel.
+  // Where the result of a pixel is, for the two rows that this lane has.
   __device__ WideOf<T>* result(int i, int row_of_weights) const {
     return f.out.data + n * f.out.batch + number(i) * f.out.column + row_of_weights;
   }
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kProjectionThreads, kProjectionResident)
   }
 }
 
-// What a lane has of the gradient of a projection at one pixel: two of 8 rows, in their upper and lower parts.
+// A lane's elements of a projection's gradient at one pixel: two of 8 rows, split into upper and lower parts.
 template <class T>
 __device__ void gradient_words(const ProductPixels<T>& pixels, int i, int first_row, unsigned& upper, unsigned& lower) {
   const int row = first_row + 2 * lane_pair(), rows = pixels.f.rows;
@@ -120,19 +120,19 @@ __device__ void gradient_words(const ProductPixels<T>& pixels, int i, int first_
   upper = pack(first, second), lower = pack(found.x - first, found.y - second);
 }
 
-// Gradients before the ReLU: zero where a value is.
+// Turns gradients of values into those before the ReLU: zero where the value is zero.
 __device__ inline void mask(const ProductSums& z, ProductSums& dz) {
 #pragma unroll
   for (int i = 0; i < 4; ++i)
     if (z.values[i] <= 0) dz.values[i] = 0;
 }
 
-// Of up to 8 rows.
+// The gradient of the image, for projections of up to 8 rows.
 template <class T>
 __global__ void __launch_bounds__(kProjectionThreads, kProjectionResident)
     image_gradient_products(Projection<T> f, int spans, const float* parts, int count, float* dimage) {
   const int n = blockIdx.x / spans, line = lane_line(), pair = lane_pair();
-  RightMatrix transform[kChunks][2], back[kChunks];  // back: to the inputs, their upper parts and then the lower ones
+  RightMatrix transform[kChunks][2], back[kChunks];  // back to the inputs: first the upper parts, then the lower ones
   unsigned weights[kChunks][2];
 #pragma unroll
   for (int k = 0; k < kChunks; ++k) {
@@ -197,8 +197,8 @@ __global__ void __launch_bounds__(kProjectionThreads, kProjectionResident)
 constexpr int kProductTerms = kChannels + kProductInputs + 1;
 constexpr size_t kProductBytes = kProjectionThreads / 32 * kProductTerms * kProductChannels * sizeof(float);
 
-// Values and their gradients are made with channels as lines, so that they are left matrices
-// of products that sum over pixels.
+// Values and their gradients are computed with channels as lines, so that they are left matrices of the products that
+// sum over pixels.
 template <class T>
 __global__ void __launch_bounds__(kProjectionThreads, kProjectionResident)
     weights_gradient_products(Projection<T> f, int spans, int row_blocks, float* dweights, float* dtransform) {
@@ -220,14 +220,14 @@ __global__ void __launch_bounds__(kProjectionThreads, kProjectionResident)
   }
   ProductPixels<T> pixels(f, n, begin);
   for (; pixels.first < end; pixels.go_on()) {
-    RightMatrix image[2], dout[2];       // of 8 pixels each, which are columns
-    RightMatrix by_pixel, upper, lower;  // pixels are rows: inputs, and both parts of the gradient of 8 rows
+    RightMatrix image[2], dout[2];       // 8 pixels each, as columns
+    RightMatrix by_pixel, upper, lower;  // pixels as rows: the inputs, and both parts of the gradient of 8 rows
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       image[i].words[0] = image[i].words[1] = pixels.word(i);
       gradient_words(pixels, i, first_row, dout[i].words[0], dout[i].words[1]);
-      // From the lanes that have pixels 2 pair and 2 pair + 1. A word has two elements, of which one is mine: the
-      // upper or the lower part of an input, or one of two rows.
+      // Transposes words: takes them from the lanes that have pixels 2 pair and 2 pair + 1. This lane needs one of the
+      // two elements of each word: the upper or the lower part of an input, or one of two rows.
       const int source = 8 * pair;
       auto turned = [&](unsigned word, int column, bool second) {
         const unsigned a = __shfl_sync(0xffffffff, word, source + column);

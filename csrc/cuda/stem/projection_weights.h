@@ -1,5 +1,5 @@
-// The gradients of the weights of a channel transform of the stem's values, and what it adds to that of the stem's own
-// transform. A thread owns some channels, and each warp of a block every so many pixels.
+// The gradient of the weights of a channel transform of the stem's values, and its contribution to the gradient of the
+// stem's own transform. A thread owns some channels; the warps of a block take turns at its pixels.
 #pragma once
 
 #include "../common/reduce.h"
@@ -17,7 +17,7 @@ struct alignas(16) Pixel {
   A dout[kChannels], inputs[kMaxInputs];
 };
 
-// Shared memory: pixels, and then the sums of each warp.
+// Shared memory: pixels first, and the sums of each warp in the same place afterwards.
 template <class A>
 constexpr size_t kWeightsBytes =
     std::max(kProjectionThreads * sizeof(Pixel<A>), kProjectionThreads * kOwnChannels * kTerms * sizeof(A));

@@ -1,4 +1,4 @@
-// The stem's values for the kernels, instead of values in memory.
+// Gives kernels the stem's values, computed from the image, in place of values in memory.
 #pragma once
 
 #include "../common/tile.h"
@@ -32,8 +32,8 @@ __device__ A value_at(const Stem<A>& x, const Problem& p, int n, int channel, in
 template <int Inputs, bool Full>
 struct Kind {};
 
-// The transform of a group, in registers. Where it is `Full` the image has just as many
-// inputs, and every group 8 channels; else there may be fewer.
+// The transform of a group, in registers. `Full` means that the image has exactly `Inputs` inputs and every group 8
+// channels; otherwise there may be fewer.
 template <int Inputs, bool Full>
 struct GroupTransform {
   float weights[Inputs][kChannels], bias[kChannels];
@@ -54,7 +54,7 @@ struct GroupTransform {
     }
   }
 
-  // The values of a pixel as they are in memory elsewhere.
+  // The values of a pixel as T, the type that values in memory have.
   template <class T>
   __device__ void apply(const float (&pixel)[Inputs], T (&to)[kChannels]) const {
     float z[kChannels];
@@ -93,8 +93,8 @@ struct Pixels {
   }
 };
 
-// Calls f with the kind of the stem: three inputs, groups of 8 channels and a transform whose rows can be read at once
-// are what networks have.
+// Calls f with the kind of the stem. Networks have three inputs, groups of 8 channels and a transform whose rows can be
+// read in one access.
 template <class F>
 __device__ void with_kind(const Stem<float>& x, const Problem& p, F f) {
   const bool aligned = reinterpret_cast<std::uintptr_t>(x.transform) % sizeof(float4) == 0;
@@ -102,7 +102,7 @@ __device__ void with_kind(const Stem<float>& x, const Problem& p, F f) {
   f(Kind<kMaxInputs, false>());
 }
 
-// The channels of this thread's group, which are made from the image.
+// Computes the channels of this thread's group from the image.
 template <class T, int Inputs, bool Full>
 struct ChannelsOfStem {
   struct Raw {
@@ -127,7 +127,7 @@ __device__ void with_channels(const Tile<Stride>& tile, const Stem<float>& x, co
   });
 }
 
-// The values of the strip of a thread in `T`, zeros where `inside(s)` is false.
+// The values of a thread's strip, rounded to T; zeros where `inside(s)` is false.
 template <class T, int S, class Inside>
 __device__ void read_strip(const Stem<float>& x, const Problem& p, int n, int group, int first, int column,
                            Inside inside, float (&to)[S][kChannels]) {

@@ -1,4 +1,4 @@
-// Where a block leaves the gradient of the values that it found: in memory, or for the stem in the gradients of the
+// Where a block leaves the gradient of the values: in memory or, for the stem, as contributions to the gradients of the
 // image and of the transform, which are sums over the groups of a pixel and over the pixels of a group.
 #pragma once
 
@@ -8,14 +8,14 @@
 
 namespace robust_lr::cuda {
 
-// Sums over pixels that each thread has terms of.
+// Number of sums over pixels that each thread has terms of.
 template <class X>
 constexpr int kDelivered = 0;
 template <class A>
 constexpr int kDelivered<Stem<A>> = kChannels * (kMaxInputs + 1);
 
-// `dx` is of the strip of a thread, whose values are `x`; both are zero where `inside(s)` is false. Without `Weights`
-// there is no gradient of the transform. `memory` is that of backward_keys.h.
+// `dx` is the gradient of the values `x` of a thread's strip; only pixels where `inside(s)` is true count. Without
+// `Weights` there is no gradient of the transform. `memory` is the QueryMemory of backward_keys.h.
 template <bool Weights, int Stride, class T, int S, class Memory, class Inside>
 __device__ void deliver(const Image<T>& to, const Image<const T>&, const Problem& p, const Blocking&,
                         const Place& place, int first, int column, Inside inside, const float (&)[S][kChannels],
@@ -80,7 +80,7 @@ __device__ void deliver_transform(Kind<Inputs, Full>, float* transform, const St
     }
   }
   float* const own = slots + threadIdx.x;
-  __syncthreads();  // other sums are done
+  __syncthreads();  // the prior's sums, which use the same slots, are done
 #pragma unroll
   for (int c = 0; c < kChannels; ++c) {
 #pragma unroll

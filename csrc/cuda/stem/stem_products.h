@@ -1,9 +1,10 @@
 // The stem's transform as a matrix product, z [pixels, channels] = image [pixels, 16] * transform [16, channels], for
 // images of three inputs.
 //
-// Both are float, and tensor cores take 16-bit elements: each float is a sum of two bfloat16 (products.h), and each
-// pair of elements of the inner dimension belongs to one input: (upper, lower part) of the pixel with twice the upper
-// part of the weight in the first half, and with twice its lower part in the second half. The last pair is the bias.
+// Both are float, but tensor cores take 16-bit elements, so each float is split into two bfloat16 (products.h). Each
+// pair of elements of the inner dimension belongs to one input. The pixel's elements are (upper part, lower part) in
+// both halves of the dimension; the weight's are its upper part twice in the first half and its lower part twice in the
+// second. The last pair of each half is the bias.
 #pragma once
 
 #include "../common/products.h"
@@ -11,10 +12,10 @@
 
 namespace robust_lr::cuda {
 
-constexpr int kProductInputs = 3, kLines = 16;  // of an image, and pixels of a product
+constexpr int kProductInputs = 3, kLines = 16;  // inputs of an image, and pixels of a product
 constexpr unsigned kTwoOnes = 0x3f803f80u;      // as bfloat16
 
-// What a lane has of the transform of one channel: its words of the two halves of the inner dimension.
+// A lane's elements of the transform of one channel: a word for each half of the inner dimension.
 struct TransformWords {
   unsigned upper, lower;
 
@@ -32,7 +33,7 @@ __device__ inline RightMatrix transform_matrix(const Stem<float>& x, int channel
   return {words.upper, words.lower};
 }
 
-// What a lane has of one pixel, whose input of this lane is at `input`: zeros where it is outside the image.
+// A lane's elements of one pixel, of which the lane reads one input, at `input`. Zeros outside the image.
 __device__ inline unsigned pixel_word(const float* input, bool inside) {
   const bool is_bias = lane_pair() == kProductInputs;
   const float v = inside && !is_bias ? *input : 0.f;
@@ -49,12 +50,12 @@ __host__ __device__ inline bool has_whole_groups(const Stem<float>& x, const Pro
   return x.inputs == kProductInputs && p.shared == kChannels && p.channels % kChannels == 0;
 }
 
-constexpr int kProductGroups = 8;  // of a tile that is made by products
+constexpr int kProductGroups = 8;  // groups of a tile that is computed by products
 
-// As load_tile, for a tile of kProductGroups groups and keys that are dense. Four lanes have a run of pixels, each of
-// them groups 2 pair and 2 pair + 1.
+// Like load_tile, for a tile of kProductGroups groups and dense keys. Four lanes share a run of pixels; each of them
+// has groups 2 pair and 2 pair + 1.
 //
-// Column `line` of a right matrix `m` is channel 2 m + line % 2 of a group, so a lane's sums of four products are all
+// Column `line` of right matrix `m` is channel 2 m + line % 2 of a group, so a lane's sums of the four products are all
 // channels of one group at a pixel.
 template <class T, int Stride>
 __device__ void load_tile_by_products(const Tile<Stride>& tile, const Stem<float>& x, const Problem& p,

@@ -1,27 +1,30 @@
-// The values of a strip of key pixels on tensor cores, and where their gradient goes: a strip is that of a thread of
-// backward_keys.h, in a block of kProductGroups groups.
+// The values of a strip of key pixels on tensor cores, and what their gradient adds to that of the image. A strip is
+// that of a thread of backward_keys.h, in a block of kProductGroups groups.
 //
-// Four lanes of a warp have the same line of a matrix, and eight the groups of one pixel. So each pixel has two lines,
-// of which the first is for the first four groups, and the second for the others: products of both halves are added,
-// each with zeros in the other half's lines. A lane's own place is that of its group and pixel in all of them: column
-// `line` of a right matrix `m` is channel 2 m + line % 2 of group line / 2, and the inner dimension of those that go
-// back to the image has four channels of group `pair`.
+// Eight lanes of a warp have the groups of one pixel, but only four lanes share a line of a matrix. So each pixel has
+// two lines: the first for the first half of the groups, the second for the other half. There is a product for each
+// half, with zeros in the lines of the other, and the products are added. A lane thus gets the elements of its own
+// group and pixel: column `line` of right matrix `m` is channel 2 m + line % 2 of the half's group line / 2. In the
+// products back to the image, the inner dimension has four channels of each of the half's groups, by `pair`.
 #pragma once
 
 #include "stem_products.h"
 
 namespace robust_lr::cuda {
 
-// Right matrices that all warps of a block need, 16 bytes of a lane each: both halves of the transform for each m, the
-// transform back to the inputs of either half in columns 4 half + input, its upper and its lower parts, for the first
-// and the last four channels of the groups, and the weights of the keys of each half, for all m.
+// Right matrices that all warps of a block need, in entries of 16 bytes per lane:
+//
+//     kTransform + m  the transform, of both halves of the groups
+//     kBack + q       the transform back to the inputs, its upper and lower parts, for channels 4 q to 4 q + 3 of each
+//                     group; in columns 4 half + input
+//     kKeys + half    the weights of the keys, for all m
 struct StripMatrices {
   static constexpr int kTransform = 0, kBack = 4, kKeys = 6, kCount = 8;
   static constexpr size_t kBytes = kCount * 32 * sizeof(float4);
 
   float4* memory;
 
-  // All warps of the block take part; a barrier must follow. Without `key_weights` there are none.
+  // All warps of the block must call it, and a barrier must follow. Without `key_weights` the kKeys entries are unset.
   __device__ void make(const Stem<float>& x, const Problem& p, int first_group, const BFloat16* key_weights) const {
     const int line = lane_line(), pair = lane_pair(), groups = int(p.groups), channels = int(p.channels);
     const int warp = threadIdx.x / 32, warps = blockDim.x / 32;
@@ -69,13 +72,13 @@ struct StripMatrices {
   }
 };
 
-// A left matrix whose lines are those of one half of the groups.
+// `whole` with zeros in the lines of the other half of the groups.
 __device__ inline LeftMatrix of_half(int half, const LeftMatrix& whole) {
   const bool mine = (lane_line() & 1) == half;
   return {mine ? whole.words[0] : 0, mine ? whole.words[1] : 0, mine ? whole.words[2] : 0, mine ? whole.words[3] : 0};
 }
 
-// As read_strip in stem.h. `inside(s)` is the same for all groups.
+// Like read_strip in stem.h. `inside(s)` must be the same for all groups.
 template <int S, class Inside>
 __device__ void read_strip_by_products(const StripMatrices& matrices, const Stem<float>& x, const Problem& p, int n,
                                        int first, int column, Inside inside, float (&to)[S][kChannels]) {
@@ -106,7 +109,7 @@ __device__ void read_strip_by_products(const StripMatrices& matrices, const Stem
   }
 }
 
-// Adds what the gradients of the strip's keys, of all groups, are for its values.
+// Adds to the gradient of the strip's values the contribution of its keys' gradients, of all groups.
 template <int S>
 __device__ void add_keys(const StripMatrices& matrices, const float (&dk)[S], float (&dx)[S][kChannels]) {
   const int source = threadIdx.x % 32 / kProductGroups * kProductGroups + 2 * lane_pair();
@@ -140,8 +143,8 @@ __device__ void add_keys(const StripMatrices& matrices, const float (&dk)[S], fl
   }
 }
 
-// As deliver_image in stem_gradient.h. `pixels` is the first of the strip in the part's first plane, `inside(s)` the
-// same for all groups.
+// Like deliver_image in stem_gradient.h. `pixels` points to the strip's first pixel in the part's first plane;
+// `inside(s)` must be the same for all groups.
 template <int S, class Inside>
 __device__ void deliver_image_by_products(const StripMatrices& matrices, float* pixels, const Problem& p, int g,
                                           Inside inside, const float (&dx)[S][kChannels]) {
@@ -163,7 +166,8 @@ __device__ void deliver_image_by_products(const StripMatrices& matrices, float* 
       multiply(found[s / 2], left, {words[2], words[3]});
     }
   }
-  // The first two lanes of a pixel have three inputs of the first half; those of the other are 6 lanes off.
+  // The first two lanes of a pixel have the sums over the first half of the groups, for three inputs. The sums over the
+  // other half are in the lanes whose numbers differ from theirs by an XOR with 6.
 #pragma unroll
   for (int s = 0; s < S; ++s) {
 #pragma unroll
