@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = ROOT / "benchmarks" / "cuda_count"
 
 SLOTS_PER_MS = 132 * 4 * 1.755e6
-SPECIAL_CYCLES = 8  # of a warp's exponential, of which a quarter of a multiprocessor does 4 lanes a cycle
+SPECIAL_CYCLES = 8  # for a warp's exponential: a quarter of a multiprocessor computes 4 lanes per cycle
 BYTES_PER_MS = 3.35e9
 
 PASSES = ("forward", "attack", "training")
@@ -47,7 +47,7 @@ class Launch:
     """A kernel's launch; sizes that a kind of kernel does not have are 0."""
 
     layer: str
-    part: str  # of a pass, one of PASSES
+    part: str  # the pass that it is part of, one of PASSES
     kernel: str
     blocks: int
     threads: int
@@ -73,7 +73,7 @@ class Launch:
 
     @property
     def passes(self) -> int:
-        """How often all threads go on to the next runs of the tile, until all are loaded."""
+        """How many rounds the threads need to load all runs of the tile."""
         return math.ceil(self.runs / (self.threads // self.groups))
 
 
@@ -84,10 +84,10 @@ KERNELS = (
 
 
 def trips(launch: Launch, loop: Counter[str]) -> float:
-    """How often a warp goes through a loop, which is recognized by the instructions in it.
+    """How often a warp goes through a loop, which is recognized by its instructions.
 
-    What never happens here (other layouts and alignments, stems of other images, outputs that must be computed again)
-    happens 0 times.
+    The result is 0 for what never happens here: other layouts and alignments, stems of other images, and outputs that
+    must be computed again.
     """
     if launch.groups:
         return strip_trips(launch, loop)
@@ -107,7 +107,7 @@ def trips(launch: Launch, loop: Counter[str]) -> float:
 
 def product_trips(launch: Launch, loop: Counter[str]) -> float:
     sums = launch.name == "weights_gradient_products"
-    if loop["HMMA"]:  # 16 pixels a warp
+    if loop["HMMA"]:  # 16 pixels of a warp at a time
         blocks = math.ceil(launch.pixels / (2048 if sums else 1024))
         return launch.pixels / blocks / (launch.threads // 32 * 16)
     if not sums:
@@ -151,7 +151,10 @@ def columns_of(launch: Launch) -> float:
 
 
 def share_of_rows(launch: Launch) -> float:
-    """Share of the rows of a strip's windows that are not skipped: those above, or below, where all are outside."""
+    """Share of a strip's window rows that are not skipped.
+
+    The rows above a strip, or below it, are skipped if all of them are outside the image.
+    """
     strip, stride = launch.strip, launch.stride
     if launch.name == "backward_keys":
         image, above, rows = launch.height, 3 // stride, (strip - 1 + 3) // stride + 3 // stride + 1
@@ -175,10 +178,10 @@ def features(code: Code, blocks: object) -> Counter[str]:
 
 
 def unused(code: Code, launch: Launch, used: set[int], skipped: set[int]) -> set[int]:
-    """Blocks that are for other alignments, other stems or other passes, with all that leads to nothing else.
+    """Blocks for other alignments, other stems or other passes, and the blocks around them that serve nothing else.
 
-    Such a block is known by its instructions, or as one of the `skipped` loops', which never run. It stands for the
-    largest part of the code that is reached through one block and has none of the `used` ones.
+    Such a block is recognized by its instructions, or belongs to one of the `skipped` loops, which never run. With it
+    goes the largest region around it that is reached only through one block and contains none of the `used` ones.
     """
     wide = launch.channels % 8 == 0
     other = {"STG.E.U16", "STG.E.64", "LDG.E.64"} if wide else {"STG.E.U16", "STG.E.128", "LDG.E.128"}
@@ -230,7 +233,7 @@ def issued(code: Code, launch: Launch) -> Counter[str]:
 
 
 def tap_loop(code: Code, launch: Launch) -> tuple[float, float]:
-    """Instructions of the loop over taps, of which each has an exponential: for a tap, and all that a warp issues."""
+    """Instructions of the loop over taps, with one exponential per tap: for each tap, and all that a warp issues."""
     for loop in code.loops:
         found = features(code, loop.blocks)
         if launch.groups and found["MUFU.EX2"] >= 10 and not found["STG"]:
@@ -239,7 +242,7 @@ def tap_loop(code: Code, launch: Launch) -> tuple[float, float]:
 
 
 def memory_floor(layer: str, channels: int, stride: int, batch: int) -> dict[str, float]:
-    """Milliseconds to read and write once what a pass of a layer must, in bf16; the stem's image is float32."""
+    """Milliseconds to read and write the tensors of a layer's pass once, in bf16; the stem's image is float32."""
     size = SIZES[layer.split(".")[0]] * (2 if layer[-1] == "0" and layer != "res2.0" else 1)
     inputs, outputs, groups = size**2, (size // stride) ** 2, math.ceil(channels / 8)
     wide = layer == "stem"  # its queries and keys are float32
@@ -254,8 +257,8 @@ def memory_floor(layer: str, channels: int, stride: int, batch: int) -> dict[str
 def ratios(totals: dict[str, float]) -> dict[str, float]:
     """LR-Net-26 / ResNet-26, where the rest of LR-Net-26 takes 1.45 ms forward and all of ResNet-26 1.67 ms.
 
-    These two are assumptions, inferred from an earlier estimate of the ratios: nothing here counts or measures them. So
-    are three times as much for a training step, and as much again as the forward pass for the gradient of an attack.
+    These two are assumptions, inferred from an earlier estimate of the ratios: nothing here counts or measures them. It
+    is also assumed that a training step takes three times as long as a forward pass, and an attack step twice as long.
     """
     rest, other = 1.45, 1.67
     return {
@@ -273,7 +276,7 @@ def run(*command: object) -> str:
 
 
 def disassembler() -> str:
-    """nvdisasm, beside nvcc, on the PATH or as triton has it."""
+    """The path of nvdisasm: on the PATH, beside nvcc, or in triton."""
     toolkit = nvcc.locate()
     places = [str(Path(toolkit[0]).resolve().parent)] if toolkit else []
     for path in sys.path:
@@ -285,7 +288,7 @@ def disassembler() -> str:
 
 
 def short(name: str) -> str:
-    """What g++ and nvcc mangle alike: not the types of parameters."""
+    """The part of a mangled name that g++ and nvcc agree on: all but the types of parameters."""
     return name.split("EEv")[0]
 
 
@@ -307,7 +310,7 @@ def compile_kernels(folder: Path) -> tuple[dict[str, Code], dict[str, int]]:
 
 
 def launches(folder: Path, batch: int, size: int, *layer: int) -> list[Launch]:
-    """The launches of the nine layers, or of one layer of so many channels and a stride."""
+    """The launches of the nine layers, or of one layer that is given by its channels and stride."""
     program, shim = folder / "launches", ROOT / "tests" / "cuda_shim"
     compiler = shutil.which("g++") or sys.exit("no g++ to compile the launches with")
     run(compiler, "-std=c++20", "-O0", "-rdynamic", "-w", f"-I{shim}", SOURCES / "launches.cpp", "-o", program)

@@ -1,4 +1,4 @@
-// The kernels that LR-Net-26 launches in bf16, and no others: what benchmarks/cuda_count.py counts.
+// The kernels that LR-Net-26 launches in bf16, whose instructions benchmarks/cuda_count.py counts.
 #include "../../csrc/cuda/local_relation/run_backward.h"
 #include "../../csrc/cuda/local_relation/run_forward.h"
 #include "../../csrc/cuda/stem/run_projection.h"

@@ -21,7 +21,7 @@ float4 shared_memory[1];
 
 const char *layer, *pass;
 
-// The rows of a thread's strip, and how many of these it has.
+// The rows of a strip, and how many strips a thread has.
 struct Strips {
   int rows, count;
 };
@@ -46,7 +46,7 @@ cudaError_t print(const cudaLaunchConfig_t& config, F* kernel, Print rest) {
   return cudaSuccess;
 }
 
-// More specialized than the shim's, and found by the namespace of the arguments.
+// More specialized than the shim's templates, and found by argument-dependent lookup.
 template <class... P, class Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), const Arguments& a,
                                const Blocking& b) {
@@ -98,7 +98,7 @@ Problem problem(Index batch, Index channels, Index size, Index stride) {
       true};
 }
 
-// A channels-last tensor of which only the address is wrong.
+// A channels-last tensor with a made-up address.
 template <class E>
 Image<E> tensor(Index c, Index h, Index w, int bytes) {
   return {reinterpret_cast<E*>(64), h * w * c, 1, w * c, c, bytes};
@@ -129,7 +129,7 @@ void run_layer(const char* name, Index batch, Index channels, Index size, Index 
   }
 }
 
-// Follows, but for sums of parts, csrc/cuda/stem/stem_relation.cpp.
+// Follows csrc/cuda/stem/stem_relation.cpp, except for sums of parts.
 void run_stem(Index batch, Index size) {
   layer = "stem";
   const Problem p = problem(batch, 64, size, 2);

@@ -5,7 +5,7 @@
 // of different threads to one byte, one of them a write, race unless they are of one block with a barrier in between;
 // shuffles order nothing. So a race on an executed path is found whatever order the threads run in.
 //
-// DETECTOR_SKIP names a barrier, FILE:LINE, to leave out: the detector is tested by its finding each one's absence.
+// DETECTOR_SKIP names a barrier, FILE:LINE, to leave out: tests check that the detector reports each missing barrier.
 #include "detector.h"
 
 #include <ucontext.h>
@@ -52,7 +52,7 @@ std::vector<Byte> shared_bytes;
 std::size_t shared_size;
 int block, thread, epoch;
 bool running;
-bool watching;  // whether the kernels are compiled to call the functions at the end
+bool watching;  // whether the kernels are compiled to call the functions at the end of this file
 
 [[noreturn]] void fail(const std::string& what) {
   std::fprintf(stderr, "%s (block %d, thread %d)\n", what.c_str(), block, thread);

@@ -23,7 +23,7 @@ Index draw(std::initializer_list<Index> values) { return values.begin()[generato
 void fill(float& v, float value) { v = value; }
 void fill(BFloat16& v, float value) { v = BFloat16(value); }
 
-// Memory for `count` elements, with normal values where it is `given`.
+// Memory for `count` elements: filled with normally distributed values if `given`, otherwise uninitialized.
 template <class T>
 T* owned(Index count, bool given) {
   if (count == 0) return nullptr;
@@ -36,7 +36,7 @@ T* owned(Index count, bool given) {
 }
 
 // A tensor [N, C, H, W], channels-last or not; `spare` channels or columns lie between its rows and belong to others.
-// The bytes that may be moved at once are found as for tensors (csrc/cuda/common/tensors.h).
+// Image::bytes is found as for tensors (csrc/cuda/common/tensors.h).
 template <class T>
 Image<T> tensor(Index n, Index c, Index h, Index w, bool last, Index spare, bool given, Index shared) {
   using Element = std::remove_const_t<T>;
@@ -73,7 +73,7 @@ void check_written(bool written, const char* what) {
   std::exit(1);
 }
 
-// The results of a problem, for what compares them.
+// The results of a problem, which tests/ptx/driver.cpp compares.
 struct Result {
   const char* name;
   std::vector<double> values;
@@ -128,7 +128,7 @@ Query<A>* queries(const Problem& p) {
   return reinterpret_cast<Query<A>*>(owned<A>(windows(p) * Index(sizeof(Query<A>) / sizeof(A)), false));
 }
 
-// `usual` is as networks have it: channels-last, without gaps, and with a prior.
+// `usual` problems are like those of networks: channels-last, without gaps, and with a prior.
 template <class T>
 void run_relation(const Problem& p, bool usual = false) {
   const Index transforms = p.groups * p.components, statistics = p.softmax ? windows(p) : 0;
@@ -162,7 +162,7 @@ void run_relation(const Problem& p, bool usual = false) {
   if (p.batch > 0) check_written(dgeo, p.groups * p.taps(), "dgeo");
 }
 
-// Follows csrc/cuda/stem/stem_relation.cpp, for all gradients or, as an attack wants it, for that of the image alone.
+// Follows csrc/cuda/stem/stem_relation.cpp, for all gradients or, as in an attack, only for that of the image.
 template <class T>
 void run_stem(const Problem& p) {
   const bool wants_weights = draw({0, 1, 1});

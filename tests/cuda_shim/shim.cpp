@@ -62,8 +62,8 @@ void wait(State state) {
   std::abort();
 }
 
-// Lets all that wait for the same go on; false where all have ended. A barrier counts all threads that have not ended,
-// a shuffle all 32 of its warp.
+// Resumes the threads that wait for one another; returns false if all have ended. A barrier waits for all threads that
+// have not ended, an instruction of a warp for all 32 of its threads.
 bool release(int count) {
   bool alive = false;
   for (int warp = 0; warp < count; warp += 32) {
@@ -90,7 +90,7 @@ bool release(int count) {
 
 void synchronize_block(const char*, int) { wait(State::at_barrier); }
 
-// Plants the fault that CUDA_SHIM_FAULT names, so that tests can tell that it would be seen.
+// Plants the fault that CUDA_SHIM_FAULT names, so that tests can check that they would notice it.
 static void misplace_fragments(WarpOperation& own) {
   const char* const fault = std::getenv("CUDA_SHIM_FAULT");
   if (fault == nullptr) return;
@@ -118,8 +118,8 @@ void log_launch(const void* kernel) {
   std::fclose(file);
 }
 
-// As the driver: a kernel has 48 KiB of shared memory, or what was asked for. It must run on the current stream of the
-// device that is current then (bindings.cpp).
+// Like the driver: a kernel may take 48 KiB of shared memory, or as much as was asked for. It must run on the current
+// stream of the device that is current at the time (bindings.cpp).
 void allow_shared_memory(const void* kernel, int bytes) { allowed[kernel] = bytes; }
 
 bool can_launch(const void* kernel, std::size_t shared_bytes, const void* stream) {
@@ -169,7 +169,8 @@ void run(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<vo
 namespace robust_lr::cuda {
 namespace {
 
-// Every operator runs twice, the second time with blocks and threads in the opposite order: what they race for differs.
+// Runs every operator twice, the second time with blocks and threads in the opposite order, so that races show up as
+// different results.
 template <class Run>
 auto in_both_orders(Run run) {
   auto compare = [](const Tensor& a, const Tensor& b) {

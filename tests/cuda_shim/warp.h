@@ -14,14 +14,14 @@ namespace shim {
 // What a thread offers to the others of its warp, and takes from them.
 struct WarpOperation {
   enum class Kind { shuffle_xor, shuffle_from, product } kind;
-  int lanes;   // of shuffle_xor, which all threads have alike
+  int lanes;   // of shuffle_xor, the same in all threads
   int source;  // of shuffle_from
   std::uint32_t offered, received;
   float sums[4];  // of a product
   unsigned left[4], right[2];
 };
 
-// An element of a matrix, of the two in a word.
+// One of the two matrix elements in a word.
 inline float element(unsigned word, int which) {
   __nv_bfloat16 value;
   value.bits = std::uint16_t(word >> (16 * which));
@@ -49,7 +49,7 @@ inline void multiply_warp(WarpOperation* const (&warp)[32]) {
   }
 }
 
-// Lets a warp whose threads all wait for it execute an instruction; false where they wait for different ones.
+// Executes the instruction that all threads of a warp wait for; returns false if they wait for different ones.
 inline bool perform(WarpOperation* const (&warp)[32]) {
   for (const WarpOperation* each : warp)
     if (each->kind != warp[0]->kind || each->lanes != warp[0]->lanes) return false;

@@ -17,7 +17,7 @@ from cuda_sources import SHIM, SOURCES, run_all
 
 CHECKS = Path(__file__).parents[1] / "cuda_checks"
 FLAGS = ["-std=c++20", "-g1", "-w", "-fno-strict-aliasing", f"-I{SHIM}"]
-# Inlined, a function's result is written where it goes, and not behind the instrumentation's back.
+# Device functions are inlined because the instrumentation misses how a call writes its result to the destination.
 KERNEL_FLAGS = ["-O1", "-fsanitize=thread", "-D__device__=__attribute__((always_inline))"]
 UNDEFINED_FLAGS = ["-O0", "-fsanitize=undefined", "-fno-sanitize-recover=all"]
 

@@ -72,13 +72,13 @@ def run(program: Path, *arguments: object) -> dict[str, dict[str, int]]:
 def test_every_kernel_is_right_and_clean(program: Path) -> None:
     counts = run(program, 80)
     assert {name for name in KERNELS for symbol in counts if f"{len(name)}{name}I" in symbol} == KERNELS
-    # strips of layers and of the stem, projections, those on tensor cores, and sums in both types
+    # kernels of strips (of layers and of the stem), projections, projections on tensor cores, and sums in both types
     assert len(counts) == 13 + 3 + 3 + 2
     assert [symbol for symbol, count in counts.items() if not any(count.values()) and "sum_partsId" not in symbol] == []
 
 
-#: instructions of the machine code that stand for a kind of those of the PTX, and how far the counts may be apart, as
-#: the rows that a warp skips are known on average only. Loads from shared memory are divided otherwise.
+#: for each kind of PTX instructions, the corresponding machine instructions and the tolerance between their counts: the
+#: number of rows that a warp skips is known only on average, and loads from shared memory are split differently
 MACHINE = {
     "exponential": (("MUFU.EX2",), 0.07),
     "float": (("FADD", "FFMA"), 0.07),
@@ -101,7 +101,7 @@ def test_counted_instructions_are_those_executed(program: Path, channels: int, s
 
 
 def count_machine_code(program: Path, channels: int, size: int, stride: int) -> dict[str, dict[str, float]]:
-    """Instructions of the kernels of one layer's training step that all lanes with work execute, by kind, in warps."""
+    """Instructions by kernel and kind in one layer's training step, over all lanes with work and divided by 32."""
     disassembler, toolkit = cuda_count.disassembler(), nvcc.find()
     assert toolkit is not None
     cubin = program.with_suffix(".cubin")

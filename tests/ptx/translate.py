@@ -27,7 +27,7 @@ BINARY = {"add": "+", "sub": "-", "and": "&", "or": "|", "xor": "^"}
 FUNCTIONS = {"min": "smaller", "max": "larger", "div": "quotient", "rem": "remainder", "shl": "shift_left",
              "shr": "shift_right"}  # fmt: skip
 
-#: what an instruction is counted as; all others are the first kind
+#: the kinds that instructions are counted by; the first one is for all that belong to no other
 KINDS = ("other", "float", "exponential", "shuffle", "product", "shared", "global")
 
 _ENTRY = re.compile(r"\.visible \.entry (\w+)\((.*?)\)\s*(?:\.\w+[^\n{]*\s*)*\{(.*?)\n\}", re.DOTALL)
@@ -99,7 +99,7 @@ def _kind(name: str) -> str:
     parts = name.split(".")
     if parts[0] in ("ld", "st") and parts[1] in ("shared", "global"):
         return parts[1]
-    if parts[0] in ("add", "sub", "fma") and parts[-1] == "f32":  # ptxas joins multiplications with what adds them up
+    if parts[0] in ("add", "sub", "fma") and parts[-1] == "f32":  # not mul, which ptxas fuses with additions
         return "float"
     return {"ex2": "exponential", "shfl": "shuffle", "mma": "product"}.get(parts[0], "other")
 
@@ -245,7 +245,7 @@ def _instruction(kernel: Kernel, name: str, operands: list[str]) -> str:
 
 
 def _halves(kernel: Kernel, kind: str, operands: list[str]) -> str:
-    """A move between a register and two of half its size, the lower first; one of them may be `_`, nobody's."""
+    """A move between a register and two of half its size, the lower first; `_` in place of one discards its half."""
     half, bits = ("b16", 16) if kind == "b32" else ("b32", 32)
     if operands[0].startswith("{"):
         whole, names = _value(kernel, operands[1], kind), _list(operands[0])

@@ -98,11 +98,12 @@ struct BackwardArguments {
   A* dgeo_partial;    // [parts, groups, K, K], or null
 };
 
-// In how many parts the kernels leave gradients that are sums.
+// In how many parts the kernels leave gradients that are sums: `pixels` parts of sums over pixels (for the prior and
+// the stem's transform), `groups` parts of the sum over groups (for the stem's image; 0 if they write the gradient of
+// the values instead). `keys` is true if the gradient of the image already includes the keys' contribution.
 struct Parts {
-  Index pixels;  // of sums over pixels: the gradients of the prior and of the stem's transform
-  Index groups;  // of sums over groups: the gradient of the stem's image; 0 if that of the values is written instead
-  bool keys;     // whether the image's gradient already includes the keys' contribution
+  Index pixels, groups;
+  bool keys;
 };
 
 // The stem's image is contiguous, so its rows are no further apart than its width.
