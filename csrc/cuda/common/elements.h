@@ -31,7 +31,7 @@ __device__ inline float power_of_two(float v) {
 #endif
 }
 
-// A single approximate instruction each where the result will be rounded to a 16-bit T.
+// For a 16-bit T a single approximate instruction each.
 template <class T>
 __device__ float reciprocal(float v) {
 #ifdef __CUDA_ARCH__

@@ -243,8 +243,8 @@ __device__ void read_channels(const Piece<T>* tile, int pieces, int place, float
   widen_channels(elements, to);
 }
 
-// Reads the channels of a group at one pixel from global memory, with zeros past `present`; write_channels does not
-// write these.
+// Reads the channels of a group at one pixel from global memory, with zeros past the first `present`; write_channels
+// does not write beyond them.
 template <class I, class T>
 __device__ void read_channels(const I& image, const T* from, int present, WideOf<T> (&to)[kChannels]) {
   alignas(16) T elements[kChannels] = {};

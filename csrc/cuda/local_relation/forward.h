@@ -7,7 +7,7 @@ namespace robust_lr::cuda {
 
 constexpr float kUnderflow = 1e-30f;  // totals below this have lost weights to underflow
 
-// Outputs of a thread: as many as registers hold, and 7 divides the sizes of the usual feature maps.
+// Outputs of a thread: as many as fit into registers. 7 divides the sizes of the usual feature maps.
 template <class O>
 constexpr int kForwardStrip = O::kStride == 1 ? 7 : 4;
 

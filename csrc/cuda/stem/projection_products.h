@@ -37,7 +37,7 @@ struct ProductPixels {
     const unsigned words[2] = {word(0), word(1)};
     return {words[0], words[1], words[0], words[1]};
   }
-  // Where the result of a pixel is, for the two rows that this lane has.
+  // The address of this lane's two rows in the result of a pixel.
   __device__ WideOf<T>* result(int i, int row_of_weights) const {
     return f.out.data + n * f.out.batch + number(i) * f.out.column + row_of_weights;
   }

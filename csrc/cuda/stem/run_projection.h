@@ -15,7 +15,7 @@ int pixel_blocks(const Projection<T>& f) {
   return int(ceil_div(Index(f.height) * f.width, kPixels * kProjectionThreads));
 }
 
-// Returns true if the tensor-core kernels cover the call. They need results laid out as the stem's operators do it.
+// Returns true if the tensor-core kernels cover the call. They need results laid out as by the stem's operators.
 template <class T>
 bool fits_products(const Projection<T>& f) {
   return std::is_same_v<T, BFloat16> && f.x.inputs == kProductInputs && f.p.channels <= kProductChannels &&
