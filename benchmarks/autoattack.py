@@ -39,7 +39,7 @@ class Attacked(NamedTuple):
     images: int
 
 
-#: "shipped-16" is the shipped network within the radius of its training, "shipped" is beyond
+#: "shipped-16" is the shipped network at the radius that it was trained with, "shipped" the same at a larger radius
 NETWORKS = {
     "shipped": Attacked(24 / 255, 256),
     "shipped-16": Attacked(16 / 255, 256),
@@ -49,7 +49,7 @@ NETWORKS = {
     "deep": Attacked(0.2, 1000),
 }
 PROGRAMS = ("official", "ours", "ours, probed")
-#: variables that set how threads wait and how many there are
+#: environment variables that set the number of threads and how they wait
 POLICY = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "MKL_NUM_THREADS")
 
 
@@ -71,7 +71,7 @@ def processor_seconds() -> float:
 
 
 def run_official(model: Any, data: Any, eps: float) -> dict[str, Any]:
-    """The official cascade, its passes counted."""
+    """Attack with the official cascade, and count its passes."""
     sys.path.insert(0, os.environ["AUTOATTACK"])
     import torch
     from autoattack import AutoAttack  # type: ignore[import-not-found]
@@ -97,7 +97,7 @@ def run_official(model: Any, data: Any, eps: float) -> dict[str, Any]:
 
 
 def run_ours(model: Any, data: Any, eps: float, check: str) -> dict[str, Any]:
-    """Our cascade."""
+    """Attack with our cascade."""
     import robust_lr as rlr
 
     protocol = rlr.protocols.get("autoattack-standard").at(eps)
@@ -116,7 +116,7 @@ def run_ours(model: Any, data: Any, eps: float, check: str) -> dict[str, Any]:
 
 
 def run(program: str, network: str, images: int, part: int, parts: int) -> None:
-    """One run, in a process of its own; prints JSON."""
+    """Do one run, in a process of its own, and print the outcome as JSON."""
     import torch
 
     import robust_lr as rlr
@@ -126,7 +126,7 @@ def run(program: str, network: str, images: int, part: int, parts: int) -> None:
     data = spread(rlr.data.load("fashion-mnist-mini", "test"), images)
     data = data.subset(range(part, images, parts))
     with torch.no_grad():
-        model(data.batch(torch.arange(2))[0])  # kernels are compiled, if at all, before the clock runs
+        model(data.batch(torch.arange(2))[0])  # kernels are compiled before the clock starts
     if program == "official":
         found = run_official(model, data, eps)
     else:
@@ -135,7 +135,7 @@ def run(program: str, network: str, images: int, part: int, parts: int) -> None:
 
 
 def in_own_process(*arguments: str | int) -> dict[str, Any]:
-    """Run a program with a user's environment and parse what it prints."""
+    """Run a program in a new process, without the variables of ``POLICY``, and parse what it prints."""
     environment = {name: value for name, value in os.environ.items() if name not in POLICY}
     command = [sys.executable, __file__, "--run", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -146,7 +146,7 @@ def in_own_process(*arguments: str | int) -> dict[str, Any]:
 
 
 def measure(network: str, options: argparse.Namespace, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """All programs on one network, each so many times, taking turns; finished runs are kept and not repeated."""
+    """Run all programs on one network for all rounds, in turns; runs that the file already has are not repeated."""
     kept: dict[str, Any] = {}
     if options.out.exists():
         kept = json.loads(options.out.read_text())["networks"].get(network, {}).get("runs", {})
@@ -234,7 +234,7 @@ def compare_fast(network: str) -> dict[str, Any]:
 
 
 def describe_command(options: argparse.Namespace) -> str:
-    """The command that makes the same file again."""
+    """Return the command that reproduces the file."""
     if options.fast:
         return f"python benchmarks/autoattack.py --fast --network {' '.join(options.network)} --out FILE"
     return (
@@ -269,7 +269,7 @@ def main() -> None:
 
     record: dict[str, Any] = {
         "command": describe_command(options),
-        **({} if options.fast else {"device": device_name(torch.device("cpu"))}),  # verdicts name theirs by network
+        **({} if options.fast else {"device": device_name(torch.device("cpu"))}),  # with --fast, each network has one
         "cores": os.cpu_count(),
         "versions": versions(),
         "networks": json.loads(options.out.read_text())["networks"] if options.out.exists() else {},

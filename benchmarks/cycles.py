@@ -30,7 +30,7 @@ from robust_lr.utils.provenance import device_name, versions
 
 BALL: dict[str, Any] = {"eps": 16 / 255, "step_size": 1 / 255}
 RECORD = (1, 2, 5, 10, 20, 50, 100, 200, 500)
-#: what may differ between the two runs
+#: fields of rows that may differ between the two runs, with values that replace theirs in the comparison
 WORK = {"steps_skipped": 0, "forwards": 0, "backwards": 0, "seconds": 0.0}
 
 
@@ -82,7 +82,7 @@ def overhead(model: torch.nn.Module, data: Dataset, protocol: PGD, runs: int) ->
             spent, began = 0, time.thread_time_ns()
             ended += rlr.evaluate(model, data, protocol, processes=1, check="off").ended_at_cycles
             shares.append(spent / (time.thread_time_ns() - began - spent))
-    shares = shares[1:]  # the first warms up
+    shares = shares[1:]  # the first run is a warm-up
     return {
         "images": len(data),
         "steps": protocol.steps,

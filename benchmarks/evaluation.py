@@ -35,17 +35,17 @@ from typing import Any
 BATCH = 64
 LONG_STEPS = 1000
 NETWORKS = ("LR-Net-26", "ResNet-26")
-#: variables that set how threads wait and how many there are
+#: environment variables that set the number of threads and how they wait
 POLICY = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "MKL_NUM_THREADS")
 
-#: name -> the distribution that it comes with; what is not installed is left out
+#: name of a peer -> name of its distribution; peers that are not installed are left out
 PEERS = {
     "torchattacks": "torchattacks",
     "foolbox": "foolbox",
     "adversarial-library": "adv-lib",
     "cleverhans": "cleverhans",
 }
-#: ours -> the criterion, and how thoroughly the number is probed
+#: name of our program -> criterion of the protocol, and argument ``check`` of ``evaluate``
 OURS = {
     "last": ("last", "off"),
     "worst": ("worst", "off"),
@@ -57,7 +57,7 @@ Attack = Callable[[Any, Any], Any]
 
 
 def peer(name: str, model: Any, eps: float, step_size: float, steps: int) -> Attack:
-    """A peer's PGD: from images and labels to adversarial images."""
+    """Return a peer's PGD, a function from images and labels to adversarial images."""
     if name == "torchattacks":
         import torchattacks
 
@@ -81,7 +81,7 @@ def peer(name: str, model: Any, eps: float, step_size: float, steps: int) -> Att
 
 
 def run_peer(name: str, model: Any, data: Any, eps: float, step_size: float, steps: int) -> tuple[float, list[bool]]:
-    """Seconds, and for each image whether it is right at the last iterate."""
+    """Return the seconds of a peer's evaluation, and for each image whether its last iterate is classified right."""
     import torch
 
     model.eval()
@@ -99,7 +99,7 @@ def run_peer(name: str, model: Any, data: Any, eps: float, step_size: float, ste
 
 
 def run_ours(program: str, model: Any, data: Any, eps: float, step_size: float, steps: int) -> dict[str, Any]:
-    """Seconds, verdicts by image in the order of the data, and where the time went."""
+    """Return the seconds of our evaluation, the verdicts in the order of the data, and the share of each overhead."""
     import robust_lr as rlr
     from robust_lr.results.ledger import read
 
@@ -119,7 +119,7 @@ def run_ours(program: str, model: Any, data: Any, eps: float, step_size: float, 
     }
 
 
-#: what overhead is called -> functions of modules that cause it
+#: name of an overhead -> the functions that cause it
 CLOCKED = {
     "guards": ("evaluation.session.run_guards",),
     "probes": ("evaluation.harness.probe",),
@@ -163,7 +163,7 @@ def clocked(path: str, spent: list[float]) -> Iterator[None]:
 
 
 def run(program: str, network: str, images: int, eps: float, step_size: float, steps: int) -> None:
-    """One run, in a process of its own; prints JSON."""
+    """Do one run, in a process of its own, and print the outcome as JSON."""
     import torch
 
     import robust_lr as rlr
@@ -172,7 +172,7 @@ def run(program: str, network: str, images: int, eps: float, step_size: float, s
     model = rlr.load_model(network or None)
     data = spread(rlr.data.load("fashion-mnist-mini", "test"), images)
     with torch.no_grad():
-        model.eval()(data.batch(torch.arange(2))[0])  # kernels are compiled, if at all, before the clock runs
+        model.eval()(data.batch(torch.arange(2))[0])  # kernels are compiled before the clock starts
     if program in OURS:
         found = run_ours(program, model, data, eps, step_size, steps)
     else:
@@ -185,7 +185,7 @@ def run(program: str, network: str, images: int, eps: float, step_size: float, s
 
 
 def in_own_process(program: str, network: str, *values: float) -> dict[str, Any]:
-    """Run a program with a user's environment and parse what it prints."""
+    """Run a program in a new process, without the variables of ``POLICY``, and parse what it prints."""
     environment = {name: value for name, value in os.environ.items() if name not in POLICY}
     command = [sys.executable, __file__, "--run", program, network, *map(str, values)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -196,7 +196,7 @@ def in_own_process(program: str, network: str, *values: float) -> dict[str, Any]
 
 
 def compare(network: str, programs: dict[str, int], images: int, eps: float, steps: int) -> dict[str, Any]:
-    """Programs, each so many times, taking turns."""
+    """Run each program as often as ``programs`` says, in turns, and compare seconds and verdicts."""
     step_size = eps / 8 if steps < LONG_STEPS else eps / 16
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in programs}
     failed: dict[str, str] = {}

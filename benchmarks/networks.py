@@ -58,7 +58,7 @@ class InFormat(nn.Module):
 
 
 def make_network(name: str, options: argparse.Namespace) -> ResNet:
-    """Return the network of that name with random weights, as the row of `--config` says, or else the options."""
+    """Return the named network with random weights, built from its row in `--config` or from the options."""
     if options.config is None:
         model = build_model(NETWORKS[name], width=options.width, stem=options.stem, in_channels=options.channels)
     else:
@@ -72,7 +72,7 @@ def make_network(name: str, options: argparse.Namespace) -> ResNet:
 def in_format(model: ResNet, layout: torch.memory_format, options: argparse.Namespace) -> nn.Module:
     model = copy.deepcopy(model)
     if options.stepwise_stem and isinstance(model, LRNet):
-        model.get_submodule("relu1").register_forward_hook(lambda *_: None)  # wants a result that must then be there
+        model.get_submodule("relu1").register_forward_hook(lambda *_: None)  # a hook rules out the fused stem
     model.set_submodule("normalize", InFormat(model.normalize, layout))
     return model.to(device=options.device, memory_format=layout)
 
@@ -132,9 +132,9 @@ def best_format(seconds: dict[str, float], name: str, which: str) -> str:
 
 
 def training_bytes(name: str, layout: torch.memory_format, dtype: torch.dtype, options: argparse.Namespace) -> int:
-    """The most bytes that a training step holds at a time, with weights and momentum."""
+    """The peak memory of a training step in bytes, including weights and momentum."""
     step = passes(name, layout, dtype, options)["training"]
-    step()  # from now on there is momentum
+    step()  # allocates the momentum
     if options.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         step()
@@ -147,13 +147,13 @@ def training_bytes(name: str, layout: torch.memory_format, dtype: torch.dtype, o
         events = json.loads(trace.read_text())["traceEvents"]
     allocated = [int(event["args"]["Total Allocated"]) for event in events if event["name"] == "[memory]"]
     weights = make_network(name, options)
-    # The profiler counts from its start, when weights and momentum were there already, the gradients not yet.
+    # The profiler counts what is allocated after its start: the gradients, but not the weights and their momentum.
     return max(allocated) + 2 * sum(p.nbytes for p in weights.parameters())
 
 
 def operator_seconds(run: Run, device: str) -> dict[str, float]:
-    """Where the time of a run goes: the operators on the CPU that take the most, without those that they call, or the
-    kernels of a GPU."""
+    """Seconds of a run in its costliest operators on a CPU, without the operators that they call, or in its costliest
+    kernels on a GPU."""
     run()
     activity, time = (
         (ProfilerActivity.CUDA, "self_device_time_total")
@@ -167,7 +167,7 @@ def operator_seconds(run: Run, device: str) -> dict[str, float]:
 
 
 def settings(options: argparse.Namespace) -> dict[str, object]:
-    """Return the options that count, as JSON can hold them."""
+    """Return the options that had an effect, as values that JSON can hold."""
     unused = {"out", *(("width", "stem") if options.config else ("config",))}
     return {
         name: str(value) if isinstance(value, Path) else value

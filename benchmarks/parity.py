@@ -30,7 +30,7 @@ from robust_lr.results.stored import read_evaluation
 from robust_lr.utils.provenance import versions
 from robust_lr.utils.rng import START, normal
 
-#: norms, the radius that networks are trained with, and the one that they are attacked with
+#: by norm: the radius in adversarial training, and the radius of the attacks that are compared
 BALLS = {"linf": (0.06, 0.2), "l2": (0.7, 2.6), "l1": (0.7, 30.0)}
 NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 #: standard deviation of the noise of random models
@@ -123,7 +123,7 @@ def trained(name: str, norm: str, epochs: int = 3) -> nn.Module:
 
 
 def official(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, case: Case, eps: float) -> Tensor:
-    """Which images the official code leaves robust, [N] bool."""
+    """Return True for each image that the official code fails to break, [N]."""
     from autoattack import AutoAttack  # type: ignore[import-not-found]
 
     attack = AutoAttack(
@@ -163,7 +163,7 @@ def official(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, case: Case, ep
 
 
 def compare(name: str, case: Case, images: int, work: Path) -> dict[str, Any]:
-    """One network under both."""
+    """Attack one network with the official code and with ours, and compare the verdicts."""
     norm = case.norm
     model, eps = trained(name, norm), BALLS[norm][1]
     if case.version == "rand":

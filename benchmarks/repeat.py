@@ -19,7 +19,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 
-#: words after the interpreter, by result; {out} is the file and {runs} a folder for its runs
+#: by result, the arguments of the Python interpreter; {out} is the result's file and {runs} a folder for its runs
 COMMANDS = {
     "table9-fashion-mnist-mini-cpu": "-m robust_lr table9 --seeds 10 --json {out} --out {runs}",
     "lrnet-training": "benchmarks/lrnet_training.py --study --runs {runs} --out {out}",
@@ -33,7 +33,7 @@ VOLATILE = ("seconds", "overhead", "device", "versions", "sha256", "forwards", "
 
 
 def figures(record: Any, place: str = "") -> Iterator[tuple[str, float]]:
-    """Yield every number of a record with its place, without words and without numbers that may differ."""
+    """Yield every number of a record with its place, except under keys that contain a word of ``VOLATILE``."""
     if isinstance(record, dict):
         for key, value in record.items():
             if not any(word in key for word in VOLATILE):

@@ -54,7 +54,7 @@ EPOCH_SECONDS = 600.0
 
 
 def settings(arguments: argparse.Namespace, protocol: str, *more: str) -> Config:
-    """Metrics of a training run that never ends."""
+    """Return the config of a training run that practically never ends."""
     values = [f"attack.protocol={protocol}", f"train.batch_size={arguments.batch}", "train.milestones=[]"]
     return config.load(None, [*values, "train.epochs=1000000", f"train.device={arguments.device}", *more])
 
@@ -75,7 +75,7 @@ def network(arguments: argparse.Namespace, name: str) -> nn.Module:
 
 
 def stepper(arguments: argparse.Namespace, name: str, protocol: str) -> Callable[[], object]:
-    """One step of ours at each call."""
+    """Return a function that takes one of our training steps at each call."""
     steps = adversarial_train(network(arguments, name), pictures(arguments), settings(arguments, protocol))
     return lambda: finished(arguments, next(steps))
 
@@ -87,7 +87,7 @@ def finished(arguments: argparse.Namespace, value: object) -> object:
 
 
 def straightforward(arguments: argparse.Namespace, name: str) -> Callable[[], object]:
-    """The usual loop, after Madry's and many others: the network as it is, gradients of everything in every pass."""
+    """Return the step of the usual loop (Madry's and many others'): nothing folded, all gradients in every pass."""
     model = network(arguments, name).to(memory_format=torch.contiguous_format)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     images, labels, _ = pictures(arguments).batch(torch.arange(arguments.batch))
@@ -125,7 +125,7 @@ def timed(step: Callable[[], object]) -> float:
 
 
 def steps(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Medians of seconds, and ratios; every candidate in processes of its own, which take turns."""
+    """Median seconds of a step, and ratios; on a CPU, every candidate runs in processes of its own, in turns."""
     if arguments.device != "cpu":
         return {label: steps_in_this_process(arguments, name) for label, name in NETWORKS.items()}
     record = {}
@@ -139,7 +139,7 @@ def steps(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def steps_in_this_process(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
-    """Candidates that take turns on a GPU."""
+    """The same for candidates that take turns in this process, on a GPU."""
     candidates = {
         "regular": stepper(arguments, name, "none"),
         "adversarial": stepper(arguments, name, "lrnet-train"),
@@ -157,9 +157,9 @@ def ratios(seconds: dict[str, float]) -> dict[str, Any]:
 
 
 def seconds_of_a_step(arguments: argparse.Namespace, name: str, candidate: str) -> float:
-    """Median over the steps of a new process, without the first two; ours are those of `robust-lr adv-train`.
+    """Median seconds of a step in a new process; ours are the steps of `robust-lr adv-train`, without the first two.
 
-    Every process has the threads and their policy that PyTorch gives it.
+    OMP_, GOMP_ and MKL_ variables, which set the number of threads and how they wait, are not passed on.
     """
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_", "MKL_"))}
     if candidate == "straightforward":
@@ -184,13 +184,13 @@ def seconds_of_a_step(arguments: argparse.Namespace, name: str, candidate: str) 
 
 
 def attack_values(protocol: str) -> list[str]:
-    """The protocol's own values, which the config that is started from changes."""
+    """Settings that give an attack the protocol's own values, whatever the config that the run starts from says."""
     attack = protocols.get_pgd(protocol)
     return [f"attack.{key}={getattr(attack, key)}" for key in ("eps", "step_size", "steps")]
 
 
 def settings_of_a_run(arguments: argparse.Namespace, name: str, *more: str) -> list[str]:
-    """Options of `adv-train` for two steps and as many as are measured."""
+    """Options of `adv-train` for a run of two warm-up steps and the measured ones."""
     values = [f"model.name={name}", f"model.width={arguments.width}", f"model.stem={arguments.stem}"]
     values += [f"train.batch_size={arguments.batch}", "train.epochs=1", "train.milestones=[]", "train.device=cpu"]
     values += [f"data.limit={arguments.batch * (arguments.repeats + 2)}", *more]
@@ -198,7 +198,7 @@ def settings_of_a_run(arguments: argparse.Namespace, name: str, *more: str) -> l
 
 
 def finished_process(command: list[str], environment: dict[str, str]) -> str:
-    """What a command prints."""
+    """Run a command and return what it prints."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
@@ -206,10 +206,10 @@ def finished_process(command: list[str], environment: dict[str, str]) -> str:
 
 
 def processes(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds a step of whole runs, without their first; two runs of each, taking turns.
+    """Median seconds of a step in whole runs, without their first two steps; two runs of each kind, in turns.
 
-    Threads that wait for each other sleep, as the package has it, which is best where other work runs beside; on an
-    idle machine two threads are faster when they spin instead.
+    Threads that wait for each other sleep, which is best if other work runs on the machine; on an idle machine two
+    threads are faster if they spin instead, so one candidate does.
     """
     record = {}
     spinning = "one process, two spinning threads"
@@ -245,7 +245,7 @@ def processes(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def loading(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The share of the time between the first step and the last in which nothing was computed."""
+    """The share of the training time that is spent waiting for images, without the first two steps."""
     record = {}
     with jpegs(arguments) as name:
         images = data.load(name, "train", transform=runs.TRANSFORMS["imagenet"])
@@ -271,7 +271,7 @@ def loading(arguments: argparse.Namespace) -> dict[str, Any]:
 
 @contextmanager
 def jpegs(arguments: argparse.Namespace) -> Iterator[str]:
-    """The name of a data set of JPEGs the size of ImageNet's: smooth noise of 500 x 375 pixels."""
+    """The name of `--data` or, by default, of a temporary data set of JPEGs as large as ImageNet's."""
     if arguments.data:
         yield arguments.data
         return

@@ -1,7 +1,7 @@
 """Attack a stream of images: when an image is decided, the next one takes its place in the batch.
 
-Every pass is therefore full until the images run out, however many steps each of them takes. From then on images that
-have taken fewer steps take the places of the others now and then, so that all end at about the same time.
+Every pass is therefore full until the images run out, however many steps each of them takes. From then on, images with
+more steps left regularly replace those with fewer, so that all end at about the same time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .step_graph import DelayedLook, GraphedStep, Step, record_cuda_graph
 #: prefix of the columns that belong to the attack
 STATE = "attack."
 
-#: once no more images come, number of steps after which those in flight make room for those with more steps left
+#: once no more images come, number of steps after which the places go to the images with the most steps left
 TAKE_TURNS = 2
 
 
@@ -49,7 +49,7 @@ def attack_pool(part: StepwiseProtocol, number: int, source: Iterator[Rows], ben
     ends = torch.empty(0, dtype=torch.int64)  # turn at which each active row ends, known without asking the device
     numbers = torch.empty(0, dtype=torch.int64)  # of the active rows, in the order in which they joined
     joined, delayed = 0, DelayedLook() if bench.graphs else None
-    is_dry, since = False, 0  # whether all images have come, and the turn at which places were last taken
+    is_dry, since = False, 0  # whether no more images come, and the turn of the last replacement
     take_turns = bench.fixed and not bench.sizes and bench.randomness is None  # elsewhere smaller passes take less time
     advance: Step = partial(advance_one_step, part, attack, bench=bench)
     if bench.graphs and attack.needs_gradient:  # searches without a gradient read what they drew on the host

@@ -65,7 +65,7 @@ class Sample:
         return float(self.logits.abs().max())
 
     def ask_both(self) -> tuple[Tensor, Tensor]:
-        """Return logits of a few images and of perturbed ones, from one pass: small passes take long for their size."""
+        """Return logits of a few images and of perturbed ones, from one pass, because small passes are inefficient."""
         clean = self.x[:FEW]
         logits = self.ask(torch.cat([clean, self.away]))
         return logits[: len(clean)], logits[len(clean) :]

@@ -306,7 +306,7 @@ def evaluate_prepared(
 
 
 def divide_images(positions: Tensor, size: int, processes: int) -> Sequence[Tensor]:
-    """Divide images into groups of at most ``size`` that are loaded together, if possible as many for every process."""
+    """Divide images into groups of at most ``size`` that are loaded together, if possible equally many per process."""
     count = -(-len(positions) // size)
     if not 1 < processes < count:
         return torch.split(positions, size)

@@ -47,6 +47,6 @@ def read_entry(entry: dict[str, Any]) -> list[Attack]:
 
 
 def read_check(value: Any, section: str) -> str:
-    """Return a level at which results are probed; InputError, which names the section, if it is none."""
+    """Return ``value`` if it is one of ``LEVELS``; otherwise raise an InputError that names the section."""
     check_name(f"check in {section}", value, LEVELS)
     return str(value)

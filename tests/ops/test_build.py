@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 COMPILER = next((path for path in map(shutil.which, ("c++", "g++", "clang++")) if path), None)
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no compiler")
 
-# Script of every process: the operator, both ways, next to plain PyTorch.
+# Every process runs this script, which compares the operator and its gradients with plain PyTorch.
 PROGRAM = """
 import sys, torch
 from robust_lr.ops import library, local_relation as ops, reference
@@ -50,7 +50,7 @@ assert worst < 3e-6, worst
 
 @pytest.fixture
 def empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """No choices in the environment, for this process and those it starts, and a cache with nothing in it."""
+    """An empty cache, and no choice of compiler or kernels in the environment, for this process and its children."""
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.delenv("ROBUST_LR_EXTENSION", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -76,7 +76,7 @@ def script(path: Path, text: str) -> str:
 def test_processes_that_start_at_once_build_once(
     empty_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Eight of them, with a compiler that does not know -march=native and so builds the portable path, at -O0."""
+    """Eight processes, with a compiler that rejects -march=native, so that it builds the portable path, at -O0."""
     log = tmp_path / "log"
     compiler = script(
         tmp_path / "compiler",
@@ -99,7 +99,7 @@ exec {COMPILER} "$@" -O0 """,
     assert len(compiled) == len(set(compiled)) > 2
     assert {path.name for path in empty_cache.glob("robust-lr/*/*")} == {"robust_lr.so", "lock"}
     assert doctor.describe()["built"]
-    # Another compiler makes another build, which must not take this one for its own.
+    # The build of one compiler must not count as that of another.
     monkeypatch.delenv("CXX")
     assert not doctor.describe()["built"]
 
@@ -222,7 +222,7 @@ def test_doctor_says_what_would_be_used_and_why(empty_cache: Path, monkeypatch: 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, object]]:
-    """Record the calls of `build`; a machine that could build CUDA kernels, but has no GPU."""
+    """Record the calls of `build`, on what looks like a machine that can build CUDA kernels but has no GPU."""
     calls: list[tuple[str, object]] = []
 
     def build(device: str, capabilities: object = None) -> Path:
@@ -246,7 +246,7 @@ def test_build_makes_what_can_be_made(asked: list[tuple[str, object]], monkeypat
 
 
 def test_build_for_named_gpus_makes_a_library_for_each(asked: list[tuple[str, object]]) -> None:
-    """A node finds the one for its own GPUs."""
+    """Each node of a cluster then finds the library for its own GPUs."""
     result = invoke("build", "--arch", "9.0;8.0")
     assert result.output.splitlines()[1:] == ["CUDA kernels for 8.0: cuda.so", "CUDA kernels for 9.0: cuda.so"]
     assert asked == [("cpu", None), ("cuda", [(8, 0)]), ("cuda", [(9, 0)])]
@@ -278,7 +278,7 @@ def test_cuda_that_was_asked_for_and_cannot_be_built(empty_cache: Path, monkeypa
 
 @needs_compiler
 def test_cuda_library_is_the_same_on_another_processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A library built on a login node is found on the others; the CPU's is not."""
+    """A CUDA library that was built on a login node is found on other nodes, unlike a CPU library."""
     toolkit = nvcc.Toolkit("nvcc", "PATH", "13.0", (), ((8, 0), (9, 0)))
     monkeypatch.setattr(nvcc, "find", lambda: toolkit)
     monkeypatch.setattr(nvcc, "static_runtime", lambda toolkit: "libcudart_static.a")

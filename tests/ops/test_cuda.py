@@ -79,7 +79,7 @@ def operator(request: pytest.FixtureRequest) -> Operator:
 
 
 def assert_matches_oracle(operator: Operator, inputs: Inputs, **options: Any) -> None:
-    """The result and the gradients, against the oracle in float64."""
+    """Compare the result and the gradients with those of the oracle in float64."""
     wide = Inputs(*(None if t is None else t.double() for t in inputs))
     dy = torch.randn(inputs.q.shape[0], inputs.x.shape[1], *inputs.q.shape[2:], dtype=torch.float64).to(inputs.x.dtype)
     wanted, wanted_gradients = gradients(reference.local_relation, wide, dy.double(), **options)
@@ -87,7 +87,7 @@ def assert_matches_oracle(operator: Operator, inputs: Inputs, **options: Any) ->
     assert actual.dtype == inputs.x.dtype
     tolerance, gradient_tolerance = TOLERANCE[inputs.x.dtype]
     assert relative_error(actual, wanted) <= tolerance
-    # The gradients of q, k and geo are differences that may cancel, down to nothing: measure them by the whole.
+    # The gradients of q, k and geo may cancel almost completely, so the tolerance also depends on the largest gradient.
     scale = max(float(g.norm()) for g in wanted_gradients) if actual.numel() else 1.0
     for a, b in zip(actual_gradients, wanted_gradients, strict=True):
         assert a.shape == b.shape
@@ -101,7 +101,7 @@ def assert_matches_oracle(operator: Operator, inputs: Inputs, **options: Any) ->
 def test_matches_oracle(
     operator: Operator, composability: str, normalization: str, border: str, dtype: torch.dtype
 ) -> None:
-    """Each type of weights in the size that has kernels of its own for all of them, both strides and layouts."""
+    """All kinds of weights, both strides and layouts, at window size 7, which has specialized kernels for each kind."""
     shapes = itertools.cycle(((20, 9, 11, 8), (16, 3, 21, 8), (6, 16, 3, 4)))
     for stride, geo, channels_last in itertools.product((1, 2), (True, False), (True, False)):
         c, h, w, m = next(shapes)
@@ -134,8 +134,8 @@ def test_matches_oracle_at_any_shape(
     dtype: torch.dtype, channels_last: bool, composability: str, normalization: str, border: str, seed: int,
 ) -> None:  # fmt: skip
     if border == "zero" and not geo and dtype == torch.float32:
-        # Taps off the image then have one and the same weight, whose sum rounds the same way every time: in float32,
-        # no windows that are larger than the image.
+        # All taps outside the image then have the same weight, and adding it up many times always rounds in the same
+        # direction. So in float32, windows are not larger than the image.
         size = min(size, 2 * ((min(h, w) - 1) // 2) + 1)
     assert_matches_oracle(
         operator, make(n, c, h, w, m, d, size, stride, geo, dtype, channels_last, seed), kernel_size=size,
@@ -172,7 +172,7 @@ def test_results_do_not_depend_on_the_batch(operator: Operator, options: dict[st
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @pytest.mark.parametrize("stride", [1, 2])
 def test_layouts_agree(operator: Operator, dtype: torch.dtype, stride: int) -> None:
-    """To the last bit, but for the prior's gradient, a sum over all pixels in an order of the layout's own."""
+    """To the last bit, except for the prior's gradient, whose sum over all pixels has another order in each layout."""
     for c, h, w, m in ((20, 9, 11, 8), (16, 30, 5, 4), (13, 1, 1, 1), (36, 6, 5, 16)):
         results = [
             all_results(
@@ -203,7 +203,7 @@ def test_strided_views_need_no_copy(operator: Operator, channels_last: bool) -> 
 @pytest.mark.usefixtures("shim")
 @pytest.mark.parametrize("stride", [1, 2])
 def test_bindings_launch_on_the_current_stream_of_a_guarded_device(stride: int) -> None:
-    """The stand-in for the driver refuses other streams, and more shared memory than was asked for."""
+    """Like the driver, the shim refuses other streams, and more shared memory than the kernel was allowed."""
     inputs = make(2, 64, 28, 30, size=7, stride=stride, dtype=torch.float32, channels_last=True)
     dy = torch.randn_like(inputs.q.new_empty(2, 64, *inputs.q.shape[2:]))
     options = (7, stride, 8, 0, True, True)
@@ -219,7 +219,7 @@ def test_bindings_launch_on_the_current_stream_of_a_guarded_device(stride: int) 
 def test_rows_that_lie_far_apart_are_left_to_the_general_kernels(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Their distance does not fit into the strip kernels' 32 bits; the result is the same."""
+    """The strip kernels compute distances in 32 bits, which do not suffice here; the result is the same."""
     inputs = make(1, 8, 3, 3, size=7, dtype=torch.float32)
     far = torch.empty_strided(inputs.x.shape, (1, 9, 2**23, 1))
     far.copy_(inputs.x)
@@ -231,7 +231,7 @@ def test_rows_that_lie_far_apart_are_left_to_the_general_kernels(
 
 @pytest.mark.parametrize("composability", COMPOSABILITY)
 def test_far_apart_queries_and_keys(operator: Operator, composability: str) -> None:
-    """Exact logits of thousands, where exponentials without care would all be zero, or infinite."""
+    """Logits of thousands, which are exact here; naive exponentials of them would all be zero or infinite."""
     inputs = make(n=2, c=16, h=8, w=9, size=7, dtype=torch.float32)
     generator = torch.Generator().manual_seed(1)
     for t in (inputs.q, inputs.k):
@@ -253,7 +253,7 @@ def test_far_apart_queries_and_keys(operator: Operator, composability: str) -> N
 def test_logits_of_tens_of_thousands_are_as_exact_as_16_bits(
     operator: Operator, dtype: torch.dtype, stride: int
 ) -> None:
-    """Sums that float32 must keep apart are rounded there, by less than the values are."""
+    """Kernels for 16-bit types store lse and its correction as one float; its rounding must be below that of values."""
     inputs = make(n=2, c=16, h=8, w=9, size=7, stride=stride, dtype=dtype)
     generator = torch.Generator().manual_seed(1)
     for t in (inputs.q, inputs.k):
@@ -292,7 +292,7 @@ def test_infinite_values(operator: Operator, composability: str, value: float) -
 
 
 def test_masked_taps(operator: Operator) -> None:
-    """A prior of minus infinity takes taps out, wherever they are."""
+    """A prior of minus infinity removes a tap, whatever its position."""
     inputs = make(n=1, c=8, h=5, w=5, size=7, dtype=torch.float32)
     assert inputs.geo is not None
     inputs.geo.fill_(float("-inf"))
@@ -302,7 +302,7 @@ def test_masked_taps(operator: Operator) -> None:
 
 @pytest.mark.parametrize("size", [7, 11])
 def test_corners_without_a_tap(operator: Operator, size: int) -> None:
-    """Where the prior leaves only taps that lie outside the image, the mean of nothing is NaN, and nowhere else."""
+    """The result is NaN, a mean over nothing, exactly where all taps that the prior leaves lie outside the image."""
     inputs = make(n=2, c=20, h=6, w=9, size=size, dtype=torch.float32)
     assert inputs.geo is not None
     inputs.geo.fill_(float("-inf"))
@@ -315,7 +315,7 @@ def test_corners_without_a_tap(operator: Operator, size: int) -> None:
 @pytest.mark.parametrize("normalization", NORMALIZATION)
 @pytest.mark.parametrize("size", [7, 11])
 def test_prior_gradient_only_where_wanted(operator: Operator, normalization: str, size: int) -> None:
-    """An attack wants no gradient of the prior; the others stay as they are."""
+    """Without the prior's gradient, which attacks do not need, the other gradients are the same."""
     inputs = make(n=1, c=20, h=9, w=10, size=size, dtype=torch.float32)
     every = all_results(operator, inputs, normalization=normalization)
     leaves = [t.requires_grad_() for t in inputs[:3]]
@@ -358,7 +358,7 @@ GENERAL = {"forward_general", "dq_general", "dk_general", "dx_general", "dgeo_ge
         (GENERAL, torch.float32, 3, 1, 8, 1, {"composability": "product"}),
         (GENERAL, torch.float64, 7, 1, 8, 1, {}),
     ],
-    ids=lambda value: "+".join(sorted(value)) if isinstance(value, set) else str(value),  # sets have no order
+    ids=lambda value: "+".join(sorted(value)) if isinstance(value, set) else str(value),  # sets have no fixed order
 )  # fmt: skip
 def test_specialized_kernels_are_taken_where_they_cover(
     wanted: set[str], dtype: torch.dtype, size: int, stride: int, m: int, d: int, options: dict[str, Any],
@@ -377,7 +377,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 @needs_gpu
 def test_runs_on_the_current_stream() -> None:
-    """Which reads what was written there just before, however late that comes."""
+    """The kernels must wait for an earlier write on that stream, however long it takes."""
     x, q, k, geo = (t.cuda() for t in make(c=8, dtype=torch.float32) if t is not None)
     x.zero_()
     torch.cuda.synchronize()
@@ -401,7 +401,7 @@ def test_runs_on_the_device_of_its_tensors() -> None:
 
 @needs_gpu
 def test_more_elements_than_32_bits_count() -> None:
-    """The last image of a batch is what it is alone."""
+    """The last image of a large batch has the same results as on its own."""
     n, size = 5500, 224
     if torch.cuda.mem_get_info()[0] < 20 * n * size**2 * 2:
         pytest.skip("not enough memory")

@@ -1,4 +1,4 @@
-"""The stem's CUDA kernels against the same step by step: on the CPU by the shim, and on a GPU where there is one."""
+"""The stem's CUDA kernels against its separate steps: on the CPU by the shim, and on a GPU if there is one."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -70,7 +70,7 @@ def test_matches_oracle_at_any_shape(
     operator: Operator, n: int, inputs: int, c: int, h: int, w: int, m: int, d: int, size: int, stride: int,
     dtype: torch.dtype, channels_last: bool, seed: int,
 ) -> None:  # fmt: skip
-    """Also with more rows of weights and more channels than a block takes at a time."""
+    """Some shapes have more rows of weights, or more channels, than a block takes at a time."""
     tensors = make(n, inputs, c, h, w, m, d, size, dtype, channels_last, seed)
     assert_matches_oracle(tensors, stride, operator, TOLERANCE, channels_per_group=m)
 
@@ -105,7 +105,7 @@ def test_results_do_not_depend_on_the_batch(operator: Operator) -> None:
 
 @pytest.mark.parametrize("m", [8, 16])
 def test_only_wanted_gradients(operator: Operator, m: int) -> None:
-    """An attack wants that of the image, training those of the weights; they are what they are together."""
+    """Attacks need the image's gradient, training those of the weights; each is the same as if all were computed."""
     tensors = make(m=m, dtype=torch.float32)
     every = results(operator, tensors, 2, channels_per_group=m)[1:]
     dy = torch.randn(12, 4, 5, generator=torch.Generator().manual_seed(1)).expand(2, -1, -1, -1)
@@ -167,7 +167,7 @@ def test_only_needed_kernels_run(
 @pytest.mark.usefixtures("on_shim")
 @pytest.mark.parametrize("fault", ["left", "right", "elements"])
 def test_misplaced_fragments_of_products_are_noticed(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The comparison with the oracle fails where the lanes of a warp have the elements of a matrix in wrong places."""
+    """The comparison with the oracle fails if the lanes of a warp have the wrong elements of a matrix."""
     tensors = make(n=1, c=16, h=9, w=12, dtype=torch.bfloat16)
     assert_matches_oracle(tensors, 2, stem_relation, TOLERANCE)
     monkeypatch.setenv("CUDA_SHIM_FAULT", fault)
@@ -176,7 +176,7 @@ def test_misplaced_fragments_of_products_are_noticed(fault: str, monkeypatch: py
 
 
 def test_network_in_lower_precision(operator: Operator) -> None:
-    """Under autocast, forward and backward, as close to float64 as layer by layer, on average over inputs."""
+    """Under autocast, result and gradients are about as close to float64 as layer by layer, on average over inputs."""
     device = "cuda" if operator is run_on_gpu else "cpu"
     inputs = 4
     squares = torch.zeros(3, 0, dtype=torch.float64)  # of fused errors, plain errors and values, by tensor

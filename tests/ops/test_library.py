@@ -1,4 +1,4 @@
-"""Which library of kernels is loaded, and what a wheel brings."""
+"""Which library of kernels is loaded, and the libraries in a wheel."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ from robust_lr.utils.errors import InputError, RunError
 
 @pytest.fixture
 def wheel_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A folder with (empty) libraries, as a wheel brings them, and no compiler."""
+    """A folder with the libraries of a wheel (empty files), and no compiler."""
     folder = tmp_path / "lib"
     folder.mkdir()
     for variant in library.VARIANTS.values():
@@ -96,7 +96,7 @@ def test_compile_of_a_wheel_refuses_what_it_cannot_do(wheel_folder: Path, tmp_pa
 def test_user_without_a_home_folder_has_a_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as it answers where there is no home
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as it does if there is no home folder
     folder = build.cache_folder()
     assert folder == tmp_path / f"robust-lr-{os.getuid()}"
     assert folder.stat().st_mode & 0o777 == 0o700
@@ -114,7 +114,7 @@ def test_home_that_cannot_be_written_is_none(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_key_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It leaves out PyTorch's version and place, and has what nvcc reads from the environment."""
+    """It does not depend on PyTorch's version and location, but on the variables that nvcc reads."""
     if build.missing("cpu") is not None:
         pytest.skip("no compiler")
     toolkit = build.nvcc.Toolkit("nvcc", "PATH", "13.0", (), ((9, 0),))

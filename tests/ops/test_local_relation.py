@@ -35,7 +35,7 @@ def make(
     n: int = 2, c: int = 12, h: int = 6, w: int = 5, m: int = 8, d: int = 1, size: int = 3, stride: int = 1,
     geo: bool = True, dtype: torch.dtype = torch.float64, channels_last: bool = False, seed: int = 0,
 ) -> Inputs:  # fmt: skip
-    """Normal random inputs."""
+    """Normally distributed inputs."""
     generator = torch.Generator().manual_seed(seed)
     groups = -(-c // m)
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -69,7 +69,7 @@ def relative_error(actual: Tensor, wanted: Tensor) -> float:
 
 
 def assert_matches_oracle(inputs: Inputs, **options: Any) -> None:
-    """The kernels' result and gradients, against the oracle in float64."""
+    """Compare the kernels' result and gradients with those of the oracle in float64."""
     wide = Inputs(*(None if t is None else t.double() for t in inputs))
     torch.manual_seed(0)
     dy = torch.randn(inputs.q.shape[0], inputs.x.shape[1], *inputs.q.shape[2:]).to(inputs.x.dtype)
@@ -78,7 +78,7 @@ def assert_matches_oracle(inputs: Inputs, **options: Any) -> None:
     assert actual.dtype == inputs.x.dtype
     tolerance, gradient_tolerance = TOLERANCE[inputs.x.dtype]
     assert relative_error(actual, wanted) <= tolerance
-    # The gradients of q, k and geo are differences that may cancel, down to nothing: measure them by the whole.
+    # The gradients of q, k and geo may cancel almost completely, so the tolerance also depends on the largest gradient.
     scale = max(float(g.norm()) for g in wanted_gradients) if actual.numel() else 1.0
     for a, b in zip(actual_gradients, wanted_gradients, strict=True):
         assert a.shape == b.shape
@@ -88,7 +88,7 @@ def assert_matches_oracle(inputs: Inputs, **options: Any) -> None:
 def direct(
     inputs: Inputs, size: int, stride: int, m: int, composability: str, normalization: str, border: str
 ) -> Tensor:
-    """The paper's section 4 as loops over pixels, written without the oracle's ideas."""
+    """The paper's section 4 as loops over pixels, written independently of the oracle."""
     x, q, k, geo = inputs
     n, channels, height, width = x.shape
     groups = -(-channels // m)
@@ -201,7 +201,7 @@ def test_only_wanted_gradients() -> None:
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_operator_is_registered_correctly(channels_last: bool) -> None:
-    ops.local_relation(*make())  # loads it
+    ops.local_relation(*make())  # loads the operator
     for dtype, stride, geo in ((torch.float32, 1, True), (torch.bfloat16, 2, False)):
         inputs = make(dtype=dtype, stride=stride, geo=geo, channels_last=channels_last)
         leaves = tuple(None if t is None else t.requires_grad_() for t in inputs)
@@ -239,7 +239,7 @@ def test_results_do_not_depend_on_threads_or_repetition(options: dict[str, Any])
 @pytest.mark.parametrize("size", [(9, 13), (4, 4), (17, 20)], ids=str)
 def test_results_do_not_depend_on_the_batch(options: dict[str, Any], size: tuple[int, int]) -> None:
     inputs = make(7, 20, *size, size=5, stride=options.get("stride", 1), dtype=torch.float32)
-    # Far from all keys for one image only, so that its neighbors in a vector see another path.
+    # One image has queries far from all keys, so all images in the same vector take the path for underflow with it.
     inputs.q[3] += 100
     together = all_results(inputs, **options)
     for order in ([3], [6, 0], [2, 5, 1, 3, 4]):
@@ -280,7 +280,7 @@ def test_strided_views_need_no_copy(channels_last: bool) -> None:
 @needs_kernels
 @pytest.mark.parametrize("composability", COMPOSABILITY)
 def test_far_apart_queries_and_keys(composability: str) -> None:
-    """Exact logits of thousands, where exponentials without care would all be zero, or infinite."""
+    """Logits of thousands, which are exact here; naive exponentials of them would all be zero or infinite."""
     torch.manual_seed(0)
     inputs = make(n=3, c=16, h=8, w=9, size=5, dtype=torch.float32)
     inputs.q.copy_(torch.randint(-40, 40, inputs.q.shape) * 4)
@@ -294,7 +294,7 @@ def test_far_apart_queries_and_keys(composability: str) -> None:
     _, *plain_gradients = flat(gradients(reference.local_relation, inputs, dy, composability=composability))
     actual, *actual_gradients = flat(gradients(ops.local_relation, inputs, dy, composability=composability))
     assert relative_error(actual, wanted) <= 1e-6
-    # Rounding of differences that cancel is multiplied by the distance: compare with PyTorch in float32.
+    # The rounding of differences that cancel is multiplied by the distance, so PyTorch in float32 sets the tolerance.
     for a, b, p in zip(actual_gradients, wanted_gradients, plain_gradients, strict=True):
         assert relative_error(a, b) <= max(5e-6, 8 * relative_error(p, b))
 
@@ -330,7 +330,7 @@ def test_infinite_values(composability: str, value: float) -> None:
 
 
 def test_masked_taps() -> None:
-    """A prior of minus infinity takes taps out, wherever they are."""
+    """A prior of minus infinity removes a tap, whatever its position."""
     inputs = make(n=1, c=8, h=5, w=5, size=3, dtype=torch.float32)
     assert inputs.geo is not None
     inputs.geo.fill_(float("-inf"))
@@ -341,7 +341,7 @@ def test_masked_taps() -> None:
 @needs_kernels
 @pytest.mark.parametrize("composability", COMPOSABILITY)
 def test_corners_without_a_tap(composability: str) -> None:
-    """Where the prior leaves only taps that lie outside the image, the mean of nothing is NaN, and nowhere else."""
+    """The result is NaN, a mean over nothing, exactly where all taps that the prior leaves lie outside the image."""
     inputs = make(n=2, c=20, h=6, w=7, size=5, dtype=torch.float32)
     assert inputs.geo is not None
     inputs.geo.fill_(float("-inf"))
@@ -373,7 +373,7 @@ def test_autocast_computes_logits_in_float32() -> None:
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_function_transforms() -> None:
-    """Gradients for each image, and of the queries' results, by torch.func."""
+    """vmap, gradients for each image, and the Jacobian with respect to the queries, by torch.func."""
     x, q, k, geo = make(n=6, c=12, dtype=torch.float32)
     x, q, k = (t.reshape(3, 2, *t.shape[1:]) for t in (x, q, k))
 
@@ -403,7 +403,7 @@ def test_compiles_as_one_graph() -> None:
 
 
 def test_import_does_not_import_the_compiler() -> None:
-    """torch._dynamo takes longer to import than all the rest."""
+    """torch._dynamo takes longer to import than everything else."""
     program = "import robust_lr, sys; sys.exit('torch._dynamo' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
 
@@ -442,7 +442,7 @@ def test_wrong_arguments(change: dict[str, Any], words: str) -> None:
 
 @torch.no_grad()
 def test_shapes_without_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On "meta" nothing is computed, and without gradients nothing compiled."""
+    """On the "meta" device nothing is computed and, without gradients, no kernels are compiled."""
     x = torch.empty(2, 12, 9, 8, dtype=torch.bfloat16, device="meta").contiguous(memory_format=torch.channels_last)
     q, k, geo = (torch.empty(shape, device="meta") for shape in ((2, 2, 5, 4), (2, 2, 9, 8), (2, 7, 7)))
     with torch.enable_grad():

@@ -19,7 +19,7 @@ def test_code_is_made_for_each_gpu() -> None:
         "-gencode=arch=compute_80,code=[sm_80]",
         "-gencode=arch=compute_90,code=[sm_90,compute_90]",
     ]
-    # One that is newer than the compiler gets code that the driver translates.
+    # A GPU that is newer than the compiler gets PTX, which the driver translates.
     assert nvcc.architecture_flags(known, [(12, 0)]) == ["-gencode=arch=compute_90,code=[compute_90]"]
     with pytest.raises(RunError, match=r"need a GPU of compute capability 8.0 or newer, this is 7.5"):
         nvcc.architecture_flags(known, [(7, 5)])
@@ -61,7 +61,7 @@ def test_presets_of_containers_are_narrowed_to_the_gpus_present(monkeypatch, cap
         assert nvcc.wanted_capabilities() == expected
         assert nvcc.wanted_capabilities() == expected
     left_out = [record for record in caplog.records if "left out" in record.message]
-    assert len(left_out) == (1 if names else 0)  # said once
+    assert len(left_out) == (1 if names else 0)  # logged once
     assert not names or "7." in left_out[0].message
 
 
@@ -89,7 +89,7 @@ def fake_nvcc(folder: Path, script: str) -> None:
 
 
 def test_toolkit_is_where_nvcc_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not where the nvcc that was found lies."""
+    """The toolkit's libraries need not lie beside the nvcc that was found."""
     library = tmp_path / "elsewhere" / "lib"
     library.mkdir(parents=True)
     (library / "libcudart_static.a").touch()

@@ -1,4 +1,4 @@
-"""The stem as one operator: against the same step by step in float64, and in the network."""
+"""The stem as one operator, compared with its separate steps in float64, and in the network."""
 
 import copy
 from typing import Any
@@ -52,7 +52,8 @@ def assert_matches_oracle(
     wanted, *wanted_gradients = results(compose_stem, [t.double() for t in tensors], stride, **options)
     _, *plain_gradients = results(compose_stem, tensors, stride, **options)
     assert relative_error(y, wanted) <= tolerance
-    # Differences that may cancel, down to nothing: measure them by the whole, and by what rounding does step by step.
+    # Gradients may cancel almost completely, so the tolerance also depends on the largest one, and on the error step by
+    # step.
     scale = max(float(g.norm()) for g in wanted_gradients)
     for a, b, plain in zip(gradients, wanted_gradients, plain_gradients, strict=True):
         allowed = gradient_tolerance * max(float(b.norm()), 0.1 * scale)
@@ -121,7 +122,7 @@ def test_results_do_not_depend_on_batch_threads_or_layout(stride: int) -> None:
 
 @needs_kernels
 def test_only_wanted_gradients() -> None:
-    """An attack wants that of the image, training those of the weights; they are what they are together."""
+    """Attacks need the image's gradient, training those of the weights; each is the same as if all were computed."""
     tensors = make(dtype=torch.float32)
     every = results(stem_relation, tensors, 2)[1:]
     dy = torch.randn(12, 4, 5, generator=torch.Generator().manual_seed(1)).expand(2, -1, -1, -1)
@@ -153,7 +154,7 @@ def test_without_a_prior() -> None:
 
 
 def networks(**options: Any) -> tuple[nn.Module, nn.Module]:
-    """An LR-Net whose batch norms do something, and one that takes its stem step by step because of a hook."""
+    """An LR-Net whose batch norms are not the identity, and a copy whose stem runs step by step because of a hook."""
     torch.manual_seed(0)
     fused = build_model("lrnet26", num_classes=3, width=0.2, **options)
     for norm in fused.modules():
@@ -207,7 +208,7 @@ def test_covers() -> None:
 
 @needs_kernels
 def test_network_compiles_as_one_graph() -> None:
-    """Its stem step by step, which the compiler can fuse itself."""
+    """Under the compiler the stem runs step by step, because the compiler can fuse the steps."""
     network, _ = networks(stem="small", in_channels=1)
     network.eval()
     x = torch.rand(2, 1, 9, 9)
