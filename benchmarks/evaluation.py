@@ -101,6 +101,7 @@ def run_peer(name: str, model: Any, data: Any, eps: float, step_size: float, ste
 def run_ours(program: str, model: Any, data: Any, eps: float, step_size: float, steps: int) -> dict[str, Any]:
     """Return the seconds of our evaluation, the verdicts in the order of the data, and the share of each overhead."""
     import robust_lr as rlr
+    from robust_lr.evaluation.harness import evaluate
     from robust_lr.results.ledger import read
 
     criterion, check = OURS[program]
@@ -109,7 +110,7 @@ def run_ours(program: str, model: Any, data: Any, eps: float, step_size: float, 
     with tempfile.TemporaryDirectory() as folder:
         with clocks(spent):
             began = time.perf_counter()
-            rlr.evaluate(model, data, protocol, out=folder, check=check)
+            evaluate(model, data, protocol, out=folder, check=check)
             seconds = time.perf_counter() - began
         rows = {row.id: row.robust for row in read(Path(folder) / "ledger.sqlite")}
     return {

@@ -11,6 +11,8 @@ STABLE_TORCH_LIBRARY(robust_lr, m) {
   m.def(robust_lr::kStemBackwardSchema);
   m.def(robust_lr::kImageGradientSchema);
   m.def(robust_lr::kPackSchema);
+  m.def(robust_lr::kBlockSchema);
+  m.def(robust_lr::kBlockGradientSchema);
   m.def(robust_lr::kConvolutionSchema);
   m.def(robust_lr::kConvolutionGradientSchema);
   m.def(robust_lr::kBfloat16Schema);

@@ -50,6 +50,8 @@ STABLE_TORCH_LIBRARY_IMPL(robust_lr, CPU, m) {
   m.impl("pack_convolution", TORCH_BOX(&robust_lr::cpu::pack_convolution));
   m.impl("convolution", TORCH_BOX(&robust_lr::cpu::convolution));
   m.impl("convolution_gradient", TORCH_BOX(&robust_lr::cpu::convolution_gradient));
+  m.impl("folded_block", TORCH_BOX(&robust_lr::cpu::folded_block));
+  m.impl("folded_block_gradient", TORCH_BOX(&robust_lr::cpu::folded_block_gradient));
   m.impl("image_gradient", TORCH_BOX(&robust_lr::cpu::image_gradient));
 }
 

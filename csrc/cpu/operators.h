@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <tuple>
+#include <vector>
 
 #include "../local_relation.h"
 
@@ -32,6 +33,11 @@ Tensor convolution(Tensor x, Tensor packed, std::optional<Tensor> bias, std::opt
 
 Tensor convolution_gradient(Tensor dy, Tensor packed, std::optional<Tensor> shortcut, std::optional<Tensor> mask,
                             Index inputs, Index height, Index width, Index size, Index stride, Index padding);
+
+std::vector<Tensor> folded_block(Tensor x, std::vector<Tensor> parameters, std::vector<Index> numbers);
+
+Tensor folded_block_gradient(Tensor dy, Tensor x, std::vector<Tensor> results, std::vector<Tensor> parameters,
+                             std::vector<Index> numbers);
 
 bool has_bfloat16_products();
 

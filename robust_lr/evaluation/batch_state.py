@@ -45,8 +45,12 @@ def split(rows: Rows, mask: Tensor) -> tuple[Rows, Rows]:
 
 
 def split_first(rows: Rows, n: int) -> tuple[Rows, Rows]:
-    """Return the first ``n`` rows, and the other rows."""
-    return split(rows, torch.arange(size(rows)) < n)
+    """Return the first ``n`` rows, and the other rows, as views; ``{}`` stands for no rows."""
+    if n >= size(rows):
+        return rows, {}
+    if n <= 0:
+        return {}, rows
+    return {name: column[:n] for name, column in rows.items()}, {name: column[n:] for name, column in rows.items()}
 
 
 def add_elapsed_time(rows: Rows, began: float) -> Rows:

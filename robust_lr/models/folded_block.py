@@ -1,7 +1,7 @@
 """Residual blocks of networks that are attacked, which need few passes and calls for ReLUs, sums and gradients.
 
-A block of layers with kernels is one node of the graph, because small networks would otherwise spend a fifth of their
-time in Python. Each layer has ``run``, which also returns what its gradient needs, and ``pull_back``.
+A block of layers with kernels is one node of the graph and one call of an operator, because small networks would
+otherwise spend a fifth of their time in Python.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from .resnet import Block
 
 Kind = TypeVar("Kind", bound=nn.Module)
 Conv = TypeVar("Conv", bound=nn.Conv2d)
-
-Saved = list[Tensor | None]
 
 
 class FoldedRelation2d(LocalRelation2d):
@@ -47,11 +45,6 @@ class FoldedRelation2d(LocalRelation2d):
         return submodule(self, "both" if self.stride == 1 else "query", FusedConv2d)
 
     @functools.cached_property
-    def exit(self) -> FusedConv2d:
-        """The channel transform."""
-        return submodule(self, "transform", FusedConv2d)
-
-    @functools.cached_property
     def keys(self) -> FusedConv2d:
         """The convolution that makes the keys, if it is separate."""
         return submodule(self, "key", FusedConv2d)
@@ -66,36 +59,23 @@ class FoldedRelation2d(LocalRelation2d):
         out: Tensor = self.transform(y)
         return out
 
-    @functools.cached_property
-    def numbers(self) -> tuple[int, int, int, int, bool, bool]:
-        """The options as the operators take them."""
-        return RelationOptions(**self.options).numbers()
+    def convolutions(self) -> list[FusedConv2d]:
+        """Return the convolutions that make the queries and keys."""
+        return [self.entry] if self.stride == 1 else [self.entry, self.keys]
 
-    def run(self, x: Tensor) -> tuple[Tensor, Saved]:
-        """Return the result without a graph, and what ``pull_back`` needs besides the input."""
-        q, k = self.entry.run(x), None
-        if self.stride == 1:
-            halves = q.chunk(2, dim=1)
-        else:
-            k = self.keys.run(x)
-            halves = q, k
+    def parameters_of_kernel(self) -> list[Tensor]:
+        """Return the tensors that operators of a whole block take for this layer without its channel transform."""
         prior = self.prior()
-        geo = None if prior is None else prior.to(accumulation_dtype(x.dtype)).contiguous()
-        y, stats = torch.ops.robust_lr.local_relation.default(x, *halves, geo, *self.numbers)
-        return self.exit.run(y), [q, k, geo, y, stats]
+        weight = self.entry.weight
+        wide = accumulation_dtype(weight.dtype)
+        geo = weight.new_empty(0) if prior is None else prior.to(wide).contiguous()
+        return [geo, *(tensor for conv in self.convolutions() for tensor in conv.parameters_of_kernel())]
 
-    def pull_back(self, dy: Tensor, x: Tensor, saved: Saved) -> Tensor:
-        """Return the gradient by the input ``x``."""
-        q, k, geo, y, stats = saved
-        assert y is not None
-        dy = self.exit.pull_back(dy, y)
-        if k is None:
-            dx, dqk = torch.ops.robust_lr.joined_relation_backward.default(dy, x, q, geo, y, stats, *self.numbers)
-            return self.entry.pull_back(dqk, x, dx)
-        dx, dq, dk, _ = torch.ops.robust_lr.local_relation_backward.default(
-            dy, x, q, k, geo, y, stats, *self.numbers, False
-        )
-        return self.entry.pull_back(dq, x, self.keys.pull_back(dk, x, dx))
+    def numbers_of_kernel(self) -> list[int]:
+        """Return the numbers that belong to them."""
+        options = RelationOptions(**self.options).numbers()
+        own = [number for conv in self.convolutions() for number in conv.numbers_of_kernel()]
+        return [self.stride == 1, *options, *own]
 
 
 class FoldedBlock(nn.Module):
@@ -165,71 +145,57 @@ class FoldedBlock(nn.Module):
         return submodule(self, self.last, FusedConv2d)
 
     @functools.cached_property
-    def side(self) -> FusedConv2d | None:
+    def side(self) -> list[FusedConv2d]:
         """The convolution of the shortcut, if it has one."""
-        return None if self.downsample is None else submodule(self.downsample, "0", FusedConv2d)
+        return [] if self.downsample is None else [submodule(self.downsample, "0", FusedConv2d)]
 
     @functools.cached_property
-    def path(self) -> list[FusedConv2d | FoldedRelation2d]:
-        """The layers of the block except the last, in order."""
-        return [self.get_submodule(name) for name in self.inner]  # type: ignore[misc]
-
-    def run(self, x: Tensor) -> tuple[Tensor, list[Saved]]:
-        """Return the result without a graph, and for each layer its input and what else its gradient needs."""
-        shortcut = x if self.side is None else self.side.run(x)
-        saved: list[Saved] = []
-        y = x
-        for layer in self.path:
-            if isinstance(layer, FusedConv2d):
-                saved.append([y])
-                y = layer.run(y)
+    def kernel_layers(self) -> list[FusedConv2d | FoldedRelation2d]:
+        """The layers of the block in order; the channel transform of a relation is a layer of its own."""
+        layers: list[FusedConv2d | FoldedRelation2d] = []
+        for name in (*self.inner, self.last):
+            layer = self.get_submodule(name)
+            if isinstance(layer, FoldedRelation2d):
+                layers += [layer, submodule(layer, "transform", FusedConv2d)]
             else:
-                out, more = layer.run(y)
-                saved.append([y, *more])
-                y = out
-        saved.append([y])
-        return self.exit.run(y, shortcut), saved
+                layers.append(submodule(self, name, FusedConv2d))
+        return layers
 
-    def pull_back(self, dy: Tensor, out: Tensor, saved: list[Saved]) -> Tensor:
-        """Return the gradient by the input from the gradient by the result ``out``."""
-        last = self.exit
-        *inner, (before,) = saved
-        assert before is not None
-        shortcut = dy = last.masked(dy, out)
-        dy, y = last.pull_back(dy, before), before
-        if self.side is not None:
-            x = inner[0][0]
-            assert x is not None
-            shortcut = self.side.pull_back(shortcut, x)
-        for layer, (x, *more) in zip(reversed(self.path), reversed(inner), strict=True):
-            assert x is not None
-            if isinstance(layer, FusedConv2d):
-                dy = layer.pull_back(layer.masked(dy, y), x, shortcut if layer is self.path[0] else None)
-            else:
-                dy = layer.pull_back(layer.exit.masked(dy, y), x, more)
-            y = x
-        return dy
+    @functools.cached_property
+    def numbers(self) -> list[int]:
+        """The numbers that the operators of a whole block take, see csrc/schema.h."""
+        numbers = [self.exit.relu and not self.exit.premasked, bool(self.side)]
+        numbers += [number for conv in self.side for number in conv.numbers_of_kernel()]
+        for layer in self.kernel_layers:
+            numbers += [isinstance(layer, FoldedRelation2d), *layer.numbers_of_kernel()]
+        return [int(number) for number in numbers]
+
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors that the operators take, packed anew if a weight changed."""
+        layers = (*self.side, *self.kernel_layers)
+        return [tensor for layer in layers for tensor in layer.parameters_of_kernel()]
 
 
 class _Block(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, block: FoldedBlock) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
-            out, saved = block.run(x)
-        ctx.block, ctx.sizes = block, [len(some) for some in saved]
-        ctx.save_for_backward(out, *(tensor for some in saved for tensor in some))
+        tensors = block.tensors()
+        results = torch.ops.robust_lr.folded_block.default(x, tensors, block.numbers)
+        ctx.block, ctx.count = block, len(results)
+        ctx.save_for_backward(x, *results, *tensors)
+        out: Tensor = results[-1]
         return out
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        out, *tensors = ctx.saved_tensors
+        x, *tensors = ctx.saved_tensors
         block: FoldedBlock = ctx.block
         if torch.is_grad_enabled():  # a caller wants gradients of gradients
-            x = tensors[0].view_as(tensors[0])  # a view cuts the path to the operation that made it
+            x = x.view_as(x)  # a view cuts the path to the operation that made it
             return torch.autograd.grad(block.layer_by_layer(x), x, dy, create_graph=True)[0], None
-        saved = [[tensors.pop(0) for _ in range(size)] for size in ctx.sizes]
-        with torch._C._AutoDispatchBelowAutograd():
-            return block.pull_back(dy.contiguous(memory_format=torch.channels_last), out, saved), None
+        results, parameters = tensors[: ctx.count], tensors[ctx.count :]
+        dy = dy.contiguous(memory_format=torch.channels_last)
+        return torch.ops.robust_lr.folded_block_gradient.default(dy, x, results, parameters, block.numbers), None
 
 
 def join_masks(before: nn.Module | None, after: nn.Module) -> None:

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from robust_lr import build_model
 from robust_lr.models.folded_block import FoldedBlock
-from robust_lr.models.folding import fold
+from robust_lr.models.folding import fold, in_bfloat16
+from robust_lr.models.layers.fused_conv import has_bfloat16
 from robust_lr.ops import library
 
 pytestmark = pytest.mark.skipif(not library.load(), reason="no compiled kernels")
@@ -32,6 +33,84 @@ def test_one_node_gives_the_bits_of_its_layers(name, monkeypatch):
         assert torch.equal(model(x), whole[0])
     monkeypatch.setattr(FoldedBlock, "forward", FoldedBlock.layer_by_layer)
     assert all(map(torch.equal, whole, logits_and_gradient(model, x)))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("images", [1, 70])
+@pytest.mark.parametrize("name", ["lrnet26", "resnet26"])
+def test_parts_and_threads_change_no_bit(name, images, threads, monkeypatch):
+    """At this size a block takes a batch of 70 images in several parts, which threads share."""
+    model, x = folded(name), torch.rand(images, 1, 24, 24)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        whole = logits_and_gradient(model, x)
+    finally:
+        torch.set_num_threads(before)
+    monkeypatch.setattr(FoldedBlock, "forward", FoldedBlock.layer_by_layer)
+    assert all(map(torch.equal, whole, logits_and_gradient(model, x)))
+
+
+@pytest.mark.parametrize("name", ["lrnet26", "resnet26"])
+def test_other_types_have_the_bits_of_their_layers(name, monkeypatch):
+    model, x = folded(name), torch.rand(20, 1, 12, 12)
+    pairs = [(folded(name, torch.float64), x.double())]
+    if has_bfloat16():
+        lowered = in_bfloat16(model)
+        assert lowered is not None
+        pairs.append((lowered, x))
+    wholes = [logits_and_gradient(model, x) for model, x in pairs]
+    monkeypatch.setattr(FoldedBlock, "forward", FoldedBlock.layer_by_layer)
+    for whole, (model, x) in zip(wholes, pairs, strict=True):
+        assert all(map(torch.equal, whole, logits_and_gradient(model, x)))
+
+
+def test_values_that_are_not_finite_do_as_in_the_layers(monkeypatch):
+    model, x = folded("lrnet26"), torch.rand(3, 1, 12, 12)
+    x[1, 0, 5, 5] = torch.nan
+    whole = logits_and_gradient(model, x)
+    assert whole[0][1].isnan().all()
+    assert whole[0][[0, 2]].isfinite().all()
+    monkeypatch.setattr(FoldedBlock, "forward", FoldedBlock.layer_by_layer)
+    for one, other in zip(whole, logits_and_gradient(model, x), strict=True):
+        assert torch.equal(one.nan_to_num(7.0), other.nan_to_num(7.0))
+
+
+def test_new_weights_are_used_at_once():
+    model, x = folded("lrnet26"), torch.rand(3, 1, 12, 12)
+    before = model(x)
+    for parameter in model.parameters():
+        parameter.mul_(1.5)
+    changed = model(x)
+    assert not torch.equal(before, changed)
+    torch.manual_seed(0)
+    fresh = fold(build_model("lrnet26", num_classes=5, in_channels=1, width=0.25, stem="small"))
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(fresh(x), changed)
+
+
+@pytest.mark.parametrize("name", ["lrnet26", "resnet26"])
+def test_operators_refuse_what_is_not_a_block(name):
+    block = next(module for module in folded(name).modules() if isinstance(module, FoldedBlock))
+    x = torch.rand(2, block.entry.in_channels, 6, 6).contiguous(memory_format=torch.channels_last)
+    run, gradient = torch.ops.robust_lr.folded_block, torch.ops.robust_lr.folded_block_gradient
+    tensors, numbers = block.tensors(), block.numbers
+    results = run(x, tensors, numbers)
+    out = results[-1]
+    assert gradient(out, x, results, tensors, numbers).shape == x.shape
+    for words, call in (
+        ("numbers are missing", lambda: run(x, tensors, numbers[:-1])),
+        ("parameters are missing", lambda: run(x, tensors[:-1], numbers)),
+        ("numbers are missing", lambda: run(x, [*tensors, tensors[-1]], numbers)),
+        ("packed weights", lambda: run(x, [*tensors[3:], *tensors[:3]], numbers)),
+        ("must have the dtype of x", lambda: run(x.double(), tensors, numbers)),
+        ("channels-last", lambda: run(torch.rand(2, x.shape[1], 6, 6), tensors, numbers)),
+        ("of another block", lambda: gradient(out, x, results[:-1], tensors, numbers)),
+        ("like the result", lambda: gradient(out[:1], x, results, tensors, numbers)),
+        ("like the result", lambda: gradient(out.double(), x, results, tensors, numbers)),
+    ):
+        with pytest.raises(RuntimeError, match=words):
+            call()
 
 
 @pytest.mark.parametrize("name", ["lrnet26", "resnet26"])

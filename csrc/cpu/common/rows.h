@@ -15,12 +15,14 @@ class Scratch {
   // Returns this thread's scratch memory, and releases everything taken from it before.
   static Scratch& fresh() {
     static thread_local Scratch scratch;
-    scratch.piece_ = scratch.used_ = 0;
+    scratch.release();
     return scratch;
   }
   ~Scratch() {
     for (const Piece& piece : pieces_) std::free(piece.data);
   }
+
+  void release() { piece_ = used_ = 0; }
 
   template <class V>
   V* take(Index count) {

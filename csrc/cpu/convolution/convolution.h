@@ -320,25 +320,40 @@ class Convolution {
       for (; c + P::kStep <= from.channels; c += P::kStep) multiply(c, [](const T* from) { return P::pixel(from); });
       if (c < from.channels) multiply(c, [&](const T* last) { return P::last_pixel(last, from.channels - c); });
     }
-    for (Index i = 0; i < count; ++i) {
-      const Index place = block.place_of(i) + first;
-      for (int v = 0; v < Width; ++v) write(sums[i][v], place + v * L, to.channels - first - v * L);
-      if constexpr (Half) write(halves[i], place + Width * L, to.channels - first - Width * L);
+    // Each step is done for all sums before the next, with constant indices, so that they stay in registers. The pixels
+    // after `count` are copies of the last one, and only not written.
+    const auto each_sum = [&](auto f) {
+#pragma GCC unroll 8
+      for (int i = 0; i < kRows; ++i) {
+        const Index place = block.place_of(i) + first, lanes = to.channels - first;
+#pragma GCC unroll 3
+        for (int v = 0; v < Width; ++v) f(sums[i][v], i, place + v * L, lanes - v * L);
+        if constexpr (Half) f(halves[i], i, place + Width * L, lanes - Width * L);
+      }
+    };
+    if (finish.shortcut != nullptr) {
+      each_sum([&](auto& y, int, Index place, Index lanes) {
+        y += P::template read<std::remove_cvref_t<decltype(y)>>(finish.shortcut + place, lanes);
+      });
     }
+    if (finish.relu) each_sum([](auto& y, int, Index, Index) { y = rectify(y); });
+    if (finish.mask != nullptr) {
+      each_sum([&](auto& y, int, Index place, Index lanes) {
+        using Some = std::remove_cvref_t<decltype(y)>;
+        y = P::template read<Some>(finish.mask + place, lanes) > 0 ? y : Some{};
+      });
+    }
+    each_sum([&](auto& y, int i, Index place, Index lanes) {
+      if (i < count) P::write(y, to.data + place, lanes);
+    });
   }
 
-  // Applies `finish` to the sums of the first `lanes` channels at `place`, and stores them.
   template <class Some>
-  void write(Some y, Index place, Index lanes) const {
-    if (finish.shortcut != nullptr) y += P::template read<Some>(finish.shortcut + place, lanes);
-    if (finish.relu) {
-      if constexpr (sizeof y == kVectorBytes)
-        y = larger<A>(Some{}, y);
-      else
-        y = larger_half<A>(Some{}, y);
-    }
-    if (finish.mask != nullptr) y = P::template read<Some>(finish.mask + place, lanes) > 0 ? y : Some{};
-    P::write(y, to.data + place, lanes);
+  static Some rectify(Some y) {
+    if constexpr (sizeof y == kVectorBytes)
+      return larger<A>(Some{}, y);
+    else
+      return larger_half<A>(Some{}, y);
   }
 
   const Grid& grid;
@@ -376,5 +391,24 @@ void run_convolution_gradient(const Window& window, Pixels<const T> dy, const T*
       Convolution<P>(grid, window.taps(), dy, weights, dx, finish).run();
     }
 }
+
+// Both functions are compiled in convolution.cpp.
+#define ROBUST_LR_CONVOLUTION(prefix, P)                                                                       \
+  prefix template void run_convolution<P>(const Window&, Pixels<const P::Element>, const P::Element*,          \
+                                          Pixels<P::Element>, const Finish<P>&);                               \
+  prefix template void run_convolution_gradient<P>(const Window&, Pixels<const P::Element>, const P::Element*, \
+                                                   Pixels<P::Element>, const Finish<P>&)
+#if defined(__AVX512F__)
+#define ROBUST_LR_CONVOLUTIONS(prefix)             \
+  ROBUST_LR_CONVOLUTION(prefix, Products<float>);  \
+  ROBUST_LR_CONVOLUTION(prefix, Products<double>); \
+  ROBUST_LR_CONVOLUTION(prefix, NarrowProducts)
+#else
+#define ROBUST_LR_CONVOLUTIONS(prefix)            \
+  ROBUST_LR_CONVOLUTION(prefix, Products<float>); \
+  ROBUST_LR_CONVOLUTION(prefix, Products<double>)
+#endif
+
+ROBUST_LR_CONVOLUTIONS(extern);
 
 }  // namespace robust_lr::cpu

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,30 +63,16 @@ class FusedConv2d(nn.Conv2d):
         )
         return y, x
 
-    def run(self, input: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        """Return the result for a channels-last input that has a kernel, without a graph."""
+    def parameters_of_kernel(self) -> list[Tensor]:
+        """Return the tensors that operators of a whole block take for this convolution, see csrc/schema.h."""
         own = self._parameters  # attributes of a module take long to find
-        packed = self.packed(cast(Tensor, own["weight"]))[0]
-        y: Tensor = torch.ops.robust_lr.convolution.default(
-            input, packed, own["bias"], shortcut, *self.sizes, self.relu
-        )
-        return y
+        weight, bias = own["weight"], own["bias"]
+        assert weight is not None
+        return [*self.packed(weight), weight.new_empty(0) if bias is None else bias]
 
-    def masked(self, gradient: Tensor, result: Tensor) -> Tensor:
-        """Return the gradient by the input of the ReLU, unless the next layer takes it."""
-        if not self.relu or self.premasked:
-            return gradient
-        masked: Tensor = torch.ops.aten.threshold_backward.default(gradient, result, 0)
-        return masked
-
-    def pull_back(self, gradient: Tensor, input: Tensor, given: Tensor | None = None) -> Tensor:
-        """Return the gradient by the input, plus the one ``given`` by another path; see ``rectified``."""
-        mask = input if self.rectified else None
-        packed = self.packed(cast(Tensor, self._parameters["weight"]))[1]
-        dx: Tensor = torch.ops.robust_lr.convolution_gradient.default(
-            gradient, packed, given, mask, *input.shape[1:], *self.sizes[1:]
-        )
-        return dx
+    def numbers_of_kernel(self) -> list[int]:
+        """Return the numbers that belong to them."""
+        return [*self.sizes, self.relu, self.rectified]
 
     def converted(self, input: Tensor) -> Tensor:
         return input.bfloat16() if self.lowered else input

@@ -1,0 +1,371 @@
+// The operators of a residual block whose layers all have kernels: its result, and the gradient by its input.
+//
+// A few images at a time go through all layers: what one layer leaves is still in the cache when the next one reads it,
+// and intermediate gradients take memory for these images only. No result depends on how many they are, because no
+// kernel's does.
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "../common/rows.h"
+#include "../convolution/operands.h"
+#include "../local_relation/kernels.h"
+#include "../operators.h"
+
+namespace robust_lr::cpu {
+namespace {
+
+// Bytes that the layers of a block leave for the images that go through it together: as much as a core's cache holds.
+constexpr Index kBytesOfPart = 1 << 18;
+
+// Convolutions of small images work on as many images at once.
+constexpr Index kImagesAtOnce = 8;
+
+struct Shape {
+  Index channels, height, width;
+  Index size() const { return channels * height * width; }
+};
+
+// Images [begin, end) of a batch.
+struct Images {
+  Index begin, end;
+  Index count() const { return end - begin; }
+};
+
+template <class T>
+Pixels<T> part_of(const Tensor& t, Images images) {
+  Pixels<T> part = pixels<T>(t);
+  part.data = part.at(images.begin, 0, 0), part.batch = images.count();
+  return part;
+}
+
+template <class P>
+struct BlockConvolution {
+  using T = typename P::Element;
+  using A = typename P::Sum;
+
+  Shape from, to;
+  Window window;
+  bool relu;       // follows
+  bool rectified;  // x is the result of a ReLU, whose gradient is taken together with the convolution's
+  const T *packed, *transposed;
+  const A* bias;  // or null
+
+  void run(Pixels<const T> x, Pixels<T> y, const T* shortcut = nullptr) const {
+    run_convolution<P>(window, x, packed, y, {bias, shortcut, relu});
+  }
+
+  // Adds `given`, the gradient that reaches x by another path, if it is not null.
+  void pull_back(Pixels<const T> dy, Pixels<const T> x, const T* given, Pixels<T> dx) const {
+    run_convolution_gradient<P>(window, dy, transposed, dx, {nullptr, given, false, rectified ? x.data : nullptr});
+  }
+};
+
+// A convolution, or a local relation with the convolutions that make its queries and keys.
+template <class P>
+struct BlockLayer {
+  Shape from, to;
+  BlockConvolution<P> convolution;  // in a relation that of the queries, and at stride 1 of the keys as well
+  std::optional<BlockConvolution<P>> keys;
+  std::optional<RelationOptions> relation;
+  std::optional<Tensor> geo;
+};
+
+// Reads the arguments `parameters` and `numbers` of the operators, which are in the order of schema.h.
+template <class P>
+class BlockReader {
+  using T = typename P::Element;
+  using A = typename P::Sum;
+
+ public:
+  BlockReader(const std::vector<Tensor>& parameters, const std::vector<Index>& numbers, ScalarType type)
+      : parameters(parameters), numbers(numbers), type(type) {}
+
+  bool ends() const { return next_number == numbers.size() && next_parameter == parameters.size(); }
+
+  Index number() {
+    STD_TORCH_CHECK(next_number < numbers.size(), "folded_block: numbers are missing");
+    return numbers[next_number++];
+  }
+
+  BlockConvolution<P> convolution(const Shape& from) {
+    const Index outputs = number(), size = number(), stride = number(), padding = number();
+    const bool relu = number(), rectified = number();
+    const Window window = describe(size, stride, padding);
+    const auto after = [&](Index before) { return (before + 2 * padding - size) / stride + 1; };
+    STD_TORCH_CHECK(from.height + 2 * padding >= size && from.width + 2 * padding >= size,
+                    "folded_block: the image is smaller than the kernel");
+    const Tensor packed = tensor(), transposed = tensor();
+    const std::optional<Tensor> bias = optional_tensor();
+    check_weights<P>(packed, from.channels, outputs, window),
+        check_weights<P>(transposed, outputs, from.channels, window);
+    STD_TORCH_CHECK(packed.scalar_type() == type && transposed.scalar_type() == type &&
+                        (!bias || (bias->scalar_type() == kWideType<A> && bias->numel() == outputs)),
+                    "folded_block: weights must have the dtype of x, and bias [outputs] that or float32");
+    const Shape to{outputs, after(from.height), after(from.width)};
+    return {from, to, window, relu, rectified, data<T>(packed), data<T>(transposed), data_or_null<A>(bias)};
+  }
+
+  BlockLayer<P> layer(const Shape& from) {
+    BlockLayer<P> layer{from};
+    if (const bool relates = number()) {
+      const bool joined = number();
+      const Index kernel = number(), stride = number(), shared = number(), composability = number();
+      const bool softmax = number(), mask = number();
+      layer.relation = {kernel, stride, shared, composability, softmax, mask};
+      layer.geo = optional_tensor();
+      layer.convolution = convolution(from);
+      if (!joined) layer.keys = convolution(from);
+      const Shape& queries = layer.convolution.to;
+      layer.to = {from.channels, queries.height, queries.width};
+    } else {
+      layer.convolution = convolution(from);
+      layer.to = layer.convolution.to;
+    }
+    return layer;
+  }
+
+ private:
+  Tensor tensor() {
+    STD_TORCH_CHECK(next_parameter < parameters.size(), "folded_block: parameters are missing");
+    return parameters[next_parameter++];
+  }
+  // A tensor without elements stands for none.
+  std::optional<Tensor> optional_tensor() {
+    const Tensor t = tensor();
+    return t.numel() > 0 ? std::optional(t) : std::nullopt;
+  }
+
+  const std::vector<Tensor>& parameters;
+  const std::vector<Index>& numbers;
+  const ScalarType type;
+  std::size_t next_parameter = 0, next_number = 0;
+};
+
+template <class P>
+class FoldedBlock {
+  using T = typename P::Element;
+  using A = typename P::Sum;
+  static constexpr bool kNarrow = !std::is_same_v<A, T>;
+
+ public:
+  FoldedBlock(const Tensor& x, const std::vector<Tensor>& parameters, const std::vector<Index>& numbers) : x(x) {
+    STD_TORCH_CHECK(is_channels_last(x), "folded_block: x must be channels-last");
+    BlockReader<P> reader(parameters, numbers, x.scalar_type());
+    Shape shape{x.size(1), x.size(2), x.size(3)};
+    masks_result = reader.number();
+    if (const bool has_side = reader.number()) side = reader.convolution(shape);
+    while (!reader.ends()) {
+      layers.push_back(reader.layer(shape));
+      shape = layers.back().to;
+    }
+    STD_TORCH_CHECK(layers.size() >= 2 && !layers.front().relation && !layers.back().relation,
+                    "folded_block: the first and the last layer must be convolutions");
+    const Shape end = side ? side->to : layers.front().from;
+    STD_TORCH_CHECK(end.channels == shape.channels && end.height == shape.height && end.width == shape.width,
+                    "folded_block: the shortcut must have the shape of the result");
+  }
+
+  // Returns what the layers leave: the result of each, and after that of a relation its queries, keys and statistics.
+  std::vector<Tensor> run() const {
+    std::vector<Tensor> results;
+    for (const BlockLayer<P>& layer : layers) {
+      results.push_back(result_of(layer.to));
+      if (!layer.relation) continue;
+      results.push_back(result_of(layer.convolution.to));
+      if (layer.keys) results.push_back(result_of(layer.keys->to));
+      results.push_back(empty<A>(x, {Stats<A>::size(problem(layer, x.size(0)), kNarrow)}));
+    }
+    each_part([&](Images images, Scratch& scratch) { run(images, results, scratch); });
+    return results;
+  }
+
+  // Returns the gradient by x.
+  Tensor pull_back(const Tensor& dy, const std::vector<Tensor>& results) const {
+    const Shape& shape = layers.back().to;
+    STD_TORCH_CHECK(is_channels_last(dy) && dy.scalar_type() == x.scalar_type() &&
+                        has_shape(dy, x.size(0), shape.channels, shape.height, shape.width),
+                    "folded_block_gradient: dy must be like the result, channels-last");
+    std::size_t count = 0;
+    for (const BlockLayer<P>& layer : layers) count += results_of(layer);
+    STD_TORCH_CHECK(results.size() == count, "folded_block_gradient: the results are of another block");
+    Tensor dx = result_of(layers.front().from);
+    each_part([&](Images images, Scratch& scratch) { pull_back(images, dy, results, dx, scratch); });
+    return dx;
+  }
+
+ private:
+  Tensor result_of(const Shape& shape) const { return result_like(x, shape.channels, shape.height, shape.width); }
+
+  static std::size_t results_of(const BlockLayer<P>& layer) { return layer.relation ? (layer.keys ? 4 : 3) : 1; }
+
+  static Problem problem(const BlockLayer<P>& layer, Index batch) {
+    const Shape& from = layer.from;
+    const Index transforms = layer.keys ? layer.convolution.to.channels : layer.convolution.to.channels / 2;
+    return robust_lr::describe(batch, from.channels, from.height, from.width, transforms, layer.geo, *layer.relation);
+  }
+
+  // Calls f(images, scratch memory) for parts of the batch, which threads share if there are enough.
+  template <class F>
+  void each_part(F f) const {
+    const Index batch = x.size(0), threads = thread_count();
+    Index bytes = 0, fewest = x.size(2) * x.size(3);
+    for (const BlockLayer<P>& layer : layers) {
+      bytes += layer.to.size() * Index(sizeof(T));
+      fewest = std::min(fewest, layer.to.height * layer.to.width);
+    }
+    Index each = std::max<Index>(1, kBytesOfPart / bytes), parts = (batch + each - 1) / each;
+    if (parts > 1) parts = (parts + threads - 1) / threads * threads;
+    each = std::max<Index>(1, (batch + parts - 1) / std::max<Index>(1, parts));
+    if (fewest <= 256) each = (each + kImagesAtOnce - 1) / kImagesAtOnce * kImagesAtOnce;
+    parts = (batch + each - 1) / each;
+    const auto go = [&](Index begin, Index end) {
+      static thread_local Scratch scratch;
+      for (Index part = begin; part < end; ++part) {
+        scratch.release();
+        f(Images{part * each, std::min(batch, (part + 1) * each)}, scratch);
+      }
+    };
+    parts < threads ? go(0, parts) : parallel_for(parts, go);
+  }
+
+  static Pixels<T> buffer(Scratch& scratch, const Shape& shape, Images images) {
+    return {scratch.take<T>(images.count() * shape.size()), images.count(), shape.height, shape.width, shape.channels};
+  }
+
+  // `channel` is the first of the image's.
+  template <class E>
+  static Image<A> image(const Pixels<E>& t, Index channel = 0) {
+    return {const_cast<T*>(t.data) + channel, t.height * t.width * t.channels, 1, t.channels, kNarrow};
+  }
+
+  static Image<A> from_image(Image<A> image, Index n) {
+    if (image.data == nullptr) return image;
+    image.data = static_cast<A*>(image.data) + n * image.batch_stride;
+    return image;
+  }
+
+  // The tensors of a relation, of a part of the batch.
+  struct Relation {
+    Problem p;
+    Pixels<T> y, q, k;  // queries and keys that are made together are in q
+    Image<A> prior, shift, total, wide_y;
+
+    Image<A> queries() const { return image(q); }
+    Image<A> keys() const { return k.data == nullptr ? image(q, q.channels / 2) : image(k); }
+  };
+
+  Relation relation(const BlockLayer<P>& layer, const Tensor* results, Images images) const {
+    const Problem whole = problem(layer, x.size(0));
+    const Tensor& stats_tensor = results[layer.keys ? 3 : 2];
+    STD_TORCH_CHECK(stats_tensor.numel() == Stats<A>::size(whole, kNarrow), "folded_block: stats are of another block");
+    const Stats<A> stats(stats_tensor, whole, kNarrow);
+    const Pixels<T> none{};
+    return {problem(layer, images.count()),
+            part_of<T>(results[0], images),
+            part_of<T>(results[1], images),
+            layer.keys ? part_of<T>(results[2], images) : none,
+            prior<A>(layer.geo, whole),
+            from_image(stats.shift, images.begin),
+            from_image(stats.total, images.begin),
+            from_image(stats.wide_y, images.begin)};
+  }
+
+  void run(Images images, const std::vector<Tensor>& results, Scratch& scratch) const {
+    const Pixels<const T> first = part_of<const T>(x, images);
+    const T* shortcut = first.data;
+    if (side) {
+      const Pixels<T> y = buffer(scratch, side->to, images);
+      side->run(first, y);
+      shortcut = y.data;
+    }
+    Pixels<const T> from = first;
+    const Tensor* result = results.data();
+    for (const BlockLayer<P>& layer : layers) {
+      const Pixels<T> to = part_of<T>(*result, images);
+      if (layer.relation) {
+        const Relation r = relation(layer, result, images);
+        layer.convolution.run(from, r.q);
+        if (layer.keys) layer.keys->run(from, r.k);
+        run_forward<A>({r.p, image(from), r.queries(), r.keys(), image(to), r.prior, r.shift, r.total, r.wide_y});
+      } else {
+        layer.convolution.run(from, to, &layer == &layers.back() ? shortcut : nullptr);
+      }
+      from = constant(to);
+      result += results_of(layer);
+    }
+  }
+
+  void pull_back(Images images, const Tensor& dy, const std::vector<Tensor>& results, const Tensor& dx,
+                 Scratch& scratch) const {
+    const Pixels<const T> first = part_of<const T>(x, images);
+    Pixels<const T> gradient = part_of<const T>(dy, images);
+    if (masks_result) gradient = masked(gradient, part_of<const T>(results.back(), images), scratch);
+    const T* shortcut = gradient.data;
+    if (side) {
+      const Pixels<T> by_side = buffer(scratch, side->from, images);
+      side->pull_back(gradient, first, nullptr, by_side);
+      shortcut = by_side.data;
+    }
+    const Tensor* result = results.data() + results.size();
+    for (auto layer = layers.rbegin(); layer != layers.rend(); ++layer) {
+      result -= results_of(*layer);
+      const bool is_first = layer + 1 == layers.rend();
+      const Pixels<const T> from = is_first ? first : part_of<const T>(*(result - results_of(layer[1])), images);
+      const Pixels<T> to = is_first ? part_of<T>(dx, images) : buffer(scratch, layer->from, images);
+      if (layer->relation) {
+        pull_back_relation(*layer, relation(*layer, result, images), gradient, from, to, images, scratch);
+      } else {
+        layer->convolution.pull_back(gradient, from, is_first ? shortcut : nullptr, to);
+      }
+      gradient = constant(to);
+    }
+  }
+
+  void pull_back_relation(const BlockLayer<P>& layer, const Relation& r, Pixels<const T> dy, Pixels<const T> from,
+                          Pixels<T> to, Images images, Scratch& scratch) const {
+    const Pixels<T> dvalues = buffer(scratch, layer.from, images), dq = buffer(scratch, layer.convolution.to, images);
+    const Pixels<T> dk = layer.keys ? buffer(scratch, layer.keys->to, images) : dq;
+    run_backward<A>({r.p, image(from), image(dvalues), image(dy), r.queries(), r.keys(),
+                     kNarrow && r.p.softmax ? r.wide_y : image(r.y), image(dq),
+                     layer.keys ? image(dk) : image(dq, dq.channels / 2), r.prior, r.shift, r.total, Image<A>{}});
+    const T* given = dvalues.data;
+    if (layer.keys) {
+      const Pixels<T> sum = buffer(scratch, layer.from, images);
+      layer.keys->pull_back(constant(dk), from, given, sum);
+      given = sum.data;
+    }
+    layer.convolution.pull_back(constant(dq), from, given, to);
+  }
+
+  static Pixels<const T> constant(const Pixels<T>& t) { return {t.data, t.batch, t.height, t.width, t.channels}; }
+
+  // The gradient by the input of the ReLU that `y` is the result of; PyTorch's, which lets it pass where y is NaN.
+  static Pixels<const T> masked(Pixels<const T> dy, Pixels<const T> y, Scratch& scratch) {
+    const Index size = dy.batch * dy.height * dy.width * dy.channels;
+    T* const dx = scratch.take<T>(size);
+    for (Index i = 0; i < size; ++i) dx[i] = widen(y.data[i]) <= 0 ? T(0) : dy.data[i];
+    return {dx, dy.batch, dy.height, dy.width, dy.channels};
+  }
+
+  const Tensor& x;
+  bool masks_result;                        // else the next block takes the gradient of the last ReLU
+  std::optional<BlockConvolution<P>> side;  // of the shortcut
+  std::vector<BlockLayer<P>> layers;
+};
+
+}  // namespace
+
+std::vector<Tensor> folded_block(Tensor x, std::vector<Tensor> parameters, std::vector<Index> numbers) {
+  return with_products(x.scalar_type(),
+                       [&](auto products) { return FoldedBlock<decltype(products)>(x, parameters, numbers).run(); });
+}
+
+Tensor folded_block_gradient(Tensor dy, Tensor x, std::vector<Tensor> results, std::vector<Tensor> parameters,
+                             std::vector<Index> numbers) {
+  return with_products(x.scalar_type(), [&](auto products) {
+    return FoldedBlock<decltype(products)>(x, parameters, numbers).pull_back(dy, results);
+  });
+}
+
+}  // namespace robust_lr::cpu
