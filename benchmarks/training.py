@@ -343,7 +343,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.run:
         step = straightforward(arguments, arguments.run)
-        print(median(timed(step) for _ in range(2 + arguments.repeats)))
+        print(median([timed(step) for _ in range(2 + arguments.repeats)][2:]))
         return
     torch.set_num_threads(arguments.threads)
     record: dict[str, Any] = {

@@ -73,9 +73,9 @@ class FoldedRelation2d(LocalRelation2d):
 
     def numbers_of_kernel(self) -> list[int]:
         """Return the numbers that belong to them."""
-        options = RelationOptions(**self.options).numbers()
+        options = map(int, RelationOptions(**self.options).numbers())
         own = [number for conv in self.convolutions() for number in conv.numbers_of_kernel()]
-        return [self.stride == 1, *options, *own]
+        return [int(self.stride == 1), *options, *own]
 
 
 class FoldedBlock(nn.Module):
@@ -164,11 +164,11 @@ class FoldedBlock(nn.Module):
     @functools.cached_property
     def numbers(self) -> list[int]:
         """The numbers that the operators of a whole block take, see csrc/schema.h."""
-        numbers = [self.exit.relu and not self.exit.premasked, bool(self.side)]
+        numbers = [int(self.exit.relu and not self.exit.premasked), len(self.side)]
         numbers += [number for conv in self.side for number in conv.numbers_of_kernel()]
         for layer in self.kernel_layers:
-            numbers += [isinstance(layer, FoldedRelation2d), *layer.numbers_of_kernel()]
-        return [int(number) for number in numbers]
+            numbers += [int(isinstance(layer, FoldedRelation2d)), *layer.numbers_of_kernel()]
+        return numbers
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors that the operators take, packed anew if a weight changed."""

@@ -72,7 +72,7 @@ class FusedConv2d(nn.Conv2d):
 
     def numbers_of_kernel(self) -> list[int]:
         """Return the numbers that belong to them."""
-        return [*self.sizes, self.relu, self.rectified]
+        return [*self.sizes, int(self.relu), int(self.rectified)]
 
     def converted(self, input: Tensor) -> Tensor:
         return input.bfloat16() if self.lowered else input
