@@ -157,7 +157,7 @@ def ratios(seconds: dict[str, float]) -> dict[str, Any]:
 
 
 def seconds_of_a_step(arguments: argparse.Namespace, name: str, candidate: str) -> float:
-    """Median seconds of a step in a new process; ours are the steps of `robust-lr adv-train`, without the first two.
+    """Median seconds of a step in a new process, without its first two; ours are the steps of `robust-lr adv-train`.
 
     OMP_, GOMP_ and MKL_ variables, which set the number of threads and how they wait, are not passed on.
     """
