@@ -38,7 +38,8 @@ def test_kernels_touch_only_what_is_theirs(vectors: str, compiler: Compiler, pyt
     if vectors == "native" and not compiler.native:
         pytest.skip(f"{compiler.command} does not know this processor")
     flags = [*FLAGS, *(compiler.native if vectors == "native" else [])]
-    sources = [DRIVER, KERNELS / "cpu/local_relation/float.cpp", KERNELS / "cpu/stem/float.cpp"]
+    compiled = ("local_relation/float.cpp", "stem/float.cpp", "convolution/kernels.cpp")
+    sources = [DRIVER, *(KERNELS / "cpu" / name for name in compiled)]
     digest = hashlib.sha256(repr((compiler, flags)).encode())
     for path in sorted([*KERNELS.glob("*.h"), *KERNELS.glob("cpu/**/*.*"), *sources]):
         digest.update(path.read_bytes())

@@ -12,8 +12,6 @@ void check_like_result(const std::optional<Tensor>& t, const Tensor& x, Index ch
 
 }  // namespace
 
-ROBUST_LR_CONVOLUTIONS();
-
 Tensor pack_convolution(Tensor weight, bool transposed, bool bfloat16) {
   STD_TORCH_CHECK(weight.dim() == 4 && weight.is_contiguous() && weight.size(2) == weight.size(3),
                   "convolution: weight must be contiguous [outputs, inputs, K, K]");

@@ -392,7 +392,7 @@ void run_convolution_gradient(const Window& window, Pixels<const T> dy, const T*
     }
 }
 
-// Both functions are compiled in convolution.cpp.
+// Both functions are compiled in kernels.cpp.
 #define ROBUST_LR_CONVOLUTION(prefix, P)                                                                       \
   prefix template void run_convolution<P>(const Window&, Pixels<const P::Element>, const P::Element*,          \
                                           Pixels<P::Element>, const Finish<P>&);                               \
