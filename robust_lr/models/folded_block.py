@@ -181,21 +181,20 @@ class _Block(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, block: FoldedBlock) -> Tensor:
         tensors = block.tensors()
         results = torch.ops.robust_lr.folded_block.default(x, tensors, block.numbers)
-        ctx.block, ctx.count = block, len(results)
-        ctx.save_for_backward(x, *results, *tensors)
+        ctx.block, ctx.tensors = block, tensors
+        ctx.save_for_backward(x, *results)
         out: Tensor = results[-1]
         return out
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, *tensors = ctx.saved_tensors
+        x, *results = ctx.saved_tensors
         block: FoldedBlock = ctx.block
         if torch.is_grad_enabled():  # a caller wants gradients of gradients
             x = x.view_as(x)  # a view cuts the path to the operation that made it
             return torch.autograd.grad(block.layer_by_layer(x), x, dy, create_graph=True)[0], None
-        results, parameters = tensors[: ctx.count], tensors[ctx.count :]
         dy = dy.contiguous(memory_format=torch.channels_last)
-        return torch.ops.robust_lr.folded_block_gradient.default(dy, x, results, parameters, block.numbers), None
+        return torch.ops.robust_lr.folded_block_gradient.default(dy, x, results, ctx.tensors, block.numbers), None
 
 
 def join_masks(before: nn.Module | None, after: nn.Module) -> None:

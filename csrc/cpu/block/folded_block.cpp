@@ -16,7 +16,7 @@ namespace robust_lr::cpu {
 namespace {
 
 // Bytes that the layers of a block leave for the images that go through it together: as much as a core's cache holds.
-constexpr Index kBytesOfPart = 1 << 18;
+constexpr Index kBytesOfPart = 1 << 19;
 
 // Convolutions of small images work on as many images at once.
 constexpr Index kImagesAtOnce = 8;

@@ -142,6 +142,13 @@ class Planes {
   // Planes of one channel each, such as queries and keys: those of one image are contiguous in memory.
   template <class T, bool kStore>
   __attribute__((noinline)) void move_neighbors(Index first, Index count, Vec<A>* lanes) const {
+#if defined(__AVX512F__)
+    if constexpr (std::is_same_v<T, float>) {
+      if (neighbors_[0].count == L) return move_vectors<kStore>(first, count, lanes);
+      if (neighbor_count_ == 2 && neighbors_[0].count == L / 2 && neighbors_[1].count == L / 2)
+        return move_halves<kStore>(first, count, lanes);
+    }
+#endif
     for (Index i = 0; i < count; ++i) {
       const Index at = offset(first + i, 0);
 #if defined(__AVX512F__)
@@ -179,6 +186,28 @@ class Planes {
       }
     }
   }
+
+#if defined(__AVX512F__)
+  // All lanes are neighbors: the same as above, without a mask.
+  template <bool kStore>
+  void move_vectors(Index first, Index count, Vec<float>* lanes) const {
+    float* place = pointer<float>(0) + offset(first, 0);
+    for (Index i = 0; i < count; ++i, place += pixel_stride_)
+      kStore ? std::memcpy(place, lanes + i, sizeof *lanes) : std::memcpy(lanes + i, place, sizeof *lanes);
+  }
+
+  // The lanes of each half are neighbors.
+  template <bool kStore>
+  void move_halves(Index first, Index count, Vec<float>* lanes) const {
+    constexpr std::size_t half = sizeof(Vec<float>) / 2;
+    float *lower = pointer<float>(0) + offset(first, 0), *upper = pointer<float>(L / 2) + offset(first, 0);
+    for (Index i = 0; i < count; ++i, lower += pixel_stride_, upper += pixel_stride_) {
+      char* const lane = reinterpret_cast<char*>(lanes + i);
+      kStore ? std::memcpy(lower, lane, half) : std::memcpy(lane, lower, half);
+      kStore ? std::memcpy(upper, lane + half, half) : std::memcpy(lane + half, upper, half);
+    }
+  }
+#endif
 
   // The next call will most likely move the next row.
   template <class T, bool kStore>
