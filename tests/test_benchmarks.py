@@ -78,7 +78,7 @@ def test_repeated_results_are_compared_figure_by_figure() -> None:
 
 
 def test_training(tmp_path: Path) -> None:
-    small = ["--size", "12", "--width", "0.1", "--batch", "4", "--repeats", "1", "--threads", "1"]
+    small = ["--size", "12", "--width", "0.1", "--batch", "4", "--repeats", "5", "--threads", "1"]
     done = run(
         "training.py", "--only", "step", "loading", *small, "--rounds", "1", "--out", str(tmp_path / "training.json")
     )
