@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_lr import build_model
-from robust_lr.models.folded_block import FoldedBlock
+from robust_lr.models.folded_block import FoldedBlock, FoldedRelation2d
 from robust_lr.models.folding import fold, in_bfloat16
 from robust_lr.models.layers.fused_conv import has_bfloat16
 from robust_lr.ops import library
@@ -106,11 +106,43 @@ def test_operators_refuse_what_is_not_a_block(name):
         ("must have the dtype of x", lambda: run(x.double(), tensors, numbers)),
         ("channels-last", lambda: run(torch.rand(2, x.shape[1], 6, 6), tensors, numbers)),
         ("of another block", lambda: gradient(out, x, results[:-1], tensors, numbers)),
+        ("of another block", lambda: gradient(out, x, [results[0][:1], *results[1:]], tensors, numbers)),
+        ("of another block", lambda: gradient(out, x, [results[0].double(), *results[1:]], tensors, numbers)),
         ("like the result", lambda: gradient(out[:1], x, results, tensors, numbers)),
         ("like the result", lambda: gradient(out.double(), x, results, tensors, numbers)),
     ):
         with pytest.raises(RuntimeError, match=words):
             call()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_operators_refuse_a_relation_that_does_not_fit(stride):
+    blocks = [module for module in folded("lrnet26").modules() if isinstance(module, FoldedBlock)]
+    block, relation = next(
+        (block, layer)
+        for block in blocks
+        for layer in block.kernel_layers
+        if isinstance(layer, FoldedRelation2d) and layer.stride == stride
+    )
+    x = torch.rand(2, block.entry.in_channels, 6, 6).contiguous(memory_format=torch.channels_last)
+    tensors, numbers, own = block.tensors(), block.numbers, relation.numbers_of_kernel()
+    run = torch.ops.robust_lr.folded_block
+    run(x, tensors, numbers)
+    first = next(i for i in range(len(numbers)) if numbers[i : i + len(own)] == own)
+    other = [*numbers[: first + 2], 3 - stride, *numbers[first + 3 :]]  # whether joined, kernel_size, stride
+    with pytest.raises(RuntimeError, match="do not fit the relation"):
+        run(x, tensors, other)
+    geo = next(i for i, tensor in enumerate(tensors) if tensor.dim() == 3)
+    with pytest.raises(RuntimeError, match="geo must be float32"):
+        run(x, [*tensors[:geo], tensors[geo].double(), *tensors[geo + 1 :]], numbers)
+
+
+def test_no_images_give_no_results():
+    block = next(module for module in folded("lrnet26").modules() if isinstance(module, FoldedBlock))
+    x = torch.rand(0, block.entry.in_channels, 6, 6).contiguous(memory_format=torch.channels_last).requires_grad_()
+    out = block(x)
+    assert len(out) == 0
+    assert torch.autograd.grad(out.sum(), x)[0].shape == x.shape
 
 
 @pytest.mark.parametrize("name", ["lrnet26", "resnet26"])

@@ -1,8 +1,8 @@
 // The operators of a residual block whose layers all have kernels: its result, and the gradient by its input.
 //
-// A few images at a time go through all layers: what one layer leaves is still in the cache when the next one reads it,
-// and intermediate gradients take memory for these images only. No result depends on how many they are, because no
-// kernel's does.
+// A few images at a time go through all layers, so that the next layer can find in the cache what the one before left,
+// and intermediate gradients take memory for these images only. Results do not depend on the number of images, because
+// those of the kernels do not.
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -15,15 +15,14 @@
 namespace robust_lr::cpu {
 namespace {
 
-// Bytes that the layers of a block leave for the images that go through it together: as much as a core's cache holds.
+// Size of the results that the layers of a block have for the images that go through it together.
 constexpr Index kBytesOfPart = 1 << 19;
-
-// Convolutions of small images work on as many images at once.
-constexpr Index kImagesAtOnce = 8;
 
 struct Shape {
   Index channels, height, width;
-  Index size() const { return channels * height * width; }
+  bool operator==(const Shape&) const = default;
+  Index pixels() const { return height * width; }
+  Index size() const { return channels * pixels(); }
 };
 
 // Images [begin, end) of a batch.
@@ -69,6 +68,12 @@ struct BlockLayer {
   std::optional<BlockConvolution<P>> keys;
   std::optional<RelationOptions> relation;
   std::optional<Tensor> geo;
+
+  // The relation of so many images.
+  Problem problem(Index batch) const {
+    const Index transforms = keys ? convolution.to.channels : convolution.to.channels / 2;
+    return robust_lr::describe(batch, from.channels, from.height, from.width, transforms, geo, *relation);
+  }
 };
 
 // Reads the arguments `parameters` and `numbers` of the operators, which are in the order of schema.h.
@@ -92,17 +97,14 @@ class BlockReader {
     const Index outputs = number(), size = number(), stride = number(), padding = number();
     const bool relu = number(), rectified = number();
     const Window window = describe(size, stride, padding);
-    const auto after = [&](Index before) { return (before + 2 * padding - size) / stride + 1; };
-    STD_TORCH_CHECK(from.height + 2 * padding >= size && from.width + 2 * padding >= size,
-                    "folded_block: the image is smaller than the kernel");
+    STD_TORCH_CHECK(outputs >= 1, "folded_block: a convolution has no outputs");
+    STD_TORCH_CHECK(window.fits(from.height, from.width), "folded_block: the image is smaller than the kernel");
     const Tensor packed = tensor(), transposed = tensor();
     const std::optional<Tensor> bias = optional_tensor();
-    check_weights<P>(packed, from.channels, outputs, window),
-        check_weights<P>(transposed, outputs, from.channels, window);
-    STD_TORCH_CHECK(packed.scalar_type() == type && transposed.scalar_type() == type &&
-                        (!bias || (bias->scalar_type() == kWideType<A> && bias->numel() == outputs)),
-                    "folded_block: weights must have the dtype of x, and bias [outputs] that or float32");
-    const Shape to{outputs, after(from.height), after(from.width)};
+    check_weights<P>(packed, type, from.channels, outputs, window);
+    check_weights<P>(transposed, type, outputs, from.channels, window);
+    check_bias<P>(bias, outputs);
+    const Shape to{outputs, window.size_after(from.height), window.size_after(from.width)};
     return {from, to, window, relu, rectified, data<T>(packed), data<T>(transposed), data_or_null<A>(bias)};
   }
 
@@ -116,6 +118,7 @@ class BlockReader {
       layer.geo = optional_tensor();
       layer.convolution = convolution(from);
       if (!joined) layer.keys = convolution(from);
+      check_relation(layer);
       const Shape& queries = layer.convolution.to;
       layer.to = {from.channels, queries.height, queries.width};
     } else {
@@ -130,6 +133,19 @@ class BlockReader {
     STD_TORCH_CHECK(next_parameter < parameters.size(), "folded_block: parameters are missing");
     return parameters[next_parameter++];
   }
+
+  static void check_relation(const BlockLayer<P>& layer) {
+    const Problem p = layer.problem(1);
+    const Index transforms = p.groups * p.components;
+    const Shape &from = layer.from, queries{transforms, p.out_height, p.out_width};
+    const Shape joined{2 * transforms, from.height, from.width}, keys{transforms, from.height, from.width};
+    STD_TORCH_CHECK(p.components >= 1 && (layer.keys ? layer.convolution.to == queries && layer.keys->to == keys
+                                                     : p.stride == 1 && layer.convolution.to == joined),
+                    "folded_block: queries and keys do not fit the relation");
+    STD_TORCH_CHECK(!layer.geo || layer.geo->scalar_type() == kWideType<A>,
+                    "folded_block: geo must be float32, or float64 where x is");
+  }
+
   // A tensor without elements stands for none.
   std::optional<Tensor> optional_tensor() {
     const Tensor t = tensor();
@@ -161,8 +177,7 @@ class FoldedBlock {
     }
     STD_TORCH_CHECK(layers.size() >= 2 && !layers.front().relation && !layers.back().relation,
                     "folded_block: the first and the last layer must be convolutions");
-    const Shape end = side ? side->to : layers.front().from;
-    STD_TORCH_CHECK(end.channels == shape.channels && end.height == shape.height && end.width == shape.width,
+    STD_TORCH_CHECK((side ? side->to : layers.front().from) == shape,
                     "folded_block: the shortcut must have the shape of the result");
   }
 
@@ -170,11 +185,8 @@ class FoldedBlock {
   std::vector<Tensor> run() const {
     std::vector<Tensor> results;
     for (const BlockLayer<P>& layer : layers) {
-      results.push_back(result_of(layer.to));
-      if (!layer.relation) continue;
-      results.push_back(result_of(layer.convolution.to));
-      if (layer.keys) results.push_back(result_of(layer.keys->to));
-      results.push_back(empty<A>(x, {Stats<A>::size(problem(layer, x.size(0)), kNarrow)}));
+      for (const Shape& shape : images_of(layer)) results.push_back(result_of(shape));
+      if (layer.relation) results.push_back(empty<A>(x, {statistics_of(layer)}));
     }
     each_part([&](Images images, Scratch& scratch) { run(images, results, scratch); });
     return results;
@@ -182,13 +194,9 @@ class FoldedBlock {
 
   // Returns the gradient by x.
   Tensor pull_back(const Tensor& dy, const std::vector<Tensor>& results) const {
-    const Shape& shape = layers.back().to;
-    STD_TORCH_CHECK(is_channels_last(dy) && dy.scalar_type() == x.scalar_type() &&
-                        has_shape(dy, x.size(0), shape.channels, shape.height, shape.width),
+    STD_TORCH_CHECK(is_result(dy, layers.back().to),
                     "folded_block_gradient: dy must be like the result, channels-last");
-    std::size_t count = 0;
-    for (const BlockLayer<P>& layer : layers) count += results_of(layer);
-    STD_TORCH_CHECK(results.size() == count, "folded_block_gradient: the results are of another block");
+    check_results(results);
     Tensor dx = result_of(layers.front().from);
     each_part([&](Images images, Scratch& scratch) { pull_back(images, dy, results, dx, scratch); });
     return dx;
@@ -197,28 +205,47 @@ class FoldedBlock {
  private:
   Tensor result_of(const Shape& shape) const { return result_like(x, shape.channels, shape.height, shape.width); }
 
-  static std::size_t results_of(const BlockLayer<P>& layer) { return layer.relation ? (layer.keys ? 4 : 3) : 1; }
+  bool is_result(const Tensor& t, const Shape& shape) const {
+    return t.scalar_type() == x.scalar_type() && is_channels_last(t) &&
+           has_shape(t, x.size(0), shape.channels, shape.height, shape.width);
+  }
 
-  static Problem problem(const BlockLayer<P>& layer, Index batch) {
-    const Shape& from = layer.from;
-    const Index transforms = layer.keys ? layer.convolution.to.channels : layer.convolution.to.channels / 2;
-    return robust_lr::describe(batch, from.channels, from.height, from.width, transforms, layer.geo, *layer.relation);
+  // The shapes of what a layer leaves for each image.
+  static std::vector<Shape> images_of(const BlockLayer<P>& layer) {
+    if (!layer.relation) return {layer.to};
+    if (!layer.keys) return {layer.to, layer.convolution.to};
+    return {layer.to, layer.convolution.to, layer.keys->to};
+  }
+  Index statistics_of(const BlockLayer<P>& layer) const { return Stats<A>::size(layer.problem(x.size(0)), kNarrow); }
+  static std::size_t results_of(const BlockLayer<P>& layer) {
+    return images_of(layer).size() + layer.relation.has_value();
+  }
+
+  void check_results(const std::vector<Tensor>& results) const {
+    std::size_t count = 0;
+    for (const BlockLayer<P>& layer : layers) count += results_of(layer);
+    bool fit = results.size() == count;
+    auto result = results.begin();
+    for (std::size_t i = 0; fit && i < layers.size(); ++i) {
+      for (const Shape& shape : images_of(layers[i])) fit = fit && is_result(*result++, shape);
+      if (!layers[i].relation) continue;
+      const Tensor& stats = *result++;
+      fit = fit && stats.is_contiguous() && stats.scalar_type() == kWideType<A> &&
+            stats.numel() == statistics_of(layers[i]);
+    }
+    STD_TORCH_CHECK(fit, "folded_block_gradient: the results are of another block");
   }
 
   // Calls f(images, scratch memory) for parts of the batch, which threads share if there are enough.
   template <class F>
   void each_part(F f) const {
     const Index batch = x.size(0), threads = thread_count();
-    Index bytes = 0, fewest = x.size(2) * x.size(3);
-    for (const BlockLayer<P>& layer : layers) {
-      bytes += layer.to.size() * Index(sizeof(T));
-      fewest = std::min(fewest, layer.to.height * layer.to.width);
-    }
-    Index each = std::max<Index>(1, kBytesOfPart / bytes), parts = (batch + each - 1) / each;
-    if (parts > 1) parts = (parts + threads - 1) / threads * threads;
-    each = std::max<Index>(1, (batch + parts - 1) / std::max<Index>(1, parts));
-    if (fewest <= 256) each = (each + kImagesAtOnce - 1) / kImagesAtOnce * kImagesAtOnce;
-    parts = (batch + each - 1) / each;
+    Index bytes = 0;
+    for (const BlockLayer<P>& layer : layers) bytes += layer.to.size() * Index(sizeof(T));
+    Index each = std::max<Index>(1, kBytesOfPart / bytes);
+    if (batch > each) each = std::min(each, (batch + threads - 1) / threads);
+    if (layers.back().to.pixels() <= kSmallImage) each = (each + kPixelsAtOnce - 1) / kPixelsAtOnce * kPixelsAtOnce;
+    const Index parts = (batch + each - 1) / each;
     const auto go = [&](Index begin, Index end) {
       static thread_local Scratch scratch;
       for (Index part = begin; part < end; ++part) {
@@ -233,12 +260,13 @@ class FoldedBlock {
     return {scratch.take<T>(images.count() * shape.size()), images.count(), shape.height, shape.width, shape.channels};
   }
 
-  // `channel` is the first of the image's.
+  // The channels of images from `channel` on.
   template <class E>
   static Image<A> image(const Pixels<E>& t, Index channel = 0) {
     return {const_cast<T*>(t.data) + channel, t.height * t.width * t.channels, 1, t.channels, kNarrow};
   }
 
+  // Statistics, which are of type A, from image n on.
   static Image<A> from_image(Image<A> image, Index n) {
     if (image.data == nullptr) return image;
     image.data = static_cast<A*>(image.data) + n * image.batch_stride;
@@ -256,12 +284,10 @@ class FoldedBlock {
   };
 
   Relation relation(const BlockLayer<P>& layer, const Tensor* results, Images images) const {
-    const Problem whole = problem(layer, x.size(0));
-    const Tensor& stats_tensor = results[layer.keys ? 3 : 2];
-    STD_TORCH_CHECK(stats_tensor.numel() == Stats<A>::size(whole, kNarrow), "folded_block: stats are of another block");
-    const Stats<A> stats(stats_tensor, whole, kNarrow);
+    const Problem whole = layer.problem(x.size(0));
+    const Stats<A> stats(results[layer.keys ? 3 : 2], whole, kNarrow);
     const Pixels<T> none{};
-    return {problem(layer, images.count()),
+    return {layer.problem(images.count()),
             part_of<T>(results[0], images),
             part_of<T>(results[1], images),
             layer.keys ? part_of<T>(results[2], images) : none,

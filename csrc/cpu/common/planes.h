@@ -144,9 +144,9 @@ class Planes {
   __attribute__((noinline)) void move_neighbors(Index first, Index count, Vec<A>* lanes) const {
 #if defined(__AVX512F__)
     if constexpr (std::is_same_v<T, float>) {
-      if (neighbors_[0].count == L) return move_vectors<kStore>(first, count, lanes);
+      if (neighbor_count_ == 1 && neighbors_[0].count == L) return move_runs_of<kStore, L>(first, count, lanes);
       if (neighbor_count_ == 2 && neighbors_[0].count == L / 2 && neighbors_[1].count == L / 2)
-        return move_halves<kStore>(first, count, lanes);
+        return move_runs_of<kStore, L / 2>(first, count, lanes);
     }
 #endif
     for (Index i = 0; i < count; ++i) {
@@ -188,23 +188,17 @@ class Planes {
   }
 
 #if defined(__AVX512F__)
-  // All lanes are neighbors: the same as above, without a mask.
-  template <bool kStore>
-  void move_vectors(Index first, Index count, Vec<float>* lanes) const {
-    float* place = pointer<float>(0) + offset(first, 0);
-    for (Index i = 0; i < count; ++i, place += pixel_stride_)
-      kStore ? std::memcpy(place, lanes + i, sizeof *lanes) : std::memcpy(lanes + i, place, sizeof *lanes);
-  }
-
-  // The lanes of each half are neighbors.
-  template <bool kStore>
-  void move_halves(Index first, Index count, Vec<float>* lanes) const {
-    constexpr std::size_t half = sizeof(Vec<float>) / 2;
-    float *lower = pointer<float>(0) + offset(first, 0), *upper = pointer<float>(L / 2) + offset(first, 0);
-    for (Index i = 0; i < count; ++i, lower += pixel_stride_, upper += pixel_stride_) {
-      char* const lane = reinterpret_cast<char*>(lanes + i);
-      kStore ? std::memcpy(lower, lane, half) : std::memcpy(lane, lower, half);
-      kStore ? std::memcpy(upper, lane + half, half) : std::memcpy(lane + half, upper, half);
+  // Does the same where all neighbors come in runs of kCount lanes, without masks.
+  template <bool kStore, int kCount>
+  void move_runs_of(Index first, Index count, Vec<float>* lanes) const {
+    const Index begin = offset(first, 0);
+    for (Index i = 0; i < count; ++i) {
+#pragma GCC unroll 2
+      for (int lane = 0; lane < L; lane += kCount) {
+        float* const place = pointer<float>(lane) + begin + i * pixel_stride_;
+        float* const run = reinterpret_cast<float*>(lanes + i) + lane;
+        kStore ? std::memcpy(place, run, kCount * sizeof(float)) : std::memcpy(run, place, kCount * sizeof(float));
+      }
     }
   }
 #endif

@@ -32,20 +32,14 @@ Tensor convolution(Tensor x, Tensor packed, std::optional<Tensor> bias, std::opt
                    Index size, Index stride, Index padding, bool relu) {
   const Window window = describe(size, stride, padding);
   STD_TORCH_CHECK(is_channels_last(x), "convolution: x must be channels-last");
-  const Index height = (x.size(2) + 2 * padding - size) / stride + 1,
-              width = (x.size(3) + 2 * padding - size) / stride + 1;
-  STD_TORCH_CHECK(x.size(2) + 2 * padding >= size && x.size(3) + 2 * padding >= size,
-                  "convolution: the image is smaller than the kernel");
-  const ScalarType sums = x.scalar_type() == ScalarType::BFloat16 ? ScalarType::Float : x.scalar_type();
-  STD_TORCH_CHECK(
-      packed.scalar_type() == x.scalar_type() && (!bias || (bias->scalar_type() == sums && bias->is_contiguous() &&
-                                                            bias->dim() == 1 && bias->size(0) == outputs)),
-      "convolution: packed weights must have the dtype of x, and bias [outputs] that or float32");
+  STD_TORCH_CHECK(window.fits(x.size(2), x.size(3)), "convolution: the image is smaller than the kernel");
+  const Index height = window.size_after(x.size(2)), width = window.size_after(x.size(3));
   check_like_result(shortcut, x, outputs, height, width);
   return with_products(x.scalar_type(), [&](auto products) {
     using P = decltype(products);
     using T = typename P::Element;
-    check_weights<P>(packed, x.size(1), outputs, window);
+    check_weights<P>(packed, x.scalar_type(), x.size(1), outputs, window);
+    check_bias<P>(bias, outputs);
     Tensor y = result_like(x, outputs, height, width);
     run_convolution<P>(window, pixels<const T>(x), data<T>(packed), pixels<T>(y),
                        {data_or_null<typename P::Sum>(bias), data_or_null<T>(shortcut), relu});
@@ -56,17 +50,15 @@ Tensor convolution(Tensor x, Tensor packed, std::optional<Tensor> bias, std::opt
 Tensor convolution_gradient(Tensor dy, Tensor packed, std::optional<Tensor> shortcut, std::optional<Tensor> mask,
                             Index inputs, Index height, Index width, Index size, Index stride, Index padding) {
   const Window window = describe(size, stride, padding);
-  STD_TORCH_CHECK(is_channels_last(dy) && packed.scalar_type() == dy.scalar_type(),
-                  "convolution_gradient: dy must be channels-last, with the dtype of the weights");
-  STD_TORCH_CHECK(inputs >= 1 && height + 2 * padding >= size && width + 2 * padding >= size &&
-                      dy.size(2) == (height + 2 * padding - size) / stride + 1 &&
-                      dy.size(3) == (width + 2 * padding - size) / stride + 1,
+  STD_TORCH_CHECK(is_channels_last(dy), "convolution_gradient: dy must be channels-last");
+  STD_TORCH_CHECK(inputs >= 1 && window.fits(height, width) && dy.size(2) == window.size_after(height) &&
+                      dy.size(3) == window.size_after(width),
                   "convolution_gradient: dy is not of the size that the convolution gives");
   for (const std::optional<Tensor>& t : {shortcut, mask}) check_like_result(t, dy, inputs, height, width);
   return with_products(dy.scalar_type(), [&](auto products) {
     using P = decltype(products);
     using T = typename P::Element;
-    check_weights<P>(packed, dy.size(1), inputs, window);
+    check_weights<P>(packed, dy.scalar_type(), dy.size(1), inputs, window);
     Tensor dx = result_like(dy, inputs, height, width);
     run_convolution_gradient<P>(window, pixels<const T>(dy), data<T>(packed), pixels<T>(dx),
                                 {nullptr, data_or_null<T>(shortcut), false, data_or_null<T>(mask)});

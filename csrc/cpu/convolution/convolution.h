@@ -26,7 +26,17 @@ struct Pixels {  // [N, height, width, channels]
 struct Window {
   Index size, stride, padding;
   Index taps() const { return size * size; }
+  bool fits(Index height, Index width) const { return std::min(height, width) + 2 * padding >= size; }
+  // The height (or width) of the result for an image of this height (or width).
+  Index size_after(Index before) const { return (before + 2 * padding - size) / stride + 1; }
 };
+
+// Pixels whose sums are computed together.
+inline constexpr int kPixelsAtOnce = kVectorBytes == 64 ? 8 : 4;
+
+// Images with at most this many results are computed kPixelsAtOnce at a time, position by position, without the taps
+// outside the image. In larger images such taps are few, and the pixels of different images are too far apart.
+inline constexpr Index kSmallImage = 256;
 
 // Weights [taps, inputs, outputs] in panels of at most kWide vectors of outputs, one after the other.
 template <class A>
@@ -99,10 +109,7 @@ template <class P>
 class Convolution {
   using A = typename P::Sum;
   using T = typename P::Element;
-  static constexpr int L = kLanes<A>, kRows = kVectorBytes == 64 ? 8 : 4;
-  // Images with at most this many results are computed kRows at a time, position by position, without the taps outside
-  // the image. In larger images such taps are few, and the pixels of different images are too far apart.
-  static constexpr Index kSmallImage = 256;
+  static constexpr int L = kLanes<A>, kRows = kPixelsAtOnce;
   using V = Vec<A>;
 
   // A tap, and the offset of the pixel under it.
@@ -320,8 +327,8 @@ class Convolution {
       for (; c + P::kStep <= from.channels; c += P::kStep) multiply(c, [](const T* from) { return P::pixel(from); });
       if (c < from.channels) multiply(c, [&](const T* last) { return P::last_pixel(last, from.channels - c); });
     }
-    // Each step is done for all sums before the next, with constant indices, so that they stay in registers. The pixels
-    // after `count` are copies of the last one, and only not written.
+    // Every step is applied to all sums before the next step, with constant indices, so that the sums stay in
+    // registers. Pixels from `count` on are copies of the last one; their sums are computed, but not written.
     const auto each_sum = [&](auto f) {
 #pragma GCC unroll 8
       for (int i = 0; i < kRows; ++i) {

@@ -37,10 +37,19 @@ Pixels<A> pixels(const Tensor& t) {
   return {static_cast<A*>(t.data_ptr()), t.size(0), t.size(2), t.size(3), t.size(1)};
 }
 
+// Checks the packed weights of a convolution of tensors of type `type`.
 template <class P>
-void check_weights(const Tensor& packed, Index inputs, Index outputs, const Window& window) {
+void check_weights(const Tensor& packed, ScalarType type, Index inputs, Index outputs, const Window& window) {
+  STD_TORCH_CHECK(packed.scalar_type() == type, "convolution: the packed weights must have the dtype of x (or dy)");
   STD_TORCH_CHECK(packed.is_contiguous() && packed.numel() == packed_size<P>(inputs, outputs, window.taps()),
                   "convolution: the packed weights are of another convolution");
+}
+
+template <class P>
+void check_bias(const std::optional<Tensor>& bias, Index outputs) {
+  STD_TORCH_CHECK(!bias || (bias->scalar_type() == kWideType<typename P::Sum> && bias->is_contiguous() &&
+                            bias->dim() == 1 && bias->size(0) == outputs),
+                  "convolution: bias must be contiguous [outputs], in the dtype of x or float32 for bfloat16");
 }
 
 // An uninitialized tensor [N, channels, height, width], channels-last, in the dtype of `x`.
