@@ -73,7 +73,7 @@ class Launch:
 
     @property
     def passes(self) -> int:
-        """How many rounds the threads need to load all runs of the tile."""
+        """Number of rounds in which the threads load all runs of the tile."""
         return math.ceil(self.runs / (self.threads // self.groups))
 
 
@@ -84,7 +84,7 @@ KERNELS = (
 
 
 def trips(launch: Launch, loop: Counter[str]) -> float:
-    """How often a warp goes through a loop, which is recognized by its instructions.
+    """Return the number of times that a warp runs through a loop, which is recognized by its instructions.
 
     The result is 0 for what never happens here: other layouts and alignments, stems of other images, and outputs that
     must be computed again.

@@ -1,4 +1,4 @@
-"""What ``robust-lr attack`` evaluates, and in which folder."""
+"""The plan of ``robust-lr attack``: the model, the images, the protocol, and the folder of the result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is evaluated, and where it is written.
+    """One evaluation as the options describe it, with the folders for its result.
 
     Attributes:
         settings: the protocol or sweep.

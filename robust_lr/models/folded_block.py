@@ -1,7 +1,6 @@
 """Residual blocks of networks that are attacked, which need few passes and calls for ReLUs, sums and gradients.
 
-A block of layers with kernels is one node of the graph and one call of an operator: in small networks the calls
-themselves take long, and in large ones activations leave the cache between layers.
+A block of layers with kernels is one node of the graph and one call of an operator, see csrc/cpu/block.
 """
 
 from __future__ import annotations

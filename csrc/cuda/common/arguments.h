@@ -73,7 +73,7 @@ struct ForwardArguments {
   A* lse;  // [N, groups, Ho, Wo], the logarithm of the softmax's total, or null without softmax
 };
 
-// What the keys in a query's window need to know of the query, besides dy.
+// The values of a query that the kernels over keys read, besides dy.
 template <class A>
 struct alignas(16) Query {
   A q;

@@ -13,7 +13,7 @@ extern __shared__ float4 shared_memory[];
 
 constexpr int kRun = 4;  // rows of a column that are loaded together
 
-// How a tile lies in shared memory: [group][column][row], so that rows are adjacent whatever the tile's size. The
+// The layout of a tile in shared memory: [group][column][row], so that rows are adjacent whatever the tile's size. The
 // strides avoid bank conflicts between lanes that access neighboring columns and all groups at once.
 struct TileShape {
   int rows, columns;

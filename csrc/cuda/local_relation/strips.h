@@ -1,4 +1,4 @@
-// How strip kernels divide their work: a thread owns a vertical strip of pixels of one group; a block owns the strips
+// The division of work in strip kernels: a thread owns a vertical strip of pixels of one group; a block owns the strips
 // of some groups, columns and rows of one image and keeps everything in their windows in shared memory.
 //
 // A value read from the tile serves every pixel of the strip whose window holds it.
