@@ -23,13 +23,14 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from own_process import run_script
 
 
 class Attacked(NamedTuple):
@@ -49,8 +50,6 @@ NETWORKS = {
     "deep": Attacked(0.2, 1000),
 }
 PROGRAMS = ("official", "ours", "ours, probed")
-#: environment variables that set the number of threads and how they wait
-POLICY = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "MKL_NUM_THREADS")
 
 
 def load(network: str) -> Any:
@@ -134,17 +133,6 @@ def run(program: str, network: str, images: int, part: int, parts: int) -> None:
     print(json.dumps({**found, "threads": torch.get_num_threads()}))
 
 
-def in_own_process(*arguments: str | int) -> dict[str, Any]:
-    """Run a program in a new process, without the variables of ``POLICY``, and parse what it prints."""
-    environment = {name: value for name, value in os.environ.items() if name not in POLICY}
-    command = [sys.executable, __file__, "--run", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def measure(network: str, options: argparse.Namespace, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Run all programs on one network for all rounds, in turns; runs that the file already has are not repeated."""
     kept: dict[str, Any] = {}
@@ -155,7 +143,7 @@ def measure(network: str, options: argparse.Namespace, keep: Callable[[dict[str,
             for program in options.program:
                 key = f"{program}, part {part + 1} of {options.parts}, round {number + 1}"
                 if key not in kept:
-                    kept[key] = in_own_process(program, network, options.images, part, options.parts)
+                    kept[key] = run_script(__file__, program, network, options.images, part, options.parts)
                     print(network, key, {k: v for k, v in kept[key].items() if k != "robust"}, flush=True)
                     keep({"eps": NETWORKS[network].eps, "images": options.images, "runs": kept})
     return summary(network, options, kept)

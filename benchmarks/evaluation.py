@@ -21,8 +21,6 @@ import importlib
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -32,11 +30,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from own_process import POLICY, run_script
+
 BATCH = 64
 LONG_STEPS = 1000
 NETWORKS = ("LR-Net-26", "ResNet-26")
-#: environment variables that set the number of threads and how they wait
-POLICY = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "MKL_NUM_THREADS")
 
 #: name of a peer -> name of its distribution; peers that are not installed are left out
 PEERS = {
@@ -185,17 +183,6 @@ def run(program: str, network: str, images: int, eps: float, step_size: float, s
     print(json.dumps({**found, "threads": torch.get_num_threads(), "policy": policy}))
 
 
-def in_own_process(program: str, network: str, *values: float) -> dict[str, Any]:
-    """Run a program in a new process, without the variables of ``POLICY``, and parse what it prints."""
-    environment = {name: value for name, value in os.environ.items() if name not in POLICY}
-    command = [sys.executable, __file__, "--run", program, network, *map(str, values)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def compare(network: str, programs: dict[str, int], images: int, eps: float, steps: int) -> dict[str, Any]:
     """Run each program as often as ``programs`` says, in turns, and compare seconds and verdicts."""
     step_size = eps / 8 if steps < LONG_STEPS else eps / 16
@@ -206,7 +193,7 @@ def compare(network: str, programs: dict[str, int], images: int, eps: float, ste
             if turn >= rounds or name in failed:
                 continue
             try:
-                found[name].append(in_own_process(name, network, images, eps / 255, step_size / 255, steps))
+                found[name].append(run_script(__file__, name, network, images, eps / 255, step_size / 255, steps))
             except RuntimeError as error:
                 if name in (*OURS, "torchattacks"):
                     raise

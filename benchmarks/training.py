@@ -20,7 +20,6 @@ import argparse
 import io
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -35,6 +34,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from local_relation import measure
+from own_process import run_command
 from PIL import Image
 from torch import Tensor, nn
 
@@ -159,14 +159,15 @@ def ratios(seconds: dict[str, float]) -> dict[str, Any]:
 def seconds_of_a_step(arguments: argparse.Namespace, name: str, candidate: str) -> float:
     """Median seconds of a step in a new process, without its first two; ours are the steps of `robust-lr adv-train`.
 
-    OMP_, GOMP_ and MKL_ variables, which set the number of threads and how they wait, are not passed on.
+    Variables that set the number of threads and how they wait are not passed on.
     """
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_", "MKL_"))}
     if candidate == "straightforward":
         command = [sys.executable, __file__, "--out", os.devnull, "--run", name, "--repeats", str(arguments.repeats)]
         for option in ("width", "stem", "size", "channels", "batch"):
             command += [f"--{option}", str(getattr(arguments, option))]
-        return float(finished_process(command, environment).split()[-1])
+        if arguments.threads:
+            command += ["--threads", str(arguments.threads)]
+        return float(run_command(command).split()[-1])
     protocol = "none" if candidate == "regular" else "lrnet-train"
     with tempfile.TemporaryDirectory() as folder:
         command = [
@@ -178,8 +179,9 @@ def seconds_of_a_step(arguments: argparse.Namespace, name: str, candidate: str) 
             "--out",
             f"{folder}/run",
         ]
-        command += settings_of_a_run(arguments, name, f"attack.protocol={protocol}", *attack_values(protocol))
-        finished_process(command, environment)
+        threads = [f"train.threads={arguments.threads}"] if arguments.threads else []
+        command += settings_of_a_run(arguments, name, f"attack.protocol={protocol}", *attack_values(protocol), *threads)
+        run_command(command)
         return median(line["seconds"] for line in read_metrics(f"{folder}/run")[2:])
 
 
@@ -195,14 +197,6 @@ def settings_of_a_run(arguments: argparse.Namespace, name: str, *more: str) -> l
     values += [f"train.batch_size={arguments.batch}", "train.epochs=1", "train.milestones=[]", "train.device=cpu"]
     values += [f"data.limit={arguments.batch * (arguments.repeats + 2)}", *more]
     return [word for value in values for word in ("--set", value)]
-
-
-def finished_process(command: list[str], environment: dict[str, str]) -> str:
-    """Run a command and return what it prints."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
-    return done.stdout
 
 
 def processes(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -232,7 +226,7 @@ def processes(arguments: argparse.Namespace) -> dict[str, Any]:
                     )
                     policy = "ACTIVE" if which == spinning else "PASSIVE"
                     environment = {**os.environ, "OMP_NUM_THREADS": "1" if two else "2", "OMP_WAIT_POLICY": policy}
-                    finished_process(command, environment)
+                    run_command(command, environment)
                     seconds.append(median(line["seconds"] for line in read_metrics(folder + "/run")[2:]))
         medians = {which: median(seconds) for which, seconds in rates.items()}
         sleeping, spun, both = medians.values()
@@ -328,7 +322,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, help="threads of a process  [default: PyTorch's]")
     parser.add_argument("--width", type=float, default=0.25)
     parser.add_argument("--stem", default="imagenet")
     parser.add_argument("--size", type=int, default=28)
@@ -341,11 +335,12 @@ def main() -> None:
     parser.add_argument("--data", help="a set of images with three channels, e.g. npz:PATH  [default: made JPEGs]")
     parser.add_argument("--disk", help="folder in which checkpoints are written  [default: the temporary one]")
     arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     if arguments.run:
         step = straightforward(arguments, arguments.run)
         print(median([timed(step) for _ in range(2 + arguments.repeats)][2:]))
         return
-    torch.set_num_threads(arguments.threads)
     record: dict[str, Any] = {
         "device": device_name(torch.device(arguments.device)),
         "versions": versions(),
