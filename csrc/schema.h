@@ -47,17 +47,17 @@ constexpr const char* kConvolutionGradientSchema =
     "convolution_gradient(Tensor dy, Tensor packed, Tensor? shortcut, Tensor? mask, int inputs, int height, int width, "
     "int kernel_size, int stride, int padding) -> Tensor";
 
-// A residual block of such convolutions and of local relations, and the gradient by x. It returns the results of its
-// layers one by one, the block's own first of those of the last; after the result of a relation its queries, keys and
-// `stats`. `numbers` and `parameters` describe it in this order:
+// A residual block of such convolutions and of local relations, and the gradient by x. `kept` is what the gradient
+// needs besides x and the result. `numbers` and `parameters` describe the block in this order:
 //   - 1 if the gradient of the last ReLU is taken here, else 0; 1 if the shortcut has a convolution, which follows;
 //   - each layer: 0 and a convolution; or 1 and a relation: 1 if queries and keys are the halves of one convolution's
 //     result, the relation's numbers as above, its geo, and one convolution or two, of the queries and of the keys.
 // A convolution has the numbers outputs, kernel_size, stride, padding, relu and whether x is the result of a ReLU whose
 // gradient is taken here, and the parameters packed, packed transposed and bias. A tensor without elements is none.
-constexpr const char* kBlockSchema = "folded_block(Tensor x, Tensor[] parameters, int[] numbers) -> Tensor[]";
+constexpr const char* kBlockSchema =
+    "folded_block(Tensor x, Tensor[] parameters, int[] numbers) -> (Tensor out, Tensor kept)";
 constexpr const char* kBlockGradientSchema =
-    "folded_block_gradient(Tensor dy, Tensor x, Tensor[] results, Tensor[] parameters, int[] numbers) -> Tensor";
+    "folded_block_gradient(Tensor dy, Tensor x, Tensor out, Tensor kept, Tensor[] parameters, int[] numbers) -> Tensor";
 
 // Returns true if the convolutions above have kernels for bfloat16 here.
 constexpr const char* kBfloat16Schema = "has_bfloat16_products() -> bool";

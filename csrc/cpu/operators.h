@@ -34,10 +34,11 @@ Tensor convolution(Tensor x, Tensor packed, std::optional<Tensor> bias, std::opt
 Tensor convolution_gradient(Tensor dy, Tensor packed, std::optional<Tensor> shortcut, std::optional<Tensor> mask,
                             Index inputs, Index height, Index width, Index size, Index stride, Index padding);
 
-std::vector<Tensor> folded_block(Tensor x, std::vector<Tensor> parameters, std::vector<Index> numbers);
+std::tuple<Tensor, Tensor> folded_block(Tensor x, const std::vector<Tensor>& parameters,
+                                        const std::vector<Index>& numbers);
 
-Tensor folded_block_gradient(Tensor dy, Tensor x, std::vector<Tensor> results, std::vector<Tensor> parameters,
-                             std::vector<Index> numbers);
+Tensor folded_block_gradient(Tensor dy, Tensor x, Tensor out, Tensor kept, const std::vector<Tensor>& parameters,
+                             const std::vector<Index>& numbers);
 
 bool has_bfloat16_products();
 

@@ -179,21 +179,22 @@ class _Block(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, block: FoldedBlock) -> Tensor:
         tensors = block.tensors()
-        results = torch.ops.robust_lr.folded_block.default(x, tensors, block.numbers)
+        out: Tensor
+        out, kept = torch.ops.robust_lr.folded_block.default(x, tensors, block.numbers)
         ctx.block, ctx.tensors = block, tensors
-        ctx.save_for_backward(x, *results)
-        out: Tensor = results[-1]
+        ctx.save_for_backward(x, out, kept)
         return out
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, *results = ctx.saved_tensors
+        x, out, kept = ctx.saved_tensors
         block: FoldedBlock = ctx.block
         if torch.is_grad_enabled():  # a caller wants gradients of gradients
             x = x.view_as(x)  # a view cuts the path to the operation that made it
             return torch.autograd.grad(block.layer_by_layer(x), x, dy, create_graph=True)[0], None
         dy = dy.contiguous(memory_format=torch.channels_last)
-        return torch.ops.robust_lr.folded_block_gradient.default(dy, x, results, ctx.tensors, block.numbers), None
+        arguments = dy, x, out, kept, ctx.tensors, block.numbers
+        return torch.ops.robust_lr.folded_block_gradient.default(*arguments), None
 
 
 def join_masks(before: nn.Module | None, after: nn.Module) -> None:

@@ -95,9 +95,8 @@ def test_operators_refuse_what_is_not_a_block(name):
     x = torch.rand(2, block.entry.in_channels, 6, 6).contiguous(memory_format=torch.channels_last)
     run, gradient = torch.ops.robust_lr.folded_block, torch.ops.robust_lr.folded_block_gradient
     tensors, numbers = block.tensors(), block.numbers
-    results = run(x, tensors, numbers)
-    out = results[-1]
-    assert gradient(out, x, results, tensors, numbers).shape == x.shape
+    out, kept = run(x, tensors, numbers)
+    assert gradient(out, x, out, kept, tensors, numbers).shape == x.shape
     for words, call in (
         ("numbers are missing", lambda: run(x, tensors, numbers[:-1])),
         ("parameters are missing", lambda: run(x, tensors[:-1], numbers)),
@@ -105,11 +104,11 @@ def test_operators_refuse_what_is_not_a_block(name):
         ("packed weights", lambda: run(x, [*tensors[3:], *tensors[:3]], numbers)),
         ("must have the dtype of x", lambda: run(x.double(), tensors, numbers)),
         ("channels-last", lambda: run(torch.rand(2, x.shape[1], 6, 6), tensors, numbers)),
-        ("of another block", lambda: gradient(out, x, results[:-1], tensors, numbers)),
-        ("of another block", lambda: gradient(out, x, [results[0][:1], *results[1:]], tensors, numbers)),
-        ("of another block", lambda: gradient(out, x, [results[0].double(), *results[1:]], tensors, numbers)),
-        ("like the result", lambda: gradient(out[:1], x, results, tensors, numbers)),
-        ("like the result", lambda: gradient(out.double(), x, results, tensors, numbers)),
+        ("of another block", lambda: gradient(out, x, out, kept[1:], tensors, numbers)),
+        ("of another block", lambda: gradient(out, x, out, kept.float(), tensors, numbers)),
+        ("like the result", lambda: gradient(out, x, out[:1], kept, tensors, numbers)),
+        ("like the result", lambda: gradient(out[:1], x, out, kept, tensors, numbers)),
+        ("like the result", lambda: gradient(out.double(), x, out, kept, tensors, numbers)),
     ):
         with pytest.raises(RuntimeError, match=words):
             call()

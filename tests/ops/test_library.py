@@ -85,6 +85,13 @@ def test_library_that_needs_more_than_the_stable_abi_is_refused(tmp_path: Path) 
             wheel.check_symbols(compiled(f"namespace {name} {{ int sum(int); }} int f() {{ return {name}::sum(1); }}"))
 
 
+def test_the_library_that_is_used_needs_only_the_stable_abi() -> None:
+    """The compiler may call functions of the C++ library that PyTorch exports too, without a version."""
+    if not library.load() or shutil.which("nm") is None:
+        pytest.skip("no compiled kernels or no nm")
+    wheel.check_symbols(library.find_or_build("cpu").path)
+
+
 def test_compile_of_a_wheel_refuses_what_it_cannot_do(wheel_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="so the libraries of the wheel cannot be built"):
         wheel.compile_libraries(tmp_path / "out")

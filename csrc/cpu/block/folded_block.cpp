@@ -31,12 +31,16 @@ struct Images {
   Index count() const { return end - begin; }
 };
 
+// These images of a batch at `data`.
 template <class T>
-Pixels<T> part_of(const Tensor& t, Images images) {
-  Pixels<T> part = pixels<T>(t);
-  part.data = part.at(images.begin, 0, 0), part.batch = images.count();
-  return part;
+Pixels<T> part_of(T* data, const Shape& shape, Images images) {
+  return {data + images.begin * shape.size(), images.count(), shape.height, shape.width, shape.channels};
 }
+
+// Where a layer keeps what its gradient needs, in bytes from the start of `kept`; the last layer's y is the result.
+struct Places {
+  Index y, q, k, stats;
+};
 
 template <class P>
 struct BlockConvolution {
@@ -68,6 +72,7 @@ struct BlockLayer {
   std::optional<BlockConvolution<P>> keys;
   std::optional<RelationOptions> relation;
   std::optional<Tensor> geo;
+  Places places;
 
   // The relation of so many images.
   Problem problem(Index batch) const {
@@ -179,62 +184,61 @@ class FoldedBlock {
                     "folded_block: the first and the last layer must be convolutions");
     STD_TORCH_CHECK((side ? side->to : layers.front().from) == shape,
                     "folded_block: the shortcut must have the shape of the result");
+    for (BlockLayer<P>& layer : layers) place(layer);
   }
 
-  // Returns what the layers leave: the result of each, and after that of a relation its queries, keys and statistics.
-  std::vector<Tensor> run() const {
-    std::vector<Tensor> results;
-    for (const BlockLayer<P>& layer : layers) {
-      for (const Shape& shape : images_of(layer)) results.push_back(result_of(shape));
-      if (layer.relation) results.push_back(empty<A>(x, {statistics_of(layer)}));
-    }
-    each_part([&](Images images, Scratch& scratch) { run(images, results, scratch); });
-    return results;
+  // Returns the result, and what the gradient needs besides.
+  std::tuple<Tensor, Tensor> run() const {
+    Tensor out = result_of(layers.back().to);
+    Tensor kept = torch::stable::empty({kept_bytes}, ScalarType::Byte, std::nullopt, x.device());
+    each_part([&](Images images, Scratch& scratch) { run(images, out, kept, scratch); });
+    return {out, kept};
   }
 
   // Returns the gradient by x.
-  Tensor pull_back(const Tensor& dy, const std::vector<Tensor>& results) const {
-    STD_TORCH_CHECK(is_result(dy, layers.back().to),
+  Tensor pull_back(const Tensor& dy, const Tensor& out, const Tensor& kept) const {
+    STD_TORCH_CHECK(is_result(dy) && is_result(out),
                     "folded_block_gradient: dy must be like the result, channels-last");
-    check_results(results);
+    STD_TORCH_CHECK(kept.scalar_type() == ScalarType::Byte && kept.is_contiguous() && kept.numel() == kept_bytes,
+                    "folded_block_gradient: what was kept is of another block");
     Tensor dx = result_of(layers.front().from);
-    each_part([&](Images images, Scratch& scratch) { pull_back(images, dy, results, dx, scratch); });
+    each_part([&](Images images, Scratch& scratch) { pull_back(images, dy, out, kept, dx, scratch); });
     return dx;
   }
 
  private:
   Tensor result_of(const Shape& shape) const { return result_like(x, shape.channels, shape.height, shape.width); }
 
-  bool is_result(const Tensor& t, const Shape& shape) const {
+  bool is_result(const Tensor& t) const {
+    const Shape& shape = layers.back().to;
     return t.scalar_type() == x.scalar_type() && is_channels_last(t) &&
            has_shape(t, x.size(0), shape.channels, shape.height, shape.width);
   }
 
-  // The shapes of what a layer leaves for each image.
-  static std::vector<Shape> images_of(const BlockLayer<P>& layer) {
-    if (!layer.relation) return {layer.to};
-    if (!layer.keys) return {layer.to, layer.convolution.to};
-    return {layer.to, layer.convolution.to, layer.keys->to};
-  }
-  Index statistics_of(const BlockLayer<P>& layer) const { return Stats<A>::size(layer.problem(x.size(0)), kNarrow); }
-  static std::size_t results_of(const BlockLayer<P>& layer) {
-    return images_of(layer).size() + layer.relation.has_value();
+  void place(BlockLayer<P>& layer) {
+    const auto take = [&](Index bytes) {
+      const Index place = kept_bytes;
+      kept_bytes += (bytes + kVectorBytes - 1) / kVectorBytes * kVectorBytes;
+      return place;
+    };
+    const auto take_images = [&](const Shape& shape) { return take(x.size(0) * shape.size() * Index(sizeof(T))); };
+    layer.places = {};
+    if (&layer != &layers.back()) layer.places.y = take_images(layer.to);
+    if (!layer.relation) return;
+    layer.places.q = take_images(layer.convolution.to);
+    if (layer.keys) layer.places.k = take_images(layer.keys->to);
+    layer.places.stats = take(Stats<A>::size(layer.problem(x.size(0)), kNarrow) * Index(sizeof(A)));
   }
 
-  void check_results(const std::vector<Tensor>& results) const {
-    std::size_t count = 0;
-    for (const BlockLayer<P>& layer : layers) count += results_of(layer);
-    bool fit = results.size() == count;
-    auto result = results.begin();
-    for (std::size_t i = 0; fit && i < layers.size(); ++i) {
-      for (const Shape& shape : images_of(layers[i])) fit = fit && is_result(*result++, shape);
-      if (!layers[i].relation) continue;
-      const Tensor& stats = *result++;
-      fit = fit && stats.is_contiguous() && stats.scalar_type() == kWideType<A> &&
-            stats.numel() == statistics_of(layers[i]);
-    }
-    STD_TORCH_CHECK(fit, "folded_block_gradient: the results are of another block");
+  // What a layer keeps of these images.
+  static Pixels<T> kept_part(const Tensor& kept, Index place, const Shape& shape, Images images) {
+    return part_of(reinterpret_cast<T*>(data<char>(kept) + place), shape, images);
   }
+  Pixels<T> result_part(const BlockLayer<P>& layer, const Tensor& out, const Tensor& kept, Images images) const {
+    return &layer == &layers.back() ? part_of(data<T>(out), layer.to, images)
+                                    : kept_part(kept, layer.places.y, layer.to, images);
+  }
+  Pixels<const T> input_part(Images images) const { return constant(part_of(data<T>(x), layers.front().from, images)); }
 
   // Calls f(images, scratch memory) for parts of the batch, which threads share if there are enough.
   template <class F>
@@ -283,34 +287,32 @@ class FoldedBlock {
     Image<A> keys() const { return k.data == nullptr ? image(q, q.channels / 2) : image(k); }
   };
 
-  Relation relation(const BlockLayer<P>& layer, const Tensor* results, Images images) const {
+  Relation relation(const BlockLayer<P>& layer, const Tensor& kept, Images images) const {
     const Problem whole = layer.problem(x.size(0));
-    const Stats<A> stats(results[layer.keys ? 3 : 2], whole, kNarrow);
-    const Pixels<T> none{};
+    const Places& places = layer.places;
+    const Stats<A> stats(reinterpret_cast<A*>(data<char>(kept) + places.stats), whole, kNarrow);
     return {layer.problem(images.count()),
-            part_of<T>(results[0], images),
-            part_of<T>(results[1], images),
-            layer.keys ? part_of<T>(results[2], images) : none,
+            kept_part(kept, places.y, layer.to, images),
+            kept_part(kept, places.q, layer.convolution.to, images),
+            layer.keys ? kept_part(kept, places.k, layer.keys->to, images) : Pixels<T>{},
             prior<A>(layer.geo, whole),
             from_image(stats.shift, images.begin),
             from_image(stats.total, images.begin),
             from_image(stats.wide_y, images.begin)};
   }
 
-  void run(Images images, const std::vector<Tensor>& results, Scratch& scratch) const {
-    const Pixels<const T> first = part_of<const T>(x, images);
-    const T* shortcut = first.data;
+  void run(Images images, const Tensor& out, const Tensor& kept, Scratch& scratch) const {
+    Pixels<const T> from = input_part(images);
+    const T* shortcut = from.data;
     if (side) {
       const Pixels<T> y = buffer(scratch, side->to, images);
-      side->run(first, y);
+      side->run(from, y);
       shortcut = y.data;
     }
-    Pixels<const T> from = first;
-    const Tensor* result = results.data();
     for (const BlockLayer<P>& layer : layers) {
-      const Pixels<T> to = part_of<T>(*result, images);
+      const Pixels<T> to = result_part(layer, out, kept, images);
       if (layer.relation) {
-        const Relation r = relation(layer, result, images);
+        const Relation r = relation(layer, kept, images);
         layer.convolution.run(from, r.q);
         if (layer.keys) layer.keys->run(from, r.k);
         run_forward<A>({r.p, image(from), r.queries(), r.keys(), image(to), r.prior, r.shift, r.total, r.wide_y});
@@ -318,29 +320,26 @@ class FoldedBlock {
         layer.convolution.run(from, to, &layer == &layers.back() ? shortcut : nullptr);
       }
       from = constant(to);
-      result += results_of(layer);
     }
   }
 
-  void pull_back(Images images, const Tensor& dy, const std::vector<Tensor>& results, const Tensor& dx,
+  void pull_back(Images images, const Tensor& dy, const Tensor& out, const Tensor& kept, const Tensor& dx,
                  Scratch& scratch) const {
-    const Pixels<const T> first = part_of<const T>(x, images);
-    Pixels<const T> gradient = part_of<const T>(dy, images);
-    if (masks_result) gradient = masked(gradient, part_of<const T>(results.back(), images), scratch);
+    const Shape& shape = layers.back().to;
+    Pixels<const T> gradient = constant(part_of(data<T>(dy), shape, images));
+    if (masks_result) gradient = masked(gradient, constant(part_of(data<T>(out), shape, images)), scratch);
     const T* shortcut = gradient.data;
     if (side) {
       const Pixels<T> by_side = buffer(scratch, side->from, images);
-      side->pull_back(gradient, first, nullptr, by_side);
+      side->pull_back(gradient, input_part(images), nullptr, by_side);
       shortcut = by_side.data;
     }
-    const Tensor* result = results.data() + results.size();
     for (auto layer = layers.rbegin(); layer != layers.rend(); ++layer) {
-      result -= results_of(*layer);
       const bool is_first = layer + 1 == layers.rend();
-      const Pixels<const T> from = is_first ? first : part_of<const T>(*(result - results_of(layer[1])), images);
-      const Pixels<T> to = is_first ? part_of<T>(dx, images) : buffer(scratch, layer->from, images);
+      const Pixels<const T> from = is_first ? input_part(images) : constant(result_part(layer[1], out, kept, images));
+      const Pixels<T> to = is_first ? part_of(data<T>(dx), layer->from, images) : buffer(scratch, layer->from, images);
       if (layer->relation) {
-        pull_back_relation(*layer, relation(*layer, result, images), gradient, from, to, images, scratch);
+        pull_back_relation(*layer, relation(*layer, kept, images), gradient, from, to, images, scratch);
       } else {
         layer->convolution.pull_back(gradient, from, is_first ? shortcut : nullptr, to);
       }
@@ -378,19 +377,21 @@ class FoldedBlock {
   bool masks_result;                        // else the next block takes the gradient of the last ReLU
   std::optional<BlockConvolution<P>> side;  // of the shortcut
   std::vector<BlockLayer<P>> layers;
+  Index kept_bytes = 0;
 };
 
 }  // namespace
 
-std::vector<Tensor> folded_block(Tensor x, std::vector<Tensor> parameters, std::vector<Index> numbers) {
+std::tuple<Tensor, Tensor> folded_block(Tensor x, const std::vector<Tensor>& parameters,
+                                        const std::vector<Index>& numbers) {
   return with_products(x.scalar_type(),
                        [&](auto products) { return FoldedBlock<decltype(products)>(x, parameters, numbers).run(); });
 }
 
-Tensor folded_block_gradient(Tensor dy, Tensor x, std::vector<Tensor> results, std::vector<Tensor> parameters,
-                             std::vector<Index> numbers) {
+Tensor folded_block_gradient(Tensor dy, Tensor x, Tensor out, Tensor kept, const std::vector<Tensor>& parameters,
+                             const std::vector<Index>& numbers) {
   return with_products(x.scalar_type(), [&](auto products) {
-    return FoldedBlock<decltype(products)>(x, parameters, numbers).pull_back(dy, results);
+    return FoldedBlock<decltype(products)>(x, parameters, numbers).pull_back(dy, out, kept);
   });
 }
 

@@ -53,10 +53,9 @@ struct Stats {
     return p.softmax ? p.batch * p.out_height * p.out_width * (2 * p.groups + (narrow ? p.channels : 0)) : 0;
   }
 
-  Stats(const Tensor& stats, const Problem& p, bool narrow) {
+  Stats(A* begin, const Problem& p, bool narrow) {
     if (!p.softmax) return;
     const Index pixels = p.out_height * p.out_width, entries = p.batch * p.groups * pixels;
-    A* const begin = data<A>(stats);
     shift = {begin, p.groups * pixels, 1, p.groups, false};
     total = {begin + entries, p.groups * pixels, 1, p.groups, false};
     if (narrow) wide_y = image(begin + 2 * entries, p.channels, pixels);

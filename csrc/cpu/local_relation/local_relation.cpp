@@ -15,7 +15,7 @@ std::tuple<Tensor, Tensor> forward(const Problem& p, const Tensor& x, const Tens
   const bool narrow = x.scalar_type() == ScalarType::BFloat16;
   Tensor y = empty_like(x, p.channels, p.out_height, p.out_width);
   Tensor stats = empty<A>(x, {Stats<A>::size(p, narrow)});
-  const Stats<A> s(stats, p, narrow);
+  const Stats<A> s(data<A>(stats), p, narrow);
   run_forward<A>({p, image<A>(x), image<A>(q), image<A>(k), image<A>(y), prior<A>(geo, p), s.shift, s.total, s.wide_y});
   return {y, stats};
 }
@@ -29,7 +29,7 @@ Tensor backward(const Problem& p, const Tensor& dy, const Tensor& x, const Tenso
   STD_TORCH_CHECK(
       stats.is_contiguous() && stats.numel() == Stats<A>::size(p, narrow) && stats.scalar_type() == kWideType<A>,
       "local_relation_backward: stats must be what local_relation returned");
-  const Stats<A> s(stats, p, narrow);
+  const Stats<A> s(data<A>(stats), p, narrow);
   Tensor dx = empty_like(x, p.channels, p.height, p.width);
   const Index entries = p.groups * p.taps();
   std::vector<A> dprior(dgeo ? p.batch * entries : 0);  // of each image

@@ -27,7 +27,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Problem& p, const Tenso
   Tensor k = empty<A>(input, {p.batch, rows, p.height, p.width});
   Tensor y = empty<A>(input, {p.batch, p.channels, p.out_height, p.out_width}, MemoryFormat::ChannelsLast);
   Tensor stats = empty<A>(input, {Stats<A>::size(p, false)});
-  const Stats<A> s(stats, p, false);
+  const Stats<A> s(data<A>(stats), p, false);
   const std::vector<A> query_weights = transposed<A>(query), key_weights = transposed<A>(key);
   const Stem<A> stem{image<A>(input), input.size(1), data<A>(transform), {}, nullptr};
   run_stem_forward<A>({p, stem, image<A>(q), image<A>(k), image<A>(y), prior<A>(geo, p), s.shift, s.total, s.wide_y},
@@ -44,7 +44,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Problem& p, co
   const Index rows = query.size(0), inputs = input.size(1), taps = p.groups * p.taps();
   STD_TORCH_CHECK(stats.is_contiguous() && stats.numel() == Stats<A>::size(p, false),
                   "stem_relation_backward: stats must be what stem_relation returned");
-  const Stats<A> s(stats, p, false);
+  const Stats<A> s(data<A>(stats), p, false);
   const Index wanted = needs_weights ? 1 : 0;
   Tensor dimage = empty<A>(input, {needs_image ? p.batch : 0, inputs, p.height, p.width});
   Tensor dtransform = empty<A>(input, {wanted * p.channels, inputs + 1});
