@@ -19,14 +19,16 @@ inline Index rows_of_task(const Problem& p, Index blocks) {
   return std::max((p.out_height + wanted - 1) / wanted, std::min(p.kernel, p.out_height));
 }
 
-// Calls f(block number, first row, last row) for every task.
+// Calls make_task(most rows of a task)(block number, first row, last row) for every task; tasks that a thread does one
+// after the other share what `make_task` returns.
 template <class F>
-void each_band(const Problem& p, Index blocks, F f) {
+void each_band(const Problem& p, Index blocks, F make_task) {
   const Index rows = rows_of_task(p, blocks), bands = (p.out_height + rows - 1) / rows;
   parallel_for(blocks * bands, [&](Index begin, Index end) {
+    auto run = make_task(std::min(rows, p.out_height));
     for (Index task = begin; task < end; ++task) {
       const Index first = task % bands * rows;
-      f(task / bands, first, std::min(first + rows, p.out_height));
+      run(task / bands, first, std::min(first + rows, p.out_height));
     }
   });
 }

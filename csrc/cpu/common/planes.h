@@ -22,23 +22,34 @@ struct Image {
   bool narrow;
 };
 
-// The images and groups of kLanes consecutive planes; plane n * groups + g is group g of image n. Lanes after the last
-// plane repeat it, and are not stored.
+// The images and groups of kLanes planes. Lanes after the last plane repeat it, and are not stored.
 template <class A>
 struct Block {
-  int used;
+  // Lanes with neighboring groups of one image.
+  struct Neighbors {
+    int first, count;
+  };
+
+  int used, neighbor_count = 0;
   Index image[kLanes<A>], group[kLanes<A>];
+  Neighbors neighbors[kLanes<A>];
+  Index last_group = 0;  // of all lanes
 
-  Block() = default;
+  // Block `number` of all planes; plane n * groups + g is group g of image n.
+  Block(const Problem& p, Index number)
+      : Block(int(std::min<Index>(kLanes<A>, p.batch * p.groups - number * kLanes<A>)), number * kLanes<A> / p.groups,
+              number * kLanes<A> % p.groups, 0, p.groups) {}
 
-  Block(const Problem& p, Index number) {
-    const Index first = number * kLanes<A>;
-    Index n = first / p.groups, g = first % p.groups;
-    used = int(std::min<Index>(kLanes<A>, p.batch * p.groups - first));
+  // `used` planes from group `g` of image `n` on, of the groups from `first` to `end` of each image.
+  Block(int used, Index n, Index g, Index first, Index end) : used(used) {
     for (int lane = 0; lane < kLanes<A>; ++lane) {
       image[lane] = n;
       group[lane] = g;
-      if (lane + 1 < used && ++g == p.groups) ++n, g = 0;
+      if (lane >= used) continue;
+      if (lane == 0 || g == first) neighbors[neighbor_count++] = {lane, 0};
+      ++neighbors[neighbor_count - 1].count;
+      last_group = std::max(last_group, g);
+      if (lane + 1 < used && ++g == end) ++n, g = first;
     }
   }
 
@@ -52,28 +63,24 @@ class Planes {
   static constexpr int L = kLanes<A>, R = kRun<A>;
 
  public:
+  // `block` must outlive the planes.
   Planes(const Image<A>& image, const Block<A>& block, Index channels, Index pitch, Index total)
       : channels_(channels),
+        pitch_(pitch),
+        total_(total),
         channel_stride_(image.channel_stride),
         pixel_stride_(image.pixel_stride),
         narrow_(image.narrow),
-        used_(block.used),
-        least_(pitch) {
-    const Index bytes = narrow_ ? sizeof(BFloat16) : sizeof(A);
-    for (int lane = 0; lane < L; ++lane) {
-      const Index first = block.group[lane] * pitch;
-      const Index offset = block.image[lane] * image.batch_stride + first * image.channel_stride;
-      lane_[lane] = static_cast<char*>(image.data) + offset * bytes;
-      present_[lane] = std::min(pitch, total - first);
-      least_ = std::min(least_, present_[lane]);
+        least_(std::min(pitch, total - block.last_group * pitch)),
+        block_(block) {
+    const Index bytes = narrow_ ? sizeof(BFloat16) : sizeof(A), step = pitch * image.channel_stride * bytes;
+    for (int n = 0; n < block.neighbor_count; ++n) {
+      const int first = block.neighbors[n].first, end = first + block.neighbors[n].count;
+      char* place =
+          static_cast<char*>(image.data) + block.image[first] * image.batch_stride * bytes + block.group[first] * step;
+      for (int lane = first; lane < end; ++lane, place += step) lane_[lane] = place;
     }
-    if (channels != 1 || pitch != 1 || channel_stride_ != 1) return;
-    for (int lane = 0; lane < used_; ++lane) {
-      const bool follows =
-          lane > 0 && block.image[lane] == block.image[lane - 1] && block.group[lane] == block.group[lane - 1] + 1;
-      if (!follows) neighbors_[neighbor_count_++] = {lane, 0};
-      ++neighbors_[neighbor_count_ - 1].count;
-    }
+    for (int lane = block.used; lane < L; ++lane) lane_[lane] = lane_[block.used - 1];
   }
 
   // Reads pixels [first, first + count) into lanes [count][channels]; missing channels become zero.
@@ -103,7 +110,7 @@ class Planes {
       for (Index c = 0; c < channels_; c += R) {
         with_whole<kStore>(c + R - 1, [&](auto whole) { move_channels<T, kStore, whole>(first, c, count, lanes + c); });
       }
-    } else if (neighbor_count_ > 0) {
+    } else if (channels_ == 1 && pitch_ == 1 && channel_stride_ == 1) {
       move_neighbors<T, kStore>(first, count, lanes);
     } else {
       for (Index i = 0; i < count; ++i) {
@@ -116,7 +123,7 @@ class Planes {
   // Calls f with true (as a constant) if no lane is idle and every plane has this channel, else with false.
   template <bool kStore, class F>
   void with_whole(Index channel, F f) const {
-    channel < least_ && (!kStore || used_ == L) ? f(std::true_type()) : f(std::false_type());
+    channel < least_ && (!kStore || block_.used == L) ? f(std::true_type()) : f(std::false_type());
   }
 
   // Both loops are functions that are not inlined, so that surrounding code does not occupy their registers.
@@ -142,20 +149,18 @@ class Planes {
   // Planes of one channel each, such as queries and keys: those of one image are contiguous in memory.
   template <class T, bool kStore>
   __attribute__((noinline)) void move_neighbors(Index first, Index count, Vec<A>* lanes) const {
-#if defined(__AVX512F__)
-    if constexpr (std::is_same_v<T, float>) {
-      if (neighbor_count_ == 1 && neighbors_[0].count == L) return move_runs_of<kStore, L>(first, count, lanes);
-      if (neighbor_count_ == 2 && neighbors_[0].count == L / 2 && neighbors_[1].count == L / 2)
+    if constexpr (std::is_same_v<T, A>) {
+      if (block_.neighbors[0].count == L) return move_runs_of<kStore, L>(first, count, lanes);
+      if (block_.neighbor_count == 2 && block_.neighbors[0].count == L / 2 && block_.neighbors[1].count == L / 2)
         return move_runs_of<kStore, L / 2>(first, count, lanes);
     }
-#endif
     for (Index i = 0; i < count; ++i) {
       const Index at = offset(first + i, 0);
 #if defined(__AVX512F__)
       if constexpr (std::is_same_v<A, float>) {
         __m512 v = kStore ? (__m512)lanes[i] : _mm512_setzero_ps();
-        for (int n = 0; n < neighbor_count_; ++n) {
-          const Neighbors& some = neighbors_[n];
+        for (int n = 0; n < block_.neighbor_count; ++n) {
+          const auto& some = block_.neighbors[n];
           const __mmask16 mask = __mmask16(((1u << some.count) - 1) << some.first);
           T* const place = pointer<T>(some.first) + at - some.first;
           if constexpr (std::is_same_v<T, float>) {
@@ -174,8 +179,8 @@ class Planes {
       }
 #endif
       if constexpr (!kStore) lanes[i] = Vec<A>{};
-      for (int n = 0; n < neighbor_count_; ++n) {
-        const int begin = neighbors_[n].first, end = begin + neighbors_[n].count;
+      for (int n = 0; n < block_.neighbor_count; ++n) {
+        const int begin = block_.neighbors[n].first, end = begin + block_.neighbors[n].count;
         T* const place = pointer<T>(begin) + at;
         for (int lane = begin; lane < end; ++lane) {
           if constexpr (kStore)
@@ -187,21 +192,19 @@ class Planes {
     }
   }
 
-#if defined(__AVX512F__)
   // Does the same where all neighbors come in runs of kCount lanes, without masks.
   template <bool kStore, int kCount>
-  void move_runs_of(Index first, Index count, Vec<float>* lanes) const {
+  void move_runs_of(Index first, Index count, Vec<A>* lanes) const {
     const Index begin = offset(first, 0);
     for (Index i = 0; i < count; ++i) {
 #pragma GCC unroll 2
       for (int lane = 0; lane < L; lane += kCount) {
-        float* const place = pointer<float>(lane) + begin + i * pixel_stride_;
-        float* const run = reinterpret_cast<float*>(lanes + i) + lane;
-        kStore ? std::memcpy(place, run, kCount * sizeof(float)) : std::memcpy(run, place, kCount * sizeof(float));
+        A* const place = pointer<A>(lane) + begin + i * pixel_stride_;
+        A* const run = reinterpret_cast<A*>(lanes + i) + lane;
+        kStore ? std::memcpy(place, run, kCount * sizeof(A)) : std::memcpy(run, place, kCount * sizeof(A));
       }
     }
   }
-#endif
 
   // The next call will most likely move the next row.
   template <class T, bool kStore>
@@ -245,7 +248,7 @@ class Planes {
   // Number of elements of a run that belong to one lane.
   template <int kPerLane>
   int present(int lane, Index channel) const {
-    return std::clamp<Index>(present_[lane] - channel, 0, kPerLane) * (R / kPerLane);
+    return std::clamp<Index>(channels_of(lane) - channel, 0, kPerLane) * (R / kPerLane);
   }
 
   template <class T, int kPerLane, bool kWhole>
@@ -259,7 +262,7 @@ class Planes {
 
   template <class T, int kPerLane, bool kWhole>
   void write(Run<A> v, int lane, Index at, Index channel) const {
-    if (!kWhole && lane >= used_) return;
+    if (!kWhole && lane >= block_.used) return;
     T* const to = pointer<T>(lane) + at;
     if (kWhole || present<kPerLane>(lane, channel) == R) return write_run<A>(v, to);
     T run[R];
@@ -271,9 +274,9 @@ class Planes {
   void move_element(Index at, Index channel, Vec<A>& v) const {
     for (int lane = 0; lane < L; ++lane) {
       if constexpr (kStore) {
-        if (lane < used_ && channel < present_[lane]) narrow(v[lane], pointer<T>(lane) + at);
+        if (lane < block_.used && channel < channels_of(lane)) narrow(v[lane], pointer<T>(lane) + at);
       } else {
-        v[lane] = channel < present_[lane] ? widen(pointer<T>(lane)[at]) : A(0);
+        v[lane] = channel < channels_of(lane) ? widen(pointer<T>(lane)[at]) : A(0);
       }
     }
   }
@@ -285,19 +288,14 @@ class Planes {
 
   Index offset(Index pixel, Index channel) const { return pixel * pixel_stride_ + channel * channel_stride_; }
 
-  Index channels_, channel_stride_, pixel_stride_;
+  // Number of channels that the plane in a lane has.
+  Index channels_of(int lane) const { return std::min(pitch_, total_ - block_.group[lane] * pitch_); }
+
+  Index channels_, pitch_, total_, channel_stride_, pixel_stride_;
   bool narrow_;
-  int used_;
   Index least_;  // channels that all planes have
   char* lane_[L];
-  Index present_[L];
-
-  // Lanes whose planes are contiguous in memory; none if planes have more than one channel.
-  struct Neighbors {
-    int first, count;
-  };
-  int neighbor_count_ = 0;
-  Neighbors neighbors_[L];
+  const Block<A>& block_;
 };
 
 }  // namespace robust_lr::cpu

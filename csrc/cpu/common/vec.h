@@ -98,6 +98,15 @@ inline Vec<A> load_unaligned(const A* from) {
   return v;
 }
 
+// Returns v, which the compiler will not read from memory again wherever it is used.
+template <class V>
+inline V in_register(V v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#endif
+  return v;
+}
+
 // The larger of each lane; b if either is NaN. (GCC compiles the portable form to two instructions.)
 template <class A>
 inline Vec<A> larger(Vec<A> a, Vec<A> b) {
@@ -136,6 +145,11 @@ inline bool any_less(Vec<A> a, Vec<A> b) {
     return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ) != 0;
   else
     return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_LT_OQ) != 0;
+#elif defined(__AVX__)
+  if constexpr (sizeof(A) == 4)
+    return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_LT_OQ)) != 0;
+  else
+    return _mm256_movemask_pd(_mm256_cmp_pd((__m256d)a, (__m256d)b, _CMP_LT_OQ)) != 0;
 #else
   const auto less = a < b;
   std::uint64_t words[kVectorBytes / 8], any = 0;

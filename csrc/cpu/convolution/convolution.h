@@ -31,8 +31,12 @@ struct Window {
   Index size_after(Index before) const { return (before + 2 * padding - size) / stride + 1; }
 };
 
-// Pixels whose sums are computed together.
-inline constexpr int kPixelsAtOnce = kVectorBytes == 64 ? 8 : 4;
+// Pixels are computed in blocks of this many.
+inline constexpr int kPixelsAtOnce = 8;
+
+// Pixels of a block whose sums are in registers at the same time, for a panel of `width` vectors. Eight sums hide the
+// latency of a multiply-add; sixteen registers, as processors without AVX-512 have, leave room for twelve.
+constexpr int pixels_in_registers(int width) { return kVectorBytes == 64 || width == 1 ? kPixelsAtOnce : 4; }
 
 // Images with at most this many results are computed kPixelsAtOnce at a time, position by position, without the taps
 // outside the image. In larger images such taps are few, and the pixels of different images are too far apart.
@@ -117,26 +121,35 @@ class Convolution {
     Index number, offset;
   };
 
-  // The kRows pixels of a block at equal distances, and the taps to sum.
+  // Pixels at equal distances, a multiple of kRows, and the taps to sum.
   struct Line {
     const T* origin;
     Index step, place, place_step;
     const Used* taps;
-    Index count;
+    Index tap_count, count;
 
-    const T* pixel(Index tap, int i) const { return origin + taps[tap].offset + i * step; }
-    Index place_of(Index i) const { return place + i * place_step; }
+    // Pixel and place number `begin` + i.
+    auto pixels_under(Index tap, Index begin) const {
+      return [step = step, first = origin + taps[tap].offset + begin * step](int i) { return first + i * step; };
+    }
+    auto places_from(Index begin) const {
+      return [step = place_step, first = place + begin * place_step](int i) { return first + i * step; };
+    }
   };
 
-  // The kRows pixels of a block at arbitrary addresses, tap by tap.
+  // At most kRows pixels at arbitrary addresses, tap by tap. The last stands in for those that are not there.
   struct Scattered {
     const T* const* pixels;
     const Index* places;
     const Used* taps;
-    Index count;
+    Index tap_count, count;
 
-    const T* pixel(Index tap, int i) const { return pixels[tap * kRows + i]; }
-    Index place_of(Index i) const { return places[i]; }
+    auto pixels_under(Index tap, Index begin) const {
+      return [first = pixels + tap * kRows + begin](int i) { return first[i]; };
+    }
+    auto places_from(Index begin) const {
+      return [first = places + begin](int i) { return first[i]; };
+    }
   };
 
  public:
@@ -187,21 +200,24 @@ class Convolution {
       std::vector<Used> inside(each * used_.size());
       for (Index task = begin; task < end; ++task) {
         const Index first = task * each, count = std::min(each, blocks - first);
-        for (Index i = 0; i < count; ++i)
-          lines[i] = is_pointwise() ? consecutive(first + i) : across(first + i, inside.data() + i * used_.size());
+        const Index line_count = is_pointwise() ? 1 : count;
+        for (Index i = 0; i < line_count; ++i)
+          lines[i] = is_pointwise() ? consecutive(first, count) : across(first + i, inside.data() + i * used_.size());
         for (Index panel = 0; panel < panels.count; ++panel)
-          for (Index i = 0; i < count; ++i) add_panel(lines[i], panel, kRows);
+          for (Index i = 0; i < line_count; ++i) add_panel(lines[i], panel);
       }
     });
   }
 
-  Line consecutive(Index block) const {
+  // Pixels in memory order: `count` blocks.
+  Line consecutive(Index block, Index count) const {
     return {from.data + block * kRows * from.channels,
             from.channels,
             block * kRows * to.channels,
             to.channels,
             used_.data(),
-            1};
+            1,
+            count * kRows};
   }
 
   // Computes one position in kRows images; `inside` receives the taps that are inside the image there.
@@ -216,7 +232,8 @@ class Convolution {
             to.at(n, grid.top + h * grid.place, grid.left + w * grid.place) - to.data,
             to.height * to.width * to.channels,
             inside,
-            count};
+            count,
+            kRows};
   }
 
   bool is_inside(Index row, Index column) const {
@@ -235,8 +252,8 @@ class Convolution {
         for (Index panel = 0; panel < panels.count; ++panel)
           for (Index block = 0; block < last - first; block += kRows)
             add_panel(Scattered{sources.data() + block * grid.taps.size(), places.data() + block, used_.data(),
-                                Index(used_.size())},
-                      panel, std::min<Index>(kRows, last - first - block));
+                                Index(used_.size()), std::min<Index>(kRows, last - first - block)},
+                      panel);
       }
     });
   }
@@ -261,98 +278,106 @@ class Convolution {
   }
 
   template <class Block>
-  void add_panel(const Block& block, Index panel, Index count) const {
+  void add_panel(const Block& block, Index panel) const {
     if constexpr (P::kHalves) {
       if (panels.ends_in_half(panel, to.channels)) {
         switch (panels.width(panel)) {
-          case 1: return add<0, true>(block, panel, count);
-          case 2: return add<1, true>(block, panel, count);
-          default: return add<2, true>(block, panel, count);
+          case 1: return add<0, true>(block, panel);
+          case 2: return add<1, true>(block, panel);
+          default: return add<2, true>(block, panel);
         }
       }
     }
     switch (panels.width(panel)) {
-      case 1: return add<1, false>(block, panel, count);
-      case 2: return add<2, false>(block, panel, count);
-      default: return add<3, false>(block, panel, count);
+      case 1: return add<1, false>(block, panel);
+      case 2: return add<2, false>(block, panel);
+      default: return add<3, false>(block, panel);
     }
   }
 
-  // Computes the outputs of a panel, `Width` vectors and half a vector if `Half`, for the first `count` pixels.
+  // Computes the outputs of a panel, `Width` vectors and half a vector if `Half`.
   template <int Width, bool Half, class Block>
-  void add(const Block& block, Index panel, Index count) const {
+  void add(const Block& given, Index panel) const {
+    constexpr int kPixels = pixels_in_registers(Width), stride = (Width + Half) * L;
     using H = std::conditional_t<Half, HalfVec<A>, V>;
-    constexpr int stride = (Width + Half) * L;
-    const Index inputs = whole_steps<P>(from.channels), first = panels.first(panel) * L;
-    const T* const begin = weights + first * taps * inputs;
-    [[maybe_unused]] V sums[kRows][Width + !Width];
-    [[maybe_unused]] H halves[kRows];
-    const auto bias = [&](auto zero, Index channel) {
+    const Index inputs = whole_steps<P>(from.channels), first = panels.first(panel) * L, lanes = to.channels - first;
+    const T* const packed = weights + first * taps * inputs;
+    // Copies that stores cannot change, so that they stay in registers.
+    const Block block = given;
+    const Finish<P> finish = this->finish;
+    const Index channels = from.channels;
+    T* const to = this->to.data;
+    const auto bias = [&](auto zero, Index lane) {
       using Some = decltype(zero);
-      return finish.bias != nullptr ? Products<A>::template read<Some>(finish.bias + channel, to.channels - channel)
-                                    : zero;
+      return finish.bias != nullptr ? Products<A>::template read<Some>(finish.bias + first + lane, lanes - lane) : zero;
     };
-    for (int v = 0; v < Width; ++v) {
-      const V from_bias = bias(V{}, first + v * L);
-      for (int i = 0; i < kRows; ++i) sums[i][v] = from_bias;
-    }
-    if constexpr (Half) {
-      const H from_bias = bias(H{}, first + Width * L);
-      for (int i = 0; i < kRows; ++i) halves[i] = from_bias;
-    }
-    for (Index t = 0; t < block.count; ++t) {
-      const T* rows[kRows];
-      for (int i = 0; i < kRows; ++i) rows[i] = block.pixel(t, i);
-      const T* tap = begin + block.taps[t].number * inputs * stride;
-      const auto multiply = [&](Index c, auto pixel) {
-        [[maybe_unused]] V weight[Width + !Width];
-        [[maybe_unused]] H half;
-#pragma GCC unroll 3
-        for (int v = 0; v < Width; ++v) weight[v] = P::weights(tap + v * L * P::kStep);
-        if constexpr (Half) half = load_half<A>(tap + Width * L);
+    [[maybe_unused]] V biases[Width + !Width];
+    [[maybe_unused]] H half_bias;
+    for (int v = 0; v < Width; ++v) biases[v] = bias(V{}, v * L);
+    if constexpr (Half) half_bias = bias(H{}, Width * L);
+    for (Index begin = 0; begin < block.count; begin += kPixels) {
+      [[maybe_unused]] V sums[kPixels][Width + !Width];
+      [[maybe_unused]] H halves[kPixels];
 #pragma GCC unroll 8
-        for (int i = 0; i < kRows; ++i) {
-          if constexpr (Width == 0) {
-            halves[i] += (rows[i][c] - H{}) * half;
-          } else {
-            const V x = pixel(rows[i] + c);
+      for (int i = 0; i < kPixels; ++i) {
 #pragma GCC unroll 3
-            for (int v = 0; v < Width; ++v) sums[i][v] = P::add(sums[i][v], x, weight[v]);
-            if constexpr (Half) halves[i] += lower_half<A>(x) * half;
-          }
-        }
-        tap += stride * P::kStep;
-      };
-      Index c = 0;
-      for (; c + P::kStep <= from.channels; c += P::kStep) multiply(c, [](const T* from) { return P::pixel(from); });
-      if (c < from.channels) multiply(c, [&](const T* last) { return P::last_pixel(last, from.channels - c); });
-    }
-    // Every step is applied to all sums before the next step, with constant indices, so that the sums stay in
-    // registers. Pixels from `count` on are copies of the last one; their sums are computed, but not written.
-    const auto each_sum = [&](auto f) {
-#pragma GCC unroll 8
-      for (int i = 0; i < kRows; ++i) {
-        const Index place = block.place_of(i) + first, lanes = to.channels - first;
-#pragma GCC unroll 3
-        for (int v = 0; v < Width; ++v) f(sums[i][v], i, place + v * L, lanes - v * L);
-        if constexpr (Half) f(halves[i], i, place + Width * L, lanes - Width * L);
+        for (int v = 0; v < Width; ++v) sums[i][v] = biases[v];
+        if constexpr (Half) halves[i] = half_bias;
       }
-    };
-    if (finish.shortcut != nullptr) {
-      each_sum([&](auto& y, int, Index place, Index lanes) {
-        y += P::template read<std::remove_cvref_t<decltype(y)>>(finish.shortcut + place, lanes);
+      for (Index t = 0; t < block.tap_count; ++t) {
+        const auto pixels = block.pixels_under(t, begin);
+        const T* tap = packed + block.taps[t].number * inputs * stride;
+        const auto multiply = [&](Index c, auto pixel) {
+          [[maybe_unused]] V weight[Width + !Width];
+          [[maybe_unused]] H half;
+#pragma GCC unroll 3
+          for (int v = 0; v < Width; ++v) weight[v] = in_register(P::weights(tap + v * L * P::kStep));
+          if constexpr (Half) half = load_half<A>(tap + Width * L);
+#pragma GCC unroll 8
+          for (int i = 0; i < kPixels; ++i) {
+            if constexpr (Width == 0) {
+              halves[i] += (pixels(i)[c] - H{}) * half;
+            } else {
+              const V x = pixel(pixels(i) + c);
+#pragma GCC unroll 3
+              for (int v = 0; v < Width; ++v) sums[i][v] = P::add(sums[i][v], x, weight[v]);
+              if constexpr (Half) halves[i] += lower_half<A>(x) * half;
+            }
+          }
+          tap += stride * P::kStep;
+        };
+        Index c = 0;
+        for (; c + P::kStep <= channels; c += P::kStep) multiply(c, [](const T* from) { return P::pixel(from); });
+        if (c < channels) multiply(c, [&](const T* last) { return P::last_pixel(last, channels - c); });
+      }
+      // Every step is applied to all sums before the next step, with constant indices, so that the sums stay in
+      // registers.
+      const auto places = block.places_from(begin);
+      const auto each_sum = [&](auto f) {
+#pragma GCC unroll 8
+        for (int i = 0; i < kPixels; ++i) {
+          const Index place = places(i) + first;
+#pragma GCC unroll 3
+          for (int v = 0; v < Width; ++v) f(sums[i][v], i, place + v * L, lanes - v * L);
+          if constexpr (Half) f(halves[i], i, place + Width * L, lanes - Width * L);
+        }
+      };
+      if (finish.shortcut != nullptr) {
+        each_sum([&](auto& y, int, Index place, Index lanes) {
+          y += P::template read<std::remove_cvref_t<decltype(y)>>(finish.shortcut + place, lanes);
+        });
+      }
+      if (finish.relu) each_sum([](auto& y, int, Index, Index) { y = rectify(y); });
+      if (finish.mask != nullptr) {
+        each_sum([&](auto& y, int, Index place, Index lanes) {
+          using Some = std::remove_cvref_t<decltype(y)>;
+          y = P::template read<Some>(finish.mask + place, lanes) > 0 ? y : Some{};
+        });
+      }
+      each_sum([&](auto& y, int i, Index place, Index lanes) {
+        if (begin + i < block.count) P::write(y, to + place, lanes);
       });
     }
-    if (finish.relu) each_sum([](auto& y, int, Index, Index) { y = rectify(y); });
-    if (finish.mask != nullptr) {
-      each_sum([&](auto& y, int, Index place, Index lanes) {
-        using Some = std::remove_cvref_t<decltype(y)>;
-        y = P::template read<Some>(finish.mask + place, lanes) > 0 ? y : Some{};
-      });
-    }
-    each_sum([&](auto& y, int i, Index place, Index lanes) {
-      if (i < count) P::write(y, to.data + place, lanes);
-    });
   }
 
   template <class Some>

@@ -34,6 +34,8 @@ struct Products {
     if constexpr (sizeof(A) == 4 && sizeof(V) == 64)
       return (V)_mm512_maskz_loadu_ps(__mmask16((1u << lanes) - 1), from);
     if constexpr (sizeof(A) == 4 && sizeof(V) == 32) return (V)_mm256_maskz_loadu_ps(__mmask8((1u << lanes) - 1), from);
+#elif defined(__AVX2__)
+    if constexpr (sizeof(A) == 4) return (V)_mm256_maskload_ps(from, first_lanes(lanes));
 #endif
     std::memcpy(&v, from, lanes * sizeof(A));
     return v;
@@ -53,9 +55,21 @@ struct Products {
       _mm256_mask_storeu_ps(to, __mmask8((1u << lanes) - 1), (__m256)v);
       return;
     }
+#elif defined(__AVX2__)
+    if constexpr (sizeof(A) == 4) {
+      _mm256_maskstore_ps(to, first_lanes(lanes), (__m256)v);
+      return;
+    }
 #endif
     std::memcpy(to, &v, lanes * sizeof(A));
   }
+
+#if defined(__AVX2__)
+ private:
+  static __m256i first_lanes(Index count) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+#endif
 };
 
 // Elements of bfloat16, two neighboring channels at a time, summed in float. The instructions are written out, since

@@ -24,10 +24,22 @@ struct BackwardTensors {
   Image<A> dprior;        // of each image, [N, groups, K * K]; no data where it is not needed
 };
 
-// The planes of one block.
+// Computes the gradients block by block, in the same scratch memory.
 template <class A, class X = Image<A>>
 class BackwardTask {
   using V = Vec<A>;
+
+  // What is read of output pixels.
+  struct QueryPlanes {
+    const Planes<A> q, dy, y, shift, total;
+
+    QueryPlanes(const BackwardTensors<A, X>& t, const Block<A>& block, Index channels)
+        : q(t.q, block, t.p.components, t.p.components, t.p.groups * t.p.components),
+          dy(t.dy, block, channels, t.p.shared, t.p.channels),
+          y(t.y, block, channels, t.p.shared, t.p.channels),
+          shift(t.shift, block, 1, 1, t.p.groups),
+          total(t.total, block, 1, 1, t.p.groups) {}
+  };
 
   // A row of output pixels in whose windows a row of key pixels lies, from its first column on, and the prior of the
   // window's row that meets it, with its gradient.
@@ -39,20 +51,10 @@ class BackwardTask {
   };
 
  public:
-  BackwardTask(const BackwardTensors<A, X>& t, const Block<A>& block, Scratch& scratch = Scratch::fresh())
-      : p(t.p),
+  BackwardTask(const BackwardTensors<A, X>& tensors, Scratch& scratch = Scratch::fresh())
+      : t(tensors),
+        p(t.p),
         channels(lane_channels(p)),
-        x_planes(t.x, block, channels, p.shared, p.channels),
-        dx_planes(t.dx, block, channels, p.shared, p.channels),
-        dy_planes(t.dy, block, channels, p.shared, p.channels),
-        y_planes(t.y, block, channels, p.shared, p.channels),
-        q_planes(t.q, block, p.components, p.components, p.groups * p.components),
-        k_planes(t.k, block, p.components, p.components, p.groups * p.components),
-        dq_planes(t.dq, block, p.components, p.components, p.groups * p.components),
-        dk_planes(t.dk, block, p.components, p.components, p.groups * p.components),
-        shift_planes(t.shift, block, 1, 1, p.groups),
-        total_planes(t.total, block, 1, 1, p.groups),
-        dprior_planes(t.dprior, block, 1, 1, p.groups),
         needs_dprior(t.dprior.data != nullptr),
         step(std::min(rows_at_once<A>(p.width), p.height + 2 * p.padding)),
         values(scratch, step, p.height, p.width, channels, p.padding),
@@ -65,7 +67,7 @@ class BackwardTask {
         results(scratch, query_rows(), p.out_height, p.out_width, channels),
         shifts(scratch, query_rows(), p.out_height, p.out_width, 1),
         dots(scratch, query_rows(), p.out_height, p.out_width, 1),
-        prior(load_prior(scratch, t.prior, p, block)),
+        prior(scratch.take<V>(p.taps())),
         dprior(scratch.take<V>(p.taps())),
         row_dprior(scratch.take<V>(p.taps())),
         weights(scratch.take<V>(p.taps())),
@@ -75,14 +77,22 @@ class BackwardTask {
     for (Index j = 0; j < p.width + 2 * p.padding; ++j) columns[j] = viewers_of(p, j, p.out_width);
   }
 
-  void run() {
+  // Computes the gradients of the planes of a block.
+  void run(const Block<A>& block) {
+    const typename X::Planes x_planes(t.x, block, channels, p.shared, p.channels);
+    const typename X::Planes dx_planes(t.dx, block, channels, p.shared, p.channels);
+    const QueryPlanes query_planes(t, block, channels);
+    const Planes<A> k_planes(t.k, block, p.components, p.components, p.groups * p.components);
+    const Planes<A> dq_planes(t.dq, block, p.components, p.components, p.groups * p.components);
+    const Planes<A> dk_planes(t.dk, block, p.components, p.components, p.groups * p.components);
+    load_prior(t.prior, p, block, prior);
     const Index height = p.height + 2 * p.padding;
     std::fill(dprior, dprior + p.taps(), V{});
     Index loaded = 0, stored = 0;
     for (Index first = 0; first < height; first += step) {
       const Index last = std::min(first + step, height);
       const Index needed = p.last_query(last - 1, p.out_height) + 1;
-      load_queries(loaded, needed);
+      load_queries(query_planes, loaded, needed);
       loaded = std::max(loaded, needed);
       values.load(x_planes, first, last);
       keys.load(k_planes, first, last);
@@ -95,7 +105,7 @@ class BackwardTask {
       dqueries.store(dq_planes, stored, done);
       stored = std::max(stored, done);
     }
-    if (needs_dprior) dprior_planes.store(0, p.taps(), dprior);
+    if (needs_dprior) Planes<A>(t.dprior, block, 1, 1, p.groups).store(0, p.taps(), dprior);
   }
 
  private:
@@ -104,14 +114,14 @@ class BackwardTask {
 
   // Reads rows [first, last) of output pixels. Their gradients, and the dot products of these with y, are divided by
   // the softmax's total here, once, instead of at each weight.
-  void load_queries(Index first, Index last) {
-    queries.load(q_planes, first, last);
+  void load_queries(const QueryPlanes& planes, Index first, Index last) {
+    queries.load(planes.q, first, last);
     dqueries.clear(first, last);
-    dresults.load(dy_planes, first, last);
+    dresults.load(planes.dy, first, last);
     if (!p.softmax) return;
-    results.load(y_planes, first, last);
-    shifts.load(shift_planes, first, last);
-    dots.load(total_planes, first, last);
+    results.load(planes.y, first, last);
+    shifts.load(planes.shift, first, last);
+    dots.load(planes.total, first, last);
     for (Index h = first; h < last; ++h)
       for (Index w = 0; w < p.out_width; ++w) {
         V *dy = dresults.at(h, w), *y = results.at(h, w), *dot = dots.at(h, w);
@@ -222,17 +232,14 @@ class BackwardTask {
     for (int m = 0; m < M; ++m) dvalue[m] = dx[m];
   }
 
+  const BackwardTensors<A, X>& t;
   const Problem p;
   const Index channels;  // of a group in lanes
-  const typename X::Planes x_planes, dx_planes;
-  const Planes<A> dy_planes, y_planes, q_planes, k_planes, dq_planes, dk_planes;
-  const Planes<A> shift_planes, total_planes, dprior_planes;
   const bool needs_dprior;
-  const Index step;                                                  // rows of key pixels at once
-  const Rows<A> values, dvalues, keys, dkeys;                        // by key pixel
-  const Rows<A> queries, dqueries, dresults, results, shifts, dots;  // by output pixel
-  const V* const prior;                                              // by tap
-  V *const dprior, *const row_dprior, *const weights, *const products;
+  const Index step;                                                                   // rows of key pixels at once
+  const Rows<A> values, dvalues, keys, dkeys;                                         // by key pixel
+  const Rows<A> queries, dqueries, dresults, results, shifts, dots;                   // by output pixel
+  V *const prior, *const dprior, *const row_dprior, *const weights, *const products;  // by tap
   Span* const columns;
   ViewerRow* const viewers;  // those of the row of key pixels at hand
 };

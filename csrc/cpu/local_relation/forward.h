@@ -17,42 +17,39 @@ struct ForwardTensors {
   Image<A> shift, total, wide_y;
 };
 
-// Computes rows [begin, end) of y for the planes of one block.
+// Computes rows of y, block by block, in the same scratch memory.
 template <class A, class X = Image<A>>
 class ForwardTask {
   using V = Vec<A>;
 
  public:
-  ForwardTask(const ForwardTensors<A, X>& t, const Block<A>& block, Index begin, Index end,
-              Scratch& scratch = Scratch::fresh())
-      : p(t.p),
+  // `rows`: most rows of y to compute at a time.
+  ForwardTask(const ForwardTensors<A, X>& tensors, Index rows, Scratch& scratch = Scratch::fresh())
+      : t(tensors),
+        p(t.p),
         channels(lane_channels(p)),
-        x_planes(t.x, block, channels, p.shared, p.channels),
-        y_planes(t.y, block, channels, p.shared, p.channels),
-        q_planes(t.q, block, p.components, p.components, p.groups * p.components),
-        k_planes(t.k, block, p.components, p.components, p.groups * p.components),
-        shift_planes(t.shift, block, 1, 1, p.groups),
-        total_planes(t.total, block, 1, 1, p.groups),
-        wide_y_planes(t.wide_y, block, channels, p.shared, p.channels),
-        keeps_wide_y(t.wide_y.data != nullptr),
-        begin(begin),
-        end(end),
-        step(std::min(rows_at_once<A>(p.out_width), end - begin)),
+        step(std::min(rows_at_once<A>(p.out_width), rows)),
         values(scratch, input_rows(), p.height, p.width, channels, p.padding),
         keys(scratch, input_rows(), p.height, p.width, p.components, p.padding),
         queries(scratch, step, p.out_height, p.out_width, p.components),
         results(scratch, step, p.out_height, p.out_width, channels),
         shifts(scratch, step, p.out_height, p.out_width, 1),
         totals(scratch, step, p.out_height, p.out_width, 1),
-        prior(load_prior(scratch, t.prior, p, block)),
+        prior(scratch.take<V>(p.taps())),
         weights(scratch.take<V>(p.taps())),
         columns(scratch.take<Span>(p.out_width)) {
     for (Index w = 0; w < p.out_width; ++w) columns[w] = window_of(p, w, p.width);
   }
 
-  void run() {
+  // Computes rows [begin, end) of y for the planes of a block.
+  void run(const Block<A>& block, Index begin, Index end) {
+    const typename X::Planes x_planes(t.x, block, channels, p.shared, p.channels);
+    const Planes<A> y_planes(t.y, block, channels, p.shared, p.channels);
+    const Planes<A> q_planes(t.q, block, p.components, p.components, p.groups * p.components);
+    const Planes<A> k_planes(t.k, block, p.components, p.components, p.groups * p.components);
+    load_prior(t.prior, p, block, prior);
     bound = prior[0];
-    for (Index t = 1; t < p.taps(); ++t) bound = larger<A>(prior[t], bound);
+    for (Index tap = 1; tap < p.taps(); ++tap) bound = larger<A>(prior[tap], bound);
     Index loaded = std::max<Index>(0, p.window_start(begin));
     for (Index first = begin; first < end; first += step) {
       const Index last = std::min(first + step, end);
@@ -71,17 +68,20 @@ class ForwardTask {
         }
       });
       results.store(y_planes, first, last);
-      if (p.softmax) {
-        shifts.store(shift_planes, first, last);
-        totals.store(total_planes, first, last);
-        if (keeps_wide_y) results.store(wide_y_planes, first, last);
-      }
+      if (p.softmax) store_statistics(block, first, last);
     }
   }
 
  private:
   // Rows of x in the windows of `step` rows of y.
   Index input_rows() const { return (step - 1) * p.stride + p.kernel; }
+
+  void store_statistics(const Block<A>& block, Index first, Index last) const {
+    shifts.store(Planes<A>(t.shift, block, 1, 1, p.groups), first, last);
+    totals.store(Planes<A>(t.total, block, 1, 1, p.groups), first, last);
+    if (t.wide_y.data != nullptr)
+      results.store(Planes<A>(t.wide_y, block, channels, p.shared, p.channels), first, last);
+  }
 
   template <class Kernel>
   void run_pixel(const Span& rows, const Span& columns, const V* query, V* result, V& shift, V& total) const {
@@ -159,16 +159,13 @@ class ForwardTask {
     for (int m = 0; m < M; ++m) result[m] = sums[m] * scale;
   }
 
+  const ForwardTensors<A, X>& t;
   const Problem p;
-  const Index channels;  // of a group in lanes
-  const typename X::Planes x_planes;
-  const Planes<A> y_planes, q_planes, k_planes, shift_planes, total_planes, wide_y_planes;
-  const bool keeps_wide_y;
-  const Index begin, end, step;
+  const Index channels;                            // of a group in lanes
+  const Index step;                                // rows of y at once
   const Rows<A> values, keys;                      // by input pixel
   const Rows<A> queries, results, shifts, totals;  // by output pixel
-  const V* const prior;                            // by tap
-  V* const weights;
+  V *const prior, *const weights;                  // by tap
   Span* const columns;
   V bound;  // upper bound of the logits, if Phi is never above zero
 };

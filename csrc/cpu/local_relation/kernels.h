@@ -9,15 +9,18 @@ namespace robust_lr::cpu {
 
 template <class A>
 void run_forward(const ForwardTensors<A>& tensors) {
-  each_band(tensors.p, Block<A>::count(tensors.p), [&](Index number, Index first, Index last) {
-    ForwardTask<A>(tensors, Block<A>(tensors.p, number), first, last).run();
+  each_band(tensors.p, Block<A>::count(tensors.p), [&](Index rows) {
+    return [&tensors, task = ForwardTask<A>(tensors, rows)](Index number, Index first, Index last) mutable {
+      task.run(Block<A>(tensors.p, number), first, last);
+    };
   });
 }
 
 template <class A>
 void run_backward(const BackwardTensors<A>& tensors) {
   parallel_for(Block<A>::count(tensors.p), [&](Index begin, Index end) {
-    for (Index number = begin; number < end; ++number) BackwardTask<A>(tensors, Block<A>(tensors.p, number)).run();
+    BackwardTask<A> task(tensors);
+    for (Index number = begin; number < end; ++number) task.run(Block<A>(tensors.p, number));
   });
 }
 

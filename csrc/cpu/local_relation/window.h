@@ -23,16 +23,14 @@ inline Span viewers_of(const Problem& p, Index i, Index out_size) {
   return {first, p.last_query(i, out_size) - first + 1, i - p.window_start(first)};
 }
 
-// The prior [groups, K * K] of a block's planes in lanes [K * K]; zeros if there is none.
+// Fills lanes [K * K] with the prior [groups, K * K] of a block's planes; with zeros if there is none.
 template <class A>
-Vec<A>* load_prior(Scratch& scratch, const Image<A>& prior, const Problem& p, const Block<A>& block) {
-  Vec<A>* lanes = scratch.take<Vec<A>>(p.taps());
+void load_prior(const Image<A>& prior, const Problem& p, const Block<A>& block, Vec<A>* lanes) {
   if (prior.data == nullptr) {
     std::fill(lanes, lanes + p.taps(), Vec<A>{});
   } else {
     Planes<A>(prior, block, 1, 1, p.groups).load(0, p.taps(), lanes);
   }
-  return lanes;
 }
 
 }  // namespace robust_lr::cpu

@@ -18,9 +18,10 @@ void run_stem_forward(const ForwardTensors<A, Stem<A>>& tensors, const Projectio
     }
   });
   const WholeImages<A> whole(p);
-  each_band(p, whole.count(p) * whole.in_turn, [&](Index number, Index first, Index last) {
-    const Block<A> block = whole.block(p, number / whole.in_turn, number % whole.in_turn);
-    ForwardTask<A, Stem<A>>(tensors, block, first, last).run();
+  each_band(p, whole.count(p) * whole.in_turn, [&](Index rows) {
+    return [&, task = ForwardTask<A, Stem<A>>(tensors, rows)](Index number, Index first, Index last) mutable {
+      task.run(whole.block(p, number / whole.in_turn, number % whole.in_turn), first, last);
+    };
   });
 }
 
@@ -49,9 +50,9 @@ void run_stem_backward(const BackwardTensors<A, Stem<A>>& tensors, const Project
   const Problem& p = tensors.p;
   const WholeImages<A> whole(p);
   parallel_for(whole.count(p), [&](Index begin, Index end) {
+    BackwardTask<A, Stem<A>> task(tensors);
     for (Index number = begin; number < end; ++number)
-      for (Index turn = 0; turn < whole.in_turn; ++turn)
-        BackwardTask<A, Stem<A>>(tensors, whole.block(p, number, turn)).run();
+      for (Index turn = 0; turn < whole.in_turn; ++turn) task.run(whole.block(p, number, turn));
   });
   const Projector<A> projector(tensors.dx, p);
   const StemParts<A> parts(p, tensors.dx, query, key);

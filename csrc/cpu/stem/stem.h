@@ -67,16 +67,9 @@ struct WholeImages {
   Index count(const Problem& p) const { return (p.batch + images - 1) / images; }
 
   Block<A> block(const Problem& p, Index number, Index turn) const {
-    Block<A> b;
     const Index first = number * images, present = std::min(images, p.batch - first);
-    const Index first_group = turn * groups, present_groups = std::min(groups, p.groups - first_group);
-    b.used = int(present * present_groups);
-    for (int lane = 0; lane < kLanes<A>; ++lane) {
-      const Index plane = std::min(lane, b.used - 1);
-      b.image[lane] = first + plane / present_groups;
-      b.group[lane] = first_group + plane % present_groups;
-    }
-    return b;
+    const Index first_group = turn * groups, end = std::min(first_group + groups, p.groups);
+    return Block<A>(int(present * (end - first_group)), first, first_group, first_group, end);
   }
 };
 
@@ -90,10 +83,11 @@ class StemPlanes {
   StemPlanes(const Stem<A>& stem, const Block<A>& block, Index channels, Index pitch, Index total)
       : stem_(stem),
         block_(block),
+        images_(without_groups(block)),
         channels_(channels),
         pitch_(pitch),
         total_(total),
-        image_(stem.image, without_groups(block), stem.inputs, stem.inputs, stem.inputs),
+        image_(stem.image, images_, stem.inputs, stem.inputs, stem.inputs),
         weights_(channels * (stem.inputs + 1)) {
     for (int lane = 0; lane < L; ++lane)
       for (Index m = 0; m < present(lane); ++m)
@@ -142,8 +136,14 @@ class StemPlanes {
   }
 
  private:
+  // The same images, each as a whole.
   static Block<A> without_groups(Block<A> block) {
-    std::fill(block.group, block.group + L, 0);
+    block.neighbor_count = block.used;
+    for (int lane = 0; lane < L; ++lane) {
+      block.group[lane] = 0;
+      block.neighbors[lane] = {lane, 1};
+    }
+    block.last_group = 0;
     return block;
   }
 
@@ -186,7 +186,8 @@ class StemPlanes {
   }
 
   const Stem<A> stem_;
-  const Block<A> block_;
+  const Block<A>& block_;
+  const Block<A> images_;
   const Index channels_, pitch_, total_;
   const Planes<A> image_;
   std::vector<V> weights_;  // [channels][inputs + 1], in lanes
