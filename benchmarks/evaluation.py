@@ -263,6 +263,7 @@ def main() -> None:
         parser.error("--out FILE is needed")
     import torch
 
+    from robust_lr.ops import library
     from robust_lr.utils.files import write_json
     from robust_lr.utils.provenance import device_name, versions
 
@@ -272,6 +273,7 @@ def main() -> None:
     record: dict[str, Any] = {
         "device": device_name(torch.device("cpu")),
         "cores": os.cpu_count(),
+        "vectors": library.vectors(),
         "versions": {**versions(), **peers},
         "parts": json.loads(options.out.read_text())["parts"] if options.out.exists() else {},
     }

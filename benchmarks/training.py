@@ -41,6 +41,7 @@ from torch import Tensor, nn
 from robust_lr import build_model, config, data, protocols
 from robust_lr.config.training import Config
 from robust_lr.data.dataset import Dataset
+from robust_lr.ops import library
 from robust_lr.training import run as runs
 from robust_lr.training.loop import adversarial_train, make_optimizer
 from robust_lr.training.metrics import Metrics
@@ -343,6 +344,7 @@ def main() -> None:
         return
     record: dict[str, Any] = {
         "device": device_name(torch.device(arguments.device)),
+        "vectors": library.vectors(),
         "versions": versions(),
         "options": {k: str(v) for k, v in vars(arguments).items() if k not in ("out", "data", "disk")},
     }
