@@ -33,18 +33,13 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> Compiler:
     return found
 
 
-#: kind of vectors -> flags for it; the native ones are the compiler's own
-VECTORS = {"native": None, "avx2": ["-march=x86-64-v3"], "portable": []}
-
-
-@pytest.mark.parametrize("vectors", VECTORS)
+@pytest.mark.parametrize("vectors", ["native", "avx2", "portable"])
 def test_kernels_touch_only_what_is_theirs(vectors: str, compiler: Compiler, pytestconfig: pytest.Config) -> None:
     if vectors == "native" and not compiler.native:
         pytest.skip(f"{compiler.command} does not know this processor")
     if vectors == "avx2" and compiler.vectors != "AVX-512":
         pytest.skip("the native vectors are those of AVX2, or this processor has none")
-    chosen = VECTORS[vectors]
-    flags = [*FLAGS, *(compiler.native if chosen is None else chosen)]
+    flags = [*FLAGS, *{"native": compiler.native, "avx2": ("-march=x86-64-v3",), "portable": ()}[vectors]]
     compiled = ("local_relation/float.cpp", "stem/float.cpp", "convolution/kernels.cpp")
     sources = [DRIVER, *(KERNELS / "cpu" / name for name in compiled)]
     digest = hashlib.sha256(repr((compiler, flags)).encode())

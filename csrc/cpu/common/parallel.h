@@ -19,8 +19,8 @@ inline Index rows_of_task(const Problem& p, Index blocks) {
   return std::max((p.out_height + wanted - 1) / wanted, std::min(p.kernel, p.out_height));
 }
 
-// Calls make_task(most rows of a task)(block number, first row, last row) for every task; tasks that a thread does one
-// after the other share what `make_task` returns.
+// Calls run(block number, first row, last row) for every task. `make_task`, given the most rows that a task has,
+// returns `run`; it is called once for the tasks that a thread does one after the other, which can so share memory.
 template <class F>
 void each_band(const Problem& p, Index blocks, F make_task) {
   const Index rows = rows_of_task(p, blocks), bands = (p.out_height + rows - 1) / rows;

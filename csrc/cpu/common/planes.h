@@ -54,6 +54,9 @@ struct Block {
   }
 
   static Index count(const Problem& p) { return (p.batch * p.groups + kLanes<A> - 1) / kLanes<A>; }
+
+  // Number of channels of the plane in a lane, where groups have `pitch` of `total` channels, the last one fewer.
+  Index channels(int lane, Index pitch, Index total) const { return std::min(pitch, total - group[lane] * pitch); }
 };
 
 // The planes of one block in one tensor. Each has `pitch` of the `total` channels of an image, fewer in a ragged last
@@ -288,8 +291,7 @@ class Planes {
 
   Index offset(Index pixel, Index channel) const { return pixel * pixel_stride_ + channel * channel_stride_; }
 
-  // Number of channels that the plane in a lane has.
-  Index channels_of(int lane) const { return std::min(pitch_, total_ - block_.group[lane] * pitch_); }
+  Index channels_of(int lane) const { return block_.channels(lane, pitch_, total_); }
 
   Index channels_, pitch_, total_, channel_stride_, pixel_stride_;
   bool narrow_;

@@ -128,7 +128,7 @@ class Convolution {
     const Used* taps;
     Index tap_count, count;
 
-    // Pixel and place number `begin` + i.
+    // Both return a function of i, which gives the address (or the place in the result) of pixel `begin` + i.
     auto pixels_under(Index tap, Index begin) const {
       return [step = step, first = origin + taps[tap].offset + begin * step](int i) { return first + i * step; };
     }
@@ -137,7 +137,7 @@ class Convolution {
     }
   };
 
-  // At most kRows pixels at arbitrary addresses, tap by tap. The last stands in for those that are not there.
+  // At most kRows pixels at arbitrary addresses, tap by tap. Fewer are filled up with copies of the last.
   struct Scattered {
     const T* const* pixels;
     const Index* places;

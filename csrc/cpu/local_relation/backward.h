@@ -29,7 +29,7 @@ template <class A, class X = Image<A>>
 class BackwardTask {
   using V = Vec<A>;
 
-  // What is read of output pixels.
+  // The planes of the tensors that `load_queries` reads.
   struct QueryPlanes {
     const Planes<A> q, dy, y, shift, total;
 

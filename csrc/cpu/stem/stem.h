@@ -80,6 +80,7 @@ class StemPlanes {
   using V = Vec<A>;
 
  public:
+  // `block` must outlive the planes.
   StemPlanes(const Stem<A>& stem, const Block<A>& block, Index channels, Index pitch, Index total)
       : stem_(stem),
         block_(block),
@@ -147,7 +148,7 @@ class StemPlanes {
     return block;
   }
 
-  Index present(int lane) const { return std::min(pitch_, total_ - block_.group[lane] * pitch_); }
+  Index present(int lane) const { return block_.channels(lane, pitch_, total_); }
 
   // Index in [channels, inputs + 1] at which channel m of a lane begins.
   Index row(int lane, Index m) const { return (block_.group[lane] * pitch_ + m) * (stem_.inputs + 1); }
