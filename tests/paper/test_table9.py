@@ -89,14 +89,14 @@ def comparable(record):
 
 
 @pytest.fixture
-def ten_minutes():
+def two_minutes():
     """A test that waits for processes fails instead of waiting for ever."""
 
     def stop(number, frame):
-        raise TimeoutError("still waiting after ten minutes")
+        raise TimeoutError("still waiting after two minutes")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(600)
+    signal.alarm(120)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
@@ -356,7 +356,7 @@ def interrupt(toml, folder, stop):
     return run.returncode, error
 
 
-def test_ctrl_c_saves_the_state_and_the_same_command_continues(done, toml, tmp_path, ten_minutes):
+def test_ctrl_c_saves_the_state_and_the_same_command_continues(done, toml, tmp_path, two_minutes):
     def press(run):
         os.killpg(run.pid, signal.SIGINT)  # as a terminal does: the workers get it too
 
@@ -373,7 +373,7 @@ def test_ctrl_c_saves_the_state_and_the_same_command_continues(done, toml, tmp_p
     assert comparable(one) == comparable(other)
 
 
-def test_sigterm_stops_the_workers_too(toml, tmp_path, ten_minutes):
+def test_sigterm_stops_the_workers_too(toml, tmp_path, two_minutes):
     assert interrupt(toml, tmp_path, subprocess.Popen.terminate)[0] == 143
 
 
@@ -415,7 +415,7 @@ def test_bad_input_is_named_before_any_work(toml, tmp_path, monkeypatch, argumen
 
 
 @pytest.mark.parametrize(("stop", "words"), [("kill", "exit code -9"), ("terminate", "stopped by SIGTERM")])
-def test_a_worker_that_is_stopped_ends_the_table(toml, tmp_path, ten_minutes, stop, words):
+def test_a_worker_that_is_stopped_ends_the_table(toml, tmp_path, two_minutes, stop, words):
     todo = tables.make_jobs(tables.read(toml, ["adversarial.train.epochs=50"]), tmp_path)
     run = jobs_room.run(todo, workers=1)
     job, event = next(run)
