@@ -88,6 +88,7 @@ def initial_rows(
     logits = passes.mean(0)
     clean, predictions = logits.argmax(1), passes.argmax(2)
     loss = F.cross_entropy(logits, labels, reduction="none")
+    aimed = None if targets is None else F.cross_entropy(logits, targets, reduction="none")
     aim = clean == targets if targets is not None else clean != labels
     wrong = predictions != labels
     reached = (predictions == targets if targets is not None else wrong).any(0)
@@ -116,6 +117,7 @@ def initial_rows(
         # figures on the finished image and on the way
         **({"wrong_passes": wrong.sum(0)} if len(passes) > 1 else {}),
         **({"finished": x} if keep_images else {}),
+        **({} if aimed is None else {"clean_target_loss": aimed, "target_loss": aimed}),
         "adversarial": clean,
         "loss": loss,
         "margin": torch.stack([lead(each, labels) for each in passes]).amin(0),
@@ -165,6 +167,8 @@ def ledger_rows(rows: Rows, protocol: Protocol, parts: Sequence[str]) -> list[Ro
                 for right, reached in zip(row["right_at"], row["reached_at"], strict=True)
                 if last
             ),
+            clean_target_loss=row.get("clean_target_loss"),
+            target_loss=row.get("target_loss"),
             robust_rounded=row.get("robust_rounded"),
             wrong_passes=row.get("wrong_passes"),
             unconfirmed=row["unconfirmed"],

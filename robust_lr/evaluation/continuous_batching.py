@@ -201,6 +201,9 @@ def judge_finished_images(part: StepwiseProtocol, number: int, rows: Rows, bench
     broke = reached & ~rows["success"]
     if bench.keep_images:
         noted["finished"] = torch.where(rows["robust_last"].view(-1, 1, 1, 1), final, rows["finished"])
+    if part.targeted:
+        target_loss = F.cross_entropy(aimed, rows["target"], reduction="none")
+        noted["target_loss"] = torch.where(rows["robust_last"], target_loss, rows["target_loss"])
     if "wrong_passes" in rows:
         wrong = (passes.argmax(2) != rows["label"]).sum(0)
         noted["wrong_passes"] = torch.where(rows["robust_last"], wrong, rows["wrong_passes"])

@@ -60,6 +60,7 @@ def attack_batch(part: Custom, number: int, rows: Rows, bench: Bench) -> Rows:
         {
             **rows,
             **({"finished": x_adv} if bench.keep_images else {}),
+            **({"target_loss": F.cross_entropy(logits, rows["target"], reduction="none")} if part.targeted else {}),
             "adversarial": predictions,
             "decided": reached,
             "success": reached,

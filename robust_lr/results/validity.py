@@ -12,7 +12,7 @@ from .ledger import Row
 #: maximum share of images for which a sign of failure counts as noise
 NOISE = 0.01
 
-#: minimum share of images whose loss a gradient attack must raise
+#: minimum share of images whose loss a gradient attack must move the way it aims
 MIN_RISING = 0.95
 
 #: maximum share of images that black-box attacks may break after gradient attacks (AutoAttack's flag: 0.2 points)
@@ -78,12 +78,25 @@ def gradients_not_zero(rows: Sequence[Row], protocol: Protocol) -> Finding:
 
 
 def loss_rises(rows: Sequence[Row], protocol: Protocol) -> Finding:
-    """Check that the attack raises the loss of the true class, which targeted attacks do as well."""
+    """Check that the attack moves the loss that it optimizes.
+
+    An untargeted attack raises the loss of the true class. A targeted attack lowers that of the target, and need not
+    raise the other: on an image that the model misclassifies, the way to the target may lead past the true class.
+    """
     moved = [row for row in rows if row.backwards and row.distance > 0]
     if not moved:
         return None, "no image was moved by gradients"
-    rose = sum(row.loss > row.clean_loss for row in moved)
-    return wilson(rose, len(moved))[1] >= MIN_RISING, f"rose for {rose} of {len(moved)} images"
+    gains = [_gain(row) for row in moved]
+    rose = sum(gain > 0 for gain in gains)
+    words = f"the target's loss fell for {rose}" if protocol.targeted else f"rose for {rose}"
+    return wilson(rose, len(moved))[1] >= MIN_RISING, f"{words} of {len(moved)} images"
+
+
+def _gain(row: Row) -> float:
+    """Return how far the final image is nearer to the attack's aim than the clean one, in cross-entropy."""
+    if row.target_loss is None or row.clean_target_loss is None:
+        return row.loss - row.clean_loss
+    return row.clean_target_loss - row.target_loss
 
 
 def successes_kept(rows: Sequence[Row], protocol: Protocol) -> Finding:

@@ -14,6 +14,7 @@ from robust_lr.evaluation.sanity import as_untargeted_pgd, sanity
 from robust_lr.protocols import Cascade, Square
 from robust_lr.protocols.pgd import PGD
 from robust_lr.protocols.presets import PROTOCOLS, SWEEPS
+from robust_lr.results.images import read_images
 from robust_lr.results.ledger import Row
 from robust_lr.results.validity import CHECKS, validity
 from robust_lr.utils.errors import InputError
@@ -75,6 +76,21 @@ def test_each_fault_fails_exactly_its_check(name, values, few, many):
     protocol = EARLY if "unconfirmed" in values else WEAK
     assert failed(rows(changed=few, **values), protocol) == []
     assert failed(rows(changed=many, **values), protocol) == [name]
+
+
+TARGETED = {"target": 2, "clean_target_loss": 5.0, "target_loss": 1.0}
+
+
+def test_a_targeted_attack_is_judged_by_the_loss_of_its_target():
+    protocol = dataclasses.replace(WEAK, targeted=True)
+    good = [dataclasses.replace(row, **TARGETED) for row in rows()]
+    sunk = [dataclasses.replace(row, loss=row.clean_loss / 2) for row in good]  # the true class's loss fell everywhere
+    assert failed(sunk, protocol) == []
+    for stuck, names in ((9, []), (11, ["the loss rises"])):
+        some = [dataclasses.replace(row, target_loss=5.0) if row.id < stuck else row for row in good]
+        assert failed(some, protocol) == names
+    [check] = [check for check in validity(sunk, protocol) if check.name == "the loss rises"]
+    assert check.found == "the target's loss fell for 100 of 100 images"
 
 
 def test_one_image_of_few_is_not_a_failure():
@@ -173,6 +189,28 @@ def test_a_result_has_its_validity_checks(model, data, tmp_path):
     for watched, passed in ((model, True), (Random(model), False)):
         checks = rlr.evaluate(watched, many, EARLY, allow=["deterministic", "batch"]).validity
         assert {check.name: check.passed for check in checks}["successes are confirmed"] is passed
+
+
+@pytest.mark.parametrize("criterion", ["last", "worst"])
+def test_the_ledger_has_the_losses_of_the_targets(model, data, criterion, tmp_path):
+    protocol = dataclasses.replace(WEAK, criterion=criterion, targeted=True)
+    result = rlr.evaluate(model, data, protocol, out=tmp_path, images=True)
+    x, _, ids = data.batch(torch.arange(len(data)))
+    assert [row.id for row in result.rows] == ids.tolist()
+    target = torch.tensor([row.target for row in result.rows])
+    (saved,) = read_images(tmp_path)
+    for images, field in ((x, "clean_target_loss"), (saved.float32, "target_loss")):
+        losses = torch.tensor([getattr(row, field) for row in result.rows])
+        torch.testing.assert_close(losses, F.cross_entropy(model(images), target, reduction="none").detach())
+    untargeted = rlr.evaluate(model, data, WEAK)
+    assert {(row.clean_target_loss, row.target_loss) for row in untargeted.rows} == {(None, None)}
+
+
+def test_a_targeted_attack_that_goes_backwards_is_found(model, data):
+    protocol = dataclasses.replace(WEAK, targeted=True, start="clean")
+    for network, passed in ((model, True), (Backwards(model), False)):
+        checks = rlr.evaluate(network, data, protocol).validity
+        assert {check.name: check.passed for check in checks}["the loss rises"] is passed
 
 
 def test_sanity_passes_an_honest_model(model, data):
