@@ -37,8 +37,8 @@ class Row:
         zero_gradients: number of steps, over all restarts, at which the whole gradient was zero.
         margin: true class's logit minus the largest other logit, the smallest over all iterates.
         loss: cross-entropy of the true class on the final image.
-        clean_target_loss, target_loss: cross-entropy of the target class on the clean and on the final image, which is what
-            a targeted attack minimizes; None without a target.
+        clean_target_loss, target_loss: cross-entropy of the target class, which a targeted attack minimizes, on the
+            clean and on the final image; None without a target.
         distance: |x_adv - x| in the protocol's norm, the largest over restarts.
         broken_by: attack of a cascade that broke the image; None if none did or the clean image is misclassified.
         record: one letter per recorded step of the protocol: "r" if right in every restart, "t" if the target was
