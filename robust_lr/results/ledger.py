@@ -213,6 +213,7 @@ class Ledger:
                 connection.execute("CREATE TABLE IF NOT EXISTS configuration (json TEXT NOT NULL)")
                 connection.execute(f"CREATE TABLE IF NOT EXISTS images ({_COLUMNS}, PRIMARY KEY (id))")
                 connection.execute("CREATE TABLE IF NOT EXISTS findings (name TEXT PRIMARY KEY, json TEXT NOT NULL)")
+                self._check_columns()
                 self._check_configuration(configuration)
         except sqlite3.Error as error:
             self.close()
@@ -220,6 +221,14 @@ class Ledger:
         except InputError:
             self.close()
             raise
+
+    def _check_columns(self) -> None:
+        """Raise an InputError if another version wrote the ledger, before images are attacked that it cannot take."""
+        if [name for name, *_ in self.connection.execute("SELECT * FROM images LIMIT 0").description] != _NAMES:
+            raise InputError(
+                f"{self.path} was written by another version of robust-lr, with other columns: start afresh (`fresh`), "
+                "or choose another folder (`out`)"
+            )
 
     def _check_configuration(self, configuration: Mapping[str, Any]) -> None:
         """Write ``configuration`` to a new ledger; raise an InputError if an existing ledger has another one."""

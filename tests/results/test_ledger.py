@@ -84,6 +84,18 @@ def test_a_ledger_with_another_configuration_is_left_unchanged(tmp_path):
     assert file.read_bytes() == before
 
 
+def test_a_ledger_of_another_version_is_refused_before_work_starts_and_left_unchanged(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    with closing(Ledger(path, {"eps": 8})) as ledger:
+        ledger.add([ROW])
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("ALTER TABLE images DROP COLUMN target_loss")
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"written by another version of robust-lr, with other columns: start afresh"):
+        Ledger(path, {"eps": 8}, resume=True)
+    assert path.read_bytes() == before
+
+
 def test_findings_are_kept(tmp_path):
     for remembered in (None, [3, 4]):
         with closing(Ledger(tmp_path / "ledger", {}, resume=True)) as ledger:
