@@ -86,8 +86,7 @@ def loss_rises(rows: Sequence[Row], protocol: Protocol) -> Finding:
     moved = [row for row in rows if row.backwards and row.distance > 0]
     if not moved:
         return None, "no image was moved by gradients"
-    gains = [_gain(row) for row in moved]
-    rose = sum(gain > 0 for gain in gains)
+    rose = sum(_gain(row) > 0 for row in moved)
     words = f"the target's loss fell for {rose}" if protocol.targeted else f"rose for {rose}"
     return wilson(rose, len(moved))[1] >= MIN_RISING, f"{words} of {len(moved)} images"
 

@@ -44,6 +44,9 @@ def test_an_attack_of_the_users_own_is_judged_and_counted_as_ours(data, model, t
     ours = rlr.evaluate(model, data, dataclasses.replace(ONE_STEP, targeted=targeted), **QUICK)
     assert found.success == ours.success
     assert [row.adversarial for row in found.rows] == [row.adversarial for row in ours.rows]
+    for name in ("loss", "clean_target_loss", "target_loss"):
+        assert [getattr(row, name) for row in found.rows] == pytest.approx([getattr(row, name) for row in ours.rows])
+    assert all((row.target_loss is not None) is targeted for row in found.rows)
     assert found.backwards == found.attacked == ours.backwards
     assert found.batch_invariant is not together
     assert from_values(found.protocol) == mine
