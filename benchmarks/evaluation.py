@@ -120,7 +120,7 @@ def run_ours(program: str, model: Any, data: Any, eps: float, step_size: float, 
 
 #: name of an overhead -> the functions that cause it
 CLOCKED = {
-    "guards": ("evaluation.session.run_guards",),
+    "guards": ("evaluation.session.run_guards", "evaluation.session.run_guards_of_gradients"),
     "probes": ("evaluation.harness.probe",),
     "hashes": ("evaluation.session.content_hash", "evaluation.session.weights_hash"),
     "ledger": ("results.ledger.Ledger.__init__", "results.ledger.Ledger.add", "results.ledger.Ledger.rows"),

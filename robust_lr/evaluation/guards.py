@@ -1,12 +1,14 @@
 """Guards look for mistakes that make a robustness number wrong, on a few images, before an evaluation begins.
 
-Each guard is one function from a sample to a complaint or None, and one line in ``GUARDS``. Two mistakes are always
-errors and need no guard: pixels outside [0, 1], and an eps above 1 in L-infinity, where 1 already allows any image.
+Each guard is one function to a complaint or None, and one line in ``GUARDS_OF_LOGITS`` or ``GUARDS_OF_GRADIENTS``. The
+guards share their passes, because in a short evaluation they are what takes time. Two mistakes are always errors and
+need no guard: pixels outside [0, 1], and an eps above 1 in L-infinity, where 1 already allows any image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from math import isnan
@@ -26,18 +28,19 @@ from .model_under_test import check_finite
 SAMPLE, FEW = 64, 16
 #: significance level at which another form of the images counts as better than the given one
 SIGNIFICANT = 1e-3
+#: largest difference between logits that count as the same, as a share of the largest logit
+SAME = 1e-5
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Sample:
-    """Inputs of the guards.
+    """Inputs of the guards of logits, and the passes that they share.
 
     Attributes:
         model: in eval mode, with parameters that require no gradients.
         x, labels, ids: images [n, C, H, W] in [0, 1], classes and ids [n].
         num_classes: number of classes of the data set.
         logits: logits for ``x``, [n, classes], finite.
-        gradients: whether the attack uses gradients.
         resolution: relative rounding error of the dtype that the model computes its logits in.
         away: random images in a ball around ``x``, where an attack may start.
         averaged: whether the attack averages gradients over the randomness of the model.
@@ -49,7 +52,6 @@ class Sample:
     ids: Tensor
     num_classes: int
     logits: Tensor
-    gradients: bool
     resolution: float
     away: Tensor
     averaged: bool = False
@@ -71,17 +73,32 @@ class Sample:
         return logits[: len(clean)], logits[len(clean) :]
 
     @cached_property
-    def both_logits(self) -> tuple[Tensor, Tensor]:
-        return self.ask_both()
+    def first_pass(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Logits as ``ask_both`` returns them, and what the first layer received for the unperturbed images."""
+        with captured_input(self.model) as received:
+            clean, perturbed = self.ask_both()
+        return clean, perturbed, received[0][: len(clean)] if received else None
+
+    @cached_property
+    def is_steady(self) -> bool:
+        """Whether images have the same logits again beside other images: neither chance nor the batch matters."""
+        clean, perturbed, _ = self.first_pass
+        others = self.x[FEW : FEW + len(clean)]
+        again = self.ask(torch.cat([self.away, others]))[: len(perturbed)]
+        return self.are_same(self.logits[: len(clean)], clean) and self.are_same(again, perturbed)
+
+    def are_same(self, one: Tensor, other: Tensor) -> bool:
+        return bool((other - one).abs().max() <= SAME * self.scale)
 
     @cached_property
     def noise(self) -> tuple[float, str]:
         """Largest difference between the logits of two passes over the same images, and which images these were."""
         names = "the same images", "the same perturbed images"
-        for one, other, words in zip(self.both_logits, self.ask_both(), names, strict=True):
-            apart = float((other - one).abs().max())
-            if not apart <= 1e-5 * self.scale:
-                return apart, words
+        if self.is_steady:
+            return 0.0, ""
+        for one, other, words in zip(self.first_pass[:2], self.ask_both(), names, strict=True):
+            if not self.are_same(one, other):
+                return float((other - one).abs().max()), words
         return 0.0, ""
 
     @property
@@ -97,20 +114,18 @@ def run_guards(
     *,
     num_classes: int,
     max_label: int,
-    gradients: bool,
-    away: Tensor | None = None,
+    away: Tensor,
     resolution: float = 2**-23,
     allow: Collection[str] = (),
     averaged: bool = False,
 ) -> int:
-    """Run every guard except those in ``allow``; return the model's number of classes.
+    """Run every guard of logits except those in ``allow``; return the model's number of classes.
 
     Args:
         model: in eval mode and frozen.
         x, labels, ids: a sample of the images.
         num_classes, max_label: number of classes of the data set, and its largest label.
-        gradients: whether the attack uses gradients.
-        away: perturbed images that some guards look at as well; by default ``x``.
+        away: perturbed images that some guards look at as well.
         resolution: relative rounding error of the dtype that the model computes its logits in.
         allow: names of ``GUARDS`` that are skipped.
         averaged: whether the attack averages gradients over the randomness of the model.
@@ -136,15 +151,38 @@ def run_guards(
         ids=ids,
         num_classes=num_classes,
         logits=logits,
-        gradients=gradients,
         resolution=resolution,
-        away=x if away is None else away,
+        away=away,
         averaged=averaged,
     )
-    for name, complain in GUARDS.items():
-        if name not in allow and (complaint := complain(sample)) is not None:
-            raise InputError(f"{complaint} (to go on all the same, `allow` {name!r})")
+    for name, complain in GUARDS_OF_LOGITS.items():
+        if name not in allow:
+            refuse_if(complain(sample), name)
     return logits.shape[1]
+
+
+def run_guards_of_gradients(
+    attacked: nn.Module, x: Tensor, labels: Tensor, ids: Tensor, *, allow: Collection[str] = ()
+) -> None:
+    """Run every guard of gradients except those in ``allow``.
+
+    Args:
+        attacked: the network that gradients are taken through, in eval mode and frozen.
+        x, labels, ids: a sample of the images.
+        allow: names of ``GUARDS`` that are skipped.
+
+    Raises:
+        InputError: the first complaint, or logits that carry no gradient.
+    """
+    for name, complain in GUARDS_OF_GRADIENTS.items():
+        if name not in allow:
+            refuse_if(complain(attacked, x, labels, ids), name)
+
+
+def refuse_if(complaint: str | None, name: str) -> None:
+    """Raise an InputError with the guard's complaint, if it has one."""
+    if complaint is not None:
+        raise InputError(f"{complaint} (to go on all the same, `allow` {name!r})")
 
 
 def query_model(model: nn.Module, x: Tensor) -> object:
@@ -210,14 +248,14 @@ def complain_about_randomness(s: Sample) -> str | None:
 def complain_about_batch_dependence(s: Sample) -> str | None:
     """Complain if an image's logits depend on the images beside it, as they do with batch statistics."""
     few = min(FEW, len(s.x) // 2)
-    if few == 0 or s.is_random:
+    if few == 0 or s.is_steady or s.is_random:
         return None
     tolerance = max(1e-3, 4 * s.resolution) * s.scale
     half = (len(s.away) + 1) // 2
     moved = s.ask(torch.cat([s.x[:few], s.away[:half]]).flip(0)).flip(0)
     for logits, others, words in (
         (s.logits[:few], moved[:few], "an image"),
-        (s.both_logits[1][:half], moved[few:], "a perturbed image"),
+        (s.first_pass[1][:half], moved[few:], "a perturbed image"),
     ):
         apart = float((others - logits).abs().max())
         if apart > tolerance:
@@ -230,22 +268,20 @@ def complain_about_batch_dependence(s: Sample) -> str | None:
     return None
 
 
-def complain_about_gradients(s: Sample) -> str | None:
+def complain_about_gradients(attacked: nn.Module, x: Tensor, labels: Tensor, ids: Tensor) -> str | None:
     """Complain about gradients that are not finite, or that vanish for half of the images or more.
 
     A gradient vanishes if those of the loss and of the margin are both zero. If only the gradient of the loss is zero,
     its softmax is saturated, and the verdict shows how much that matters.
     """
-    if not s.gradients:
-        return None
-    x = s.x[:FEW]
-    _, _, gradient = evaluate_objective(s.model, x, s.labels[:FEW], None, cross_entropy)
+    x, labels, ids = x[:FEW], labels[:FEW], ids[:FEW]
+    _, _, gradient = evaluate_objective(attacked, x, labels, None, cross_entropy)
     broken = ~gradient.isfinite().flatten(1).all(1)
     if broken.any():
-        return f"the gradient for image {int(s.ids[:FEW][broken][0])} is not finite"
+        return f"the gradient for image {int(ids[broken][0])} is not finite"
     zero = (gradient == 0).flatten(1).all(1)
     if 2 * int(zero.sum()) >= len(x):
-        zero &= (evaluate_objective(s.model, x, s.labels[:FEW], None, margin)[2] == 0).flatten(1).all(1)
+        zero &= (evaluate_objective(attacked, x, labels, None, margin)[2] == 0).flatten(1).all(1)
     if 2 * int(zero.sum()) < len(x):
         return None
     return (
@@ -258,7 +294,7 @@ def complain_about_normalization(s: Sample) -> str | None:
 
     Other forms are tried if the input of the first layer is not centered and scaled, or accuracy is at chance.
     """
-    received = capture_first_layer_input(s)
+    received = s.first_pass[2]
     for words, mean, std in known_statistics(s.x[:FEW]):
         twice = ((s.x[:FEW] - mean) / std - mean) / std
         if received is not None and received.shape == twice.shape and torch.allclose(received, twice, atol=1e-3):
@@ -284,33 +320,37 @@ def complain_about_normalization(s: Sample) -> str | None:
     return f"of {len(right)} clean images {int(right.sum())} are classified correctly, but {best[0]} {best[1]}"
 
 
-GUARDS: dict[str, Callable[[Sample], str | None]] = {
+GUARDS_OF_LOGITS: dict[str, Callable[[Sample], str | None]] = {
     "classes": complain_about_classes,
     "training": complain_about_training_mode,
     "probabilities": complain_about_probabilities,
     "deterministic": complain_about_randomness,
     "batch": complain_about_batch_dependence,
-    "gradients": complain_about_gradients,
     "normalization": complain_about_normalization,
 }
+#: guards that look at the network that gradients are taken through, once the others found nothing wrong
+GUARDS_OF_GRADIENTS: dict[str, Callable[[nn.Module, Tensor, Tensor, Tensor], str | None]] = {
+    "gradients": complain_about_gradients,
+}
+GUARDS: dict[str, Callable[..., str | None]] = {**GUARDS_OF_LOGITS, **GUARDS_OF_GRADIENTS}
 
 
-def capture_first_layer_input(s: Sample) -> Tensor | None:
-    """Return the input of the first convolution or linear layer that is called; None if there is none."""
+@contextmanager
+def captured_input(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Yield a list that a pass fills with the input of the first convolution or linear layer that it calls."""
     seen: list[Tensor] = []
 
     def receive(module: nn.Module, arguments: tuple[object, ...]) -> None:
         if not seen and arguments and isinstance(arguments[0], Tensor):
             seen.append(arguments[0].detach().float())
 
-    layers = [m for m in s.model.modules() if isinstance(m, nn.modules.conv._ConvNd | nn.Linear)]
+    layers = [m for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd | nn.Linear)]
     handles = [layer.register_forward_pre_hook(receive) for layer in layers]
     try:
-        s.ask(s.x[:FEW])
+        yield seen
     finally:
         for handle in handles:
             handle.remove()
-    return seen[0] if seen else None
 
 
 def known_statistics(x: Tensor) -> list[tuple[str, Tensor, Tensor]]:

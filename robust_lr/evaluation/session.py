@@ -31,7 +31,7 @@ from ..utils.machine import check_batch, check_processes
 from ..utils.processes import one_thread, process_count
 from ..utils.rng import GUARD, uniform
 from .cycle_end import decide_cycle_detection, is_repeatable
-from .guards import FEW, SAMPLE, run_guards
+from .guards import FEW, SAMPLE, run_guards, run_guards_of_gradients
 from .model_under_test import (
     Bench,
     InFloat32,
@@ -176,7 +176,7 @@ def prepare(
         eps = max((protocol.eps for protocol in protocols if protocol.norm == "linf"), default=AWAY)
         away = (images + (eps or AWAY) * (2 * uniform(seed, GUARD, ids, images.shape[1:]) - 1)).clamp(0, 1)[:FEW]
         averaged = surrogate is None and all(map(averages_draws, protocols))
-        with name_failing_image(model, images.to(device), ids):
+        with name_failing_image(model, images, ids):
             num_classes = run_guards(
                 judge,
                 images,
@@ -184,7 +184,6 @@ def prepare(
                 ids,
                 num_classes=data.num_classes,
                 max_label=int(data.labels.max()),
-                gradients=surrogate is None and any(protocol.follows_gradients for protocol in protocols),
                 away=away,
                 resolution=torch.finfo(logits_dtype).eps,
                 allow=allow,
@@ -194,6 +193,9 @@ def prepare(
         attacked = make_attackable(judge, torch.cat([images[:FEW], away])) if draws is None else judge
         if processes > 1:
             pack_weights(attacked)
+        if surrogate is None and any(protocol.follows_gradients for protocol in protocols):
+            with name_failing_image(attacked, images, ids):
+                run_guards_of_gradients(attacked, images, labels, ids, allow=allow)
         if surrogate is not None:
             check_transfer(protocols)
             attacked = attackable_surrogate(surrogate, images, labels, ids, away, num_classes, allow)

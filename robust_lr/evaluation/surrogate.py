@@ -11,7 +11,7 @@ from ..models.folding import make_attackable
 from ..protocols.base import Protocol, StepwiseProtocol
 from ..utils.contexts import device_of
 from ..utils.errors import InputError
-from .guards import query_model, run_guards
+from .guards import query_model, run_guards, run_guards_of_gradients
 from .model_under_test import in_float32, unwrap_logits
 
 
@@ -58,13 +58,14 @@ def attackable_surrogate(
             ids,
             num_classes=num_classes,
             max_label=num_classes - 1,
-            gradients=True,
             away=away,
             allow=allow,
         )
+        attacked = make_attackable(judge, away)
+        run_guards_of_gradients(attacked, images, labels, ids, allow=allow)
     except InputError as error:
         raise InputError(f"`surrogate`: {error}") from None
-    return make_attackable(judge, away)
+    return attacked
 
 
 def describe_surrogate(surrogate: nn.Module) -> dict[str, str]:

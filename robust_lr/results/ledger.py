@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
 from operator import attrgetter
@@ -215,6 +215,7 @@ class Ledger:
                 connection.execute("CREATE TABLE IF NOT EXISTS findings (name TEXT PRIMARY KEY, json TEXT NOT NULL)")
                 self._check_columns()
                 self._check_configuration(configuration)
+                self._written = _rows(connection)
         except sqlite3.Error as error:
             self.close()
             raise InputError(f"{path} cannot be used as a ledger: {error}") from None
@@ -244,13 +245,14 @@ class Ledger:
                 "start afresh (`fresh`), or choose another folder (`out`)"
             )
 
-    def add(self, rows: Iterable[Row]) -> None:
+    def add(self, rows: Sequence[Row]) -> None:
         """Add rows in one transaction: either all or none."""
         try:
             with self.connection:
                 self.connection.executemany(f"INSERT INTO images VALUES ({_HOLES})", map(_VALUES, rows))
         except sqlite3.Error as error:
             raise RunError(f"{self.path}: {error}; rows written before are safe, continue with `resume`") from None
+        self._written += rows
 
     def remember(self, name: str, value: Any) -> None:
         """Save a finding about the whole evaluation as JSON, so that a resumed evaluation can ``recall`` it."""
@@ -266,11 +268,11 @@ class Ledger:
         return None if kept is None else json.loads(kept[0])
 
     def rows(self) -> list[Row]:
-        """Return all rows, ordered by id."""
-        return _rows(self.connection)
+        """Return all rows, those that the file held when it was opened and those added since, ordered by id."""
+        return sorted(self._written, key=attrgetter("id"))
 
     def ids(self) -> set[int]:
-        return {row[0] for row in self.connection.execute("SELECT id FROM images")}
+        return {row.id for row in self._written}
 
     def close(self) -> None:
         self.connection.close()

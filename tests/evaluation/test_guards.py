@@ -94,7 +94,7 @@ def test_guards_make_few_passes(good, data):
     rlr.evaluate(good, data, WEAK)
     guarded, images[:] = sum(images), []
     rlr.evaluate(good, data, WEAK, allow=tuple(GUARDS))
-    assert guarded - sum(images) <= 8 * guards.FEW
+    assert guarded - sum(images) <= 5 * guards.FEW
 
 
 @pytest.mark.parametrize(
@@ -406,8 +406,8 @@ def test_other_forms_are_tried_only_if_enough_images_are_wrong_for_one_to_be_sig
     def count_passes(mistakes):
         model = Knowing(mistakes).eval()
         sample = guards.Sample(
-            model=model, x=images, labels=labels, ids=ids, num_classes=10, logits=model(images), gradients=False,
-            resolution=2**-23, away=images,
+            model=model, x=images, labels=labels, ids=ids, num_classes=10, logits=model(images),
+            resolution=2**-23, away=images[: guards.FEW],
         )  # fmt: skip
         tried.clear()
         assert guards.complain_about_normalization(sample) is None

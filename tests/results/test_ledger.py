@@ -52,7 +52,7 @@ def test_a_full_disk_or_a_locked_file_is_one_clear_error(tmp_path):
         other.rollback()
         ledger.connection.execute("PRAGMA max_page_count = 1")
         with pytest.raises(RunError, match="full; rows written before are safe"):
-            ledger.add(dataclasses.replace(ROW, id=id_) for id_ in range(1000))
+            ledger.add([dataclasses.replace(ROW, id=id_) for id_ in range(1000)])
         assert ledger.rows() == []
 
 
