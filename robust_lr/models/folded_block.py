@@ -169,10 +169,21 @@ class FoldedBlock(nn.Module):
             numbers += [int(isinstance(layer, FoldedRelation2d)), *layer.numbers_of_kernel()]
         return numbers
 
+    @functools.cached_property
+    def stores(self) -> list[tuple[dict[str, Any], str]]:
+        """Where the weights are, as modules store them, because attributes of modules take long to find."""
+        stores = [store for module in self.modules() for store in (module._parameters, module._buffers)]
+        return [(store, name) for store in stores for name, tensor in store.items() if tensor is not None]
+
     def tensors(self) -> list[Tensor]:
-        """Return the tensors that the operators take, packed anew if a weight changed."""
-        layers = (*self.side, *self.kernel_layers)
-        return [tensor for layer in layers for tensor in layer.parameters_of_kernel()]
+        """Return the tensors that the operators take, made anew if a weight changed."""
+        weights = [store[name] for store, name in self.stores]
+        state = [self.exit.lowered, *[(weight.data_ptr(), weight._version) for weight in weights]]
+        if self.__dict__.get("_state") != state:
+            layers = (*self.side, *self.kernel_layers)
+            self._tensors = [tensor for layer in layers for tensor in layer.parameters_of_kernel()]
+            self._state = state
+        return self._tensors
 
 
 class _Block(torch.autograd.Function):

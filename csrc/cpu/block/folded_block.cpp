@@ -240,14 +240,18 @@ class FoldedBlock {
   }
   Pixels<const T> input_part(Images images) const { return constant(part_of(data<T>(x), layers.front().from, images)); }
 
-  // Calls f(images, scratch memory) for parts of the batch, which threads share if there are enough.
+  // Calls f(images, scratch memory) for parts of the batch, which threads share if there are enough: then all parts are
+  // of about the same size, and every thread has as many.
   template <class F>
   void each_part(F f) const {
     const Index batch = x.size(0), threads = thread_count();
     Index bytes = 0;
     for (const BlockLayer<P>& layer : layers) bytes += layer.to.size() * Index(sizeof(T));
     Index each = std::max<Index>(1, kBytesOfPart / bytes);
-    if (batch > each) each = std::min(each, (batch + threads - 1) / threads);
+    if (batch > each) {
+      const Index rounds = (batch + each * threads - 1) / (each * threads);
+      each = (batch + rounds * threads - 1) / (rounds * threads);
+    }
     if (layers.back().to.pixels() <= kSmallImage) each = (each + kPixelsAtOnce - 1) / kPixelsAtOnce * kPixelsAtOnce;
     const Index parts = (batch + each - 1) / each;
     const auto go = [&](Index begin, Index end) {

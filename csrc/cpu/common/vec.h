@@ -137,44 +137,56 @@ inline HalfVec<A> larger_half(HalfVec<A> a, HalfVec<A> b) {
 #endif
 }
 
-// Returns true if a < b in any lane.
+// Returns true if a >= b in every lane; NaN is not.
 template <class A>
-inline bool any_less(Vec<A> a, Vec<A> b) {
+inline bool all_at_least(Vec<A> a, Vec<A> b) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(A) == 4)
-    return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ) != 0;
+    return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_NGE_UQ) == 0;
   else
-    return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_LT_OQ) != 0;
+    return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_NGE_UQ) == 0;
 #elif defined(__AVX__)
   if constexpr (sizeof(A) == 4)
-    return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_LT_OQ)) != 0;
+    return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_NGE_UQ)) == 0;
   else
-    return _mm256_movemask_pd(_mm256_cmp_pd((__m256d)a, (__m256d)b, _CMP_LT_OQ)) != 0;
+    return _mm256_movemask_pd(_mm256_cmp_pd((__m256d)a, (__m256d)b, _CMP_NGE_UQ)) == 0;
 #else
-  const auto less = a < b;
-  std::uint64_t words[kVectorBytes / 8], any = 0;
-  std::memcpy(words, &less, sizeof less);
-  for (std::uint64_t word : words) any |= word;
-  return any != 0;
+  const auto enough = a >= b;
+  std::uint64_t words[kVectorBytes / 8], all = ~std::uint64_t(0);
+  std::memcpy(words, &enough, sizeof enough);
+  for (std::uint64_t word : words) all &= word;
+  return all == ~std::uint64_t(0);
 #endif
 }
 
-// 2^t for t below about 1. Below 2^-126 it is 0; NaN stays NaN.
+// The polynomial for 2^f on [-1/2, 1/2].
 template <class A>
+Vec<A> power_of_fraction(Vec<A> f) {
+  constexpr int degree = sizeof Float<A>::kPowers / sizeof(A) - 1;
+  Vec<A> p = broadcast(Float<A>::kPowers[degree]);
+#pragma GCC unroll 16
+  for (int i = degree - 1; i >= 0; --i) p = p * f + Float<A>::kPowers[i];
+  return p;
+}
+
+// 2^t for t below about 1. Far below 2^-126 it is 0, and imprecise in between; NaN stays NaN. With `kFinite`, 2^-inf
+// may be NaN as well, which is faster.
+template <class A, bool kFinite = false>
 inline Vec<A> exp2(Vec<A> t) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<A, float>) {
+    if (!kFinite) t = larger<A>(broadcast<A>(-200), t);
+    const Vec<A> whole = (Vec<A>)_mm512_roundscale_ps((__m512)t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return (Vec<A>)_mm512_scalef_ps((__m512)power_of_fraction<A>(t - whole), (__m512)whole);
+  }
+#endif
   using F = Float<A>;
   using IntVec = Vec<typename F::Int>;
-  constexpr int degree = sizeof F::kPowers / sizeof(A) - 1;
   // Adding 1.5 * 2^mantissa rounds to an integer and leaves it in the low bits; the bias turns it into an exponent.
   constexpr A round = A(1.5) * A(typename F::Int(1) << F::kMantissa) + A(F::kBias);
   t = larger<A>(broadcast<A>(-F::kBias), t);
   const Vec<A> shifted = t + round;
-  const Vec<A> f = t - (shifted - round);
-  const Vec<A> power = (Vec<A>)((IntVec)shifted << F::kMantissa);
-  Vec<A> p = broadcast(F::kPowers[degree]);
-#pragma GCC unroll 16
-  for (int i = degree - 1; i >= 0; --i) p = p * f + F::kPowers[i];
-  return p * power;
+  return power_of_fraction<A>(t - (shifted - round)) * (Vec<A>)((IntVec)shifted << F::kMantissa);
 }
 
 namespace detail {

@@ -20,7 +20,7 @@ struct BackwardTensors {
   X x, dx;
   Image<A> dy, q, k, y, dq, dk;
   Image<A> prior;         // no data where there is none; its batch stride is 0
-  Image<A> shift, total;  // from forward, unused without softmax: weight = exp(logit - shift) / total
+  Image<A> shift, total;  // from forward, unused without softmax
   Image<A> dprior;        // of each image, [N, groups, K * K]; no data where it is not needed
 };
 
@@ -179,7 +179,7 @@ class BackwardTask {
       V *dquery = row->dquery + columns.first * components, *dterm = row->dprior + columns.tap;
       for (Index c = 0; c < columns.count; ++c, term -= stride, dterm -= stride, dy += channels) {
         V e = Kernel::logit(p, *term, query, key);
-        if (Kernel::softmax(p)) e = exponential<A>(e, shift[c]);
+        if (Kernel::softmax(p)) e = exponential<A>(e - shift[c]);
         V dlogit = {};
         if (more) {
           *weight++ = e;

@@ -13,7 +13,8 @@ struct ForwardTensors {
   X x;
   Image<A> q, k, y;
   Image<A> prior;  // no data if there is none; its batch stride is 0
-  // Kept for backward, with softmax: weight = exp(logit - shift) / total; and y unrounded, if y is narrow.
+  // Kept for backward, with softmax: weight = exp(logit - shift) / total, where logits are those of `load_prior`; and y
+  // unrounded, if y is narrow.
   Image<A> shift, total, wide_y;
 };
 
@@ -48,8 +49,6 @@ class ForwardTask {
     const Planes<A> q_planes(t.q, block, p.components, p.components, p.groups * p.components);
     const Planes<A> k_planes(t.k, block, p.components, p.components, p.groups * p.components);
     load_prior(t.prior, p, block, prior);
-    bound = prior[0];
-    for (Index tap = 1; tap < p.taps(); ++tap) bound = larger<A>(prior[tap], bound);
     Index loaded = std::max<Index>(0, p.window_start(begin));
     for (Index first = begin; first < end; first += step) {
       const Index last = std::min(first + step, end);
@@ -87,14 +86,19 @@ class ForwardTask {
   void run_pixel(const Span& rows, const Span& columns, const V* query, V* result, V& shift, V& total) const {
     constexpr bool kBounded = Kernel::Phi::kBounded;
     const bool softmax = Kernel::softmax(p);
-    // An upper bound saves the search for the largest logit. Lanes that underflow with the bound use the largest logit
+    // Zero as an upper bound saves the search for the largest logit. Lanes that underflow with it use the largest logit
     // instead; above this total, underflow loses less than 2^-24 of it.
     const V least = broadcast(std::numeric_limits<A>::min() * A(1 << 30));
-    shift = kBounded || !softmax ? bound : largest_logit<Kernel>(rows, columns, query);
-    for (bool again = true; again;) {
-      total = aggregate<Kernel>(rows, columns, query, shift, result);
-      again = kBounded && softmax && any_less<A>(total, least);
-      if (again) shift = total < least ? largest_logit<Kernel>(rows, columns, query) : shift;
+    if (kBounded || !softmax) {
+      shift = V{};
+      total = aggregate<Kernel, true>(rows, columns, query, shift, result);
+      if (softmax && !all_at_least<A>(total, least)) {
+        shift = total >= least ? shift : largest_logit<Kernel>(rows, columns, query);
+        total = aggregate<Kernel, false>(rows, columns, query, shift, result);
+      }
+    } else {
+      shift = largest_logit<Kernel>(rows, columns, query);
+      total = aggregate<Kernel, false>(rows, columns, query, shift, result);
     }
     const V scale = softmax ? A(1) / total : broadcast<A>(1);
     for (Index c = Kernel::M; c < channels; c += Kernel::M) {
@@ -116,8 +120,9 @@ class ForwardTask {
   }
 
   // Averages the first M channels of x with weights exp(logit - shift), and returns the sum of these; without softmax,
-  // sums with the logits as weights. Keeps the weights if there are more channels.
-  template <class Kernel>
+  // sums with the logits as weights. Keeps the weights if there are more channels. If the shift `kIsZero`, that saves
+  // work, and the total is NaN where a logit is -inf.
+  template <class Kernel, bool kIsZero>
   V aggregate(const Span& rows, const Span& columns, const V* query, V shift, V* result) const {
     constexpr int M = Kernel::M;
     const Index channels = Kernel::channels(p);
@@ -131,7 +136,7 @@ class ForwardTask {
       V row_total = {};  // row by row, so that rounding errors stay small
       for (Index j = 0; j < columns.count; ++j, key += Kernel::components(p), value += channels) {
         V w = Kernel::logit(p, term[j], query, key);
-        if (Kernel::softmax(p)) row_total += w = exponential<A>(w, shift);
+        if (Kernel::softmax(p)) row_total += w = exponential<A, kIsZero>(kIsZero ? w : w - shift);
         if (more) *weight++ = w;
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) sums[m] += w * value[m];
@@ -167,7 +172,6 @@ class ForwardTask {
   const Rows<A> queries, results, shifts, totals;  // by output pixel
   V *const prior, *const weights;                  // by tap
   Span* const columns;
-  V bound;  // upper bound of the logits, if Phi is never above zero
 };
 
 }  // namespace robust_lr::cpu

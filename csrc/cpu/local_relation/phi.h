@@ -93,10 +93,10 @@ void with_kernel(const Problem& p, F f) {
   }
 }
 
-// exp(logit - shift).
-template <class A>
-Vec<A> exponential(Vec<A> logit, Vec<A> shift) {
-  return exp2<A>((logit - shift) * A(kLog2e));
+// exp(logit); `kFinite` as for `exp2`.
+template <class A, bool kFinite = false>
+Vec<A> exponential(Vec<A> logit) {
+  return exp2<A, kFinite>(logit * A(kLog2e));
 }
 
 }  // namespace robust_lr::cpu

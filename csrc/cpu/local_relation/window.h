@@ -23,14 +23,20 @@ inline Span viewers_of(const Problem& p, Index i, Index out_size) {
   return {first, p.last_query(i, out_size) - first + 1, i - p.window_start(first)};
 }
 
-// Fills lanes [K * K] with the prior [groups, K * K] of a block's planes; with zeros if there is none.
+// Fills lanes [K * K] with the prior [groups, K * K] of a block's planes; with zeros if there is none. Before a
+// softmax, which this does not change, the largest is subtracted: then zero is an upper bound of logits whose Phi is
+// `kBounded`.
 template <class A>
 void load_prior(const Image<A>& prior, const Problem& p, const Block<A>& block, Vec<A>* lanes) {
   if (prior.data == nullptr) {
     std::fill(lanes, lanes + p.taps(), Vec<A>{});
-  } else {
-    Planes<A>(prior, block, 1, 1, p.groups).load(0, p.taps(), lanes);
+    return;
   }
+  Planes<A>(prior, block, 1, 1, p.groups).load(0, p.taps(), lanes);
+  if (!p.softmax) return;
+  Vec<A> largest = lanes[0];
+  for (Index tap = 1; tap < p.taps(); ++tap) largest = larger<A>(lanes[tap], largest);
+  for (Index tap = 0; tap < p.taps(); ++tap) lanes[tap] -= largest;
 }
 
 }  // namespace robust_lr::cpu
