@@ -38,7 +38,8 @@ def attack_pool(part: StepwiseProtocol, number: int, source: Iterator[Rows], ben
     Args:
         part: the protocol, or part ``number`` of a cascade.
         source: images to attack, with the columns of ``batch_state.initial_rows``; images that are already decided are
-            passed on unchanged.
+            passed on unchanged, with the next rows or once there are enough for a pass: each group that is yielded
+            is a transaction of the ledger.
     """
     attack = part.stepwise(bench.seed)
     early = part.ends_at_success
@@ -46,6 +47,7 @@ def attack_pool(part: StepwiseProtocol, number: int, source: Iterator[Rows], ben
     returning: Rows = {}  # interrupted in the middle of a draw, waiting to resume it
     active: Rows = {}
     finished: Rows = {}  # waiting for their verdict
+    passed: Rows = {}  # not attacked, because they were decided before
     ends = torch.empty(0, dtype=torch.int64)  # turn at which each active row ends, known without asking the device
     numbers = torch.empty(0, dtype=torch.int64)  # of the active rows, in the order in which they joined
     joined, delayed = 0, DelayedLook() if bench.graphs else None
@@ -67,8 +69,10 @@ def attack_pool(part: StepwiseProtocol, number: int, source: Iterator[Rows], ben
             columns, mask = list(group), group["decided"].cpu()
             done, todo = split(add_elapsed_time(group, began), mask)
             queue = join([queue, {**todo, "draw": torch.zeros_like(todo["id"])} if todo else {}])
-            if done:
-                yield done
+            passed = join([passed, done])
+            if size(passed) >= bench.rows:
+                yield passed
+                passed = {}
         began = time.perf_counter()
         resumed, returning = split_first(returning, room - size(active))
         fresh, queue = split_first(queue, room - size(active) - size(resumed))
@@ -92,9 +96,12 @@ def attack_pool(part: StepwiseProtocol, number: int, source: Iterator[Rows], ben
                 done, again = split(sure, over[~is_unsure])
                 queue = join([queue, again])
                 if done:
-                    yield done
+                    yield join([passed, done])
+                    passed = {}
             continue
         if not active:
+            if passed:
+                yield passed
             return
         ending = ends <= turn
         if early and turn % bench.patience == 0:

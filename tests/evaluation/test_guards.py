@@ -97,6 +97,17 @@ def test_guards_make_few_passes(good, data):
     assert guarded - sum(images) <= 5 * guards.FEW
 
 
+def test_gradients_are_looked_at_in_the_network_that_is_attacked(data, monkeypatch):
+    original, asked = guards.evaluate_objective, []
+    monkeypatch.setattr(guards, "evaluate_objective", lambda model, *a: asked.append(model) or original(model, *a))
+    attacked = []
+    fold = prepared.make_attackable
+    monkeypatch.setattr(prepared, "make_attackable", lambda *a: attacked.append(fold(*a)) or attacked[-1])
+    model = rlr.build_model("resnet18", num_classes=10, width=0.125, stem="small")
+    rlr.evaluate(model, data.take(32), WEAK)
+    assert asked == attacked != [model]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [(lambda z: z.softmax(1), "probabilities"), (lambda z: (3 * z).sigmoid(), "values of a sigmoid")],

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from robust_lr import build_model
 from robust_lr.models.folded_block import FoldedBlock, FoldedRelation2d
 from robust_lr.models.folding import fold, in_bfloat16
-from robust_lr.models.layers.fused_conv import has_bfloat16
+from robust_lr.models.layers.fused_conv import FusedConv2d, has_bfloat16
 from robust_lr.ops import library
 
 pytestmark = pytest.mark.skipif(not library.load(), reason="no compiled kernels")
@@ -87,6 +87,31 @@ def test_new_weights_are_used_at_once():
     fresh = fold(build_model("lrnet26", num_classes=5, in_channels=1, width=0.25, stem="small"))
     fresh.load_state_dict(model.state_dict())
     assert torch.equal(fresh(x), changed)
+
+
+def test_weights_are_looked_up_again_only_where_one_changed(monkeypatch):
+    model, x = folded("lrnet26"), torch.rand(3, 1, 12, 12)
+    original, looked_up = FusedConv2d.parameters_of_kernel, []
+    monkeypatch.setattr(FusedConv2d, "parameters_of_kernel", lambda conv: looked_up.append(conv) or original(conv))
+
+    def lookups() -> set[FusedConv2d]:
+        looked_up.clear()
+        model(x)
+        return set(looked_up)
+
+    everything = lookups()
+    assert everything == {m for block in model.modules() if isinstance(block, FoldedBlock) for m in convolutions(block)}
+    assert not lookups()
+    block = model.get_submodule("layer2.1")
+    block.conv1.weight.mul_(2)
+    assert lookups() == convolutions(block)
+    block.conv3.bias = nn.Parameter(block.conv3.bias + 1, requires_grad=False)
+    assert lookups() == convolutions(block)
+    assert not lookups()
+
+
+def convolutions(module: nn.Module) -> set[FusedConv2d]:
+    return {part for part in module.modules() if isinstance(part, FusedConv2d)}
 
 
 @pytest.mark.parametrize("name", ["lrnet26", "resnet26"])
