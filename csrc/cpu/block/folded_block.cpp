@@ -18,6 +18,9 @@ namespace {
 // Size of the results that the layers of a block have for the images that go through it together.
 constexpr Index kBytesOfPart = 1 << 19;
 
+// a / b, rounded up.
+Index divide_up(Index a, Index b) { return (a + b - 1) / b; }
+
 struct Shape {
   Index channels, height, width;
   bool operator==(const Shape&) const = default;
@@ -240,20 +243,19 @@ class FoldedBlock {
   }
   Pixels<const T> input_part(Images images) const { return constant(part_of(data<T>(x), layers.front().from, images)); }
 
-  // Calls f(images, scratch memory) for parts of the batch, which threads share if there are enough: then all parts are
-  // of about the same size, and every thread has as many.
+  // Calls f(images, scratch memory) for parts of the batch. If there is more than one, threads get equally many parts
+  // of about the same size. Parts of small images are multiples of kPixelsAtOnce, which convolutions compute together.
   template <class F>
   void each_part(F f) const {
     const Index batch = x.size(0), threads = thread_count();
     Index bytes = 0;
     for (const BlockLayer<P>& layer : layers) bytes += layer.to.size() * Index(sizeof(T));
-    Index each = std::max<Index>(1, kBytesOfPart / bytes);
-    if (batch > each) {
-      const Index rounds = (batch + each * threads - 1) / (each * threads);
-      each = (batch + rounds * threads - 1) / (rounds * threads);
-    }
-    if (layers.back().to.pixels() <= kSmallImage) each = (each + kPixelsAtOnce - 1) / kPixelsAtOnce * kPixelsAtOnce;
-    const Index parts = (batch + each - 1) / each;
+    const Index unit = layers.back().to.pixels() <= kSmallImage ? kPixelsAtOnce : 1;
+    const Index units = divide_up(batch, unit);
+    Index each = divide_up(std::max<Index>(1, kBytesOfPart / bytes), unit);
+    if (units > each) each = divide_up(units, divide_up(units, each * threads) * threads);
+    each *= unit;
+    const Index parts = divide_up(batch, each);
     const auto go = [&](Index begin, Index end) {
       static thread_local Scratch scratch;
       for (Index part = begin; part < end; ++part) {
