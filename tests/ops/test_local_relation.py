@@ -300,12 +300,13 @@ def test_far_apart_queries_and_keys(composability: str) -> None:
 
 
 @needs_kernels
-@pytest.mark.parametrize("name", ["x", "q", "k", "geo"])
+@pytest.mark.parametrize(("name", "place"), [("x", 0.5), ("q", 0.5), ("k", 0.5), ("geo", 0.5), ("geo", 0)])
 @pytest.mark.parametrize("normalization", NORMALIZATION)
-def test_nan_propagates(name: str, normalization: str) -> None:
+def test_nan_propagates(name: str, place: float, normalization: str) -> None:
+    """To the pixels that see it and to no others: the prior's first tap is outside of the image at its border."""
     inputs = make(n=2, c=20, h=9, w=10, dtype=torch.float32)
     tensor = getattr(inputs, name)
-    tensor.view(-1)[tensor.numel() // 2] = float("nan")
+    tensor.view(-1)[int(place * tensor.numel())] = float("nan")
     results = [gradients(f, inputs, torch.ones_like(inputs.x), normalization=normalization)
                for f in (ops.local_relation, reference.local_relation)]  # fmt: skip
     (actual, found), (wanted, wanted_gradients) = results

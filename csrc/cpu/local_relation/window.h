@@ -34,8 +34,8 @@ void load_prior(const Image<A>& prior, const Problem& p, const Block<A>& block, 
   }
   Planes<A>(prior, block, 1, 1, p.groups).load(0, p.taps(), lanes);
   if (!p.softmax) return;
-  Vec<A> largest = lanes[0];
-  for (Index tap = 1; tap < p.taps(); ++tap) largest = larger<A>(lanes[tap], largest);
+  Vec<A> largest = broadcast(-std::numeric_limits<A>::infinity());
+  for (Index tap = 0; tap < p.taps(); ++tap) largest = larger<A>(lanes[tap], largest);
   for (Index tap = 0; tap < p.taps(); ++tap) lanes[tap] -= largest;
 }
 
