@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from math import isnan
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,19 @@ SAMPLE, FEW = 64, 16
 SIGNIFICANT = 1e-3
 #: largest difference between logits that count as the same, as a share of the largest logit
 SAME = 1e-5
+
+
+class Answers(NamedTuple):
+    """What a pass over clean and perturbed images showed.
+
+    Attributes:
+        clean, perturbed: logits, [n, classes].
+        received: what the first layer received for the clean images; None if it is not a layer that guards know.
+    """
+
+    clean: Tensor
+    perturbed: Tensor
+    received: Tensor | None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -66,28 +80,31 @@ class Sample:
         """The largest absolute logit; differences are judged relative to it."""
         return float(self.logits.abs().max())
 
-    def ask_both(self) -> tuple[Tensor, Tensor]:
-        """Return logits of a few images and of perturbed ones, from one pass, because small passes are inefficient."""
-        clean = self.x[:FEW]
-        logits = self.ask(torch.cat([clean, self.away]))
-        return logits[: len(clean)], logits[len(clean) :]
+    def ask_both(self) -> Answers:
+        """Ask for a few images and perturbed ones in one pass, because small passes are inefficient."""
+        few = self.x[:FEW]
+        with captured_input(self.model) as received:
+            logits = self.ask(torch.cat([few, self.away]))
+        return Answers(logits[: len(few)], logits[len(few) :], received[0][: len(few)] if received else None)
 
     @cached_property
-    def first_pass(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Logits as ``ask_both`` returns them, and what the first layer received for the unperturbed images."""
-        with captured_input(self.model) as received:
-            clean, perturbed = self.ask_both()
-        return clean, perturbed, received[0][: len(clean)] if received else None
+    def answers(self) -> Answers:
+        """The answers of the first pass over clean and perturbed images."""
+        return self.ask_both()
 
     @cached_property
     def is_steady(self) -> bool:
-        """Whether images have the same logits again beside other images: neither chance nor the batch matters."""
-        clean, perturbed, _ = self.first_pass
+        """True if clean and perturbed images get the same logits in a second pass, beside other images.
+
+        Such a model is neither random nor dependent on the batch, so the guards of both need no passes of their own.
+        """
+        clean, perturbed, _ = self.answers
         others = self.x[FEW : FEW + len(clean)]
         again = self.ask(torch.cat([self.away, others]))[: len(perturbed)]
         return self.are_same(self.logits[: len(clean)], clean) and self.are_same(again, perturbed)
 
     def are_same(self, one: Tensor, other: Tensor) -> bool:
+        """Return True if logits differ by no more than rounding; NaN differs from everything."""
         return bool((other - one).abs().max() <= SAME * self.scale)
 
     @cached_property
@@ -96,7 +113,7 @@ class Sample:
         names = "the same images", "the same perturbed images"
         if self.is_steady:
             return 0.0, ""
-        for one, other, words in zip(self.first_pass[:2], self.ask_both(), names, strict=True):
+        for one, other, words in zip(self.answers[:2], self.ask_both()[:2], names, strict=True):
             if not self.are_same(one, other):
                 return float((other - one).abs().max()), words
         return 0.0, ""
@@ -255,7 +272,7 @@ def complain_about_batch_dependence(s: Sample) -> str | None:
     moved = s.ask(torch.cat([s.x[:few], s.away[:half]]).flip(0)).flip(0)
     for logits, others, words in (
         (s.logits[:few], moved[:few], "an image"),
-        (s.first_pass[1][:half], moved[few:], "a perturbed image"),
+        (s.answers.perturbed[:half], moved[few:], "a perturbed image"),
     ):
         apart = float((others - logits).abs().max())
         if apart > tolerance:
@@ -294,7 +311,7 @@ def complain_about_normalization(s: Sample) -> str | None:
 
     Other forms are tried if the input of the first layer is not centered and scaled, or accuracy is at chance.
     """
-    received = s.first_pass[2]
+    received = s.answers.received
     for words, mean, std in known_statistics(s.x[:FEW]):
         twice = ((s.x[:FEW] - mean) / std - mean) / std
         if received is not None and received.shape == twice.shape and torch.allclose(received, twice, atol=1e-3):

@@ -193,12 +193,12 @@ def prepare(
         attacked = make_attackable(judge, torch.cat([images[:FEW], away])) if draws is None else judge
         if processes > 1:
             pack_weights(attacked)
-        if surrogate is None and any(protocol.follows_gradients for protocol in protocols):
-            with name_failing_image(attacked, images, ids):
-                run_guards_of_gradients(attacked, images, labels, ids, allow=allow)
         if surrogate is not None:
             check_transfer(protocols)
             attacked = attackable_surrogate(surrogate, images, labels, ids, away, num_classes, allow)
+        elif any(protocol.follows_gradients for protocol in protocols):
+            with name_failing_image(attacked, images, ids):
+                run_guards_of_gradients(attacked, images, labels, ids, allow=allow)
         full = torch.arange(rows) % len(images)  # a pass of the attack's size
         queries = [
             sum(

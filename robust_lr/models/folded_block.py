@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..ops.local_relation import joined_relation, local_relation
 from ..ops.reference import RelationOptions, accumulation_dtype
-from .layers.fused_conv import FusedConv2d, covers
+from .layers.fused_conv import FusedConv2d, covers, version_of
 from .layers.local_relation import LocalRelation2d
 from .layers.non_local import NonLocal2d
 from .resnet import Block
@@ -171,14 +171,13 @@ class FoldedBlock(nn.Module):
 
     @functools.cached_property
     def stores(self) -> list[tuple[dict[str, Any], str]]:
-        """Where the weights are, as modules store them, because attributes of modules take long to find."""
+        """The dictionary and the name of each weight, because attributes of modules take long to find."""
         stores = [store for module in self.modules() for store in (module._parameters, module._buffers)]
         return [(store, name) for store in stores for name, tensor in store.items() if tensor is not None]
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors that the operators take, made anew if a weight changed."""
-        weights = [store[name] for store, name in self.stores]
-        state = [self.exit.lowered, *[(weight.data_ptr(), weight._version) for weight in weights]]
+        state = [self.exit.lowered, *[version_of(store[name]) for store, name in self.stores]]
         if self.__dict__.get("_state") != state:
             layers = (*self.side, *self.kernel_layers)
             self._tensors = [tensor for layer in layers for tensor in layer.parameters_of_kernel()]

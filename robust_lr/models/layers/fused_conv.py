@@ -97,12 +97,17 @@ class FusedConv2d(nn.Conv2d):
 
     def packed(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return the weights packed for the kernels of the convolution and of its gradient, anew if they changed."""
-        state = weight.data_ptr(), weight._version, weight.dtype, self.lowered
+        state = *version_of(weight), self.lowered
         if self.__dict__.get("_packed_state") != state:
             rows, pack = weight.detach().contiguous(), torch.ops.robust_lr.pack_convolution.default
             forward, transposed = (pack(rows, transposed, self.lowered) for transposed in (False, True))
             self._packed, self._packed_state = (forward, transposed), state
         return self._packed
+
+
+def version_of(weight: Tensor) -> tuple[int, int, torch.dtype]:
+    """Return values that are different once the weight has been changed, replaced or converted."""
+    return weight.data_ptr(), weight._version, weight.dtype
 
 
 def covers(x: Tensor, weight: Tensor) -> bool:
